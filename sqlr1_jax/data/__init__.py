@@ -1,0 +1,1 @@
+"""Questions, databases and golds in; prompts, answers and rows out. Nothing here imports JAX."""
