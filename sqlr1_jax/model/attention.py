@@ -1,0 +1,244 @@
+"""Attention over rows of one shared prefix and the segments that see it, and one step of decoding.
+
+`attend` is the only place where a backend is chosen. Grouped-query attention never repeats keys or values: the query heads
+that share a key-value head are folded into the query's time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from sqlr1_jax.model.cache import Cache, layer_of, visible
+
+Rows = tuple[jax.Array, ...]  # what is known of each query: arrays [B or 1, T]
+Pair = tuple[jax.Array, jax.Array]  # keys and values
+BLOCKED = -1e30  # a score that is not allowed; finite, so that a query that sees nothing stays finite
+
+
+@struct.dataclass
+class Mask:
+    """What may see what in a row: query t sees key s ≤ t of its own prefix group, in the prefix itself or its own segment.
+
+    A strided row (`prefix` and `segment` past 0) is [prefix | segment | segment | …] with padding at the end of each part
+    only; its scores are then made part by part and never take the room of [T, T].
+    """
+
+    prefix_BT: jax.Array  # which prefix group a token belongs to, from 1; 0: padding
+    segment_BT: jax.Array  # 0: the prefix itself; from 1: a segment that sees it
+    prefix: int = struct.field(pytree_node=False, default=0)  # tokens a strided row's prefix takes
+    segment: int = struct.field(pytree_node=False, default=0)  # tokens each of its segments takes
+
+
+def causal(tokens_BT: jax.Array, length_B: jax.Array) -> Mask:
+    """Plain rows of one text each, `length_B` tokens long, padded behind."""
+    places_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
+    valid_BT = (places_BT < length_B[:, None]).astype(jnp.int32)
+    return Mask(prefix_BT=valid_BT, segment_BT=jnp.zeros_like(valid_BT))
+
+
+def attend(
+    q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask: Mask, query_chunk: int = 0, backend: str = "xla"
+) -> jax.Array:
+    """Attention within rows → [B, T, H, h]; `query_chunk` queries at a time bound the scores' memory, 0: all at once."""
+    if backend != "xla":
+        raise ValueError(f"attention backend {backend!r} is unknown; it takes 'xla'.")
+    if mask.segment:
+        return _attend_strided(q_BTHh, k_BTKh, v_BTKh, mask, query_chunk)
+    return _attend_general(q_BTHh, k_BTKh, v_BTKh, mask, query_chunk)
+
+
+def _heads_first(q_BTHh: jax.Array, kv_heads: int) -> jax.Array:
+    """[B, T, H, h] → [B, K, g, T, h], the g query heads of each key-value head."""
+    B, T, H, h = q_BTHh.shape
+    return q_BTHh.reshape(B, T, kv_heads, H // kv_heads, h).transpose(0, 2, 3, 1, 4)
+
+
+def _heads_last(o_BKgTh: jax.Array) -> jax.Array:
+    """The inverse of `_heads_first`."""
+    B, K, g, T, h = o_BKgTh.shape
+    return o_BKgTh.transpose(0, 3, 1, 2, 4).reshape(B, T, K * g, h)
+
+
+def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
+    """[…, M, h] and […, S, h] → […, M, S], scaled, in at least float32."""
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    return jnp.einsum("...mh,...sh->...ms", q * q.shape[-1] ** -0.5, k, preferred_element_type=wide)
+
+
+def _weigh(weights: jax.Array, v: jax.Array) -> jax.Array:
+    """[…, M, S] and […, S, h] → […, M, h] in the weights' precision."""
+    return jnp.einsum("...ms,...sh->...mh", weights.astype(v.dtype), v, preferred_element_type=weights.dtype)
+
+
+def _by_chunks(block: Callable[[jax.Array, Rows], jax.Array], q: jax.Array, rows: Rows, chunk: int) -> jax.Array:
+    """`block` on `chunk` queries at a time, keeping nothing but its inputs for the backward pass; 0: on all at once.
+
+    q [B, …, T, h] has its time at axis -2, each array of `rows` [B or 1, T] at axis 1; so has the result.
+    """
+    if not chunk:
+        return block(q, rows)
+    T = q.shape[-2]
+    chunk = min(chunk, T)
+    chunks = _split_time(q, q.ndim - 2, chunk), tuple(_split_time(row, 1, chunk) for row in rows)
+    out = jax.lax.map(lambda part: jax.checkpoint(block)(*part), chunks)
+    return _join_time(out, q.ndim - 2, T)
+
+
+def _split_time(x: jax.Array, axis: int, chunk: int) -> jax.Array:
+    """Time at `axis`, padded to whole chunks, → chunks in front: [N, …, chunk, …]."""
+    count = -(-x.shape[axis] // chunk)
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, count * chunk - x.shape[axis])
+    x = jnp.pad(x, widths)
+    x = x.reshape(*x.shape[:axis], count, chunk, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x, axis, 0)
+
+
+def _join_time(x: jax.Array, axis: int, length: int) -> jax.Array:
+    """The inverse of `_split_time`, padding cut off."""
+    x = jnp.moveaxis(x, 0, axis)
+    x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    return jax.lax.slice_in_dim(x, 0, length, axis=axis)
+
+
+def _attend_general(
+    q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask: Mask, query_chunk: int
+) -> jax.Array:
+    T = q_BTHh.shape[1]
+    k_BKSh, v_BKSh = k_BTKh.transpose(0, 2, 1, 3), v_BTKh.transpose(0, 2, 1, 3)
+    prefix_B1S, segment_B1S = mask.prefix_BT[:, None, :], mask.segment_BT[:, None, :]
+    places_1T = _places(T)
+
+    def block(q_BKgMh: jax.Array, rows: Rows) -> jax.Array:
+        prefix_BM1, segment_BM1, places_1M1 = (row[:, :, None] for row in rows)
+        visible_BMS = (segment_B1S == 0) | (segment_BM1 == segment_B1S)
+        same_BMS = (prefix_BM1 == prefix_B1S) & (prefix_B1S > 0)
+        past_1MS = places_1T[:, None, :] <= places_1M1
+        return _attend_block(q_BKgMh, k_BKSh, v_BKSh, visible_BMS & same_BMS & past_1MS)
+
+    rows = mask.prefix_BT, mask.segment_BT, places_1T
+    return _heads_last(_by_chunks(block, _heads_first(q_BTHh, k_BTKh.shape[2]), rows, query_chunk))
+
+
+def _places(length: int) -> jax.Array:
+    return jnp.arange(length, dtype=jnp.int32)[None, :]
+
+
+def _attend_block(q_BKgMh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array, allowed_BMS: jax.Array) -> jax.Array:
+    B, K, g, M, h = q_BKgMh.shape
+    S = k_BKSh.shape[2]
+    scores = _scores(q_BKgMh.reshape(B, K, g * M, h), k_BKSh).reshape(B, K, g, M, S)
+    scores = jnp.where(allowed_BMS[:, None, None], scores, BLOCKED).reshape(B, K, g * M, S)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    mixed = _weigh(weights, v_BKSh) / weights.sum(-1, keepdims=True)
+    return mixed.astype(v_BKSh.dtype).reshape(B, K, g, M, h)
+
+
+def _attend_strided(
+    q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask: Mask, query_chunk: int
+) -> jax.Array:
+    """Padding stands at the end of each part, so causality alone hides it there; segments mask the prefix's."""
+    S = mask.prefix
+    q_BKgTh = _heads_first(q_BTHh, k_BTKh.shape[2])
+    k_BKTh, v_BKTh = k_BTKh.transpose(0, 2, 1, 3), v_BTKh.transpose(0, 2, 1, 3)
+    shared = k_BKTh[:, :, :S], v_BKTh[:, :, :S]
+
+    def block(q_BKgMh: jax.Array, rows: Rows) -> jax.Array:
+        past_1MS = _places(S)[:, None, :] <= rows[0][:, :, None]
+        return _attend_block(q_BKgMh, *shared, past_1MS)
+
+    prefix_BKgSh = _by_chunks(block, q_BKgTh[:, :, :, :S], (_places(S),), query_chunk)
+    own = k_BKTh[:, :, S:], v_BKTh[:, :, S:]
+    segments_BKgTh = _attend_segments(q_BKgTh[:, :, :, S:], shared, own, mask, query_chunk)
+    return _heads_last(jnp.concatenate([prefix_BKgSh, segments_BKgTh], axis=3))
+
+
+def _attend_segments(q_BKgTh: jax.Array, shared: Pair, own: Pair, mask: Mask, query_chunk: int) -> jax.Array:
+    """Each segment's queries see the whole prefix and their own segment's past."""
+    B, K, g, T, h = q_BKgTh.shape
+    C = mask.segment
+    G = T // C
+    q_BKGgCh = q_BKgTh.reshape(B, K, g, G, C, h).transpose(0, 1, 3, 2, 4, 5)
+    k_BKGCh, v_BKGCh = (x.reshape(B, K, G, C, h) for x in own)
+    valid_BS = mask.prefix_BT[:, : mask.prefix] > 0
+
+    def segments(q_BKGgCh: jax.Array, k_BKGCh: jax.Array, v_BKGCh: jax.Array) -> jax.Array:
+        def block(q_BKGgMh: jax.Array, rows: Rows) -> jax.Array:
+            past_MC = _places(C) <= rows[0][0][:, None]
+            return _attend_segment_block(q_BKGgMh, shared, (k_BKGCh, v_BKGCh), valid_BS, past_MC)
+
+        return _by_chunks(block, q_BKGgCh, (_places(C),), query_chunk)
+
+    if query_chunk:
+        by_segment = tuple(jnp.moveaxis(x, 2, 0)[:, :, :, None] for x in (q_BKGgCh, k_BKGCh, v_BKGCh))
+        out_BKGgCh = jnp.moveaxis(jax.lax.map(lambda one: segments(*one)[:, :, 0], by_segment), 0, 2)
+    else:
+        out_BKGgCh = segments(q_BKGgCh, k_BKGCh, v_BKGCh)
+    return out_BKGgCh.transpose(0, 1, 3, 2, 4, 5).reshape(B, K, g, T, h)
+
+
+def _attend_segment_block(
+    q_BKGgMh: jax.Array, shared: Pair, own: Pair, valid_BS: jax.Array, past_MC: jax.Array
+) -> jax.Array:
+    B, K, G, g, M, h = q_BKGgMh.shape
+    C, S = past_MC.shape[1], valid_BS.shape[1]
+    prefix = _scores(q_BKGgMh.reshape(B, K, G * g * M, h), shared[0])
+    prefix = jnp.where(valid_BS[:, None, None, :], prefix, BLOCKED).reshape(B, K, G, g * M, S)
+    past = _scores(q_BKGgMh.reshape(B, K, G, g * M, h), own[0]).reshape(B, K, G, g, M, C)
+    past = jnp.where(past_MC, past, BLOCKED).reshape(B, K, G, g * M, C)
+    top = jax.lax.stop_gradient(jnp.maximum(prefix.max(-1, keepdims=True), past.max(-1, keepdims=True)))
+    prefix, past = jnp.exp(prefix - top), jnp.exp(past - top)
+    total = prefix.sum(-1, keepdims=True) + past.sum(-1, keepdims=True)
+    mixed = _weigh(prefix.reshape(B, K, G * g * M, S), shared[1]).reshape(B, K, G, g * M, h)
+    mixed = (mixed + _weigh(past, own[1])) / total
+    return mixed.astype(q_BKGgMh.dtype).reshape(B, K, G, g, M, h)
+
+
+def attend_cached(q_PGHh: jax.Array, cache: Cache, layer: jax.Array | int, backend: str = "xla") -> jax.Array:
+    """One decode step's queries over their prompt's prefix and their sample's own columns → [P, G, H, h].
+
+    The step's keys and values have been written. Only the columns that any step has reached are read, in powers of two.
+    """
+    if backend != "xla":
+        raise ValueError(f"attention backend {backend!r} is unknown; it takes 'xla'.")
+    P, G, H, h = q_PGHh.shape
+    K, T = cache.k.shape[3], cache.k.shape[4]
+    g = H // K
+    q_PGKgh = q_PGHh.reshape(P, G, K, g, h)
+    prefix_PS, own_PT = visible(cache)
+    prefix_k, prefix_v = (layer_of(x, layer) for x in (cache.prefix_k, cache.prefix_v))
+    shared = _scores(q_PGKgh.swapaxes(1, 2).reshape(P, K, G * g, h), prefix_k)
+    shared = jnp.where(prefix_PS[:, None, None, :], shared, BLOCKED)
+
+    def over(window: int) -> jax.Array:
+        k_PGKWh, v_PGKWh = (layer_of(x, layer, window) for x in (cache.k, cache.v))
+        own = jnp.where(own_PT[:, None, None, None, :window], _scores(q_PGKgh, k_PGKWh), BLOCKED)
+        return _mix_cached(shared, prefix_v, own, v_PGKWh)
+
+    windows = _windows(T)
+    reached = jnp.sum(cache.step >= jnp.asarray(windows[:-1], jnp.int32))
+    out = jax.lax.switch(reached, [lambda window=window: over(window) for window in windows])
+    return out.reshape(P, G, H, h).astype(q_PGHh.dtype)
+
+
+def _windows(T: int, smallest: int = 16) -> list[int]:
+    """Numbers of columns to read, doubling up to T."""
+    windows = [T]
+    while windows[0] > smallest:
+        windows.insert(0, -(-windows[0] // 2))
+    return windows
+
+
+def _mix_cached(shared: jax.Array, prefix_v: jax.Array, own: jax.Array, v: jax.Array) -> jax.Array:
+    """Scores [P, K, G·g, S] and [P, G, K, g, W] → [P, G, K, g, h]."""
+    P, G, K, g, _ = own.shape
+    top = jnp.maximum(shared.max(-1).reshape(P, K, G, g).swapaxes(1, 2), own.max(-1))[..., None]
+    shared = jnp.exp(shared - top.swapaxes(1, 2).reshape(P, K, G * g, 1))
+    own = jnp.exp(own - top)
+    total = shared.sum(-1).reshape(P, K, G, g).swapaxes(1, 2)[..., None] + own.sum(-1, keepdims=True)
+    mixed = _weigh(shared, prefix_v).reshape(P, K, G, g, -1).swapaxes(1, 2) + _weigh(own, v)
+    return mixed / total

@@ -1,0 +1,295 @@
+"""Qwen2.5 as functions over one abstract parameter tree.
+
+Shapes are in names: B rows, T query time, S key time, D model, H query heads, K key-value heads, g query heads a key-value
+head, h head size, F feed-forward, V vocabulary, L layers, P prompts, G samples per prompt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sqlr1_jax.model import attention
+from sqlr1_jax.model import cache as caches
+from sqlr1_jax.model.attention import Mask
+from sqlr1_jax.model.cache import Cache
+from sqlr1_jax.sharding import SAMPLE_RULES, TRAIN_RULES, Rules, constrain
+
+Params = dict[str, Any]
+MASKED_LOGIT = -1e30  # of ids past the tokenizer's; finite, so that 0 · log 0 never arises
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen2Config:
+    """The shape of a model, and how it is computed with; hashable, so a static argument of jax.jit."""
+
+    vocab_size: int  # rows of the embedding, padded past the tokenizer's
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    ffw_size: int
+    tied: bool
+    num_tokens: int = 0  # the tokenizer's ids; those past them are never predicted; 0: all
+    rope_theta: float = 1e6
+    norm_eps: float = 1e-6
+    max_positions: int = 32768  # what the model was trained for; written into an export
+    param_dtype: str = "float32"
+    dtype: str = "float32"
+    remat: str = "none"  # or full: keep each layer's input alone
+    query_chunk: int = 0  # queries at a time in attention; 0: all
+    ffw_chunks: int = 1  # time chunks of the feed-forward
+    logits_chunk: int = 1024  # places at a time whose logits exist; 0: all at once, and kept for the backward pass
+    unroll: int = 1  # layers in one turn of the scan
+
+
+def _preset(layers: int, hidden: int, heads: int, kv_heads: int, ffw: int, vocab: int, tied: bool) -> Qwen2Config:
+    return Qwen2Config(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_size=hidden // heads,
+        ffw_size=ffw,
+        tied=tied,
+    )
+
+
+# Shapes of Qwen2.5-Coder's config.json files; tiny's vocabulary is its tokenizer's.
+PRESETS: dict[str, Qwen2Config] = {
+    "tiny": dataclasses.replace(_preset(3, 128, 4, 2, 384, 2048, True), unroll=3, logits_chunk=0),
+    "0.5b": _preset(24, 896, 14, 2, 4864, 151936, True),
+    "1.5b": _preset(28, 1536, 12, 2, 8960, 151936, True),
+    "3b": _preset(36, 2048, 16, 2, 11008, 151936, True),
+    "7b": _preset(28, 3584, 28, 4, 18944, 152064, False),
+    "14b": _preset(48, 5120, 40, 8, 13824, 152064, False),
+    "32b": _preset(64, 5120, 40, 8, 27648, 152064, False),
+}
+
+
+class ParamSpec(NamedTuple):
+    """What a parameter is before it has values."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    logical_axes: tuple[str | None, ...]
+    init: str  # normal (0.02), residual (0.02 / √(2 L)), ones, zeros
+
+
+def is_spec(leaf: Any) -> bool:
+    """For jax.tree.map over `abstract`'s tree, whose leaves are tuples."""
+    return isinstance(leaf, ParamSpec)
+
+
+def abstract(cfg: Qwen2Config) -> Params:
+    """The tree of ParamSpec from which initialisation, shardings, names and planning derive."""
+    L, D, H, K, h, F = cfg.num_layers, cfg.hidden_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_size, cfg.ffw_size
+
+    def layered(shape: tuple[int, ...], axes: tuple[str | None, ...], init: str) -> ParamSpec:
+        return ParamSpec((L, *shape), cfg.param_dtype, ("layers", *axes), init)
+
+    layers = {
+        "attention_norm": layered((D,), (None,), "ones"),
+        "q": layered((D, H, h), ("embed", "heads", None), "normal"),
+        "k": layered((D, K, h), ("embed", "kv_heads", None), "normal"),
+        "v": layered((D, K, h), ("embed", "kv_heads", None), "normal"),
+        "q_bias": layered((H, h), ("heads", None), "zeros"),
+        "k_bias": layered((K, h), ("kv_heads", None), "zeros"),
+        "v_bias": layered((K, h), ("kv_heads", None), "zeros"),
+        "o": layered((H, h, D), ("heads", None, "embed"), "residual"),
+        "ffw_norm": layered((D,), (None,), "ones"),
+        "gate": layered((D, F), ("embed", "ffw"), "normal"),
+        "up": layered((D, F), ("embed", "ffw"), "normal"),
+        "down": layered((F, D), ("ffw", "embed"), "residual"),
+    }
+    tree: Params = {
+        "embed": ParamSpec((cfg.vocab_size, D), cfg.param_dtype, ("vocab", "embed"), "normal"),
+        "layers": layers,
+        "final_norm": ParamSpec((D,), cfg.param_dtype, (None,), "ones"),
+    }
+    if not cfg.tied:
+        tree["unembed"] = ParamSpec((D, cfg.vocab_size), cfg.param_dtype, ("embed", "vocab"), "normal")
+    return tree
+
+
+def init_params(cfg: Qwen2Config, key: jax.Array) -> Params:
+    """Random weights; each leaf's key depends on its place in the sorted tree alone."""
+    specs, treedef = jax.tree.flatten(abstract(cfg), is_leaf=is_spec)
+    keys = jax.random.split(key, len(specs))
+    leaves = [_init(spec, leaf_key, cfg.num_layers) for spec, leaf_key in zip(specs, keys, strict=True)]
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _init(spec: ParamSpec, key: jax.Array, layers: int) -> jax.Array:
+    if spec.init == "ones":
+        return jnp.ones(spec.shape, spec.dtype)
+    if spec.init == "zeros":
+        return jnp.zeros(spec.shape, spec.dtype)
+    scale = 0.02 / (2 * layers) ** 0.5 if spec.init == "residual" else 0.02
+    return (scale * jax.random.normal(key, spec.shape, jnp.float32)).astype(spec.dtype)
+
+
+def count_params(cfg: Qwen2Config) -> int:
+    """Parameters of the whole model, tied embeddings once."""
+    return sum(math.prod(spec.shape) for spec in jax.tree.leaves(abstract(cfg), is_leaf=is_spec))
+
+
+def forward(
+    params: Params,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array,
+    mask: Mask | None,
+    cfg: Qwen2Config,
+    cache: Cache | None = None,
+) -> tuple[jax.Array, Cache | None]:
+    """The model up to its final norm: hidden [B, T, D] in cfg.dtype, and the cache.
+
+    Without a cache: rows, as trained on. With a mask and a cache: prefill: the rows' keys and values become the cache's
+    prefixes. With a cache alone: one decode step, in which rows are prompts and time is their samples.
+    """
+    rules = TRAIN_RULES if cache is None else SAMPLE_RULES
+    x_BTD = jnp.take(params["embed"], tokens_BT, axis=0).astype(cfg.dtype)
+    x_BTD = constrain(x_BTD, ("rows", "time", None), rules)
+    rope = _rope_table(positions_BT, cfg)
+    if cache is not None and mask is None:
+        x_BTD, cache = _decode_layers(params["layers"], x_BTD, rope, cache, cfg)
+    else:
+        assert mask is not None
+        x_BTD, (k_LBTKh, v_LBTKh) = _row_layers(params["layers"], x_BTD, rope, mask, cfg, rules, cache is not None)
+        if cache is not None:
+            cache = _filled(cache, k_LBTKh, v_LBTKh, mask)
+    return _norm(x_BTD, params["final_norm"], cfg), cache
+
+
+def _filled(cache: Cache, k_LBTKh: jax.Array, v_LBTKh: jax.Array, mask: Mask) -> Cache:
+    length_P = (mask.prefix_BT > 0).sum(1, dtype=jnp.int32)
+    k, v = (x.transpose(0, 1, 3, 2, 4).astype(cache.prefix_k.dtype) for x in (k_LBTKh, v_LBTKh))
+    start_P = jnp.full_like(length_P, cache.step)
+    return cache.replace(prefix_k=k, prefix_v=v, prefix_length_P=length_P, start_P=start_P)  # type: ignore[attr-defined]
+
+
+def _row_layers(
+    layers: Params, x_BTD: jax.Array, rope: Rope, mask: Mask, cfg: Qwen2Config, rules: Rules, keep: bool
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | tuple[None, None]]:
+    def layer(x_BTD: jax.Array, w: Params) -> tuple[jax.Array, Any]:
+        q_BTHh, k_BTKh, v_BTKh = _project(x_BTD, w, rope, cfg)
+        o_BTHh = attention.attend(q_BTHh, k_BTKh, v_BTKh, mask, cfg.query_chunk)
+        x_BTD = _after_attention(x_BTD, o_BTHh, w, cfg, rules)
+        return x_BTD, (k_BTKh, v_BTKh) if keep else (None, None)
+
+    if cfg.remat == "full":
+        layer = jax.checkpoint(layer, prevent_cse=False)
+    return jax.lax.scan(layer, x_BTD, layers, unroll=min(cfg.unroll, cfg.num_layers))
+
+
+def _decode_layers(
+    layers: Params, x_PGD: jax.Array, rope: Rope, cache: Cache, cfg: Qwen2Config
+) -> tuple[jax.Array, Cache]:
+    def layer(carry: tuple[jax.Array, Cache], inputs: tuple[jax.Array, Params]) -> tuple[tuple[jax.Array, Cache], None]:
+        (x_PGD, cache), (index, w) = carry, inputs
+        q_PGHh, k_PGKh, v_PGKh = _project(x_PGD, w, rope, cfg)
+        cache = caches.write(cache, index, k_PGKh, v_PGKh)
+        o_PGHh = attention.attend_cached(q_PGHh, cache, index)
+        return (_after_attention(x_PGD, o_PGHh, w, cfg, SAMPLE_RULES), cache), None
+
+    indices_L = jnp.arange(cfg.num_layers, dtype=jnp.int32)
+    unroll = min(cfg.unroll, cfg.num_layers)
+    (x_PGD, cache), _ = jax.lax.scan(layer, (x_PGD, cache), (indices_L, layers), unroll=unroll)
+    return x_PGD, cache.replace(step=cache.step + 1)  # type: ignore[attr-defined]
+
+
+def _project(x_BTD: jax.Array, w: Params, rope: Rope, cfg: Qwen2Config) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x_BTD = _norm(x_BTD, w["attention_norm"], cfg)
+    q_BTHh, k_BTKh, v_BTKh = (
+        jnp.einsum("btd,dnh->btnh", x_BTD, w[name].astype(cfg.dtype)) + w[f"{name}_bias"].astype(cfg.dtype)
+        for name in ("q", "k", "v")
+    )
+    return _rotate(q_BTHh, rope), _rotate(k_BTKh, rope), v_BTKh
+
+
+def _after_attention(x_BTD: jax.Array, o_BTHh: jax.Array, w: Params, cfg: Qwen2Config, rules: Rules) -> jax.Array:
+    x_BTD = x_BTD + jnp.einsum("btnh,nhd->btd", o_BTHh, w["o"].astype(cfg.dtype))
+    x_BTD = constrain(x_BTD, ("rows", "time", None), rules)
+    x_BTD = x_BTD + _feed_forward(_norm(x_BTD, w["ffw_norm"], cfg), w, cfg)
+    return constrain(x_BTD, ("rows", "time", None), rules)
+
+
+def _feed_forward(x_BTD: jax.Array, w: Params, cfg: Qwen2Config) -> jax.Array:
+    gate_DF, up_DF, down_FD = (w[name].astype(cfg.dtype) for name in ("gate", "up", "down"))
+
+    def swiglu(x_BTD: jax.Array) -> jax.Array:
+        return (jax.nn.silu(x_BTD @ gate_DF) * (x_BTD @ up_DF)) @ down_FD
+
+    B, T, D = x_BTD.shape
+    if cfg.ffw_chunks == 1 or T % cfg.ffw_chunks:
+        return swiglu(x_BTD)
+    x_NBTD = x_BTD.reshape(B, cfg.ffw_chunks, T // cfg.ffw_chunks, D).swapaxes(0, 1)
+    return jax.lax.map(jax.checkpoint(swiglu), x_NBTD).swapaxes(0, 1).reshape(B, T, D)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _norm(x: jax.Array, scale_D: jax.Array, cfg: Qwen2Config) -> jax.Array:
+    wide = _wide(x)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + cfg.norm_eps)
+    return (wide * scale_D.astype(wide.dtype)).astype(x.dtype)
+
+
+class Rope(NamedTuple):
+    """Cosines and sines of each place's angles [B, T, 1, h/2]."""
+
+    cos: jax.Array
+    sin: jax.Array
+
+
+def _rope_table(positions_BT: jax.Array, cfg: Qwen2Config) -> Rope:
+    half = cfg.head_size // 2
+    frequency_h = cfg.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_BT1h = positions_BT[:, :, None, None].astype(jnp.float32) * frequency_h
+    return Rope(jnp.cos(angle_BT1h), jnp.sin(angle_BT1h))
+
+
+def _rotate(x_BTNh: jax.Array, rope: Rope) -> jax.Array:
+    """Rotates the pairs (i, i + h/2), as Hugging Face stores Qwen2."""
+    first, second = jnp.split(_wide(x_BTNh), 2, axis=-1)
+    turned = [first * rope.cos - second * rope.sin, second * rope.cos + first * rope.sin]
+    return jnp.concatenate(turned, axis=-1).astype(x_BTNh.dtype)
+
+
+def unembedding(params: Params, cfg: Qwen2Config) -> jax.Array:
+    """[V, D] or its transpose's own leaf, as [D, V]."""
+    return params["embed"].T if cfg.tied else params["unembed"]
+
+
+def unembed(params: Params, hidden: jax.Array, cfg: Qwen2Config) -> jax.Array:
+    """Logits […, V] in at least float32; ids that the tokenizer lacks get MASKED_LOGIT."""
+    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    table_DV = unembedding(params, cfg).astype(hidden.dtype)
+    logits = jnp.einsum("...d,dv->...v", hidden, table_DV, preferred_element_type=wide)
+    return mask_logits(logits, cfg)
+
+
+def mask_logits(logits: jax.Array, cfg: Qwen2Config) -> jax.Array:
+    """MASKED_LOGIT in place of the logits of ids past the tokenizer's."""
+    if not cfg.num_tokens or cfg.num_tokens >= cfg.vocab_size:
+        return logits
+    return jnp.where(jnp.arange(cfg.vocab_size) < cfg.num_tokens, logits, MASKED_LOGIT)
+
+
+def empty_cache(cfg: Qwen2Config, prompts: int, samples: int, prefix: int, steps: int, dtype: str = "") -> Cache:
+    """An empty cache for `samples` of each of `prompts`, prefixes of up to `prefix` tokens and `steps` steps."""
+    return caches.zeros(cache_shapes(cfg, prompts, samples, prefix, steps, dtype))
+
+
+def cache_shapes(cfg: Qwen2Config, prompts: int, samples: int, prefix: int, steps: int, dtype: str = "") -> Cache:
+    """The same, shapes alone."""
+    kind = jnp.dtype(dtype or cfg.dtype)
+    return caches.shapes(cfg.num_layers, prompts, samples, prefix, steps, cfg.num_kv_heads, cfg.head_size, kind)
