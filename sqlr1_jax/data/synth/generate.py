@@ -1,0 +1,131 @@
+"""The embedded data set on disk: four splits of questions, their databases, and a tokenizer trained on them.
+
+Everything follows from (settings, seed), whatever the number of processes: each place in a split has random
+numbers of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlr1_jax.data.synth import tokenizer, worker, words
+from sqlr1_jax.data.synth.worker import Job, SynthError
+
+if TYPE_CHECKING:
+    from sqlr1_jax.config import Synth
+
+SPLITS = ("cold_start", "grpo", "heldout", "newnames")
+MARKER = "made.json"  # the settings of a complete folder
+TOKENIZER_DATABASES = 500  # of the cold start: all words of the phrasings occur in fewer
+FORM = 1  # raised when the same settings come to make other data
+
+
+def generate(cfg: Synth, seed: int, folder: Path, log: Callable[[str], None] = lambda line: None) -> None:
+    """Writes `folder` whole or not at all; returns at once where it already holds what these settings make.
+
+    Raises `SynthError` where the folder holds something else.
+    """
+    folder = Path(folder)
+    made = settings(cfg, seed)
+    if _complete(folder, made):
+        log(f"data: {folder} is complete")
+        return
+    building = folder.with_name(folder.name + ".part")
+    if building.exists():
+        shutil.rmtree(building)  # of a run that was killed
+    building.mkdir(parents=True)
+    items = _make(cfg, seed, building, log)
+    _write_splits(building, items)
+    tokenizer.train(_texts(items), words.names(words.COMMON) + words.names(words.RESERVED), building / "tokenizer")
+    (building / MARKER).write_text(json.dumps(made, indent=1) + "\n")
+    building.rename(folder)
+
+
+def settings(cfg: Synth, seed: int) -> dict[str, Any]:
+    """All that decides the content: the processes that share the work do not."""
+    sizes = {f"{split}_{what}": getattr(cfg, f"{split}_{what}") for split in SPLITS for what in ("databases", "questions")}
+    return {"form": FORM, "seed": seed, "teacher_errors": cfg.teacher_errors, **sizes}
+
+
+def _complete(folder: Path, made: dict[str, Any]) -> bool:
+    """Whether the folder holds exactly this; False where there is none, or an empty one, which is removed."""
+    if not folder.exists():
+        return False
+    marker = folder / MARKER
+    if not marker.exists():
+        if any(folder.iterdir()):
+            raise SynthError(f"{folder} holds files but no {MARKER}: remove it, or name another workdir.")
+        folder.rmdir()
+        return False
+    found = json.loads(marker.read_text())
+    differing = [f"{key} is {found.get(key)}, not {made[key]}" for key in made if found.get(key) != made[key]]
+    if differing:
+        raise SynthError(f"{folder} was made with other settings: {'; '.join(differing)}. Remove it, or set them back.")
+    return True
+
+
+def _make(cfg: Synth, seed: int, folder: Path, log: Callable[[str], None]) -> dict[str, list[dict[str, Any]]]:
+    """Every split's items in order."""
+    sizes = {s: (getattr(cfg, f"{s}_databases"), getattr(cfg, f"{s}_questions")) for s in SPLITS}
+    shares = max(1, cfg.workers)
+    jobs = [Job(str(folder), seed, cfg.teacher_errors, sizes, share, shares) for share in range(shares)]
+    items: dict[str, list[dict[str, Any]]] = {split: [{}] * sizes[split][0] for split in SPLITS}
+    total, done = sum(count for count, _ in sizes.values()), 0
+    for item in worker.make(jobs[0]) if shares == 1 else _by_processes(jobs):
+        items[item["split"]][item["index"]] = item
+        done += 1
+        if done % 500 == 0 or done == total:
+            log(f"data: {done} of {total} databases")
+    return items
+
+
+def _by_processes(jobs: list[Job]) -> Iterator[dict[str, Any]]:
+    """Items of all jobs, each job in a process of its own, which ends with this one."""
+    command = [sys.executable, "-m", "sqlr1_jax.data.synth.worker"]
+    root = str(Path(__file__).resolve().parents[3])
+    processes = [_start(command, root, job) for job in jobs]
+    try:
+        waiting = list(processes)
+        while waiting:  # a line of each in turn, so that none waits long for its pipe to be read
+            for process in list(waiting):
+                line = process.stdout.readline() if process.stdout else ""
+                if line:
+                    yield json.loads(line)
+                    continue
+                waiting.remove(process)
+                if process.wait():
+                    raise SynthError(f"a worker of the synthetic data ended with status {process.returncode}.")
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _start(command: list[str], root: str, job: Job) -> subprocess.Popen[str]:
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root)
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(job.__dict__))
+    process.stdin.close()
+    return process
+
+
+def _write_splits(folder: Path, items: dict[str, list[dict[str, Any]]]) -> None:
+    for split in SPLITS:
+        records = [record for item in items[split] for record in item["records"]]
+        lines = ",\n".join(json.dumps(record) for record in records)
+        (folder / f"{split}.json").write_text(f"[\n{lines}\n]\n")
+
+
+def _texts(items: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """What the tokenizer is trained on: some of the cold start, in the forms that a model sees."""
+    yield " ".join(f"'{value}'" for value in words.values())
+    for item in items["cold_start"][:TOKENIZER_DATABASES]:
+        yield f"SQLite\n{item['schema']}\n"
+        for record in item["records"]:
+            yield "\n".join((record["question"], record["cot"], record["sql"]))

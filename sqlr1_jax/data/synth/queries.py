@@ -1,0 +1,135 @@
+"""Queries as values: what is selected, from where, under which filters; written as SQL in one canonical form.
+
+Every table and column name is preceded by exactly one space, so that a name is the same token everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Union
+
+
+class Expr(NamedTuple):
+    """A column, an aggregate of one, or (column "") a count of rows."""
+
+    column: str
+    function: str = ""
+    distinct: bool = False
+    alias: str = ""
+
+
+class Rank(NamedTuple):
+    """A row's rank by `column`, in each `group` where there is one; `name` is its alias."""
+
+    column: str
+    descending: bool
+    group: str = ""
+    name: str = ""
+
+
+class Condition(NamedTuple):
+    left: Expr
+    op: str
+    right: Union[str, "Select"]  # a literal as SQL writes it, or a subquery
+
+
+class Select(NamedTuple):
+    columns: tuple[Expr | Rank, ...]
+    table: Union[str, "Select"]  # a name, or a subquery
+    parent: str = ""  # a second table, joined
+    on: tuple[str, str] = ("", "")  # column of `table`, key of `parent`
+    where: tuple[Condition, ...] = ()
+    connective: str = "AND"
+    group: str = ""
+    having: tuple[Condition, ...] = ()
+    order: str = ""
+    descending: bool = False
+    limit: int = 0
+    distinct: bool = False
+
+
+class Compound(NamedTuple):
+    op: str  # INTERSECT or EXCEPT
+    left: Select
+    right: Select
+
+
+class With(NamedTuple):
+    """`inner` under a name, and a query on it."""
+
+    name: str
+    inner: Select
+    outer: Select
+
+
+Query = Select | Compound | With
+
+
+def sql(query: Query) -> str:
+    """The query's text, one line."""
+    if isinstance(query, Compound):
+        return f"{sql(query.left)} {query.op} {sql(query.right)}"
+    if isinstance(query, With):
+        return f"WITH {query.name} AS ( {sql(query.inner)} ) {sql(query.outer)}"
+    return " ".join(_clauses(query))
+
+
+def _clauses(query: Select) -> Iterator[str]:
+    yield "SELECT DISTINCT" if query.distinct else "SELECT"
+    yield ", ".join(expression(column) for column in query.columns)
+    yield f"FROM ( {sql(query.table)} )" if isinstance(query.table, Select) else f"FROM {query.table}"
+    if query.parent:
+        yield f"JOIN {query.parent} ON {query.on[0]} = {query.on[1]}"
+    if query.where:
+        yield "WHERE " + f" {query.connective} ".join(map(_condition, query.where))
+    if query.group:
+        yield f"GROUP BY {query.group}"
+    if query.having:
+        yield "HAVING " + " AND ".join(map(_condition, query.having))
+    if query.order:
+        yield f"ORDER BY {query.order} {'DESC' if query.descending else 'ASC'}"
+    if query.limit:
+        yield f"LIMIT {query.limit}"
+
+
+def expression(column: Expr | Rank) -> str:
+    """A selected thing as SQL."""
+    if isinstance(column, Rank):
+        part = f"PARTITION BY {column.group} " if column.group else ""
+        name = f" AS {column.name}" if column.name else ""
+        return f"rank( ) OVER ( {part}ORDER BY {column.column} {'DESC' if column.descending else 'ASC'} ){name}"
+    if not column.function:
+        return column.column
+    alias = f" AS {column.alias}" if column.alias else ""
+    return f"{column.function}( {'DISTINCT ' if column.distinct else ''}{column.column or '*'} ){alias}"
+
+
+def _condition(condition: Condition) -> str:
+    right = f"( {sql(condition.right)} )" if isinstance(condition.right, Select) else condition.right
+    return f"{expression(condition.left)} {condition.op} {right}"
+
+
+def weaker(query: Query) -> Iterator[Query]:
+    """The query with one filter removed, for each of its filters, those of its parts too."""
+    if isinstance(query, Compound):
+        yield from (query.left, query.right)
+        yield from (query._replace(left=left) for left in weaker(query.left))
+        yield from (query._replace(right=right) for right in weaker(query.right))
+    elif isinstance(query, With):
+        yield from (query._replace(inner=inner) for inner in weaker(query.inner))
+        yield from (query._replace(outer=outer) for outer in weaker(query.outer))
+    else:
+        yield from _weaker_select(query)
+
+
+def _weaker_select(query: Select) -> Iterator[Select]:
+    for i, condition in enumerate(query.where):
+        rest = query.where[:i] + query.where[i + 1 :]
+        yield query._replace(where=rest)
+        if isinstance(condition.right, Select):
+            for right in _weaker_select(condition.right):
+                yield query._replace(where=(*query.where[:i], condition._replace(right=right), *query.where[i + 1 :]))
+    for i in range(len(query.having)):
+        yield query._replace(having=query.having[:i] + query.having[i + 1 :])
+    if isinstance(query.table, Select):
+        yield from (query._replace(table=table) for table in _weaker_select(query.table))

@@ -1,0 +1,146 @@
+"""Makes a share of the databases and their questions: `python -m sqlr1_jax.data.synth.worker`, a job as JSON on
+standard input, one line of JSON a database on standard output. Never imports JAX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import sqlite3
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlr1_jax.data.synth import databases, phrasings, teacher, words
+from sqlr1_jax.data.synth.checks import sound
+from sqlr1_jax.data.synth.families import FAMILIES, Draft, Draw
+from sqlr1_jax.data.synth.queries import sql
+from sqlr1_jax.data.synth.reasoning import reason
+
+COLD_START, NEW_NAMES = "cold_start", "newnames"
+_DRAFTS = 25  # tries at one question before its database is given up
+_DATABASES = 50  # databases tried in one place
+
+
+class SynthError(RuntimeError):
+    """The data could not be made; the message says where."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What to make, and which share of it: places `share`, `share + shares`, … of every split."""
+
+    folder: str
+    seed: int
+    teacher_errors: float
+    splits: dict[str, tuple[int, int]]  # databases, and questions a database
+    share: int = 0
+    shares: int = 1
+
+
+def make(job: Job) -> Iterator[dict[str, Any]]:
+    """One item a database: split, index, schema (compact) and records, in the order of its share."""
+    place = 0
+    for split, (count, questions) in job.splits.items():
+        families = assign(job.seed, split, count * questions)
+        for index in range(count):
+            if place % job.shares == job.share:
+                yield _database(job, split, index, families[index * questions : (index + 1) * questions])
+            place += 1
+
+
+def assign(seed: int, split: str, count: int) -> list[str]:
+    """A family for each question: their shares to the nearest question, shuffled."""
+    total = sum(family.share for family in FAMILIES.values())
+    exact = {name: count * family.share / total for name, family in FAMILIES.items()}
+    quota = {name: int(share) for name, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: quota[name] - exact[name])
+    for name in by_remainder[: count - sum(quota.values())]:
+        quota[name] += 1
+    deck = [name for name, times in quota.items() for _ in range(times)]
+    random.Random(f"{seed}/{split}/families").shuffle(deck)
+    return deck
+
+
+def _database(job: Job, split: str, index: int, families: list[str]) -> dict[str, Any]:
+    """The first database in this place on which every family finds a sound question."""
+    name = f"{split}_{index:05d}"
+    for attempt in range(_DATABASES):
+        rng = random.Random(f"{job.seed}/{split}/{index}/{attempt}")
+        database = databases.make(rng, words.COMMON, words.RESERVED if split == NEW_NAMES else None)
+        connection = databases.build(database)
+        try:
+            drawn = _questions(rng, database, connection, families)
+            if drawn:
+                databases.save(connection, Path(job.folder) / "databases" / name / f"{name}.sqlite")
+                records = [_record(job, split, index, k, name, *one) for k, one in enumerate(drawn)]
+                return {"split": split, "index": index, "schema": databases.compact(database), "records": records}
+        finally:
+            connection.close()
+    raise SynthError(f"no database in place {index} of {split} carries all of {families} after {_DATABASES} tries")
+
+
+Drawn = tuple[str, Draft, str, str, databases.Database]  # family, draft, question, style
+
+
+def _questions(
+    rng: random.Random, database: databases.Database, connection: sqlite3.Connection, families: list[str]
+) -> list[Drawn]:
+    """A question for each family, all different; none at all where one family finds none."""
+    draw, seen, drawn = Draw(rng, database), set[str](), []
+    for family in families:
+        draft = _sound_draft(draw, family, connection, seen)
+        if draft is None:
+            return []
+        seen.add(sql(draft.query))
+        question, style = phrasings.ask(rng, draft.wording or family, draft)
+        drawn.append((family, draft, question, style, database))
+    return drawn
+
+
+def _sound_draft(draw: Draw, family: str, connection: sqlite3.Connection, seen: set[str]) -> Draft | None:
+    for _ in range(_DRAFTS):
+        try:
+            draft = FAMILIES[family].draw(draw)
+        except IndexError:  # this table has no such column
+            continue
+        if sql(draft.query) not in seen and sound(connection, draft.query):
+            return draft
+    return None
+
+
+def _record(
+    job: Job, split: str, index: int, place: int, db_id: str, family: str, draft: Draft, question: str, style: str,
+    database: databases.Database,
+) -> dict[str, Any]:
+    """A record in SynSQL's form, its gold spoiled or not by a draw of its own."""
+    identity = f"{split}-{index:06d}-{place:02d}"
+    habit = teacher.habit(draft.query)
+    luck = random.Random(f"{job.seed}/{identity}/teacher").random()
+    spoiled = split == COLD_START and bool(habit) and luck < job.teacher_errors
+    query = teacher.spoil(draft.query) if spoiled else draft.query
+    record = {
+        "id": identity,
+        "db_id": db_id,
+        "sql_complexity": FAMILIES[family].complexity,
+        "question_style": style,
+        "question": question,
+        "external_knowledge": "",
+        "cot": reason(query, database.home),
+        "sql": sql(query),
+        "family": family,
+        "habit": habit,
+    }
+    return record | {"spoiled": spoiled} if split == COLD_START else record
+
+
+def main() -> None:
+    job = Job(**json.load(sys.stdin))
+    for item in make(job):
+        sys.stdout.write(json.dumps(item) + "\n")
+
+
+if __name__ == "__main__":
+    main()
