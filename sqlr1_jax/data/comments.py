@@ -60,7 +60,7 @@ def _tokens(sql: str) -> Iterator[tuple[str, str]]:
 
 
 def _unquoted(name: str) -> str:
-    if name[0] in "\"`":
+    if name[0] in '"`':
         return name[1:-1].replace(name[0] * 2, name[0])
     return name[1:-1] if name[0] == "[" else name
 

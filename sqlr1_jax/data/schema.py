@@ -1,8 +1,8 @@
 """A database's schema, read from the file and written as text for a prompt, in three forms (sql-r1.md §6).
 
-    retrieved   CREATE TABLE statements; comments; values retrieved for the question, then sampled ones
-    fixed       the same with sampled values alone: one text for every question on a database
-    compact     a line a table, `- dogs: code, color, age`, then a line a key pair, `- keeper = tag`
+retrieved   CREATE TABLE statements; comments; values retrieved for the question, then sampled ones
+fixed       the same with sampled values alone: one text for every question on a database
+compact     a line a table, `- dogs: code, color, age`, then a line a key pair, `- keeper = tag`
 """
 
 from __future__ import annotations
@@ -197,9 +197,7 @@ def _key(
     theirs_spelled = [_spelled(parent, name or "") for name in theirs]
     if len(ours_spelled) != len(theirs_spelled) or None in (*ours_spelled, *theirs_spelled):
         return None
-    return ForeignKey(
-        child.name, tuple(map(str, ours_spelled)), parent.name, tuple(map(str, theirs_spelled))
-    )
+    return ForeignKey(child.name, tuple(map(str, ours_spelled)), parent.name, tuple(map(str, theirs_spelled)))
 
 
 def _spelled(table: Table, column: str) -> str | None:
@@ -213,7 +211,7 @@ def _with_values(connection: sqlite3.Connection, table: Table) -> Table:
 
 def _sample(connection: sqlite3.Connection, table: str, column: str) -> tuple[Value, ...]:
     """The first distinct short values among the table's first rows, in the order of its rows."""
-    name, source = (f'"{text.replace(chr(34), chr(34) * 2)}"' for text in (column, table))
+    name, source = quoted(column), quoted(table)
     rows = connection.execute(
         f"""SELECT DISTINCT v FROM (SELECT {name} AS v FROM {source} NOT INDEXED LIMIT {ROWS_SAMPLED})
         WHERE v IS NOT NULL AND typeof(v) != 'blob' AND length(v) BETWEEN 1 AND {LONGEST_VALUE}

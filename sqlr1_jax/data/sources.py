@@ -1,0 +1,190 @@
+"""The file forms of text-to-SQL data (sql-r1.md §5), each read as a stream of records in our own names.
+
+A source yields (position, record) with a record's names being `Example`'s; what a form lacks, its records lack.
+Nothing is checked here but that the file is what it claims to be: `example.read` judges the records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+_CHUNK = 1 << 22  # characters read at a time
+
+Records = Iterator[tuple[int, dict[str, Any]]]
+
+
+class SourceError(ValueError):
+    """A file that is missing or is not what its prefix says; the message names it, the place and the fix."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An opened data set: where it is, where its databases are by default, and its records."""
+
+    file: str
+    databases: Path | None
+    records: Callable[[], Records]
+
+
+def open_source(prefix: str, path: str) -> Source:
+    """The source that a `prefix:path` names. Raises `SourceError` when there is no such file."""
+    if prefix == "hub":
+        return Source(path, None, lambda: _numbered(_hub(path), _from_synsql))
+    names, folders, rename = _FORMS[prefix]
+    file = _find(prefix, Path(path), names)
+    databases = next(
+        (file.parent / f for f in folders if (file.parent / f).is_dir()), file.parent / folders[0]
+    )
+    return Source(str(file), databases, lambda: _numbered(_raw(file), rename))
+
+
+def json_list(file: Path) -> Iterator[Any]:
+    """The elements of a JSON list, decoded one by one: SynSQL's is several gigabytes. Raises `SourceError`."""
+    decoder = json.JSONDecoder()
+    with file.open(encoding="utf-8") as text:
+        buffer = text.read(_CHUNK).lstrip()
+        if not buffer.startswith("["):
+            raise SourceError(f"{file}: not a JSON list of records.")
+        place, count = 1, 0
+        while True:
+            place = _skip(buffer, place)
+            if buffer[place : place + 1] == "]":
+                return
+            try:
+                value, end = decoder.raw_decode(buffer, place)
+            except json.JSONDecodeError as error:
+                more = text.read(_CHUNK)
+                if not more:
+                    raise SourceError(f"{file}: broken JSON at record {count} ({error.msg}).") from None
+                buffer, place = buffer[place:] + more, 0
+                continue
+            yield value
+            place, count = end, count + 1
+
+
+def json_lines(file: Path) -> Iterator[Any]:
+    """The elements of a JSONL file; a line that is not JSON is given as its text, for the reader to set aside."""
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.strip():
+                yield _decoded(line)
+
+
+def _decoded(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return line
+
+
+def _skip(buffer: str, place: int) -> int:
+    while place < len(buffer) and buffer[place] in " \t\r\n,":
+        place += 1
+    return place
+
+
+def _raw(file: Path) -> Iterator[Any]:
+    if file.suffix == ".jsonl":
+        return json_lines(file)
+    if file.suffix == ".parquet" or file.is_dir():
+        return _parquet(file)
+    return json_list(file)
+
+
+def _numbered(values: Iterable[Any], rename: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Records:
+    for position, value in enumerate(values):
+        yield position, rename(value) if isinstance(value, Mapping) else {}
+
+
+def _find(prefix: str, path: Path, names: tuple[str, ...]) -> Path:
+    """The path itself, or in a folder the first of the names that is there."""
+    if path.is_file():
+        return path
+    found = [path / name for name in names if (path / name).is_file()]
+    if found:
+        return found[0]
+    if prefix == "parquet" and any(path.glob("**/*.parquet")):
+        return path
+    looked = f" (a folder without {' or '.join(names)})" if path.is_dir() else ""
+    raise SourceError(f"{path}: no such data{looked}. Give {prefix}: a folder or a file that is there.")
+
+
+def _parquet(path: Path) -> Iterator[Any]:
+    import datasets
+
+    files = [str(path)] if path.is_file() else sorted(map(str, path.glob("**/*.parquet")))
+    return iter(datasets.load_dataset("parquet", data_files=files, split="train", streaming=True))
+
+
+def _hub(name: str) -> Iterator[Any]:
+    """A data set of the Hugging Face Hub, `owner/name` or `owner/name/split`; its train split when none is named."""
+    import datasets
+
+    owner, _, rest = name.partition("/")
+    repository, _, split = rest.partition("/")
+    return iter(datasets.load_dataset(f"{owner}/{repository}", split=split or "train", streaming=True))
+
+
+_SYNSQL = {
+    "external_knowledge": "knowledge",
+    "cot": "reasoning",
+    "sql_complexity": "complexity",
+    "question_style": "style",
+}
+_BIRD = {"question_id": "id", "SQL": "sql", "evidence": "knowledge", "difficulty": "complexity"}
+
+
+def _from_synsql(record: Mapping[str, Any]) -> dict[str, Any]:
+    if "reward_model" in record:
+        return _from_parquet(record)
+    return _renamed(record, _SYNSQL)
+
+
+def _from_spider(record: Mapping[str, Any]) -> dict[str, Any]:
+    return _renamed(record, {"query": "sql"})
+
+
+def _from_bird(record: Mapping[str, Any]) -> dict[str, Any]:
+    return _renamed(record, _BIRD)
+
+
+def _from_parquet(record: Mapping[str, Any]) -> dict[str, Any]:
+    """SQL-R1's: gold under reward_model; the question in a column of its own, or else within the prompt."""
+    made = _renamed(record, _SYNSQL)
+    truth = (record.get("reward_model") or {}).get("ground_truth") or {}
+    made.update({name: truth[name] for name in ("db_id", "sql") if truth.get(name)})
+    if not made.get("question"):
+        made["question"] = _question_in(record.get("prompt") or ())
+    return made
+
+
+def _question_in(prompt: Iterable[Mapping[str, str]]) -> str:
+    """What a prompt's last message asks: behind `Question:`, up to the next heading or the end of the turn."""
+    text = [message.get("content", "") for message in prompt][-1:]
+    found = re.findall(
+        r"Question:\s*(.*?)\s*(?:\n\n?[A-Z][A-Za-z ]*:\s*\n|<\|im_end\|>|\Z)", "".join(text), re.S
+    )
+    return found[-1] if found else ""
+
+
+def _renamed(record: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in record.items()}
+
+
+# By prefix: file names to look for in a folder, folders of databases to look for beside the file, names.
+_Form = tuple[tuple[str, ...], tuple[str, ...], Callable[[Mapping[str, Any]], dict[str, Any]]]
+_SYNSQL_FORM: _Form = (("data.json", "data.jsonl"), ("databases",), _from_synsql)
+_FORMS: Mapping[str, _Form] = {
+    "synsql": _SYNSQL_FORM,
+    "synsql-200k": _SYNSQL_FORM,
+    "complex-5k": _SYNSQL_FORM,
+    "spider": (("train_spider.json", "dev.json"), ("database", "databases"), _from_spider),
+    "bird": (("train.json", "dev.json"), ("dev_databases", "train_databases", "databases"), _from_bird),
+    "parquet": (("train.parquet",), ("databases",), _from_synsql),
+    "jsonl": (("data.jsonl", "train.jsonl"), ("databases",), _from_synsql),
+}
