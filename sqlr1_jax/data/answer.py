@@ -1,8 +1,8 @@
 """The answer form, written and read in one place (sql-r1.md §2). Reading undoes writing, to the character.
 
-A reasoning answer is `<think>`, the reasoning, `</think>`, `<answer>`, a fenced `sql` block, `</answer>`; a
-direct one is its second half. The SQL between the fences is never touched: not stripped, not joined to one line
-(a `--` comment ends with its line), not cut at a semicolon.
+A reasoning answer is `<think>`, the reasoning, `</think>`, `<answer>`, a fenced `sql` block, `</answer>`;
+a direct one is its second half. The SQL between the fences is never touched: not stripped, not joined to
+one line (a `--` comment ends with its line), not cut at a semicolon.
 """
 
 from __future__ import annotations

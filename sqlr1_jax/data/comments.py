@@ -1,4 +1,4 @@
-"""What a database's makers say of its columns: comments in CREATE TABLE, and BIRD's description files beside it."""
+"""What a database's makers say of its columns: comments in CREATE TABLE, and BIRD's description files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TOKEN = re.compile(
 def from_sql(create_table: str) -> dict[str, str]:
     """Comments of the columns in a CREATE TABLE statement, by lower-case column name.
 
-    A comment belongs to the definition it stands in, or, behind a comma, to the one that the comma ends on that line.
+    A comment belongs to the definition it stands in; behind a comma, to the one that the comma ends.
     """
     comments: dict[str, str] = {}
     column = last = ""
@@ -42,7 +42,7 @@ def from_sql(create_table: str) -> dict[str, str]:
 
 
 def from_descriptions(database: Path) -> dict[tuple[str, str], str]:
-    """BIRD's `database_description/<table>.csv` beside a database, by lower-case (table, column); empty where absent."""
+    """BIRD's `database_description/<table>.csv` beside a database, if any, by lower-case (table, column)."""
     comments: dict[tuple[str, str], str] = {}
     for path in sorted((database.parent / "database_description").glob("*.csv")):
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:

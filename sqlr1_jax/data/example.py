@@ -43,7 +43,7 @@ class Example:
 def read(spec: str, databases: str = "", exclude: str = "", limit: int = 0, seed: int = 0) -> list[Example]:
     """The examples of `prefix:path`, in the file's order or in that of a named selection.
 
-    databases: folder of <db_id>/<db_id>.sqlite or <db_id>.sqlite, or one file for all; empty: beside the data.
+    databases: folder of <db_id>/<db_id>.sqlite or <db_id>.sqlite, or one file; empty: beside the data.
     exclude: a JSONL of {id, …} to leave out, as `check` writes it. limit: the first N; 0 for all.
     seed: of the selections synsql-200k and complex-5k.
     Records that lack something are set aside and counted in the log. Raises `ExampleError` when none is left.
@@ -61,7 +61,7 @@ def read(spec: str, databases: str = "", exclude: str = "", limit: int = 0, seed
     return kept
 
 
-class _Bad(Exception):
+class _BadRecordError(Exception):
     """A record to set aside, and why."""
 
 
@@ -106,7 +106,7 @@ class _Reader:
             name = str(record.get("id", position))
             try:
                 example = self._example(name, record)
-            except _Bad as reason:
+            except _BadRecordError as reason:
                 self._bad.setdefault(str(reason), []).append(name)
                 continue
             if name not in self._excluded:
@@ -126,21 +126,22 @@ class _Reader:
         reasons = "; ".join(f"{reason}, first in record {ids[0]}" for reason, ids in self._bad.items())
         text = f"{file}: none of its {self._count} records can be used ({reasons or 'all excluded'})."
         if _NO_DATABASE in self._bad:
-            text += f" Databases were looked for in {self._databases.folder}; --config.data.databases= names another."
+            folder = self._databases.folder
+            text += f" Databases were looked for in {folder}; --config.data.databases= names another."
         return text
 
     def _example(self, name: str, record: Mapping[str, Any]) -> Example:
         if not record:
-            raise _Bad("not a JSON object")
+            raise _BadRecordError("not a JSON object")
         db_id, question, sql = (_required(record, key) for key in ("db_id", "question", "sql"))
         if name in self._seen:
-            raise _Bad("id seen before")
+            raise _BadRecordError("id seen before")
         self._seen.add(name)
         if "/" in db_id or "\\" in db_id or db_id in (".", ".."):
-            raise _Bad("db_id is a path")
+            raise _BadRecordError("db_id is a path")
         database = self._databases.find(db_id)
         if database is None:
-            raise _Bad(_NO_DATABASE)
+            raise _BadRecordError(_NO_DATABASE)
         texts = {key: str(record.get(key) or "") for key in _TEXTS}
         spoiled = bool(record.get("spoiled", False))
         return Example(name, db_id, database, question, sql, source=self._spec, spoiled=spoiled, **texts)
@@ -161,7 +162,7 @@ def _parsed(spec: str) -> tuple[str, str]:
 def _required(record: Mapping[str, Any], key: str) -> str:
     value = record.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise _Bad(f"no {key}")
+        raise _BadRecordError(f"no {key}")
     return value
 
 

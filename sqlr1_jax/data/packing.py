@@ -1,9 +1,9 @@
 """Rows for training: many segments that see one shared prefix, laid out with or without holes.
 
-A group is a prefix (a prompt without its last token, or a schema) and the segments that continue it. A segment
-sees the prefix and itself, and its positions go on where the prefix ends, so a row computes a prefix once for all
-its segments and gives each of them what it would have computed alone (docs/design.md, "A prompt is computed once").
-SFT and GRPO eat the same rows.
+A group is a prefix (a prompt without its last token, or a schema) and the segments that continue it. A
+segment sees the prefix and itself, and its positions go on where the prefix ends, so a row computes a
+prefix once for all its segments and gives each of them what it would have computed alone (docs/design.md,
+"A prompt is computed once"). SFT and GRPO eat the same rows.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def size(group: Group) -> int:
 
 
 def layout_of(groups: Sequence[Group], multiple: int = 16) -> Layout:
-    """The smallest layout that takes every group, its lengths rounded up to a multiple: fewer shapes to compile."""
+    """The smallest layout that takes every group, rounded up to a multiple: fewer shapes to compile."""
     prefix = max((len(g.prefix) for g in groups), default=0)
     segment = max((len(s.tokens) - 1 for g in groups for s in g.segments), default=0)
     count = max((len(g.segments) for g in groups), default=0)
@@ -137,7 +137,8 @@ def pad_rows(rows: Rows, count: int) -> Rows:
     missing = count - len(rows.tokens)
     if missing < 0:
         raise PackingError(f"{len(rows.tokens)} rows do not fit a batch of {count}.")
-    return Rows(*(np.pad(field, ((0, missing), (0, 0))) for field in rows))
+    fields: list[Any] = [np.pad(field, ((0, missing), (0, 0))) for field in rows]
+    return Rows(*fields)
 
 
 def _up(number: int, multiple: int) -> int:

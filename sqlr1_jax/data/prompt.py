@@ -1,9 +1,10 @@
 """The one renderer of prompts: cold start, GRPO, evaluation and `ask` all put a question this way.
 
-A prompt is a chat: a system message with the answer form, a user message with the schema, then what is known
-beside it, then the question, and the opening of the reply, all through the tokenizer's own chat template. Labels
-of the data (complexity, style) are no part of it. What precedes the question is one text for all questions on a
-database, unless values are retrieved for it, so such questions can share those tokens (`Prompt.prefix_length`).
+A prompt is a chat: a system message with the answer form, a user message with the schema, then what is
+known beside it, then the question, and the opening of the reply, all through the tokenizer's own chat
+template. Labels of the data (complexity, style) are no part of it. What precedes the question is one text
+for all questions on a database, unless values are retrieved for it, so such questions can share those
+tokens (`Prompt.prefix_length`).
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sqlr1_jax import config
 from sqlr1_jax.data import retrieval, schema
-from sqlr1_jax.data.example import Example
+
+if TYPE_CHECKING:
+    from sqlr1_jax import config
+    from sqlr1_jax.data.example import Example
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +30,11 @@ Ints = npt.NDArray[np.int32]
 
 _BRIEF = "SQLite"
 _TASK = """You turn questions into SQLite queries. You are given the schema of a database, at times further \
-knowledge, and a question. The query's result must be what the question asks for: its columns and no others, in its \
-order where it names one."""
+knowledge, and a question. The query's result must be what the question asks for: its columns and no others, \
+in its order where it names one."""
 _FORM = {
-    "reasoning": """Think first: which tables and columns the question needs, how they join, what is filtered, \
-grouped and ordered. Then give one query. Write each of these marks once, in this order:
+    "reasoning": """Think first: which tables and columns the question needs, how they join, what is \
+filtered, grouped and ordered. Then give one query. Write each of these marks once, in this order:
 <think>
 your reasoning
 </think>
@@ -88,7 +91,7 @@ class PromptRenderer:
         return self.render_many([example])[0]
 
     def render_many(self, examples: Sequence[Example]) -> list[Prompt]:
-        """The examples' prompts, in their order. Those over budget get a shorter schema, else a flag; both are logged."""
+        """The examples' prompts, in order; past the budget with a shorter schema, else a flag, and logged."""
         prompts: dict[int, Prompt] = {}
         waiting = list(range(len(examples)))
         for form in self._forms:
@@ -108,7 +111,7 @@ class PromptRenderer:
         return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
     def _frame(self) -> tuple[str, str]:
-        """What the chat template puts before and after the user's words: it is run once, not for every prompt."""
+        """What the chat template puts before and after the user's words: it is run once for all prompts."""
         if not self._tokenizer.chat_template:
             raise PromptError(
                 "the tokenizer has no chat template: take an instruction-tuned model's tokenizer."
@@ -138,7 +141,7 @@ class PromptRenderer:
         )
 
     def _opening(self, example: Example, form: str) -> str:
-        """The user's message up to the question: the schema, and a line end, which no question begins with."""
+        """The user's message up to the question: the schema and a line end, which no question begins with."""
         key = (example.database, form)
         if form == "retrieved":
             return self._written(schema.render(self._schema(example.database), form, self._values(example)))

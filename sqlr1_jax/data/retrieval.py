@@ -1,9 +1,10 @@
 """Values of a database that a question mentions, for the `retrieved` form of a schema (sql-r1.md §6).
 
-BM25 finds candidates for every run of 1 to 8 words of the question; kept are those that the question nearly spells
-out. Before BM25 ranks anything, values are dropped that the question cannot spell out: all words of a value but its
-first and last would have to be words of the question. BM25 is our own few lines of numpy, since the package for it
-starts JAX, and with it the accelerator, in whichever process imports it.
+BM25 finds candidates for every run of 1 to 8 words of the question; kept are those that the question
+nearly spells out. Before BM25 ranks anything, values are dropped that the question cannot spell out: all
+words of a value but its first and last would have to be words of the question. BM25 is our own few lines
+of numpy, since the package for it starts JAX, and with it the accelerator, in whichever process imports
+it.
 """
 
 from __future__ import annotations

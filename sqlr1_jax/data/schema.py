@@ -1,8 +1,8 @@
 """A database's schema, read from the file and written as text for a prompt, in three forms (sql-r1.md §6).
 
-retrieved   CREATE TABLE statements; comments; values retrieved for the question, then sampled ones
-fixed       the same with sampled values alone: one text for every question on a database
-compact     a line a table, `- dogs: code, color, age`, then a line a key pair, `- keeper = tag`
+retrieved CREATE TABLE statements; comments; values retrieved for the question, then sampled ones fixed the
+same with sampled values alone: one text for every question on a database compact a line a table, `- dogs:
+code, color, age`, then a line a key pair, `- keeper = tag`
 """
 
 from __future__ import annotations
@@ -28,22 +28,25 @@ Value = str | int | float
 Values = Mapping[tuple[str, str], Sequence[Value]]  # by (table, column)
 
 # Words that SQLite does not take as a bare column or table name (tested against SQLite itself).
-RESERVED = frozenset(
-    """add all alter and as autoincrement between case check collate commit constraint create default deferrable
-    delete distinct drop else escape except exists foreign from group having in index insert intersect into is isnull
-    join limit not nothing notnull null on or order primary references returning select set table then to transaction
-    union unique update using values when where""".split()
-)
+_RESERVED = """add all alter and as autoincrement between case check collate commit constraint create default
+    deferrable delete distinct drop else escape except exists foreign from group having in index insert
+    intersect into is isnull join limit not nothing notnull null on or order primary references returning select
+    set table then to transaction union unique update using values when where"""
+RESERVED = frozenset(_RESERVED.split())
 _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 _COLUMNS = """SELECT m.name, c.name, c.type, c.pk FROM sqlite_master m JOIN pragma_table_xinfo(m.name) c
-    WHERE m.type = 'table' AND m.name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND c.hidden != 1 ORDER BY m.rowid, c.cid"""
+    WHERE m.type = 'table' AND m.name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND c.hidden != 1
+    ORDER BY m.rowid, c.cid"""
 _KEYS = """SELECT m.name, k.id, k."from", k."table", k."to", k.seq
-    FROM sqlite_master m JOIN pragma_foreign_key_list(m.name) k WHERE m.type = 'table' ORDER BY m.rowid, k.id DESC, k.seq"""
+    FROM sqlite_master m JOIN pragma_foreign_key_list(m.name) k WHERE m.type = 'table'
+    ORDER BY m.rowid, k.id DESC, k.seq"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
+    """A column as declared, and what is said and sampled of it."""
+
     name: str
     type: str  # as declared; may be empty
     primary_key: int = 0  # its place in the table's primary key, from 1; 0: not in it
@@ -63,12 +66,16 @@ class ForeignKey:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
+    """A table and its columns, in their order."""
+
     name: str
     columns: tuple[Column, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
+    """The tables of a database, and the keys between them."""
+
     tables: tuple[Table, ...]  # in the order in which they were created
     foreign_keys: tuple[ForeignKey, ...]
 
@@ -176,7 +183,7 @@ def _read_tables(connection: sqlite3.Connection, remarks: Mapping[tuple[str, str
 
 
 def _read_keys(connection: sqlite3.Connection, tables: Sequence[Table]) -> list[ForeignKey]:
-    """Foreign keys, spelled as the tables spell their names; a key without columns means the parent's primary key."""
+    """Foreign keys in the tables' own spelling; one that names no columns means the parent's primary key."""
     by_name = {table.name.lower(): table for table in tables}
     rows: dict[tuple[str, int], list[tuple[str, str, str | None]]] = {}
     for table, number, ours, parent, theirs, _ in connection.execute(_KEYS):

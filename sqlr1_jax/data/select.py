@@ -1,7 +1,7 @@
 """Named selections from SynSQL-2.5M (sql-r1.md §1), the same examples for the same seed.
 
-A selection takes examples in the order of a hash of (seed, id), so it depends neither on the file's order nor on
-how much of it is wanted.
+A selection takes examples in the order of a hash of (seed, id), so it depends neither on the file's order
+nor on how much of it is wanted.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
-
-from sqlr1_jax import config
 
 if TYPE_CHECKING:
     from sqlr1_jax.data.example import Example
@@ -63,6 +61,7 @@ def select(
 
 def execute_golds(examples: Sequence[Example]) -> list[bool]:
     """Whether each example's gold runs and returns rows, in the sandbox."""
+    from sqlr1_jax import config
     from sqlr1_jax.sql.executor import Executor
 
     with Executor(config.Execute()) as executor:

@@ -1,7 +1,7 @@
 """The file forms of text-to-SQL data (sql-r1.md §5), each read as a stream of records in our own names.
 
-A source yields (position, record) with a record's names being `Example`'s; what a form lacks, its records lack.
-Nothing is checked here but that the file is what it claims to be: `example.read` judges the records.
+A source yields (position, record) with a record's names being `Example`'s; what a form lacks, its records
+lack. Nothing is checked here but that the file is what it claims to be: `example.read` judges the records.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def open_source(prefix: str, path: str) -> Source:
 
 
 def json_list(file: Path) -> Iterator[Any]:
-    """The elements of a JSON list, decoded one by one: SynSQL's is several gigabytes. Raises `SourceError`."""
+    """The elements of a JSON list, one by one: SynSQL's is several gigabytes. Raises `SourceError`."""
     decoder = json.JSONDecoder()
     with file.open(encoding="utf-8") as text:
         buffer = text.read(_CHUNK).lstrip()
@@ -68,7 +68,7 @@ def json_list(file: Path) -> Iterator[Any]:
 
 
 def json_lines(file: Path) -> Iterator[Any]:
-    """The elements of a JSONL file; a line that is not JSON is given as its text, for the reader to set aside."""
+    """The elements of a JSONL file; a line that is not JSON comes as text, for the reader to set aside."""
     with file.open(encoding="utf-8") as lines:
         for line in lines:
             if line.strip():
@@ -122,7 +122,7 @@ def _parquet(path: Path) -> Iterator[Any]:
 
 
 def _hub(name: str) -> Iterator[Any]:
-    """A data set of the Hugging Face Hub, `owner/name` or `owner/name/split`; its train split when none is named."""
+    """A data set of the Hugging Face Hub: `owner/name`, or `owner/name/split` for one that is not train."""
     import datasets
 
     owner, _, rest = name.partition("/")
@@ -164,7 +164,7 @@ def _from_parquet(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _question_in(prompt: Iterable[Mapping[str, str]]) -> str:
-    """What a prompt's last message asks: behind `Question:`, up to the next heading or the end of the turn."""
+    """What a prompt's last message asks: behind `Question:`, up to the next heading or the turn's end."""
     text = [message.get("content", "") for message in prompt][-1:]
     found = re.findall(
         r"Question:\s*(.*?)\s*(?:\n\n?[A-Z][A-Za-z ]*:\s*\n|<\|im_end\|>|\Z)", "".join(text), re.S
