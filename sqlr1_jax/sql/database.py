@@ -1,0 +1,56 @@
+"""Opening SQLite files that nothing may change."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+
+
+class DatabaseError(Exception):
+    """A database file that cannot be read; the message names the file and the fix."""
+
+
+def open_readonly(path: str | os.PathLike[str]) -> sqlite3.Connection:
+    """Opens a database file read-only and immutable: no locks, no journal, no write, whatever SQL says.
+
+    The connection is in autocommit mode and caches no statement, so that a statement's steps are counted from 0.
+    Raises DatabaseError when the file is missing, empty or no SQLite database.
+    """
+    name = os.path.abspath(os.fspath(path))
+    _check_file(name)
+    escaped = name.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    uri = f"file://{escaped}?mode=ro&immutable=1"
+    connection = None
+    try:
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.Error as error:
+        if connection is not None:
+            connection.close()
+        raise DatabaseError(
+            f"{name} cannot be read as a SQLite database ({error}): restore the file."
+        ) from error
+    return connection
+
+
+def _check_file(name: str) -> None:
+    if "\0" in name:
+        raise DatabaseError(f"{name!r} is no path: it contains a NUL character.")
+    if not os.path.isfile(name):
+        raise DatabaseError(f"{name} does not exist: check the folder of databases and the record's db_id.")
+    if os.path.getsize(name) == 0:
+        raise DatabaseError(f"{name} is empty (0 bytes), so it has no tables: restore the file.")
+
+
+def sqlite_version() -> str:
+    """The version of the SQLite library that answers; results are comparable within one version."""
+    return sqlite3.sqlite_version
+
+
+def content_hash(path: str | os.PathLike[str]) -> str:
+    """32 hexadecimal digits that change with the file's bytes. Raises DatabaseError when the file is missing."""
+    name = os.path.abspath(os.fspath(path))
+    _check_file(name)
+    with open(name, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -1,0 +1,304 @@
+"""The pool that runs and judges SQL: submit(database, sql, gold, rule) → Future[Outcome].
+
+Knows nothing of models, tokens or rewards. Workers are processes (sql/worker.py); one thread each in this process hands
+them jobs and takes answers. A database's jobs go to one worker, so that its golds run once; a worker with nothing to do
+takes from one that has too much. Which worker answers never changes the answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+import zlib
+from collections import OrderedDict, deque
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Self
+
+from sqlr1_jax.sql.compare import RULES, orders_at_top_level
+from sqlr1_jax.sql.process import Failure, WallClock, WorkerProcess
+
+if TYPE_CHECKING:
+    from sqlr1_jax.config import Execute
+
+_Key = tuple[str, str, str | None, str]  # database, sql, gold, rule
+
+OUTCOMES = (
+    "match",
+    "match_empty",  # both results have no rows
+    "mismatch",
+    "syntax_error",  # SQLite cannot compile it: grammar, unknown table or column, no statement at all
+    "runtime_error",  # it failed while running, or the database cannot be read
+    "timeout",  # out of steps, or killed by the wall clock
+    "too_large",  # its result is past the row or byte cap, and gold's is not
+    "denied",  # it wants more than to read: writes, pragmas, several statements, random()
+    "gold_error",  # gold itself gives no result; the prediction was not run
+    "no_sql",  # set by the caller: the answer holds no SQL
+    "bad_format",  # set by the caller: the completion is no answer
+    "ok",  # of `run`: it ran, and there was nothing to compare with
+)
+
+BATCH = 16  # jobs sent at once at most; a job that was sent cannot be taken by an idle worker
+STEAL_SECONDS = 0.01  # a worker busy on one batch for longer may be robbed
+CACHED_ANSWERS = 16_384
+RECYCLE_AFTER = 20_000  # jobs of one process
+
+
+class ExecutorError(RuntimeError):
+    """The pool itself cannot work; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one prediction."""
+
+    kind: str  # one of OUTCOMES
+    rows: tuple[
+        tuple[Any, ...], ...
+    ] = ()  # the first 20, long cells cut, safe for JSON: to show, not to compare
+    columns: tuple[str, ...] = ()
+    row_count: int = 0
+    steps: int = 0  # SQLite virtual-machine steps, rounded down to 1000
+    milliseconds: float = 0.0  # of the prediction alone
+    message: str = ""  # SQLite's, or ours
+    result_hash: str = ""  # equal for equal results (multisets of rows); empty when it did not run
+    gold_rows: tuple[tuple[Any, ...], ...] = ()  # as rows
+    score: float = 0.0  # 1 for a match, 0 for none, between them under soft_f1
+
+
+class _Counts:
+    """What happened since the last look; guarded by the executor's lock."""
+
+    def __init__(self) -> None:
+        self.milliseconds: deque[float] = deque(maxlen=100_000)
+        self.timeouts = self.wall_kills = self.crashes = self.cache_hits = 0
+
+    def summary(self) -> dict[str, float]:
+        """As metrics, by name."""
+        ordered = sorted(self.milliseconds)
+        at = {
+            name: ordered[int(share * len(ordered))] if ordered else 0.0 for name, share in _QUANTILES.items()
+        }
+        return {f"sql/{name}_ms": value for name, value in at.items()} | {
+            "sql/timeouts": self.timeouts,
+            "sql/wall_kills": self.wall_kills,
+            "sql/crashes": self.crashes,
+            "sql/cache_hits": self.cache_hits,
+        }
+
+
+_QUANTILES = {"p50": 0.5, "p99": 0.99}
+
+
+@dataclasses.dataclass(eq=False)
+class _Job:
+    key: _Key
+    future: Future[Outcome]
+    crashed: bool = False
+
+    def payload(self) -> dict[str, Any]:
+        """What the worker is told."""
+        database, sql, gold, rule = self.key
+        ordered = gold is not None and orders_at_top_level(gold)
+        return {"database": database, "sql": sql, "gold": gold, "rule": rule, "ordered": ordered}
+
+
+@dataclasses.dataclass(eq=False)
+class _Lane:
+    """One worker and the jobs that are its own."""
+
+    worker: WorkerProcess
+    queue: deque[_Job]
+    busy_since: float = float("inf")
+    tired: bool = False  # the worker asks to be replaced
+
+
+class Executor:
+    """A pool of sandboxed workers, used as a context; see `submit`. Safe to call from several threads."""
+
+    def __init__(self, cfg: Execute):
+        """cfg: config.Execute. Workers start on entering the context."""
+        self._cfg = cfg
+        self._settings = dataclasses.asdict(cfg)
+        self._condition = threading.Condition()  # guards all below
+        self._open = False
+        self._error: BaseException | None = None  # why the pool broke
+        self._answers: OrderedDict[_Key, Future[Outcome]] = OrderedDict()
+        self._killed_golds: set[tuple[str, str | None]] = set()
+        self._counts = _Counts()
+        self._lanes: list[_Lane] = []
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Self:
+        self._open = True
+        self._lanes = [_Lane(WorkerProcess(self._settings), deque()) for _ in range(self._cfg.workers)]
+        for i, lane in enumerate(self._lanes):
+            thread = threading.Thread(target=self._serve, args=(lane,), name=f"sql-{i}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Cancels what has not begun, kills the workers, joins the threads."""
+        with self._condition:
+            self._close()
+            for lane in self._lanes:
+                lane.worker.terminate()
+        for thread in self._threads:
+            thread.join()
+
+    def submit(
+        self, database: str | os.PathLike[str], sql: str, gold: str, rule: str = "spider"
+    ) -> Future[Outcome]:
+        """Runs `sql`, and `gold` unless its result is known, on a database file and compares the results.
+
+        The same question again gets the same Future. The file must not change while the executor lives.
+        Raises ValueError for an unknown rule, ExecutorError outside the context.
+        """
+        if rule not in RULES:
+            raise ValueError(f"There is no rule of comparison {rule!r}; it is one of {', '.join(RULES)}.")
+        return self._submit((os.path.abspath(os.fspath(database)), sql, gold, rule))
+
+    def run(self, database: str | os.PathLike[str], sql: str) -> Future[Outcome]:
+        """Runs `sql` with nothing to compare it with: kind ok, or why it did not run."""
+        return self._submit((os.path.abspath(os.fspath(database)), sql, None, ""))
+
+    def stats(self) -> dict[str, float]:
+        """Since the last call: queries' p50 and p99 in milliseconds, time-outs, wall kills, crashes, cache hits."""
+        with self._condition:
+            counts, self._counts = self._counts, _Counts()
+        return counts.summary()
+
+    def _submit(self, key: _Key) -> Future[Outcome]:
+        with self._condition:
+            if not self._open:
+                raise ExecutorError(
+                    "The executor is closed: submit inside `with Executor(cfg)`."
+                ) from self._error
+            known = self._answers.get(key)
+            if known is not None and not known.cancelled():
+                self._answers.move_to_end(key)
+                self._counts.cache_hits += 1
+                return known
+            job = _Job(key, Future())
+            self._answers[key] = job.future
+            if len(self._answers) > CACHED_ANSWERS:
+                self._answers.popitem(last=False)
+            self._lanes[zlib.crc32(key[0].encode(errors="replace")) % len(self._lanes)].queue.append(job)
+            self._condition.notify_all()
+        return job.future
+
+    def _serve(self, lane: _Lane) -> None:
+        """A lane's thread: answers jobs until the executor closes. Whatever fails, nobody waits for ever."""
+        batch: deque[_Job] = deque()
+        try:
+            while batch := self._take(lane):
+                self._work(lane, batch)
+        except Exception as error:  # noqa: BLE001 — it goes to those who wait
+            with self._condition:
+                self._error = self._error or error
+                self._close()
+            for job in batch:
+                job.future.set_exception(error)
+        finally:
+            lane.worker.kill()
+
+    def _close(self) -> None:
+        self._open = False
+        for lane in self._lanes:
+            for job in lane.queue:
+                job.future.cancel()
+            lane.queue.clear()
+        self._condition.notify_all()
+
+    def _take(self, lane: _Lane) -> deque[_Job]:
+        """Waits for jobs and takes some; none when the executor closes."""
+        with self._condition:
+            lane.busy_since = float("inf")
+            while self._open:
+                if batch := self._pick(lane):
+                    lane.busy_since = time.monotonic()
+                    return batch
+                self._condition.wait(STEAL_SECONDS if any(other.queue for other in self._lanes) else None)
+        return deque()
+
+    def _pick(self, lane: _Lane) -> deque[_Job]:
+        """The lane's own next jobs, else the last ones of the fullest lane that is stuck or far behind."""
+        stuck_since = time.monotonic() - STEAL_SECONDS
+        behind = [
+            o for o in self._lanes if len(o.queue) > 2 * BATCH or (o.queue and o.busy_since < stuck_since)
+        ]
+        if lane.queue or not behind:
+            source, take = lane.queue, lane.queue.popleft
+        else:
+            source = max((other.queue for other in behind), key=len)
+            take = source.pop
+        jobs = [take() for _ in range(min(BATCH, (1 + len(source)) // 2))]
+        return deque(job for job in jobs if job.future.set_running_or_notify_cancel())
+
+    def _work(self, lane: _Lane, batch: deque[_Job]) -> None:
+        """Answers a batch, whatever becomes of the worker meanwhile."""
+        while batch:
+            self._renew(lane)
+            lane.worker.send([job.payload() for job in batch])
+            try:
+                while batch:
+                    answer = lane.worker.answer(self._cfg.wall_seconds)
+                    lane.tired |= answer.pop("tired")
+                    self._resolve(batch.popleft(), _outcome(answer))
+            except Failure as failure:
+                if not self._open:
+                    raise ExecutorError("The executor was closed before it answered.") from failure
+                lane.tired = True
+                self._blame(batch, failure)
+
+    def _renew(self, lane: _Lane) -> None:
+        """Sees to it that the lane's worker serves: replaces one that failed, is tired, or has done its share."""
+        if lane.tired or lane.worker.jobs >= RECYCLE_AFTER:
+            lane.worker.kill()
+            with self._condition:
+                if self._open:
+                    lane.worker, lane.tired = WorkerProcess(self._settings), False
+        try:
+            lane.worker.wait_ready()
+        except Failure as failure:
+            raise ExecutorError(
+                f"A SQL worker does not start ({failure}): see its message above."
+            ) from failure
+
+    def _blame(self, batch: deque[_Job], failure: Failure) -> None:
+        """Settles the job at which a worker failed: a kill is an answer, a crash gets one more try."""
+        job = batch.popleft()
+        on_gold = failure.phase == "gold"
+        with self._condition:
+            self._counts.wall_kills += isinstance(failure, WallClock)
+            self._counts.crashes += not isinstance(failure, WallClock)
+        if isinstance(failure, WallClock):
+            message = f"killed after {self._cfg.wall_seconds} s of wall clock"
+            kind = "timeout"
+        elif job.crashed:
+            message, kind = f"the worker process died of it twice ({failure})", "runtime_error"
+        else:
+            job.crashed = True
+            batch.appendleft(job)
+            return
+        if not on_gold:
+            return self._resolve(job, Outcome(kind, message=message))
+        outcome = Outcome("gold_error", message=f"the gold query failed ({kind}): {message}")
+        self._resolve(job, outcome)
+        for other in [other for other in batch if other.key[::2] == job.key[::2]]:
+            batch.remove(other)
+            self._resolve(other, outcome)
+
+    def _resolve(self, job: _Job, outcome: Outcome) -> None:
+        with self._condition:
+            self._counts.milliseconds.append(outcome.milliseconds)
+            self._counts.timeouts += outcome.kind == "timeout"
+        job.future.set_result(outcome)
+
+
+def _outcome(answer: dict[str, Any]) -> Outcome:
+    for name in ("rows", "gold_rows"):
+        answer[name] = tuple(map(tuple, answer[name]))
+    return Outcome(**answer | {"columns": tuple(answer["columns"])})

@@ -1,0 +1,119 @@
+"""A worker process as its parent sees it: start, send jobs, take answers within a wall clock, kill."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import select
+import subprocess
+import sys
+import time
+from typing import Any
+
+from sqlr1_jax.sql.worker import FrameReader, encode_frame
+
+START_SECONDS = 60.0  # an import on a cold, loaded machine
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+class Failure(Exception):
+    """The worker gave no answer; `phase` says what it was running, gold or prediction."""
+
+    phase = "prediction"
+
+
+class WallClock(Failure):
+    """The worker said nothing for too long."""
+
+
+class Died(Failure):
+    """The worker is gone; the message says how it ended."""
+
+
+class WorkerProcess:
+    """One `python -m sqlr1_jax.sql.worker`: no site packages, no environment, its own session, nothing inherited."""
+
+    def __init__(self, settings: dict[str, Any]):
+        """settings: the fields of config.Execute. The process starts in the background; the first answer waits for it."""
+        self.jobs = 0  # sent so far
+        self._reader = FrameReader()
+        self._process = subprocess.Popen(
+            [sys.executable, "-S", "-P", "-m", "sqlr1_jax.sql.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            cwd="/",
+            env=_environment(),
+            start_new_session=True,  # Ctrl-C is for the parent
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._sink, self._source = self._process.stdin.fileno(), self._process.stdout.fileno()
+        self._poll = select.poll()
+        self._poll.register(self._source, select.POLLIN)
+        self._send(settings)
+        self._ready = False
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def wait_ready(self) -> None:
+        """Waits until the worker serves. Raises Died or WallClock."""
+        if not self._ready:
+            self._receive(START_SECONDS)
+            self._ready = True
+
+    def send(self, jobs: list[dict[str, Any]]) -> None:
+        """Sends jobs, to be answered in order. A worker that is gone shows in `answer`."""
+        self.jobs += len(jobs)
+        self._send(jobs)
+
+    def answer(self, seconds: float) -> dict[str, Any]:
+        """The answer to the next job. Raises WallClock when gold or prediction took so many seconds, Died likewise."""
+        phase = "prediction"
+        try:
+            while "phase" in (message := self._receive(seconds)):
+                phase = message["phase"]
+        except Failure as failure:
+            failure.phase = phase
+            raise
+        return message
+
+    def terminate(self) -> None:
+        """Ends the process now; what waits for its answers sees Died."""
+        self._process.kill()
+
+    def kill(self) -> None:
+        """Ends the process now and takes back all that it held. May be called twice."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def _receive(self, seconds: float) -> dict[str, Any]:
+        deadline = time.monotonic() + seconds
+        while (message := self._reader.next()) is None:
+            if not self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise WallClock
+            data = os.read(self._source, 2**16)
+            if not data:
+                raise Died(f"exit status {self._process.wait()}")
+            self._reader.feed(data)
+        return dict(message)
+
+    def _send(self, message: Any) -> None:
+        data = memoryview(encode_frame(message))
+        try:
+            while data:
+                data = data[os.write(self._sink, data) :]
+        except BrokenPipeError:
+            pass
+
+
+def _environment() -> dict[str, str]:
+    """Nothing of the parent's but where libraries are: no secret can be reached, no setting changes an answer."""
+    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH") if name in os.environ}
+    return kept | {"PYTHONPATH": str(_ROOT), "PYTHONHASHSEED": "0", "TZ": "UTC", "LC_ALL": "C.UTF-8"}
