@@ -89,9 +89,7 @@ class _Databases:
 class _Reader:
     """Turns a source's records into examples, and remembers what it set aside."""
 
-    def __init__(
-        self, spec: str, source: sources.Source, databases: _Databases, excluded: frozenset[str]
-    ) -> None:
+    def __init__(self, spec: str, source: sources.Source, databases: _Databases, excluded: frozenset[str]) -> None:
         self._spec = spec
         self._source = source
         self._databases = databases
@@ -153,9 +151,7 @@ _NO_DATABASE = "no SQLite file for its db_id"
 def _parsed(spec: str) -> tuple[str, str]:
     prefix, _, path = spec.partition(":")
     if prefix not in PREFIXES or not path:
-        raise ExampleError(
-            f"{spec!r} names no data: write PREFIX:PATH, the prefix one of {', '.join(PREFIXES)}."
-        )
+        raise ExampleError(f"{spec!r} names no data: write PREFIX:PATH, the prefix one of {', '.join(PREFIXES)}.")
     return prefix, path
 
 

@@ -110,9 +110,7 @@ def packed(groups: Sequence[Group], length: int) -> Rows:
     sizes = [size(group) for group in groups]
     if groups and max(sizes) > length:
         worst = int(np.argmax(sizes))
-        raise PackingError(
-            f"group {worst} takes {sizes[worst]} tokens, a packed row {length}: raise rows.length."
-        )
+        raise PackingError(f"group {worst} takes {sizes[worst]} tokens, a packed row {length}: raise rows.length.")
     used: list[int] = []
     count: list[int] = []
     pieces = []

@@ -113,12 +113,8 @@ class PromptRenderer:
     def _frame(self) -> tuple[str, str]:
         """What the chat template puts before and after the user's words: it is run once for all prompts."""
         if not self._tokenizer.chat_template:
-            raise PromptError(
-                "the tokenizer has no chat template: take an instruction-tuned model's tokenizer."
-            )
-        text = self._tokenizer.apply_chat_template(
-            self._chat(_STAND_IN), tokenize=False, add_generation_prompt=True
-        )
+            raise PromptError("the tokenizer has no chat template: take an instruction-tuned model's tokenizer.")
+        text = self._tokenizer.apply_chat_template(self._chat(_STAND_IN), tokenize=False, add_generation_prompt=True)
         parts = text.split(_STAND_IN)
         if len(parts) != 2:
             raise PromptError(f"the chat template shows the user's message {len(parts) - 1} times, not once.")
@@ -150,11 +146,7 @@ class PromptRenderer:
         return self._openings[key]
 
     def _written(self, schema_text: str) -> str:
-        return (
-            f"Database schema:\n{schema_text}\n\n"
-            if self._data.instructions == "full"
-            else f"{schema_text}\n"
-        )
+        return f"Database schema:\n{schema_text}\n\n" if self._data.instructions == "full" else f"{schema_text}\n"
 
     def _question(self, example: Example) -> str:
         knowledge, question = example.knowledge.strip(), example.question.strip()
@@ -170,9 +162,7 @@ class PromptRenderer:
 
     def _values(self, example: Example) -> schema.Values:
         if example.database not in self._indices:
-            self._indices[example.database] = retrieval.Index(
-                example.database, self._schema(example.database)
-            )
+            self._indices[example.database] = retrieval.Index(example.database, self._schema(example.database))
         return self._indices[example.database].search(f"{example.question} {example.knowledge}".strip())
 
     def _shared(self, database: Path, form: str, ids: Ints) -> int:
@@ -205,6 +195,4 @@ class PromptRenderer:
             log.warning("%d prompts past %d tokens were given a shorter schema", trimmed, budget)
         if over:
             shown = ", ".join(over[:3])
-            log.warning(
-                "%d prompts are past %d tokens in any schema form, such as %s", len(over), budget, shown
-            )
+            log.warning("%d prompts are past %d tokens in any schema form, such as %s", len(over), budget, shown)

@@ -192,9 +192,7 @@ def _read_keys(connection: sqlite3.Connection, tables: Sequence[Table]) -> list[
     return [key for key in keys if key]
 
 
-def _key(
-    by_name: Mapping[str, Table], table: str, pairs: Sequence[tuple[str, str, str | None]]
-) -> ForeignKey | None:
+def _key(by_name: Mapping[str, Table], table: str, pairs: Sequence[tuple[str, str, str | None]]) -> ForeignKey | None:
     child, parent = by_name[table.lower()], by_name.get(pairs[0][1].lower())
     if parent is None:
         return None

@@ -69,9 +69,7 @@ def execute_golds(examples: Sequence[Example]) -> list[bool]:
         return [outcome.kind == "ok" and outcome.row_count > 0 for outcome in (f.result() for f in futures)]
 
 
-def _draw(
-    examples: Iterable[Example], counts: Mapping[str, int], seed: int
-) -> dict[str, list[tuple[int, Example]]]:
+def _draw(examples: Iterable[Example], counts: Mapping[str, int], seed: int) -> dict[str, list[tuple[int, Example]]]:
     """Of each complexity the examples of smallest hash, in its order; no more than that is held in memory."""
     heaps: dict[str, list[tuple[int, int, Example]]] = {name: [] for name in counts}
     for number, example in enumerate(examples):
@@ -83,9 +81,7 @@ def _draw(
             heapq.heappush(heap, item)
         else:
             heapq.heappushpop(heap, item)
-    return {
-        name: sorted(((-key, e) for key, _, e in heap), key=lambda p: p[0]) for name, heap in heaps.items()
-    }
+    return {name: sorted(((-key, e) for key, _, e in heap), key=lambda p: p[0]) for name, heap in heaps.items()}
 
 
 def _with_rows(

@@ -37,9 +37,7 @@ def open_source(prefix: str, path: str) -> Source:
         return Source(path, None, lambda: _numbered(_hub(path), _from_synsql))
     names, folders, rename = _FORMS[prefix]
     file = _find(prefix, Path(path), names)
-    databases = next(
-        (file.parent / f for f in folders if (file.parent / f).is_dir()), file.parent / folders[0]
-    )
+    databases = next((file.parent / f for f in folders if (file.parent / f).is_dir()), file.parent / folders[0])
     return Source(str(file), databases, lambda: _numbered(_raw(file), rename))
 
 
@@ -166,9 +164,7 @@ def _from_parquet(record: Mapping[str, Any]) -> dict[str, Any]:
 def _question_in(prompt: Iterable[Mapping[str, str]]) -> str:
     """What a prompt's last message asks: behind `Question:`, up to the next heading or the turn's end."""
     text = [message.get("content", "") for message in prompt][-1:]
-    found = re.findall(
-        r"Question:\s*(.*?)\s*(?:\n\n?[A-Z][A-Za-z ]*:\s*\n|<\|im_end\|>|\Z)", "".join(text), re.S
-    )
+    found = re.findall(r"Question:\s*(.*?)\s*(?:\n\n?[A-Z][A-Za-z ]*:\s*\n|<\|im_end\|>|\Z)", "".join(text), re.S)
     return found[-1] if found else ""
 
 
