@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import sqlite3
+from typing import Any
 
 from sqlr1_jax.data.synth.queries import Compound, Query, Rank, Select, With, expression, sql, weaker
 from sqlr1_jax.data.synth.teacher import habit, spoil
 
+Row = tuple[Any, ...]
+
 
 def sound(connection: sqlite3.Connection, query: Query) -> bool:
-    """Whether the gold returns rows, changes without any of its filters and without its DISTINCT, and has no
-    ties that a LIMIT or a rank would break."""
+    """Whether a gold is fit to be asked for on this database.
+
+    It returns rows, changes without any of its filters and without its DISTINCT, and no tie could change what
+    its LIMIT or its rank keeps.
+    """
     rows = _rows(connection, query)
     if not rows or rows[0][-1] in (None, 0) or not _grouped(connection, query, rows):
         return False
@@ -21,12 +27,12 @@ def sound(connection: sqlite3.Connection, query: Query) -> bool:
     return all(_rows(connection, other) != rows for other in weaker(query))
 
 
-def _rows(connection: sqlite3.Connection, query: Query) -> list[tuple]:
+def _rows(connection: sqlite3.Connection, query: Query) -> list[Row]:
     """The result as a sorted list: a multiset."""
     return sorted(connection.execute(sql(query)))
 
 
-def _grouped(connection: sqlite3.Connection, query: Query, rows: list[tuple]) -> bool:
+def _grouped(connection: sqlite3.Connection, query: Query, rows: list[Row]) -> bool:
     """Whether its groups, if any, are several and not each a row."""
     inner = query.inner if isinstance(query, With) else query
     if isinstance(inner, Compound) or not inner.group:

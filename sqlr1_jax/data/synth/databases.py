@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sqlite3
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlr1_jax.data.synth.words import VALUES, Pool
 
@@ -15,7 +15,7 @@ PAGE_BYTES = 512  # the smallest page: thousands of these files are made at the 
 class Column(NamedTuple):
     name: str
     kind: str  # key, link, number, or text
-    values: tuple  # a row's value each: ints, or strings where kind is text
+    values: tuple[Any, ...]  # a row's value each: ints, or strings where kind is text
 
 
 class Table(NamedTuple):
@@ -40,14 +40,14 @@ class Database(NamedTuple):
     links: tuple[Link, ...]
 
     def home(self, column: str) -> str:
-        """The table that has `column`, names being unique in a database; "" for a name that is none of its own."""
+        """The table that has `column`, names being unique; "" for a name that a query made up."""
         return next((table.name for table in self.tables if any(column == c.name for c in table.columns)), "")
 
 
 class _Names:
     """Names drawn without repetition, half of them from the reserved pool where there is one."""
 
-    def __init__(self, rng: random.Random, pool: Pool, reserved: Pool | None):
+    def __init__(self, rng: random.Random, pool: Pool, reserved: Pool | None) -> None:
         self._rng, self._pool, self._reserved = rng, pool, reserved
         self._drawn = [0, 0]  # common, reserved
         self._seen: set[str] = set()
@@ -66,7 +66,7 @@ class _Names:
 
 
 def make(rng: random.Random, pool: Pool, reserved: Pool | None = None) -> Database:
-    """A database of 2–4 tables of 8–20 rows, joined in a chain or a star."""
+    """A database of 2 to 4 tables of 8 to 20 rows, joined in a chain or a star."""
     names = _Names(rng, pool, reserved)
     count = rng.choices((2, 3, 4), (11, 8, 1))[0]
     chain = rng.random() < 0.5
@@ -85,12 +85,12 @@ def _shuffled(rng: random.Random, tables: list[Table], links: list[Link]) -> Dat
     """The same database with its tables, and columns behind the key, in any order."""
     order = rng.sample(range(len(tables)), len(tables))
     place = {old: new for new, old in enumerate(order)}
-    mixed = tuple(
-        Table(tables[i].name, (tables[i].columns[0], *rng.sample(tables[i].columns[1:], len(tables[i].columns) - 1)))
-        for i in order
-    )
+    mixed = []
+    for i in order:
+        key, *rest = tables[i].columns
+        mixed.append(Table(tables[i].name, (key, *rng.sample(rest, len(rest)))))
     moved = [Link(place[a.child], a.column, place[a.parent], a.key) for a in links]
-    return Database(mixed, tuple(sorted(moved)))
+    return Database(tuple(mixed), tuple(sorted(moved)))
 
 
 def _table(rng: random.Random, names: _Names, parent: Table | None) -> Table:
@@ -110,7 +110,7 @@ def _keys(rng: random.Random, rows: int) -> tuple[int, ...]:
     return tuple(sorted(rng.sample(range(start, start + rows + 8), rows)))
 
 
-def _links(rng: random.Random, rows: int, keys: tuple) -> tuple[int, ...]:
+def _links(rng: random.Random, rows: int, keys: tuple[Any, ...]) -> tuple[int, ...]:
     """Keys of the parent, several of them often and some never."""
     used = rng.sample(keys, max(3, len(keys) * 3 // 5))
     return tuple(rng.choices(used, k=rows))
@@ -139,7 +139,8 @@ def build(database: Database) -> sqlite3.Connection:
     for position, table in enumerate(database.tables):
         connection.execute(_create(database, position))
         marks = ", ".join("?" * len(table.columns))
-        connection.executemany(f"INSERT INTO {table.name} VALUES ({marks})", zip(*(c.values for c in table.columns)))
+        rows = zip(*(column.values for column in table.columns), strict=True)
+        connection.executemany(f"INSERT INTO {table.name} VALUES ({marks})", rows)
     connection.execute("COMMIT")
     return connection
 

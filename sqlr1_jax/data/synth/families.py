@@ -32,7 +32,7 @@ class Family(NamedTuple):
 class Draw:
     """Random choices within one database. Raises `IndexError` where a table lacks what is asked for."""
 
-    def __init__(self, rng: random.Random, database: Database):
+    def __init__(self, rng: random.Random, database: Database) -> None:
         self.rng, self.database = rng, database
 
     def table(self) -> Table:
@@ -78,8 +78,8 @@ def _join(link: Link, child: Table, parent: Table, *columns: Expr | Rank) -> Sel
 def _filter(draw: Draw) -> Draft:
     table = draw.table()
     column = draw.shown(table)
-    where = draw.filter(table, column)
-    return Draft(Select((Expr(column),), table.name, where=(where,)), {"t": table.name, "c": column}, (where,))
+    where = (draw.filter(table, column),)
+    return Draft(Select((Expr(column),), table.name, where=where), {"t": table.name, "c": column}, where)
 
 
 def _two_filters(draw: Draw) -> Draft:
@@ -180,9 +180,9 @@ def _bound(draw: Draw, table: Table, group: str, number: str, function: str) -> 
     """A whole number near what `function` gives for one group."""
     columns = {column.name: column.values for column in table.columns}
     chosen = draw.rng.choice(columns[group])
-    numbers = [n for g, n in zip(columns[group], columns[number]) if g == chosen]
-    total = {"max": max, "min": min, "sum": sum, "avg": lambda xs: sum(xs) // len(xs)}[function]
-    return str(total(numbers))
+    numbers = [n for g, n in zip(columns[group], columns[number], strict=True) if g == chosen]
+    measures = {"max": max(numbers), "min": min(numbers), "sum": sum(numbers)}
+    return str(measures.get(function, sum(numbers) // len(numbers)))
 
 
 def _join_filter(draw: Draw) -> Draft:
@@ -216,7 +216,8 @@ def _join_superlative(draw: Draw) -> Draft:
 
 def _join_group(draw: Draw) -> Draft:
     link, child, parent = draw.joined()
-    group, number, function = draw.column(parent, "text"), draw.column(child, "number"), draw.rng.choice(AGGREGATES)
+    group, number = draw.column(parent, "text"), draw.column(child, "number")
+    function = draw.rng.choice(AGGREGATES)
     query = _join(link, child, parent, Expr(group), Expr(number, function))._replace(group=group)
     return Draft(query, {"t": child.name, "u": parent.name, "g": group, "n": number, "a": function})
 
@@ -280,7 +281,7 @@ def _window(draw: Draw) -> Draft:
     return Draft(query, slots | {"c": column, "g": group}, wording="window_group")
 
 
-_SPOILABLE, _PLAIN = 4.15, 5.07  # per cent of the questions: a family which a habit of the teacher can spoil; others
+_SPOILABLE, _PLAIN = 4.15, 5.07  # per cent of the questions: families which a habit can spoil, and others
 
 FAMILIES: dict[str, Family] = {
     "filter": Family("Simple", _PLAIN, _filter),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlr1_jax.data.synth import tokenizer, worker, words
+from sqlr1_jax.data.synth import tokenizer, words, worker
 from sqlr1_jax.data.synth.worker import Job, SynthError
 
 if TYPE_CHECKING:
@@ -42,15 +42,17 @@ def generate(cfg: Synth, seed: int, folder: Path, log: Callable[[str], None] = l
     building.mkdir(parents=True)
     items = _make(cfg, seed, building, log)
     _write_splits(building, items)
-    tokenizer.train(_texts(items), words.names(words.COMMON) + words.names(words.RESERVED), building / "tokenizer")
+    names = (*words.names(words.COMMON), *words.names(words.RESERVED))
+    tokenizer.train(_texts(items), names, building / "tokenizer")
     (building / MARKER).write_text(json.dumps(made, indent=1) + "\n")
     building.rename(folder)
 
 
 def settings(cfg: Synth, seed: int) -> dict[str, Any]:
     """All that decides the content: the processes that share the work do not."""
-    sizes = {f"{split}_{what}": getattr(cfg, f"{split}_{what}") for split in SPLITS for what in ("databases", "questions")}
-    return {"form": FORM, "seed": seed, "teacher_errors": cfg.teacher_errors, **sizes}
+    sizes = [f"{split}_{what}" for split in SPLITS for what in ("databases", "questions")]
+    made = {"form": FORM, "seed": seed, "teacher_errors": cfg.teacher_errors}
+    return made | {size: getattr(cfg, size) for size in sizes}
 
 
 def _complete(folder: Path, made: dict[str, Any]) -> bool:
@@ -66,7 +68,8 @@ def _complete(folder: Path, made: dict[str, Any]) -> bool:
     found = json.loads(marker.read_text())
     differing = [f"{key} is {found.get(key)}, not {made[key]}" for key in made if found.get(key) != made[key]]
     if differing:
-        raise SynthError(f"{folder} was made with other settings: {'; '.join(differing)}. Remove it, or set them back.")
+        why = "; ".join(differing)
+        raise SynthError(f"{folder} was made with other settings: {why}. Remove it, or set them back.")
     return True
 
 
@@ -76,10 +79,9 @@ def _make(cfg: Synth, seed: int, folder: Path, log: Callable[[str], None]) -> di
     shares = max(1, cfg.workers)
     jobs = [Job(str(folder), seed, cfg.teacher_errors, sizes, share, shares) for share in range(shares)]
     items: dict[str, list[dict[str, Any]]] = {split: [{}] * sizes[split][0] for split in SPLITS}
-    total, done = sum(count for count, _ in sizes.values()), 0
-    for item in worker.make(jobs[0]) if shares == 1 else _by_processes(jobs):
+    total = sum(count for count, _ in sizes.values())
+    for done, item in enumerate(worker.make(jobs[0]) if shares == 1 else _by_processes(jobs), 1):
         items[item["split"]][item["index"]] = item
-        done += 1
         if done % 500 == 0 or done == total:
             log(f"data: {done} of {total} databases")
     return items
@@ -99,8 +101,8 @@ def _by_processes(jobs: list[Job]) -> Iterator[dict[str, Any]]:
                     yield json.loads(line)
                     continue
                 waiting.remove(process)
-                if process.wait():
-                    raise SynthError(f"a worker of the synthetic data ended with status {process.returncode}.")
+                if status := process.wait():
+                    raise SynthError(f"a worker of the synthetic data ended with status {status}.")
     finally:
         for process in processes:
             process.kill()

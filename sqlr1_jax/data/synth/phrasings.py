@@ -1,9 +1,9 @@
 """Questions in words: several phrasings a family, each with SynSQL's name for its style.
 
-Slots: t the table (u: the parent it is joined to), c the column shown, g the one grouped by, n the number, a an
-aggregate's word, s a superlative, k a count, o above or below; f and w the first filter after "with" and after
-"whose", h and x the second; r the filter, if any, with the word that introduces it. A "Vague" phrasing names no
-table. Every name follows a space, so that it is the same token as in the schema.
+Slots: t the table (u: the parent it is joined to), c the column shown, g the one grouped by, n the number,
+a an aggregate's word, s a superlative, k a count, m a bound, o above or below; f and w the first filter
+after "with" and after "whose", h and x the second; r the filter, if any, with the word that introduces it. A
+"Vague" phrasing names no table. Every name follows a space, so that it is the same token as in the schema.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ VAGUE = "Vague"
 VAGUE_SHARE = 0.30  # of the questions of a family that has vague phrasings: a quarter of all
 
 _EXTREMES = {"max": ("highest", "largest", "greatest"), "min": ("lowest", "smallest", "least")}
-_AGGREGATES = {"max": ("highest", "maximum"), "min": ("lowest", "minimum"), "avg": ("average", "mean"), "sum": ("total",)}
+_AGGREGATES = {
+    "max": ("highest", "maximum"),
+    "min": ("lowest", "minimum"),
+    "avg": ("average", "mean"),
+    "sum": ("total",),
+}
 _OPS = {
     ">": ("over", "above", "more than"),
     "<": ("under", "below", "less than"),
@@ -230,7 +235,7 @@ def _slots(rng: random.Random, draft: Draft, vague: bool) -> dict[str, str]:
         slots["set"] = {"intersect": "and also", "except": "but not"}[slots["set"]]
     if "in" in slots:
         slots["some"] = "no" if slots["in"] == "no" else "some"
-    for condition, (with_, whose) in zip(draft.filters, (("f", "w"), ("h", "x"))):
+    for condition, (with_, whose) in zip(draft.filters, (("f", "w"), ("h", "x")), strict=False):
         slots[with_], slots[whose] = _filter_words(rng, condition)
     slots |= {"r": "", "and_r": ""}
     if draft.filters:

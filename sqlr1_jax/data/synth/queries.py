@@ -6,7 +6,7 @@ Every table and column name is preceded by exactly one space, so that a name is 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 
 class Expr(NamedTuple):
@@ -19,23 +19,23 @@ class Expr(NamedTuple):
 
 
 class Rank(NamedTuple):
-    """A row's rank by `column`, in each `group` where there is one; `name` is its alias."""
+    """A row's rank by `column`, in each `group` where there is one."""
 
     column: str
     descending: bool
     group: str = ""
-    name: str = ""
+    alias: str = ""
 
 
 class Condition(NamedTuple):
     left: Expr
     op: str
-    right: Union[str, "Select"]  # a literal as SQL writes it, or a subquery
+    right: str | Select  # a literal as SQL writes it, or a subquery
 
 
 class Select(NamedTuple):
     columns: tuple[Expr | Rank, ...]
-    table: Union[str, "Select"]  # a name, or a subquery
+    table: str | Select  # a name, or a subquery
     parent: str = ""  # a second table, joined
     on: tuple[str, str] = ("", "")  # column of `table`, key of `parent`
     where: tuple[Condition, ...] = ()
@@ -87,21 +87,24 @@ def _clauses(query: Select) -> Iterator[str]:
     if query.having:
         yield "HAVING " + " AND ".join(map(_condition, query.having))
     if query.order:
-        yield f"ORDER BY {query.order} {'DESC' if query.descending else 'ASC'}"
+        yield _order(query.order, query.descending)
     if query.limit:
         yield f"LIMIT {query.limit}"
 
 
 def expression(column: Expr | Rank) -> str:
     """A selected thing as SQL."""
+    alias = f" AS {column.alias}" if column.alias else ""
     if isinstance(column, Rank):
         part = f"PARTITION BY {column.group} " if column.group else ""
-        name = f" AS {column.name}" if column.name else ""
-        return f"rank( ) OVER ( {part}ORDER BY {column.column} {'DESC' if column.descending else 'ASC'} ){name}"
+        return f"rank( ) OVER ( {part}{_order(column.column, column.descending)} ){alias}"
     if not column.function:
         return column.column
-    alias = f" AS {column.alias}" if column.alias else ""
     return f"{column.function}( {'DISTINCT ' if column.distinct else ''}{column.column or '*'} ){alias}"
+
+
+def _order(column: str, descending: bool) -> str:
+    return f"ORDER BY {column} {'DESC' if descending else 'ASC'}"
 
 
 def _condition(condition: Condition) -> str:
@@ -113,11 +116,11 @@ def weaker(query: Query) -> Iterator[Query]:
     """The query with one filter removed, for each of its filters, those of its parts too."""
     if isinstance(query, Compound):
         yield from (query.left, query.right)
-        yield from (query._replace(left=left) for left in weaker(query.left))
-        yield from (query._replace(right=right) for right in weaker(query.right))
+        yield from (query._replace(left=left) for left in _weaker_select(query.left))
+        yield from (query._replace(right=right) for right in _weaker_select(query.right))
     elif isinstance(query, With):
-        yield from (query._replace(inner=inner) for inner in weaker(query.inner))
-        yield from (query._replace(outer=outer) for outer in weaker(query.outer))
+        yield from (query._replace(inner=inner) for inner in _weaker_select(query.inner))
+        yield from (query._replace(outer=outer) for outer in _weaker_select(query.outer))
     else:
         yield from _weaker_select(query)
 
@@ -128,7 +131,8 @@ def _weaker_select(query: Select) -> Iterator[Select]:
         yield query._replace(where=rest)
         if isinstance(condition.right, Select):
             for right in _weaker_select(condition.right):
-                yield query._replace(where=(*query.where[:i], condition._replace(right=right), *query.where[i + 1 :]))
+                weakened = condition._replace(right=right)
+                yield query._replace(where=(*query.where[:i], weakened, *query.where[i + 1 :]))
     for i in range(len(query.having)):
         yield query._replace(having=query.having[:i] + query.having[i + 1 :])
     if isinstance(query.table, Select):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlr1_jax.data.synth.queries import Compound, Expr, Query, Select, With
 
-EXTRA_COLUMN = "extra_column"  # also selects the column by which it ordered, or which it compared to an aggregate
+EXTRA_COLUMN = "extra_column"  # also selects the column it ordered by, or compared to an aggregate
 DROPPED_DISTINCT = "dropped_distinct"
 HABITS = (EXTRA_COLUMN, DROPPED_DISTINCT)
 

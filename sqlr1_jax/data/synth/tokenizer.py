@@ -1,14 +1,16 @@
-"""A small tokenizer whose words are whole tokens: byte-level BPE without merges, over pieces of our own.
+"""A small tokenizer whose words are whole tokens, with Qwen2.5's special tokens and a ChatML template of our own.
 
-A known piece (a name with the space before it, a quoted value, a word, a digit, a mark of the answer form) is one
-token; an unknown one is its bytes. Qwen2.5's special tokens and a ChatML template are with it, so that everything
-that loads a Qwen2.5 tokenizer loads this one.
+Its vocabulary is the 256 bytes; a known piece (a name with the space before it, a quoted value, a word, a mark of
+the answer form) is an *added* token, the longest at a place winning, and anything else is its bytes. Added tokens,
+not merges, because transformers rebuilds the splitting rules of every tokenizer that lies beside a Qwen2 model, and
+keeps the added tokens alone: so an exported model reads text as it was trained to.
 """
 
 from __future__ import annotations
 
 import collections
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,14 +20,11 @@ if TYPE_CHECKING:
 
 END, PAD = "<|im_end|>", "<|endoftext|>"
 
-SPECIAL = tuple(
-    f"<|{name}|>"
-    for name in """endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start quad_end
-    vision_start vision_end vision_pad image_pad video_pad""".split()
-)
-ADDED = ("<tool_call>", "</tool_call>") + tuple(
-    f"<|{name}|>" for name in "fim_prefix fim_middle fim_suffix fim_pad repo_name file_sep".split()
-)
+_SPECIAL_NAMES = """endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start
+    quad_end vision_start vision_end vision_pad image_pad video_pad"""
+SPECIAL = tuple(f"<|{name}|>" for name in _SPECIAL_NAMES.split())
+_CODE_NAMES = "fim_prefix fim_middle fim_suffix fim_pad repo_name file_sep"
+ADDED = ("<tool_call>", "</tool_call>", *(f"<|{name}|>" for name in _CODE_NAMES.split()))
 
 MARKS = (
     "<think>\n",
@@ -43,7 +42,25 @@ MARKS = (
     "assistant\n",
     "\n-",
 )
-PIECES = "|".join(MARKS) + r"| ?'[A-Za-z]+'| ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]|\s"
+PHRASES = (  # SQL's fixed groups of words
+    " GROUP BY",
+    " ORDER BY",
+    " PARTITION BY",
+    " count( * )",
+    " count( DISTINCT",
+    " count(",
+    " max(",
+    " min(",
+    " avg(",
+    " sum(",
+    " rank( ) OVER (",
+    " ( SELECT",
+    "SELECT DISTINCT",
+)
+PIECES = re.compile(
+    "|".join(re.escape(text) for text in (*MARKS, *PHRASES))
+    + r"| ?'[A-Za-z]+'| ?[A-Za-z]+| ?[0-9]| [<>]=?| ?[^\sA-Za-z0-9]"
+)
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -71,30 +88,23 @@ def train(texts: Iterable[str], names: Sequence[str], folder: Path) -> None:
 
 
 def _pieces(texts: Iterable[str], names: Sequence[str]) -> list[str]:
-    """Pieces that become tokens, as byte-level symbols, without repetition and in a fixed order."""
-    split = _splitter()
-    counts = collections.Counter(piece for text in texts for piece, _ in split.pre_tokenize_str(text))
-    frequent = [piece for piece, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])) if count > 1]
-    always = [piece for text in (*MARKS, *(f" {name}" for name in names)) for piece, _ in split.pre_tokenize_str(text)]
-    digits = [piece for digit in range(10) for piece, _ in split.pre_tokenize_str(f"{digit} {digit}")]
-    return list(dict.fromkeys((*digits, *always, *frequent)))
-
-
-def _splitter():  # type: ignore[no-untyped-def]  # of tokenizers, which is imported late
-    from tokenizers import Regex
-    from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
-
-    return Sequence([Split(Regex(PIECES), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
+    """Pieces longer than a byte that become tokens, without repetition and in a fixed order."""
+    digits = [f" {digit}" for digit in range(10)]
+    counts = collections.Counter(piece for text in texts for piece in PIECES.findall(text))
+    frequent = sorted(
+        (piece for piece in counts if counts[piece] > 1), key=lambda piece: (-counts[piece], piece)
+    )
+    pieces = dict.fromkeys((*MARKS, *PHRASES, *digits, *(f" {name}" for name in names), *frequent))
+    return [piece for piece in pieces if len(piece.encode()) > 1]
 
 
 def _tokenizer(pieces: Sequence[str]) -> Tokenizer:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    symbols = dict.fromkeys((*sorted(pre_tokenizers.ByteLevel.alphabet()), *pieces))
-    vocabulary = {symbol: i for i, symbol in enumerate(symbols)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
-    tokenizer.pre_tokenizer = _splitter()
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ADDED])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in (*ADDED, *pieces)])
     return tokenizer

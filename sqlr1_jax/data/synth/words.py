@@ -39,34 +39,39 @@ class Pool(NamedTuple):
 
 def _pool(tables: str, keys: str, links: str, numbers: str, texts: dict[str, str]) -> Pool:
     named = tuple((word, kind) for kind, words in texts.items() for word in words.split())
-    return Pool(*(tuple(words.split()) for words in (tables, keys, links, numbers)), named)
+    return Pool(
+        tuple(tables.split()), tuple(keys.split()), tuple(links.split()), tuple(numbers.split()), named
+    )
 
 
 COMMON = _pool(
-    tables="""dogs cats birds ships trains planes trucks cars bikes boats houses farms schools shops banks hotels
-        museums theaters gardens parks bridges rivers lakes islands mountains villages clubs teams players coaches
-        doctors nurses patients teachers students pupils classes courses lessons exams books novels songs albums
-        movies games toys tools machines engines robots phones laptops cameras clocks lamps chairs desks beds
-        carpets shirts shoes hats coats rings coins stamps letters parcels orders invoices tickets flights trips
-        tours guests visitors members workers drivers pilots sailors farmers bakers cooks painters writers singers
-        dancers actors lawyers judges soldiers knights kings queens wizards dragons planets stars comets rockets
-        satellites labs samples plants trees flowers seeds fruits cakes pizzas drinks wines recipes kitchens
-        stores markets factories offices projects meetings contracts loans payments buildings towers castles
-        stadiums matches races medals events concerts festivals videos blogs websites servers sensors batteries""",
-    keys="""code tag badge serial label ticket slot barcode token stub marker plate folio docket handle cipher
-        stencil pin sku imprint registry""",
-    links="""keeper owner maker holder seller buyer host sponsor leader manager mentor tutor supplier vendor dealer
-        founder captain trainer guardian agent broker carrier editor publisher producer director inspector
-        helper partner rival parent landlord tenant donor steward curator planner builder designer sender
-        receiver ranger warden porter""",
-    numbers="""age price weight height width depth length speed power score points salary income budget cost fee
-        debt profit tax rent capacity volume area distance mileage altitude voltage wattage pressure calories
-        sugar salt stock supply demand seats rooms floors doors wheels pages chapters lines copies prints likes
-        views votes wins losses goals fouls assists laps yards miles hours minutes days weeks months years
-        temperature humidity rainfall snowfall strength stamina agility health mana luck charm wisdom
-        bonus discount deposit balance interest quota margin turnover headcount intake output yield acreage
-        crew staff fans followers visits bookings returns repairs defects errors warnings delays crashes
-        population density latency bandwidth memory storage lumens decibels carats proof""",
+    tables="""dogs cats birds ships trains planes trucks cars bikes boats houses farms schools shops banks
+        hotels museums theaters gardens parks bridges rivers lakes islands mountains villages clubs
+        teams players coaches doctors nurses patients teachers students pupils classes courses lessons
+        exams books novels songs albums movies games toys tools machines engines robots phones laptops
+        cameras clocks lamps chairs desks beds carpets shirts shoes hats coats rings coins stamps
+        letters parcels orders invoices tickets flights trips tours guests visitors members workers
+        drivers pilots sailors farmers bakers cooks painters writers singers dancers actors lawyers
+        judges soldiers knights kings queens wizards dragons planets stars comets rockets satellites
+        labs samples plants trees flowers seeds fruits cakes pizzas drinks wines recipes kitchens stores
+        markets factories offices projects meetings contracts loans payments buildings towers castles
+        stadiums matches races medals events concerts festivals videos blogs websites servers sensors
+        batteries""",
+    keys="""code tag badge serial label ticket slot barcode token stub marker plate folio docket handle
+        cipher stencil pin sku imprint registry""",
+    links="""keeper owner maker holder seller buyer host sponsor leader manager mentor tutor supplier vendor
+        dealer founder captain trainer guardian agent broker carrier editor publisher producer director
+        inspector helper partner rival parent landlord tenant donor steward curator planner builder
+        designer sender receiver ranger warden porter""",
+    numbers="""age price weight height width depth length speed power score points salary income budget cost
+        fee debt profit tax rent capacity volume area distance mileage altitude voltage wattage pressure
+        calories sugar salt stock supply demand seats rooms floors doors wheels pages chapters lines
+        copies prints likes views votes wins losses goals fouls assists laps yards miles hours minutes
+        days weeks months years temperature humidity rainfall snowfall strength stamina agility health
+        mana luck charm wisdom bonus discount deposit balance interest quota margin turnover headcount
+        intake output yield acreage crew staff fans followers visits bookings returns repairs defects
+        errors warnings delays crashes population density latency bandwidth memory storage lumens
+        decibels carats proof""",
     texts={
         "color": "color shade tint paint coating dye hue varnish ink ribbon trim",
         "place": "city town home origin port region birthplace capital venue district county",
@@ -85,13 +90,12 @@ COMMON = _pool(
 
 RESERVED = _pool(
     tables="""goats ponies canoes ferries vans tractors barns chapels temples harbors valleys deserts canyons
-        guilds armies pirates hunters miners tailors barbers chemists violins drums guitars statues kettles
-        mirrors candles jackets necklaces""",
+        guilds armies pirates hunters miners tailors barbers chemists violins drums guitars statues
+        kettles mirrors candles jackets necklaces""",
     keys="crate rune glyph locker pouch seal",
     links="coach patron butler shepherd chief tracer escort courier scout envoy lender",
-    numbers="""thickness torque horsepower brightness hunger courage stress traffic revenue tuition
-        overtime vacancies branches layers petals drawers shelves pockets windows kilograms gallons
-        inches""",
+    numbers="""thickness torque horsepower brightness hunger courage stress traffic revenue tuition overtime
+        vacancies branches layers petals drawers shelves pockets windows kilograms gallons inches""",
     texts={
         "color": "tone glaze enamel",
         "place": "hometown province shrine",

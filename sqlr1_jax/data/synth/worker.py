@@ -1,9 +1,12 @@
-"""Makes a share of the databases and their questions: `python -m sqlr1_jax.data.synth.worker`, a job as JSON on
-standard input, one line of JSON a database on standard output. Never imports JAX.
+"""Makes a share of the databases and their questions.
+
+`python -m sqlr1_jax.data.synth.worker` takes a job as JSON on standard input and writes one line of JSON a
+database on standard output. Never imports JAX.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import random
@@ -11,7 +14,7 @@ import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlr1_jax.data.synth import databases, phrasings, teacher, words
 from sqlr1_jax.data.synth.checks import sound
@@ -64,40 +67,47 @@ def assign(seed: int, split: str, count: int) -> list[str]:
     return deck
 
 
+class _Question(NamedTuple):
+    family: str
+    draft: Draft
+    text: str
+    style: str
+
+
 def _database(job: Job, split: str, index: int, families: list[str]) -> dict[str, Any]:
     """The first database in this place on which every family finds a sound question."""
     name = f"{split}_{index:05d}"
     for attempt in range(_DATABASES):
         rng = random.Random(f"{job.seed}/{split}/{index}/{attempt}")
         database = databases.make(rng, words.COMMON, words.RESERVED if split == NEW_NAMES else None)
-        connection = databases.build(database)
-        try:
-            drawn = _questions(rng, database, connection, families)
-            if drawn:
-                databases.save(connection, Path(job.folder) / "databases" / name / f"{name}.sqlite")
-                records = [_record(job, split, index, k, name, *one) for k, one in enumerate(drawn)]
-                return {"split": split, "index": index, "schema": databases.compact(database), "records": records}
-        finally:
-            connection.close()
-    raise SynthError(f"no database in place {index} of {split} carries all of {families} after {_DATABASES} tries")
-
-
-Drawn = tuple[str, Draft, str, str, databases.Database]  # family, draft, question, style
+        with contextlib.closing(databases.build(database)) as connection:
+            questions = _questions(rng, database, connection, families)
+            if len(questions) < len(families):
+                continue
+            databases.save(connection, Path(job.folder) / "databases" / name / f"{name}.sqlite")
+        records = [
+            {"id": f"{split}-{index:06d}-{place:02d}", "db_id": name}
+            | _record(job, split, index, place, one, database)
+            for place, one in enumerate(questions)
+        ]
+        return {"split": split, "index": index, "schema": databases.compact(database), "records": records}
+    raise SynthError(
+        f"{split}, place {index}: no database of {_DATABASES} carries all of {', '.join(families)}."
+    )
 
 
 def _questions(
     rng: random.Random, database: databases.Database, connection: sqlite3.Connection, families: list[str]
-) -> list[Drawn]:
-    """A question for each family, all different; none at all where one family finds none."""
-    draw, seen, drawn = Draw(rng, database), set[str](), []
+) -> list[_Question]:
+    """A question for each family, all different; fewer where one family finds none."""
+    draw, seen, questions = Draw(rng, database), set[str](), list[_Question]()
     for family in families:
         draft = _sound_draft(draw, family, connection, seen)
         if draft is None:
-            return []
+            break
         seen.add(sql(draft.query))
-        question, style = phrasings.ask(rng, draft.wording or family, draft)
-        drawn.append((family, draft, question, style, database))
-    return drawn
+        questions.append(_Question(family, draft, *phrasings.ask(rng, draft.wording or family, draft)))
+    return questions
 
 
 def _sound_draft(draw: Draw, family: str, connection: sqlite3.Connection, seen: set[str]) -> Draft | None:
@@ -112,25 +122,23 @@ def _sound_draft(draw: Draw, family: str, connection: sqlite3.Connection, seen: 
 
 
 def _record(
-    job: Job, split: str, index: int, place: int, db_id: str, family: str, draft: Draft, question: str, style: str,
-    database: databases.Database,
+    job: Job, split: str, index: int, place: int, question: _Question, database: databases.Database
 ) -> dict[str, Any]:
-    """A record in SynSQL's form, its gold spoiled or not by a draw of its own."""
-    identity = f"{split}-{index:06d}-{place:02d}"
-    habit = teacher.habit(draft.query)
-    luck = random.Random(f"{job.seed}/{identity}/teacher").random()
+    """A record in SynSQL's form; in the cold start its gold is spoiled or not by a draw of its own."""
+    query = question.draft.query
+    habit = teacher.habit(query)
+    luck = random.Random(f"{job.seed}/{split}/{index}/{place}/teacher").random()
     spoiled = split == COLD_START and bool(habit) and luck < job.teacher_errors
-    query = teacher.spoil(draft.query) if spoiled else draft.query
+    if spoiled:
+        query = teacher.spoil(query)
     record = {
-        "id": identity,
-        "db_id": db_id,
-        "sql_complexity": FAMILIES[family].complexity,
-        "question_style": style,
-        "question": question,
+        "sql_complexity": FAMILIES[question.family].complexity,
+        "question_style": question.style,
+        "question": question.text,
         "external_knowledge": "",
         "cot": reason(query, database.home),
         "sql": sql(query),
-        "family": family,
+        "family": question.family,
         "habit": habit,
     }
     return record | {"spoiled": spoiled} if split == COLD_START else record
