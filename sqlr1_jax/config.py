@@ -46,7 +46,7 @@ class Model:
     remat: str = "none"  # none: keep every residual; full: keep each layer's input alone
     query_chunk: int = 0  # queries at a time in attention, 0 for all: bounds the [T, S] scores
     ffw_chunks: int = 1  # time chunks of the feed-forward: at long rows it holds the peak
-    logits_chunk: int = 1024  # places at a time whose logits exist
+    logits_chunk: int = 1024  # places at a time whose logits exist, 0 for all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,3 +225,152 @@ class Config:
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
     export: Export = Export()
+
+
+# Keys that change nothing that a run has already done, so that it may resume under others.
+FREE_ON_RESUME = (
+    "stages", "cold_start.steps", "grpo.steps", "evaluate.every", "checkpoint.every", "checkpoint.keep",
+    "execute.workers", "export.step", "export.dtype", "export.shard_gigabytes", "data.synth.workers",
+)  # fmt: skip
+
+
+def default() -> ConfigDict:
+    """The settings' defaults as a ConfigDict, for a config file to change and to return."""
+    return _thaw(Config())
+
+
+def _thaw(node: Any) -> Any:
+    if not dataclasses.is_dataclass(node):
+        return node
+    return ConfigDict({f.name: _thaw(getattr(node, f.name)) for f in dataclasses.fields(node)})
+
+
+def freeze(tree: ConfigDict | dict) -> Config:
+    """A checked `Config` from a ConfigDict (or the plain dict that config.json holds).
+
+    Raises:
+      ConfigError: a key that does not exist (with the one that was meant), a value of another type or out of range.
+    """
+    cfg = _freeze(tree.to_dict() if isinstance(tree, ConfigDict) else tree, Config, "")
+    check(cfg)
+    return cfg
+
+
+def _freeze(values: dict, cls: type, path: str) -> Any:
+    types = typing.get_type_hints(cls)
+    for key in values:
+        if key not in types:
+            close = difflib.get_close_matches(key, types, n=1)
+            meant = f" Did you mean config.{path}{close[0]}?" if close else f" There are: {', '.join(types)}."
+            raise ConfigError(f"config.{path}{key} does not exist.{meant}")
+    return cls(**{key: _value(value, types[key], f"{path}{key}") for key, value in values.items()})
+
+
+def _value(value: Any, want: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(want):
+        if not isinstance(value, dict):
+            raise ConfigError(f"config.{path} is {value!r}; it is a group of settings: set config.{path}.NAME.")
+        return _freeze(value, typing.cast(type, want), path + ".")
+    if typing.get_origin(want) is tuple:
+        value = (value,) if isinstance(value, str) else value
+        if not isinstance(value, (tuple, list)) or not all(isinstance(item, str) for item in value):
+            raise ConfigError(f"config.{path} is {value!r}; it takes a tuple of names, as in ('a', 'b').")
+        return tuple(value)
+    if want is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not want:
+        raise ConfigError(f"config.{path} is {value!r}, a {type(value).__name__}; it takes a {want.__name__}.")
+    return value
+
+
+CHOICES: dict[str, tuple] = {
+    "model.size": SIZES,
+    "model.param_dtype": ("float32", "bfloat16"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "full"),
+    "data.form": ("reasoning", "direct"),
+    "data.schema": ("compact", "fixed", "retrieved"),
+    "data.instructions": ("brief", "full"),
+    "cold_start.rows.layout": ("strided", "packed"),
+    "grpo.rows.layout": ("strided", "packed"),
+    "cold_start.optimizer.name": ("adamw", "muon"),
+    "grpo.optimizer.name": ("adamw", "muon"),
+    "cold_start.optimizer.schedule": ("constant", "cosine", "linear"),
+    "grpo.optimizer.schedule": ("constant", "cosine", "linear"),
+    "grpo.aggregation": ("token", "sample", "constant"),
+    "grpo.old_logprobs": ("sampler", "trainer"),
+    "grpo.advantage.normalise": ("group", "none", "parts"),
+    "grpo.advantage.keep": ("mixed", "all"),
+    "grpo.reward.length_unit": ("characters", "tokens"),
+    "grpo.reward.rule": ("spider", "bird", "strict"),
+    "grpo.reward.empty_match": ("mismatch", "match"),
+    "evaluate.rule": ("spider", "bird", "strict"),
+    "export.dtype": ("", "float32", "bfloat16"),
+}
+LOWER_BOUNDS: dict[str, float] = {
+    "mesh.replica": 1, "mesh.tensor": 1, "model.ffw_chunks": 1, "model.logits_chunk": 0,
+    "data.limit": 0, "data.max_prompt_tokens": 1, "data.synth.workers": 1,
+    "data.synth.heldout_databases": 1, "data.synth.heldout_questions": 1,
+    "cold_start.steps": 0, "cold_start.databases": 1, "cold_start.questions": 1, "cold_start.rows.per_microbatch": 1,
+    "grpo.steps": 0, "grpo.prompts": 1, "grpo.samples": 2, "grpo.sampling.temperature": 1e-3,
+    "grpo.sampling.max_tokens": 1, "grpo.clip": 0, "grpo.clip_high": 0, "grpo.rows.per_microbatch": 1,
+    "execute.workers": 1, "execute.max_steps": 1000, "execute.wall_seconds": 0.1, "execute.max_rows": 1,
+    "evaluate.every": 0, "evaluate.subset": 1, "evaluate.votes": 1, "evaluate.temperature": 1e-3,
+    "evaluate.prompts": 1, "checkpoint.every": 0, "checkpoint.keep": 1, "export.shard_gigabytes": 1e-6,
+}  # fmt: skip
+
+
+def get(cfg: Any, path: str) -> Any:
+    """The value at a dotted path of a config, as in get(cfg, "grpo.sampling.top_p")."""
+    for name in path.split("."):
+        cfg = getattr(cfg, name)
+    return cfg
+
+
+def check(cfg: Config) -> None:
+    """Raises ConfigError for the first setting that cannot work."""
+    for path, allowed in CHOICES.items():
+        _one_of(path, get(cfg, path), allowed)
+    for path, low in LOWER_BOUNDS.items():
+        _at_least(path, get(cfg, path), low)
+    for stage in cfg.stages:
+        _one_of("stages", stage, STAGES)
+    for name in ("train", "cold_start", "evaluate"):
+        _check_source(f"data.{name}", getattr(cfg.data, name))
+    if not 0 <= cfg.data.synth.teacher_errors <= 1:
+        raise ConfigError(f"config.data.synth.teacher_errors is {cfg.data.synth.teacher_errors}; it is a fraction, 0 to 1.")
+    if not 0 < cfg.grpo.sampling.top_p <= 1:
+        raise ConfigError(f"config.grpo.sampling.top_p is {cfg.grpo.sampling.top_p}; it takes 0 < top_p ≤ 1.")
+    if cfg.export.step not in ("best", "last") and not cfg.export.step.isdigit():
+        raise ConfigError(f"config.export.step is {cfg.export.step!r}; it takes best, last or a step's number.")
+
+
+def _check_source(key: str, spec: str) -> None:
+    prefix, colon, path = spec.partition(":")
+    if not colon:
+        raise ConfigError(f"config.{key} is {spec!r}; it takes PREFIX:PATH, as in spider:/data/spider.")
+    _one_of(key, prefix, SOURCES)
+    if prefix != "synth" and not path:
+        raise ConfigError(f"config.{key} is {spec!r}: the path behind the prefix is missing.")
+
+
+def as_dict(cfg: Config) -> dict:
+    """The tree as plain dicts and lists, as config.json holds it."""
+    return dataclasses.asdict(cfg)
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """One line for each setting that differs and may not when a run resumes."""
+    lines = []
+    for path, before in _leaves(old, ""):
+        after = get(new, path)
+        if before != after and path not in FREE_ON_RESUME:
+            lines.append(f"config.{path}: {before!r} in the run, {after!r} now")
+    return lines
+
+
+def _leaves(node: Any, path: str) -> list[tuple[str, Any]]:
+    if not dataclasses.is_dataclass(node):
+        return [(path, node)]
+    dotted = f"{path}." if path else ""
+    return [leaf for f in dataclasses.fields(node) for leaf in _leaves(getattr(node, f.name), dotted + f.name)]

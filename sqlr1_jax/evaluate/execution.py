@@ -1,0 +1,133 @@
+"""Execution accuracy: greedy, by vote of n, pass@n, what the outcomes were, and the gain between two evaluations."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sqlr1_jax.data import answer
+from sqlr1_jax.data.example import Example
+from sqlr1_jax.sql.executor import Executor, Outcome
+from sqlr1_jax.sql.vote import vote
+
+# In evaluation two empty results are equal, as the official metrics say (sql-r1.md §2).
+RIGHT = ("match", "match_empty")
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One completion, judged."""
+
+    text: str
+    sql: str | None
+    outcome: Outcome
+
+    @property
+    def right(self) -> bool:
+        return self.outcome.kind in RIGHT
+
+
+def judge(
+    executor: Executor, examples: Sequence[Example], texts: Sequence[Sequence[str]], form: str, rule: str
+) -> list[list[Candidate]]:
+    """Runs every completion's SQL beside its gold; an answer that cannot be read is an outcome like any other.
+
+    Nothing of the gold reaches the prediction: what runs is what the completion says, to the character (defect 12).
+    """
+    pending = []
+    for example, group in zip(examples, texts, strict=True):
+        for text in group:
+            said = answer.read(text, form)
+            future = None
+            if said.sql is not None:
+                future = executor.submit(example.database, said.sql, example.sql, rule)
+            pending.append((text, said, future))
+    judged = iter(
+        Candidate(text, said.sql, future.result() if future else Outcome(said.problem)) for text, said, future in pending
+    )
+    return [[next(judged) for _ in group] for group in texts]
+
+
+def winner(candidates: Sequence[Candidate]) -> Candidate:
+    """The vote's answer: the largest group of equal results, its first member; the first candidate if none ran."""
+    place = vote([candidate.outcome for candidate in candidates])
+    return candidates[place or 0]
+
+
+def accuracy(flags: Iterable[bool]) -> float:
+    """The fraction that is True; nan of nothing."""
+    values = list(flags)
+    return sum(values) / len(values) if values else float("nan")
+
+
+def breakdown(
+    examples: Sequence[Example], right: Sequence[bool], by: Callable[[Example], str]
+) -> dict[str, dict[str, float]]:
+    """{name: {n, ex}} of the examples grouped by a label."""
+    groups: dict[str, list[bool]] = collections.defaultdict(list)
+    for example, flag in zip(examples, right, strict=True):
+        groups[by(example)].append(flag)
+    return {name: {"n": len(flags), "ex": accuracy(flags)} for name, flags in sorted(groups.items())}
+
+
+def summary(examples: Sequence[Example], right: Sequence[bool]) -> dict[str, Any]:
+    """Accuracy over all, and by family, habit, complexity and style."""
+    return {
+        "all": {"n": len(right), "ex": accuracy(right)},
+        "by_family": breakdown(examples, right, lambda e: e.family),
+        "by_habit": breakdown(examples, right, lambda e: e.habit),
+        "by_complexity": breakdown(examples, right, lambda e: e.complexity),
+        "by_style": breakdown(examples, right, lambda e: e.style),
+    }
+
+
+def histogram(candidates: Iterable[Candidate]) -> dict[str, int]:
+    """How often each outcome came."""
+    return dict(sorted(collections.Counter(candidate.outcome.kind for candidate in candidates).items()))
+
+
+def paired_gain(
+    before: Mapping[str, bool], after: Mapping[str, bool], cluster: Mapping[str, str], draws: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean gain in accuracy and its 95 % interval, resampling whole databases.
+
+    Args:
+      before: right or wrong by item id.
+      after: the same items, later or by another way.
+      cluster: the database of each item; items of one database are not independent.
+      draws: bootstrap samples.
+      seed: of the bootstrap.
+    """
+    if before.keys() != after.keys():
+        raise ValueError(f"the evaluations differ in {len(before.keys() ^ after.keys())} items; pair the same ones")
+    gains: dict[str, list[int]] = collections.defaultdict(list)
+    for item in before:
+        gains[cluster[item]].append(int(after[item]) - int(before[item]))
+    totals = np.asarray([[sum(values), len(values)] for _, values in sorted(gains.items())], float)
+    picks = np.random.default_rng(seed).integers(len(totals), size=(draws, len(totals)))
+    sums = totals[picks].sum(axis=1)
+    low, high = np.percentile(sums[:, 0] / sums[:, 1], [2.5, 97.5])
+    return float(totals[:, 0].sum() / totals[:, 1].sum()), float(low), float(high)
+
+
+def record(example: Example, name: str, chosen: Candidate, candidates: Sequence[Candidate] = ()) -> dict[str, Any]:
+    """One line of evaluation/<stage>/*.jsonl."""
+    line = {
+        "id": example.id, "set": name, "db_id": example.db_id, "question": example.question, "gold": example.sql,
+        "family": example.family, "habit": example.habit, "style": example.style, "text": chosen.text,
+        "sql": chosen.sql, "outcome": chosen.outcome.kind,
+    }  # fmt: skip
+    if candidates:
+        line["candidates"] = [{"text": c.text, "sql": c.sql, "outcome": c.outcome.kind} for c in candidates]
+    return line
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of an evaluation's JSONL."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

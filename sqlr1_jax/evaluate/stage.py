@@ -1,0 +1,132 @@
+"""Evaluates weights on every held-out set, greedy and by vote, and leaves the figures in evaluation/<stage>/."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from sqlr1_jax.config import Sampling
+from sqlr1_jax.data import order
+from sqlr1_jax.data.example import Example
+from sqlr1_jax.data.prompt import Prompt
+from sqlr1_jax.evaluate import execution
+from sqlr1_jax.evaluate.execution import Candidate
+from sqlr1_jax.rollout.engine import Engine
+from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.train.run import Run
+
+log = logging.getLogger(__name__)
+EVALUATION_STEP = -1 % 2**31  # the step in the sampling keys of evaluations: none of training's
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """A set of questions that no stage trains on, with prompts; one over the budget is asked nothing and is wrong."""
+
+    name: str
+    examples: list[Example]
+    prompts: list[Prompt]
+
+
+def held_out(run: Run) -> list[HeldOut]:
+    """The run's sets: of the embedded data heldout and newnames, of any other source its one set as heldout."""
+    spec = run.cfg.data.evaluate
+    names = ["heldout", "newnames"] if spec.startswith("synth:") else ["heldout"]
+    sets = [(name, run.examples(spec, name)) for name in names]
+    return [HeldOut(name, examples, run.prompts(examples)) for name, examples in sets if examples]
+
+
+def completions(
+    run: Run, engine: Engine, weights: Any, prompts: Sequence[Prompt], samples: int, temperature: float
+) -> list[list[str]]:
+    """Texts [prompt][sample], in batches of cfg.evaluate.prompts; "" for a prompt over its budget."""
+    settings = Sampling(temperature=temperature, max_tokens=run.cfg.grpo.sampling.max_tokens)
+    size = run.cfg.evaluate.prompts
+    texts: list[list[str]] = []
+    for start in tqdm(range(0, len(prompts), size), desc="sampling", unit="batch", leave=False, disable=None):
+        part = list(prompts[start : start + size])
+        # The last batch is filled up with its own prompts: one shape, and their extra samples are dropped.
+        filled = [part[i % len(part)].ids for i in range(size)]
+        made = engine.rollout(weights, filled, samples, settings, run.cfg.seed, EVALUATION_STEP, start)
+        decoded = run.texts([made.ids(p, g) for p in range(len(part)) for g in range(samples)])
+        texts += [decoded[p * samples : (p + 1) * samples] for p in range(len(part))]
+    return [[""] * samples if prompt.over_budget else group for prompt, group in zip(prompts, texts, strict=True)]
+
+
+def greedy_accuracy(run: Run, engine: Engine, executor: Executor, params: Any, held: HeldOut) -> float:
+    """Greedy execution accuracy on the fixed subset that GRPO is watched by."""
+    chosen = order.subset(len(held.examples), run.cfg.evaluate.subset, run.cfg.seed)
+    prompts, examples = [held.prompts[i] for i in chosen], [held.examples[i] for i in chosen]
+    texts = completions(run, engine, engine.weights(params), prompts, 1, 0.0)
+    judged = execution.judge(executor, examples, texts, run.cfg.data.form, run.cfg.evaluate.rule)
+    return execution.accuracy(group[0].right for group in judged)
+
+
+def evaluate(run: Run, name: str, params: Any, executor: Executor) -> dict[str, dict[str, float]]:
+    """Evaluates weights as evaluation/<name>/ and returns {set: figures}; what is there already is only read."""
+    folder = run.workdir / "evaluation" / name
+    done = folder / "figures.json"
+    if done.exists():
+        return json.loads(done.read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    begin = time.perf_counter()
+    sets = held_out(run)
+    engine = run.engine([prompt for held in sets for prompt in held.prompts])
+    weights = engine.weights(params)
+    votes = run.cfg.evaluate.votes
+    figures, greedy_lines, vote_lines = {}, [], []
+    reports: dict[str, dict[str, Any]] = {"greedy": {}, f"vote{votes}": {}}
+    for held in sets:
+        greedy = _judged(run, engine, weights, executor, held, 1, 0.0)
+        sampled = _judged(run, engine, weights, executor, held, votes, run.cfg.evaluate.temperature)
+        winners = [execution.winner(group) for group in sampled]
+        figures[held.name] = _figures(greedy, winners, sampled, votes)
+        for report, chosen in zip(reports.values(), ([group[0] for group in greedy], winners), strict=True):
+            report[held.name] = execution.summary(held.examples, [candidate.right for candidate in chosen])
+            report[held.name]["outcomes"] = execution.histogram(chosen)
+        greedy_lines += [execution.record(e, held.name, g[0]) for e, g in zip(held.examples, greedy, strict=True)]
+        vote_lines += [
+            execution.record(e, held.name, w, g) for e, w, g in zip(held.examples, winners, sampled, strict=True)
+        ]
+        log.info("%s, %s: %s", name, held.name, figures[held.name])
+    for kind, lines in zip(reports, (greedy_lines, vote_lines), strict=True):
+        _write(folder / f"{kind}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        _write(folder / f"{kind}.json", json.dumps(reports[kind], indent=1))
+    _write(done, json.dumps(figures, indent=1))
+    log.info("evaluated %s in %.1f s", name, time.perf_counter() - begin)
+    return figures
+
+
+def _judged(
+    run: Run, engine: Engine, weights: Any, executor: Executor, held: HeldOut, samples: int, temperature: float
+) -> list[list[Candidate]]:
+    texts = completions(run, engine, weights, held.prompts, samples, temperature)
+    return execution.judge(executor, held.examples, texts, run.cfg.data.form, run.cfg.evaluate.rule)
+
+
+def _figures(
+    greedy: list[list[Candidate]], winners: list[Candidate], sampled: list[list[Candidate]], votes: int
+) -> dict[str, float]:
+    formed = [group[0].outcome.kind not in ("no_sql", "bad_format") for group in greedy]
+    return {
+        "ex_greedy": execution.accuracy(group[0].right for group in greedy),
+        f"ex_vote{votes}": execution.accuracy(candidate.right for candidate in winners),
+        f"pass{votes}": execution.accuracy(any(c.right for c in group) for group in sampled),
+        "well_formed": float(np.mean(formed)),
+        "n": len(greedy),
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_text(text)
+    part.replace(path)

@@ -1,0 +1,83 @@
+"""python -m sqlr1_jax.main --config=configs/grpo.py --workdir=runs/first: runs the config's stages, or goes on with them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from sqlr1_jax import config
+from sqlr1_jax.train.interrupt import Interrupted
+
+log = logging.getLogger("sqlr1_jax")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A config file, as in configs/grpo.py:smoke.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; a run that is there already goes on.")
+
+
+def run(cfg: config.Config, workdir: Path) -> None:
+    """Runs cfg.stages in the folder; each is idempotent, so a run cut short goes on where it was.
+
+    Raises:
+      config.ConfigError: the folder holds a run of another config, or a setting cannot work.
+    """
+    claim(cfg, workdir)
+    from sqlr1_jax import stages
+
+    with stages.Stages(cfg, workdir) as session:
+        for name in cfg.stages:
+            begin = time.perf_counter()
+            getattr(session, name)()
+            session.summarise(name, time.perf_counter() - begin)
+
+
+def claim(cfg: config.Config, workdir: Path) -> None:
+    """Writes config.json, or checks the one that is there.
+
+    Raises:
+      config.ConfigError: the run there has other settings; the message lists them.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        there = config.freeze(json.loads(path.read_text()))
+        if lines := config.differences(there, cfg):
+            raise config.ConfigError(
+                f"{workdir} holds a run of another config: {'; '.join(lines)}. "
+                "Choose another --workdir, or the settings that it was started with."
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(config.as_dict(cfg), indent=1))
+
+
+def log_to(workdir: Path) -> None:
+    """Sends log lines to the console and to <workdir>/log.txt."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    line = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+    for handler in (logging.StreamHandler(sys.stdout), logging.FileHandler(workdir / "log.txt")):
+        handler.setFormatter(line)
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}; settings are --config.NAME=VALUE")
+    workdir = Path(_WORKDIR.value)
+    try:
+        cfg = config.freeze(_CONFIG.value)
+        log_to(workdir)
+        run(cfg, workdir)
+    except config.ConfigError as error:
+        sys.exit(f"error: {error}")
+    except Interrupted as stop:
+        sys.exit(f"{stop}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,154 @@
+"""From prompts and completions to rewards: the host's half of a GRPO step."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+import numpy as np
+
+from sqlr1_jax import config
+from sqlr1_jax.data import answer
+from sqlr1_jax.data.answer import Answer
+from sqlr1_jax.data.example import Example
+from sqlr1_jax.data.packing import Group, Segment
+from sqlr1_jax.data.prompt import Prompt
+from sqlr1_jax.rl import reward
+from sqlr1_jax.rollout.engine import Completions
+from sqlr1_jax.sql.executor import OUTCOMES, Executor, Outcome
+from sqlr1_jax.train.interrupt import waiting
+from sqlr1_jax.train.run import Run
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problems:
+    """GRPO's questions; their reasoning is never shown to the model."""
+
+    examples: list[Example]
+    prompts: list[Prompt]
+
+    def pick(self, indices: Sequence[int]) -> tuple[list[Example], list[Prompt]]:
+        return [self.examples[i] for i in indices], [self.prompts[i] for i in indices]
+
+
+class Clock:
+    """Seconds since the last lap, under names of time/*."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[f"time/{name}"] = now - self._since
+        self._since = now
+
+
+def load_problems(run: Run) -> Problems:
+    """GRPO's examples with prompts within the budget; the others are counted and left out.
+
+    Raises:
+      config.ConfigError: none is left.
+    """
+    examples = run.examples(run.cfg.data.train, "grpo")
+    pairs = [(e, p) for e, p in zip(examples, run.prompts(examples), strict=True) if not p.over_budget]
+    if len(pairs) < len(examples):
+        log.warning("%d of %d prompts are over the budget and left out", len(examples) - len(pairs), len(examples))
+    if not pairs:
+        raise config.ConfigError(f"config.data.train={run.cfg.data.train} gives no prompt within the budget.")
+    log.info("GRPO: %d questions on %d databases", len(pairs), len({e.db_id for e, _ in pairs}))
+    return Problems([e for e, _ in pairs], [p for _, p in pairs])
+
+
+def read_answers(run: Run, completions: Completions) -> tuple[list[list[Answer]], list[list[str]]]:
+    """What each completion says, and its text."""
+    P, G = completions.length_PG.shape
+    texts = run.texts([completions.ids(p, g) for p in range(P) for g in range(G)])
+    grouped = [texts[p * G : (p + 1) * G] for p in range(P)]
+    return [[answer.read(text, run.cfg.data.form) for text in group] for group in grouped], grouped
+
+
+def submit(
+    executor: Executor, examples: Sequence[Example], answers: Sequence[Sequence[Answer]], rule: str
+) -> list[list[Future[Outcome] | Outcome]]:
+    """Sends every answer's SQL to the workers; an answer without SQL has its outcome already."""
+    return [
+        [
+            Outcome(said.problem) if said.sql is None else executor.submit(example.database, said.sql, example.sql, rule)
+            for said in group
+        ]
+        for example, group in zip(examples, answers, strict=True)
+    ]
+
+
+def gather(pending: Sequence[Sequence[Future[Outcome] | Outcome]]) -> list[list[Outcome]]:
+    """Waits for all of them."""
+    with waiting("SQL results"):
+        return [[one if isinstance(one, Outcome) else one.result() for one in group] for group in pending]
+
+
+def groups(prompts: Sequence[Prompt], completions: Completions) -> list[Group]:
+    """A group a prompt: [prompt[:-1] | last + c1 | … | last + cG], with the sampler's log-probabilities."""
+
+    def segment(p: int, g: int) -> Segment:
+        ids = completions.ids(p, g)
+        tokens = np.concatenate([prompts[p].ids[-1:], ids])
+        logprob = completions.logprobs_PGT[p, g, : len(ids)]
+        return Segment(tokens, np.ones(len(ids), np.float32), logprob, p, g)
+
+    P, G = completions.length_PG.shape
+    return [Group(prompts[p].ids[:-1], [segment(p, g) for g in range(G)]) for p in range(P)]
+
+
+def rewards(
+    run: Run, answers: Sequence[Sequence[Answer]], outcomes: Sequence[Sequence[Outcome]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rewards [P, G, R], which completions are right [P, G], and which prompts have a gold that runs [P]."""
+    cfg = run.cfg.grpo.reward
+
+    def tokens(text: str) -> int:
+        return len(run.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    length = tokens if cfg.length_unit == "tokens" else len
+    paid = [
+        [reward.parts(said, outcome, cfg, length) for said, outcome in zip(group, results, strict=True)]
+        for group, results in zip(answers, outcomes, strict=True)
+    ]
+    correct = [[reward.correct(outcome, cfg) for outcome in results] for results in outcomes]
+    sound = [all(outcome.kind != "gold_error" for outcome in results) for results in outcomes]
+    return reward.stack(paid), np.asarray(correct), np.asarray(sound)
+
+
+def measure(
+    completions: Completions,
+    outcomes: Sequence[Sequence[Outcome]],
+    rewards_PGR: np.ndarray,
+    correct_PG: np.ndarray,
+    clock: Clock,
+    executor: Executor,
+) -> dict[str, float]:
+    """The step's numbers that the host knows (docs/design.md, "Numbers on every step")."""
+    total_PG, lengths = rewards_PGR.sum(axis=-1), completions.length_PG
+    kinds = collections.Counter(outcome.kind for group in outcomes for outcome in group)
+    right, wrong = correct_PG.all(axis=1), ~correct_PG.any(axis=1)
+    values = {
+        "reward/mean": total_PG.mean(),
+        "reward/std": total_PG.std(),
+        "groups/all_right": right.mean(),
+        "groups/all_wrong": wrong.mean(),
+        "groups/mixed": (~right & ~wrong).mean(),
+        "completion/mean_tokens": lengths.mean(),
+        "completion/max_tokens": lengths.max(),
+        "completion/truncated": (~completions.stopped_PG).mean(),
+        "tokens": lengths.sum(),
+    }
+    values |= {f"reward/{name}": rewards_PGR[..., r].mean() for r, name in enumerate(reward.PARTS)}
+    values |= {f"outcome/{kind}": kinds[kind] / lengths.size for kind in OUTCOMES}
+    values |= executor.stats() | clock.seconds
+    return {name: float(value) for name, value in values.items()}

@@ -1,0 +1,128 @@
+"""GRPO. One step is one sentence: prompts → rollout → completions → execute → outcomes → reward → advantage → update."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from sqlr1_jax.data import order
+from sqlr1_jax.data.packing import Layout, Rows
+from sqlr1_jax.evaluate import stage as evaluation
+from sqlr1_jax.rl import experience, rollouts
+from sqlr1_jax.rl.advantage import advantage
+from sqlr1_jax.rl.experience import Problems
+from sqlr1_jax.rl.loss import grpo_loss
+from sqlr1_jax.rollout.engine import Engine
+from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.train import batch, loop, state
+from sqlr1_jax.train.batch import Batch
+from sqlr1_jax.train.run import Run, abstract, parameters
+from sqlr1_jax.train.state import Program, TrainState
+
+STAGE = "grpo"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What does not change from step to step."""
+
+    run: Run
+    executor: Executor
+    problems: Problems
+    engine: Engine
+    program: Program
+    reference: Any  # weights that KL is taken to; None where it costs nothing
+    microbatches: int
+
+
+def run_stage(run: Run, executor: Executor) -> TrainState:
+    """Trains from the cold start's weights (or the run's first) to the stage's last step."""
+    cfg = run.cfg.grpo
+    problems = experience.load_problems(run)
+    held = evaluation.held_out(run)[0]
+    engine = run.engine([*problems.prompts, *held.prompts])
+    layout = _layout(run, engine)
+    program = Program(run.model, cfg.optimizer, cfg.steps, layout, cfg.sampling.temperature)
+    with jax.set_mesh(run.mesh):
+        first = state.create(parameters(run, ("cold_start",)), program)
+        stage = Stage(run, executor, problems, engine, program, _reference(run, first), -(-cfg.prompts // cfg.rows.per_microbatch))
+        return loop.train(
+            run, STAGE, cfg.steps, first,
+            take=lambda at, step: take(stage, at, step),
+            evaluate=lambda at: evaluation.greedy_accuracy(run, engine, executor, at.params, held),
+            rewind=lambda step: rollouts.cut(run.workdir, step),
+        )  # fmt: skip
+
+
+def take(stage: Stage, at: TrainState, step: int) -> loop.Step:
+    """One step of GRPO."""
+    run, cfg, clock = stage.run, stage.run.cfg.grpo, experience.Clock()
+    chosen = order.take(len(stage.problems.examples), cfg.prompts, run.cfg.seed, step)
+    examples, prompts = stage.problems.pick(chosen)
+
+    weights = stage.engine.weights(at.params)
+    completions = stage.engine.rollout(
+        weights, [p.ids for p in prompts], cfg.samples, cfg.sampling, run.cfg.seed, step
+    )
+    del weights  # the update needs their room
+    clock.lap("rollout")
+
+    answers, texts = experience.read_answers(run, completions)
+    pending = experience.submit(stage.executor, examples, answers, cfg.reward.rule)
+    groups = experience.groups(prompts, completions)
+    rows = batch.to_rows(groups, stage.program.layout, cfg.rows)
+    clock.lap("pack")
+    outcomes = experience.gather(pending)
+    clock.lap("reward_wait")
+
+    rewards_PGR, correct_PG, sound_P = experience.rewards(run, answers, outcomes)
+    key = jax.random.fold_in(jax.random.key(run.cfg.seed), step)
+    adv_PG, keep_P = jax.device_get(advantage(rewards_PGR, correct_PG, sound_P, key, cfg.advantage))
+    rows = _kept(rows, keep_P)
+    rows = rows._replace(weight=batch.place_weights(rows, cfg.aggregation, cfg.sampling.max_tokens))
+    fed = batch.assemble(rows, run.mesh, cfg.rows.per_microbatch, stage.microbatches, adv_PG)
+    fed = _with_logprobs(stage, at.params, fed)
+    at, sums = state.update(at, fed, grpo_loss, cfg, stage.program)
+    clock.lap("update")
+
+    rollouts.write(run.workdir, step + 1, examples, texts, answers, outcomes, rewards_PGR, adv_PG)
+    values = experience.measure(completions, outcomes, rewards_PGR, correct_PG, clock, stage.executor)
+    return loop.Step(at, sums, values, [example.id for example in examples])
+
+
+def _kept(rows: Rows, keep_P: np.ndarray) -> Rows:
+    """Rows whose groups count; those of filtered groups weigh nothing, and a row of nothing else is not computed."""
+    weight = rows.weight * keep_P[rows.prompt]
+    alive = weight.any(axis=1)
+    return Rows(*(field[alive] for field in rows._replace(weight=weight)))
+
+
+def _with_logprobs(stage: Stage, params: Any, fed: Batch) -> Batch:
+    """The batch with log-probabilities of the reference, and of the old policy where they are recomputed."""
+    if stage.reference is not None:
+        fed = fed.replace(reference_MBT=state.score(stage.reference, fed, stage.program))
+    if stage.run.cfg.grpo.old_logprobs == "trainer":
+        fed = fed.replace(old_MBT=state.score(params, fed, stage.program))
+    return fed
+
+
+def _layout(run: Run, engine: Engine) -> Layout | None:
+    """Strided rows take any prompt and any completion: one shape for the whole stage."""
+    cfg = run.cfg.grpo
+    if cfg.rows.layout == "packed":
+        return None
+    return Layout(engine.prompt_tokens, cfg.samples, cfg.sampling.max_tokens)
+
+
+def _reference(run: Run, first: TrainState) -> Any:
+    """The weights where the stage began: read back on resume, copied when it begins (the state's own are donated)."""
+    if not run.cfg.grpo.kl:
+        return None
+    checkpoints = run.checkpoints(STAGE)
+    if 0 in checkpoints.steps():
+        return checkpoints.load(0, {"params": abstract(run)})["params"]
+    return jax.tree.map(lambda leaf: leaf.copy(), first.params)

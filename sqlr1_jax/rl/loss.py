@@ -1,0 +1,44 @@
+"""GRPO's clipped loss with a KL term of the right sign, as a sum over places (sql-r1.md §1, defect 5)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from sqlr1_jax import config
+from sqlr1_jax.train.batch import Batch
+from sqlr1_jax.train.state import Sums
+
+
+def grpo_loss(logp_BT: jax.Array, entropy_BT: jax.Array, micro: Batch, cfg: config.Grpo) -> tuple[jax.Array, Sums]:
+    """Objective to minimise, policy + kl · KL − entropy · H, and its metrics as (sum, count).
+
+    The rows' weights carry the aggregation and the global denominator, so this is a plain sum: it may be cut into
+    microbatches at will. KL is the k3 estimate, exp(ref − logp) − (ref − logp) − 1 ≥ 0, and it is added: the further
+    from the reference, the higher the loss.
+    """
+    weight_BT, advantage_BT = micro.rows.weight, micro.advantage_MBT
+    ratio_BT = jnp.exp(logp_BT - micro.old_MBT)
+    clipped_BT = jnp.clip(ratio_BT, 1 - cfg.clip, 1 + cfg.clip_high)
+    policy_BT = -jnp.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT)
+    gap_BT = micro.reference_MBT - logp_BT
+    kl_BT = jnp.exp(gap_BT) - gap_BT - 1
+    counted_BT = weight_BT > 0
+    # Where nothing counts, a place may hold anything, infinities too: 0 · inf must not reach the sum.
+    total_BT = jnp.where(counted_BT, policy_BT + cfg.kl * kl_BT - cfg.entropy * entropy_BT, 0.0)
+    binding_BT = jnp.where(advantage_BT > 0, ratio_BT > 1 + cfg.clip_high, ratio_BT < 1 - cfg.clip)
+    metrics = {
+        "kl": kl_BT,
+        "entropy": entropy_BT,
+        "clip_fraction": binding_BT & (advantage_BT != 0),
+        "ratio/mean": ratio_BT,
+        "logprob_mismatch": jnp.exp(jnp.abs(logp_BT - micro.rows.logprob)),
+    }
+    sums = {name: _sum(x_BT, counted_BT) for name, x_BT in metrics.items()}
+    sums["ratio/max"] = (jnp.max(jnp.where(counted_BT, ratio_BT, 0.0)), jnp.ones(()))
+    return (total_BT * weight_BT).sum(), sums
+
+
+def _sum(x_BT: jax.Array, counted_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    chosen_BT = jnp.where(counted_BT, x_BT.astype(jnp.float32), 0.0)
+    return jax.lax.stop_gradient(chosen_BT.sum()), counted_BT.sum().astype(jnp.float32)

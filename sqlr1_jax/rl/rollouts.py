@@ -1,0 +1,59 @@
+"""Rollouts on disk: rollouts/step_000012.jsonl, one line a prompt with all its samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sqlr1_jax.data.answer import Answer
+from sqlr1_jax.data.example import Example
+from sqlr1_jax.rl.reward import PARTS
+from sqlr1_jax.sql.executor import Outcome
+
+
+def path(workdir: Path, step: int) -> Path:
+    """Where a step's rollouts are."""
+    return workdir / "rollouts" / f"step_{step:06d}.jsonl"
+
+
+def write(
+    workdir: Path,
+    step: int,
+    examples: Sequence[Example],
+    texts: Sequence[Sequence[str]],
+    answers: Sequence[Sequence[Answer]],
+    outcomes: Sequence[Sequence[Outcome]],
+    rewards_PGR: np.ndarray,
+    adv_PG: np.ndarray,
+) -> None:
+    """Writes a step's completions, what running them gave and what they were paid."""
+    lines = []
+    for p, example in enumerate(examples):
+        samples = [
+            {
+                "text": text,
+                "sql": answers[p][g].sql,
+                "outcome": outcomes[p][g].kind,
+                "message": outcomes[p][g].message,
+                "rows": outcomes[p][g].rows,
+                "reward": dict(zip(PARTS, map(float, rewards_PGR[p, g]), strict=True)),
+                "advantage": float(adv_PG[p, g]),
+            }
+            for g, text in enumerate(texts[p])
+        ]
+        gold_rows = next((o.gold_rows for o in outcomes[p] if o.gold_rows), ())
+        head = {"id": example.id, "db_id": example.db_id, "question": example.question, "gold": example.sql}
+        lines.append(json.dumps(head | {"gold_rows": gold_rows, "samples": samples}, default=str) + "\n")
+    target = path(workdir, step)
+    target.parent.mkdir(exist_ok=True)
+    target.write_text("".join(lines))
+
+
+def cut(workdir: Path, step: int) -> None:
+    """Removes the rollouts of steps past `step`, which a resumed run makes again."""
+    for file in (workdir / "rollouts").glob("step_*.jsonl"):
+        if int(file.stem.removeprefix("step_")) > step:
+            file.unlink()

@@ -1,0 +1,90 @@
+"""The stages by name, and what they share: one run, one pool of SQL workers, one summary."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from sqlr1_jax import config
+from sqlr1_jax.data.synth import generate
+from sqlr1_jax.evaluate import stage as evaluation
+from sqlr1_jax.evaluate import summary
+from sqlr1_jax.model import huggingface
+from sqlr1_jax.page import report
+from sqlr1_jax.rl import grpo
+from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.train import run as runs
+from sqlr1_jax.train import sft
+
+log = logging.getLogger(__name__)
+TRAINED = ("cold_start", "grpo")
+
+
+class Stages:
+    """A context; its methods carry the names that cfg.stages lists. Each does nothing where its work is done."""
+
+    def __init__(self, cfg: config.Config, workdir: Path):
+        self.cfg, self.workdir = cfg, workdir
+
+    @functools.cached_property
+    def run(self) -> runs.Run:
+        """Made when a stage first asks for it: the data stage trains the tokenizer that it needs."""
+        return runs.start(self.cfg, self.workdir)
+
+    @functools.cached_property
+    def executor(self) -> Executor:
+        return Executor(self.cfg.execute).__enter__()
+
+    def data(self) -> None:
+        """The embedded data set."""
+        generate.generate(self.cfg.data.synth, self.cfg.seed, self.workdir / "data")
+
+    def cold_start(self) -> None:
+        """Supervised steps, and how good they left the model."""
+        trained = sft.run_stage(self.run)
+        if "evaluate" in self.cfg.stages:
+            evaluation.evaluate(self.run, "cold_start", trained.params, self.executor)
+
+    def grpo(self) -> None:
+        grpo.run_stage(self.run, self.executor)
+
+    def evaluate(self) -> None:
+        """The run's last weights."""
+        evaluation.evaluate(self.run, "final", runs.parameters(self.run, TRAINED), self.executor)
+
+    def export(self) -> None:
+        """The weights that cfg.export.step names, as a Hugging Face folder."""
+        export(self.run, self.workdir / "export")
+
+    def summarise(self, stage: str, seconds: float) -> None:
+        """Writes summary.json and report.html as far as the run has come."""
+        summary.write(self.workdir, self.cfg, stage, seconds)
+        report.write(self.workdir)
+
+    def __enter__(self) -> Stages:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if "executor" in self.__dict__:
+            self.executor.__exit__(*exception)
+
+
+def export(run: runs.Run, folder: Path) -> None:
+    """Writes the run's weights for Hugging Face; `cfg.export` says which step, dtype and shard size."""
+    cfg = run.cfg.export
+    stage = next((name for name in reversed(TRAINED) if (run.workdir / "checkpoints" / name).exists()), None)
+    if stage is None:
+        params, source = runs.initial(run), run.cfg.model.path
+    else:
+        checkpoints = run.checkpoints(stage)
+        step = checkpoints.resolve(cfg.step)
+        params, source = checkpoints.load(step, {"params": runs.abstract(run)})["params"], f"{stage}, step {step}"
+    note = folder / "source.json"
+    if note.exists() and json.loads(note.read_text()) == source:
+        return
+    huggingface.save(folder, params, run.model, run.tokenizer, cfg.dtype, cfg.shard_gigabytes)
+    note.write_text(json.dumps(source))
+    log.info("exported %s to %s", source, folder)

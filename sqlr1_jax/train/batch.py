@@ -1,0 +1,90 @@
+"""From groups to what an update eats: rows, their weights in the loss, and microbatches on the mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import numpy as np
+import numpy.typing as npt
+
+from sqlr1_jax import config, sharding
+from sqlr1_jax.data import packing
+from sqlr1_jax.data.packing import Group, Layout, Rows
+
+
+@flax.struct.dataclass
+class Batch:
+    """One step's microbatches; arrays are [M, b, T] but for `count`."""
+
+    rows: Rows  # rows.logprob: under the weights that sampled
+    advantage_MBT: jax.Array  # of each place's completion; ones where the loss has none
+    old_MBT: jax.Array  # log-probabilities that the ratio is taken to
+    reference_MBT: jax.Array  # log-probabilities of the reference model; zeros where unused
+    count: jax.Array  # microbatches that hold rows, from the front
+
+
+def layout_for(groups: Sequence[Group], cfg: config.Rows) -> Layout | None:
+    """The strided layout that every batch of a stage shares (None where rows are packed): sizes 0 mean the longest."""
+    if cfg.layout == "packed":
+        return None
+    longest = packing.layout_of(groups)
+    return Layout(cfg.prefix or longest.prefix, longest.segments, cfg.segment or longest.segment)
+
+
+def to_rows(groups: Sequence[Group], layout: Layout | None, cfg: config.Rows) -> Rows:
+    """Groups in rows of the stage's layout.
+
+    Raises:
+      packing.PackingError: a group does not fit; the message names the setting to raise.
+    """
+    if layout is not None:
+        return packing.strided(groups, layout)
+    return packing.packed(groups, cfg.length or max(packing.size(group) for group in groups))
+
+
+def place_weights(rows: Rows, aggregation: str, constant: int = 1) -> npt.NDArray[np.float32]:
+    """Weights [B, T] that sum a loss over places as `aggregation` says, divided by the global batch's denominator.
+
+    token: each token 1 / all tokens (the paper's). sample: each completion's mean, then their mean (the original GRPO).
+    constant: each token 1 / (completions · constant), so that a long answer is not diluted (Dr. GRPO).
+    """
+    counted = rows.weight > 0
+    if aggregation == "token":
+        return (counted / sharding.sum_over_hosts(max(1, counted.sum()))).astype(np.float32)
+    width = int(rows.sample.max(initial=0)) + 1
+    name = rows.prompt.astype(np.int64) * width + rows.sample
+    lengths = np.bincount(name[counted])
+    completions = sharding.sum_over_hosts(max(1, np.count_nonzero(lengths)))
+    each = lengths[np.minimum(name, len(lengths) - 1)] if aggregation == "sample" and len(lengths) else constant
+    return np.where(counted, 1.0 / (np.maximum(each, 1) * completions), 0.0).astype(np.float32)
+
+
+def assemble(
+    rows: Rows,
+    mesh: jax.sharding.Mesh,
+    per_microbatch: int,
+    microbatches: int,
+    advantage_PG: npt.NDArray[np.float32] | None = None,
+) -> Batch:
+    """Rows cut into at most `microbatches` of `per_microbatch` rows each, on the mesh, empty ones behind.
+
+    Every host passes its own rows; `per_microbatch` is one host's share.
+    """
+    count = -(-len(rows.tokens) // per_microbatch)
+    rows = packing.pad_rows(rows, per_microbatch * microbatches)
+    advantage_BT = np.ones(rows.tokens.shape, np.float32)
+    if advantage_PG is not None:
+        advantage_BT = np.asarray(advantage_PG, np.float32)[rows.prompt, rows.sample]
+
+    def cut(x_BT: np.ndarray) -> jax.Array:
+        return sharding.put(x_BT.reshape(microbatches, per_microbatch, -1), mesh, (None, "rows", None))
+
+    return Batch(
+        rows=Rows(*map(cut, rows)),
+        advantage_MBT=cut(advantage_BT),
+        old_MBT=cut(rows.logprob),
+        reference_MBT=cut(np.zeros(rows.tokens.shape, np.float32)),
+        count=sharding.put(np.int32(sharding.max_over_hosts(count)), mesh, ()),
+    )

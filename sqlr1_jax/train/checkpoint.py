@@ -1,0 +1,76 @@
+"""Checkpoints by Orbax, one folder a stage: <workdir>/checkpoints/<stage>/<step>. Nothing else here knows Orbax."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+
+class Checkpoints:
+    """A stage's checkpoints: the last `keep`, the best by `score`, and each step in `always` are kept."""
+
+    def __init__(self, folder: Path, keep: int = 2, always: tuple[int, ...] = ()):
+        policies = ocp.training.preservation_policies
+        self.folder = folder
+        self._manager = ocp.training.Checkpointer(
+            folder.absolute(),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(keep),
+                    policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
+                    policies.CustomSteps(list(always)),
+                ]
+            ),
+            cleanup_tmp_directories=True,
+        )
+
+    def save(self, step: int, trees: dict[str, Any], score: float | None = None) -> None:
+        """Writes named pytrees under `step`, all or none; `score` (higher is better) ranks the step for best()."""
+        metrics = None if score is None else {"score": score}
+        self._manager.save_checkpointables(step, trees, force=True, overwrite=True, metrics=metrics)
+
+    def load(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+        """Those of the pytrees saved under `step` that `like` names, in its shapes, dtypes and shardings.
+
+        Raises:
+          FileNotFoundError: there is no such step; the message lists those there are.
+        """
+        if step not in self.steps():
+            raise FileNotFoundError(f"{self.folder} has no step {step}; it has {self.steps() or 'none'}.")
+        return self._manager.load_checkpointables(step, jax.tree.map(_abstract, like))
+
+    def steps(self) -> list[int]:
+        return sorted(c.step for c in self._manager.checkpoints)
+
+    def latest(self) -> int | None:
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """The step with the highest score, the earliest of equals; the latest where none was scored."""
+        scored = [(_score(c.metrics), -c.step) for c in self._manager.checkpoints if c.metrics]
+        return -max(scored)[1] if scored else self.latest()
+
+    def resolve(self, which: str) -> int:
+        """The step that 'best', 'last' or a number stands for.
+
+        Raises:
+          FileNotFoundError: the stage has no checkpoint at all.
+        """
+        step = self.best() if which == "best" else self.latest() if which == "last" else int(which)
+        if step is None:
+            raise FileNotFoundError(f"{self.folder} holds no checkpoint yet; run the stage first.")
+        return step
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def _score(metrics: Any) -> float:
+    return float(metrics["score"]) if metrics and "score" in metrics else float("-inf")
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))

@@ -1,0 +1,149 @@
+"""The loop around a stage's step: resume, metrics one step late, checkpoints, steps that are not finite, interruption."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from tqdm import tqdm
+
+from sqlr1_jax.train.interrupt import Interrupt, Interrupted
+from sqlr1_jax.train.metrics import Metrics
+from sqlr1_jax.train.run import Run
+from sqlr1_jax.train.state import TrainState, means
+
+log = logging.getLogger(__name__)
+MAX_NOT_FINITE = 3  # in a row
+
+
+class NotFinite(RuntimeError):
+    """Loss or gradient was not finite several steps in a row; the message names the step and what it was fed."""
+
+
+class Step(NamedTuple):
+    """What one step hands to the loop."""
+
+    state: TrainState
+    sums: Mapping[str, Any]  # on the device: (sum, count) of each metric, read one step late
+    values: dict[str, float]  # on the host already
+    items: Sequence[str]  # ids of what the step was fed
+
+
+def train(
+    run: Run,
+    stage: str,
+    steps: int,
+    state: TrainState,
+    take: Callable[[TrainState, int], Step],
+    evaluate: Callable[[TrainState], float] | None = None,
+    rewind: Callable[[int], None] = lambda step: None,
+) -> TrainState:
+    """Runs `take` from where the stage's checkpoints end up to `steps`.
+
+    Args:
+      run: the run.
+      stage: its name in checkpoints and metrics.
+      steps: the stage's length.
+      state: a fresh state; its layout is what a checkpoint is loaded into.
+      take: one step, by state and step number from 0.
+      evaluate: scores the weights every cfg.evaluate.every steps and at the end; the best step is kept.
+      rewind: told the step that the stage goes on from, to drop what lies past it.
+
+    Raises:
+      Interrupted: after a signal, once the state is saved.
+      NotFinite: three steps in a row were not finite.
+    """
+    checkpoints = run.checkpoints(stage)
+    state, done = _resume(checkpoints, state)
+    rewind(done)
+    every, due = run.cfg.evaluate.every, run.cfg.checkpoint.every
+    with Metrics(run.workdir, stage) as metrics, Interrupt() as interrupt, _bar(stage, done, steps) as bar:
+        metrics.cut(done)
+        writer = _Late(metrics)
+        for step in range(done, steps):
+            taken = take(state, step)
+            state, last = taken.state, step + 1 == steps
+            writer.push(step + 1, taken)
+            score = None
+            if evaluate and (last or (every and (step + 1) % every == 0)):
+                score = writer.timed("evaluate", lambda: evaluate(state), "evaluate/ex")
+            if last or interrupt.asked or (due and (step + 1) % due == 0) or score is not None:
+                writer.timed("checkpoint", lambda: _save(checkpoints, state, score))
+                writer.flush()
+            bar.update()
+            if interrupt.asked and not last:
+                raise Interrupted(f"stopped after step {step + 1} of {stage}, saved. To go on: {' '.join(sys.orig_argv)}")
+    checkpoints.close()
+    return state
+
+
+def _bar(stage: str, done: int, steps: int) -> tqdm:
+    return tqdm(initial=done, total=steps, desc=stage, unit="step", dynamic_ncols=True, disable=None)
+
+
+def _resume(checkpoints: Any, state: TrainState) -> tuple[TrainState, int]:
+    step = checkpoints.latest()
+    if step is None:
+        _save(checkpoints, state, None)
+        return state, 0
+    saved = checkpoints.load(step, {"params": state.params, "optimizer": (state.step, state.opt_state)})
+    count, opt_state = saved["optimizer"]
+    if step:
+        log.info("resuming at step %d of %s", step, checkpoints.folder)
+    return TrainState(count, saved["params"], opt_state), step
+
+
+def _save(checkpoints: Any, state: TrainState, score: float | None) -> None:
+    checkpoints.save(
+        int(state.step), {"params": state.params, "optimizer": (state.step, state.opt_state)}, score
+    )
+
+
+class _Late:
+    """Holds each step's sums until the next step is on its way, so that reading them never waits for the device."""
+
+    def __init__(self, metrics: Metrics):
+        self._metrics, self._bad, self._since, self._away = metrics, 0, time.perf_counter(), 0.0
+        self._held: tuple[int, Step, dict[str, float]] | None = None
+
+    def push(self, step: int, taken: Step) -> None:
+        self.flush()
+        self._held = (step, taken, dict(taken.values))
+
+    def timed(self, name: str, action: Callable[[], Any], record: str = "") -> Any:
+        """Runs an action between steps; its seconds, and its result as `record`, go to the step just pushed."""
+        assert self._held is not None
+        _, taken, values = self._held
+        jax.block_until_ready(taken.state.step)
+        begin = time.perf_counter()
+        result = action()
+        values[f"time/{name}"] = time.perf_counter() - begin
+        self._away += values[f"time/{name}"]
+        if record:
+            values[record] = result
+        return result
+
+    def flush(self) -> None:
+        """Writes the step that is held, once the device is done with it."""
+        if self._held is None:
+            return
+        step, taken, values = self._held
+        self._held = None
+        values |= means(taken.sums)
+        now = time.perf_counter()
+        seconds = max(now - self._since - self._away, 1e-9)
+        self._since, self._away = now, 0.0
+        values["time/step"] = seconds
+        values["tokens_per_second"] = values["tokens"] / seconds
+        values["tokens_per_second_per_chip"] = values["tokens_per_second"] / jax.device_count()
+        self._bad = self._bad + 1 if values["not_finite"] else 0
+        self._metrics.write(step, values)
+        if self._bad >= MAX_NOT_FINITE:
+            raise NotFinite(
+                f"step {step} and the {MAX_NOT_FINITE - 1} before it were not finite and were not taken; "
+                f"the last was fed {', '.join(taken.items[:8])}. Lower the learning rate or look at these records."
+            )

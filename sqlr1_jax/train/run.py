@@ -1,0 +1,127 @@
+"""What every stage of a run shares: its settings, folder, mesh, tokenizer and the weights it has so far."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from sqlr1_jax import config, sharding
+from sqlr1_jax.data import example
+from sqlr1_jax.data.example import Example
+from sqlr1_jax.data.prompt import Prompt, PromptRenderer
+from sqlr1_jax.model import huggingface, qwen2, tokenizer
+from sqlr1_jax.rollout.engine import Engine
+from sqlr1_jax.train.checkpoint import Checkpoints
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Made once by a command, after the data stage; immutable."""
+
+    cfg: config.Config
+    workdir: Path
+    mesh: Mesh
+    tokenizer: Any  # of transformers
+    model: qwen2.Qwen2Config
+
+    @property
+    def data(self) -> Path:
+        """Where the embedded data set lives."""
+        return self.workdir / "data"
+
+    def checkpoints(self, stage: str) -> Checkpoints:
+        """The stage's checkpoints; where it began is never deleted, since the reference model is read from there."""
+        return Checkpoints(self.workdir / "checkpoints" / stage, self.cfg.checkpoint.keep, always=(0,))
+
+    def engine(self, prompts: Sequence[Prompt]) -> Engine:
+        """A sampler whose one prompt shape takes the longest of `prompts`."""
+        longest = max(len(prompt.ids) for prompt in prompts)
+        return Engine(self.model, sharding.sampling_mesh(self.mesh, self.model.num_kv_heads),
+                      tokenizer.stop_ids(self.tokenizer), -(-longest // 16) * 16)  # fmt: skip
+
+    def examples(self, spec: str, split: str) -> list[Example]:
+        """The examples that a source names; of the embedded data set, its `split`."""
+        data = self.cfg.data
+        if spec.startswith("synth:"):
+            spec, databases = f"synsql:{self.data / split}.json", str(self.data / "databases")
+        else:
+            databases = data.databases
+        return example.read(spec, databases=databases, exclude=data.exclude, limit=data.limit, seed=self.cfg.seed)
+
+    def prompts(self, examples: Sequence[Example]) -> list[Prompt]:
+        """Each example as the model is asked it: the same text in training, evaluation and use."""
+        return PromptRenderer(self.tokenizer, self.cfg.data).render_many(list(examples))
+
+    def texts(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Completions as text, without the token that ended them."""
+        stop = set(tokenizer.stop_ids(self.tokenizer))
+        return self.tokenizer.batch_decode(
+            [list(one[:-1] if len(one) and int(one[-1]) in stop else one) for one in ids]
+        )
+
+
+def start(cfg: config.Config, workdir: Path) -> Run:
+    """Loads the tokenizer and fixes the model's shape and the mesh; reads no weights yet.
+
+    Raises:
+      config.ConfigError: nothing says which model this is.
+    """
+    mesh = sharding.make_mesh(cfg.mesh)
+    folder = cfg.model.path or str(workdir / "data" / "tokenizer")
+    if not cfg.model.path and not Path(folder).exists():
+        raise config.ConfigError(
+            "config.model.path is empty and the run made no data of its own: name a Hugging Face folder or repository, "
+            "or put 'data' in config.stages."
+        )
+    words = tokenizer.load(folder)
+    return Run(cfg, workdir, mesh, words, _shape(cfg.model, words))
+
+
+def _shape(cfg: config.Model, words: Any) -> qwen2.Qwen2Config:
+    if cfg.path:
+        shape = huggingface.config_from_folder(cfg.path)
+    else:
+        shape = qwen2.PRESETS[cfg.size]
+    if not cfg.path and cfg.size == "tiny":
+        shape = dataclasses.replace(shape, vocab_size=len(words))
+    computed = {name: getattr(cfg, name) for name in ("param_dtype", "dtype", "remat", "query_chunk", "ffw_chunks", "logits_chunk")}
+    return dataclasses.replace(shape, num_tokens=len(words), **computed)
+
+
+def parameters(run: Run, stages: Sequence[str]) -> Any:
+    """Weights from the last of `stages` that has a checkpoint; else those the run starts from."""
+    for stage in reversed(stages):
+        if (run.workdir / "checkpoints" / stage).exists():
+            checkpoints = run.checkpoints(stage)
+            step = checkpoints.latest()
+            if step is not None:
+                log.info("weights: %s at step %d", stage, step)
+                return checkpoints.load(step, {"params": abstract(run)})["params"]
+    return initial(run)
+
+
+def initial(run: Run) -> Any:
+    """The weights of model.path, or random ones from the seed, in the training layout."""
+    if run.cfg.model.path:
+        return huggingface.load(run.cfg.model.path, run.model, run.mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(run))
+    make = jax.jit(lambda key: qwen2.init_params(run.model, key), out_shardings=shardings)
+    return make(jax.random.key(run.cfg.seed))
+
+
+def abstract(run: Run) -> Any:
+    """Shapes, dtypes and shardings of the training weights."""
+
+    def one(spec: qwen2.ParamSpec) -> jax.ShapeDtypeStruct:
+        layout = sharding.named(run.mesh, spec.logical_axes, sharding.TRAIN_RULES, spec.shape)
+        return jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=layout)
+
+    return jax.tree.map(one, qwen2.abstract(run.model), is_leaf=lambda node: isinstance(node, qwen2.ParamSpec))

@@ -1,0 +1,145 @@
+"""The training state and the one update that both stages share; they differ in the loss they pass.
+
+A batch reaches the device as microbatches [M, b, T] of rows; how many of the M hold anything is a traced number, so that
+a step with fewer rows costs less and compiles nothing new. Each loss is a sum over places whose weights already carry
+the global denominator, so gradients do not change with the number of microbatches, packing, padding or the mesh.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from sqlr1_jax import config
+from sqlr1_jax.data.packing import Layout, Rows
+from sqlr1_jax.model import attention, logprobs, qwen2
+from sqlr1_jax.sharding import TRAIN_RULES, constrain
+from sqlr1_jax.train import optimizer
+from sqlr1_jax.train.batch import Batch
+
+# name -> (sum, count), divided once, on the host, after all microbatches and hosts are added.
+Sums = dict[str, tuple[jax.Array, jax.Array]]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a run carries from step to step; the data cursor is the step itself."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The static half of an update: what XLA compiles for."""
+
+    model: qwen2.Qwen2Config
+    optimizer: config.Optimizer
+    steps: int  # of the stage, for the schedule
+    layout: Layout | None = None  # of strided rows
+    temperature: float = 1.0  # log-probabilities are those of logits / temperature
+
+
+# (logp_BT, entropy_BT, a microbatch with arrays [b, T], settings) -> (objective, sums)
+Loss = Callable[[jax.Array, jax.Array, Batch, Any], tuple[jax.Array, Sums]]
+
+
+def create(params: Any, program: Program) -> TrainState:
+    """A state at step 0 with a fresh optimiser."""
+    tx = optimizer.make(program.optimizer, program.model, program.steps)
+    return TrainState(jnp.zeros((), jnp.int32), params, jax.jit(tx.init)(params))
+
+
+@functools.partial(jax.jit, static_argnames=("loss", "settings", "program"), donate_argnames=("state",))
+def update(
+    state: TrainState, batch: Batch, loss: Loss, settings: Any, program: Program
+) -> tuple[TrainState, dict[str, Any]]:
+    """One optimiser step over all microbatches.
+
+    Returns the new state and its sums. Where loss or gradient is not finite, or no row was fed, weights and optimiser
+    stay as they were, and only the step advances; the first is told by the sum `not_finite`.
+    """
+    grads, value, sums = _accumulate(state.params, batch, loss, settings, program)
+    tx = optimizer.make(program.optimizer, program.model, program.steps)
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(value) & jnp.isfinite(norm)
+    changes, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, changes)
+    taken = finite & (batch.count > 0)
+    keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(taken, new, old))
+    new = TrainState(state.step + 1, keep(params, state.params), keep(opt_state, state.opt_state))
+    one = jnp.ones(())
+    rate = optimizer.schedule(program.optimizer, program.steps)(state.step)
+    sums |= {"loss": (value, one), "grad_norm": (norm, one), "lr": (jnp.asarray(rate, jnp.float32), one)}
+    return new, sums | {"not_finite": (1.0 - finite, one)}
+
+
+def gradients(
+    params: Any, batch: Batch, loss: Loss, settings: Any, program: Program
+) -> tuple[Any, jax.Array, dict[str, Any]]:
+    """Gradient tree, objective and sums of a batch: what `update` feeds the optimiser."""
+    return _accumulate(params, batch, loss, settings, program)
+
+
+def _accumulate(params: Any, batch: Batch, loss: Loss, settings: Any, program: Program) -> tuple[Any, jax.Array, Sums]:
+    def objective(params: Any, micro: Batch) -> tuple[jax.Array, Sums]:
+        logp_BT, entropy_BT = _logprobs(params, micro.rows, program)
+        return loss(logp_BT, entropy_BT, micro, settings)
+
+    def body(i: jax.Array, carry: tuple) -> tuple:
+        micro = _microbatch(batch, i)
+        (value, sums), grads = jax.value_and_grad(objective, has_aux=True)(params, micro)
+        total_grads, total, total_sums = carry
+        grads = jax.tree.map(jnp.add, total_grads, grads)
+        return grads, total + value, {name: _add(name, total_sums[name], sums[name]) for name in sums}
+
+    shapes = jax.eval_shape(lambda: jax.value_and_grad(objective, has_aux=True)(params, _microbatch(batch, 0)))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), ((shapes[1]), *shapes[0]))
+    return jax.lax.fori_loop(0, batch.count, body, zeros)
+
+
+@functools.partial(jax.jit, static_argnames=("program",))
+def score(params: Any, batch: Batch, program: Program) -> jax.Array:
+    """Log-probabilities [M, b, T] of a batch's targets under other weights (the reference, or the old policy)."""
+
+    def body(i: jax.Array, out: jax.Array) -> jax.Array:
+        logp_BT, _ = _logprobs(params, _microbatch(batch, i).rows, program)
+        return jax.lax.dynamic_update_index_in_dim(out, logp_BT, i, 0)
+
+    return jax.lax.fori_loop(0, batch.count, body, jnp.zeros(batch.rows.tokens.shape, jnp.float32))
+
+
+def _add(name: str, a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Sums and counts add up; of a maximum (its count is 1) the larger stays."""
+    return (jnp.maximum(a[0], b[0]), jnp.ones(())) if name.endswith("/max") else (a[0] + b[0], a[1] + b[1])
+
+
+def _microbatch(batch: Batch, i: Any) -> Batch:
+    """Microbatch i, its arrays [b, T]."""
+
+    def one(x_MBT: jax.Array) -> jax.Array:
+        x_BT = jax.lax.dynamic_index_in_dim(x_MBT, i, 0, keepdims=False)
+        return constrain(x_BT, ("rows", None), TRAIN_RULES)
+
+    return jax.tree.map(one, batch.replace(count=None)).replace(count=batch.count)
+
+
+def _logprobs(params: Any, rows: Rows, program: Program) -> tuple[jax.Array, jax.Array]:
+    layout = program.layout or Layout(0, 0, 0)
+    mask = attention.Mask(rows.prefix, rows.segment, layout.prefix, layout.segment)
+    hidden_BTD, _ = qwen2.forward(params, rows.tokens, rows.positions, mask, program.model)
+    return logprobs.token_logprobs(params, hidden_BTD, rows.targets, program.model, program.temperature)
+
+
+def means(sums: Mapping[str, Any]) -> dict[str, float]:
+    """Sums fetched from the device, divided; a metric with nothing to count is left out."""
+    fetched = jax.device_get(dict(sums))
+    return {name: float(total) / float(count) for name, (total, count) in fetched.items() if count}
