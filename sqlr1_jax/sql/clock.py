@@ -1,7 +1,8 @@
 """A clock that stands still: SQLite's date functions, but now is always the same moment.
 
-SQLite takes the time from its host, which makes `age > date('now', '-30 years')` mean another thing each day. Here the
-date functions of a connection are replaced: the ones that ask for the time get a fixed one, all others are SQLite's own.
+SQLite takes the time from its host, which makes `age > date('now', '-30 years')` mean another thing each
+day. Here the date functions of a connection are replaced: the ones that ask for the time get a fixed one,
+all others are SQLite's own.
 """
 
 from __future__ import annotations
@@ -12,9 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 NOW = "2025-01-01 00:00:00"
-_FUNCTIONS = (
-    "date time datetime julianday unixepoch strftime timediff current_date current_time current_timestamp"
-)
+_FUNCTIONS = "date time datetime julianday unixepoch strftime timediff current_date current_time current_timestamp"
 FUNCTIONS = frozenset(_FUNCTIONS.split())
 _TIME_ARGUMENTS = {
     "strftime": (1,),

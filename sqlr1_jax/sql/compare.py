@@ -1,7 +1,8 @@
 """Is this result the gold's? The named rules of comparison, and nothing else decides.
 
-Cells compare as Python values do: 1 equals 1.0, 1 differs from '1', NULL equals NULL. Nothing is stripped from either
-query, DISTINCT least of all. Pure functions of rows; sql-r1.md §3 and §7 say what each rule is and what it must not be.
+Cells compare as Python values do: 1 equals 1.0, 1 differs from '1', NULL equals NULL. Nothing is stripped
+from either query, DISTINCT least of all. Pure functions of rows; sql-r1.md §3 and §7 say what each rule is
+and what it must not be.
 """
 
 from __future__ import annotations
@@ -20,13 +21,9 @@ Rows = Sequence[Row]
 Labels = list[int]
 
 RELATIVE_TOLERANCE = 1e-6  # of rule strict
-SEARCH_BUDGET = (
-    50_000_000  # cells visited in search of a column order, after which results count as different
-)
+SEARCH_BUDGET = 50_000_000  # cells visited in search of a column order, after which results count as different
 
-_TOKEN = re.compile(
-    r"""--[^\n]*|/\*.*?(?:\*/|\Z)|'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]|[\w$]+|[()]""", re.DOTALL
-)
+_TOKEN = re.compile(r"""--[^\n]*|/\*.*?(?:\*/|\Z)|'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]|[\w$]+|[()]""", re.DOTALL)
 
 
 def compare(rule: str, gold_rows: Rows, rows: Rows, ordered: bool) -> bool | float:
@@ -112,13 +109,12 @@ def _equal_under_column_order(gold: list[Row], rows: list[Row]) -> bool:
     return _assign(*columns, gold_labels, labels, [SEARCH_BUDGET])
 
 
-def _assign(
-    gold: list[Row], columns: list[Row], gold_labels: Labels, labels: Labels, budget: list[int]
-) -> bool:
+def _assign(gold: list[Row], columns: list[Row], gold_labels: Labels, labels: Labels, budget: list[int]) -> bool:
     """Pairs columns class by class; labels say which rows the pairs made so far cannot tell apart.
 
-    A class is the columns with one multiset of (row label, value). A class of equal columns leaves no choice; in the
-    others each distinct candidate is tried, which splits the labels and so the classes: refinement does the pruning.
+    A class is the columns with one multiset of (row label, value). A class of equal columns leaves no
+    choice; in the others each distinct candidate is tried, which splits the labels and so the classes:
+    refinement does the pruning.
     """
     while gold:
         budget[0] -= 2 * len(gold) * len(labels)
@@ -261,7 +257,8 @@ def _shift(free: int, start: int, came_from: dict[int, int], partner: dict[int, 
 def orders_at_top_level(sql: str) -> bool:
     """Whether the statement itself, no window, subquery or string in it, has ORDER BY.
 
-    In SQLite's grammar every other ORDER BY stands in parentheses and ORDER cannot be a bare name, so the tokens decide.
+    In SQLite's grammar every other ORDER BY stands in parentheses and ORDER cannot be a bare name, so the
+    tokens decide.
     """
     depth = 0
     previous = ""

@@ -14,8 +14,8 @@ class DatabaseError(Exception):
 def open_readonly(path: str | os.PathLike[str]) -> sqlite3.Connection:
     """Opens a database file read-only and immutable: no locks, no journal, no write, whatever SQL says.
 
-    The connection is in autocommit mode and caches no statement, so that a statement's steps are counted from 0.
-    Raises DatabaseError when the file is missing, empty or no SQLite database.
+    The connection is in autocommit mode and caches no statement, so that a statement's steps are counted
+    from 0. Raises DatabaseError when the file is missing, empty or no SQLite database.
     """
     name = os.path.abspath(os.fspath(path))
     _check_file(name)
@@ -28,9 +28,7 @@ def open_readonly(path: str | os.PathLike[str]) -> sqlite3.Connection:
     except sqlite3.Error as error:
         if connection is not None:
             connection.close()
-        raise DatabaseError(
-            f"{name} cannot be read as a SQLite database ({error}): restore the file."
-        ) from error
+        raise DatabaseError(f"{name} cannot be read as a SQLite database ({error}): restore the file.") from error
     return connection
 
 

@@ -1,8 +1,8 @@
 """The pool that runs and judges SQL: submit(database, sql, gold, rule) → Future[Outcome].
 
-Knows nothing of models, tokens or rewards. Workers are processes (sql/worker.py); one thread each in this process hands
-them jobs and takes answers. A database's jobs go to one worker, so that its golds run once; a worker with nothing to do
-takes from one that has too much. Which worker answers never changes the answer.
+Knows nothing of models, tokens or rewards. Workers are processes (sql/worker.py); one thread each in this
+process hands them jobs and takes answers. A database's jobs go to one worker, so that its golds run once; a
+worker with nothing to do takes from one that has too much. Which worker answers never changes the answer.
 """
 
 from __future__ import annotations
@@ -54,9 +54,7 @@ class Outcome:
     """What became of one prediction."""
 
     kind: str  # one of OUTCOMES
-    rows: tuple[
-        tuple[Any, ...], ...
-    ] = ()  # the first 20, long cells cut, safe for JSON: to show, not to compare
+    rows: tuple[tuple[Any, ...], ...] = ()  # the first 20, long cells cut, safe for JSON: to show, not to compare
     columns: tuple[str, ...] = ()
     row_count: int = 0
     steps: int = 0  # SQLite virtual-machine steps, rounded down to 1000
@@ -76,19 +74,15 @@ class _Counts:
 
     def summary(self) -> dict[str, float]:
         """As metrics, by name."""
-        ordered = sorted(self.milliseconds)
-        at = {
-            name: ordered[int(share * len(ordered))] if ordered else 0.0 for name, share in _QUANTILES.items()
-        }
-        return {f"sql/{name}_ms": value for name, value in at.items()} | {
+        ordered = sorted(self.milliseconds) or [0.0]
+        return {
+            "sql/p50_ms": ordered[len(ordered) // 2],
+            "sql/p99_ms": ordered[len(ordered) * 99 // 100],
             "sql/timeouts": self.timeouts,
             "sql/wall_kills": self.wall_kills,
             "sql/crashes": self.crashes,
             "sql/cache_hits": self.cache_hits,
         }
-
-
-_QUANTILES = {"p50": 0.5, "p99": 0.99}
 
 
 @dataclasses.dataclass(eq=False)
@@ -123,9 +117,9 @@ class Executor:
         self._settings = dataclasses.asdict(cfg)
         self._condition = threading.Condition()  # guards all below
         self._open = False
-        self._error: BaseException | None = None  # why the pool broke
+        self._error: Exception | None = None  # why the pool broke
         self._answers: OrderedDict[_Key, Future[Outcome]] = OrderedDict()
-        self._killed_golds: set[tuple[str, str | None]] = set()
+        self._killed_golds: dict[tuple[str, str | None], str] = {}  # (database, gold): what to say of it
         self._counts = _Counts()
         self._lanes: list[_Lane] = []
         self._threads: list[threading.Thread] = []
@@ -148,9 +142,7 @@ class Executor:
         for thread in self._threads:
             thread.join()
 
-    def submit(
-        self, database: str | os.PathLike[str], sql: str, gold: str, rule: str = "spider"
-    ) -> Future[Outcome]:
+    def submit(self, database: str | os.PathLike[str], sql: str, gold: str, rule: str = "spider") -> Future[Outcome]:
         """Runs `sql`, and `gold` unless its result is known, on a database file and compares the results.
 
         The same question again gets the same Future. The file must not change while the executor lives.
@@ -173,9 +165,7 @@ class Executor:
     def _submit(self, key: _Key) -> Future[Outcome]:
         with self._condition:
             if not self._open:
-                raise ExecutorError(
-                    "The executor is closed: submit inside `with Executor(cfg)`."
-                ) from self._error
+                raise ExecutorError("The executor is closed: submit inside `with Executor(cfg)`.") from self._error
             known = self._answers.get(key)
             if known is not None and not known.cancelled():
                 self._answers.move_to_end(key)
@@ -195,20 +185,25 @@ class Executor:
         try:
             while batch := self._take(lane):
                 self._work(lane, batch)
-        except Exception as error:  # noqa: BLE001 — it goes to those who wait
+        except Exception as error:
             with self._condition:
-                self._error = self._error or error
-                self._close()
+                self._close(error)
             for job in batch:
                 job.future.set_exception(error)
         finally:
             lane.worker.kill()
 
-    def _close(self) -> None:
+    def _close(self, error: Exception | None = None) -> None:
+        """Takes no more jobs; those that wait are cancelled, or get the error that broke the pool."""
+        if self._open:
+            self._error = error
         self._open = False
         for lane in self._lanes:
             for job in lane.queue:
-                job.future.cancel()
+                if error is None:
+                    job.future.cancel()
+                elif job.future.set_running_or_notify_cancel():
+                    job.future.set_exception(error)
             lane.queue.clear()
         self._condition.notify_all()
 
@@ -226,9 +221,7 @@ class Executor:
     def _pick(self, lane: _Lane) -> deque[_Job]:
         """The lane's own next jobs, else the last ones of the fullest lane that is stuck or far behind."""
         stuck_since = time.monotonic() - STEAL_SECONDS
-        behind = [
-            o for o in self._lanes if len(o.queue) > 2 * BATCH or (o.queue and o.busy_since < stuck_since)
-        ]
+        behind = [o for o in self._lanes if len(o.queue) > 2 * BATCH or (o.queue and o.busy_since < stuck_since)]
         if lane.queue or not behind:
             source, take = lane.queue, lane.queue.popleft
         else:
@@ -240,7 +233,10 @@ class Executor:
     def _work(self, lane: _Lane, batch: deque[_Job]) -> None:
         """Answers a batch, whatever becomes of the worker meanwhile."""
         while batch:
-            self._renew(lane)
+            self._settle_hopeless(batch)
+            if lane.tired or lane.worker.jobs >= RECYCLE_AFTER:
+                self._replace(lane)
+            self._check_open()
             lane.worker.send([job.payload() for job in batch])
             try:
                 while batch:
@@ -248,48 +244,45 @@ class Executor:
                     lane.tired |= answer.pop("tired")
                     self._resolve(batch.popleft(), _outcome(answer))
             except Failure as failure:
-                if not self._open:
-                    raise ExecutorError("The executor was closed before it answered.") from failure
-                lane.tired = True
+                self._check_open()
+                self._replace(lane)
                 self._blame(batch, failure)
 
-    def _renew(self, lane: _Lane) -> None:
-        """Sees to it that the lane's worker serves: replaces one that failed, is tired, or has done its share."""
-        if lane.tired or lane.worker.jobs >= RECYCLE_AFTER:
-            lane.worker.kill()
-            with self._condition:
-                if self._open:
-                    lane.worker, lane.tired = WorkerProcess(self._settings), False
-        try:
-            lane.worker.wait_ready()
-        except Failure as failure:
-            raise ExecutorError(
-                f"A SQL worker does not start ({failure}): see its message above."
-            ) from failure
+    def _check_open(self) -> None:
+        if not self._open:
+            raise ExecutorError("The executor was closed before it answered.")
+
+    def _replace(self, lane: _Lane) -> None:
+        """A new process for the lane, which starts while other things go on."""
+        lane.worker.kill()
+        with self._condition:
+            if self._open:
+                lane.worker, lane.tired = WorkerProcess(self._settings), False
 
     def _blame(self, batch: deque[_Job], failure: Failure) -> None:
         """Settles the job at which a worker failed: a kill is an answer, a crash gets one more try."""
-        job = batch.popleft()
-        on_gold = failure.phase == "gold"
+        job = batch[0]
+        killed = isinstance(failure, WallClock)
         with self._condition:
-            self._counts.wall_kills += isinstance(failure, WallClock)
-            self._counts.crashes += not isinstance(failure, WallClock)
-        if isinstance(failure, WallClock):
-            message = f"killed after {self._cfg.wall_seconds} s of wall clock"
-            kind = "timeout"
-        elif job.crashed:
-            message, kind = f"the worker process died of it twice ({failure})", "runtime_error"
-        else:
+            self._counts.wall_kills += killed
+            self._counts.crashes += not killed
+        if not killed and not job.crashed:
             job.crashed = True
-            batch.appendleft(job)
             return
-        if not on_gold:
-            return self._resolve(job, Outcome(kind, message=message))
-        outcome = Outcome("gold_error", message=f"the gold query failed ({kind}): {message}")
-        self._resolve(job, outcome)
-        for other in [other for other in batch if other.key[::2] == job.key[::2]]:
-            batch.remove(other)
-            self._resolve(other, outcome)
+        kind = "timeout" if killed else "runtime_error"
+        message = f"killed, {failure}" if killed else f"the worker process died of it twice, {failure}"
+        if failure.phase == "gold":
+            self._killed_golds[job.key[0], job.key[2]] = f"the gold query failed ({kind}): {message}"
+        else:
+            self._resolve(batch.popleft(), Outcome(kind, message=message))
+
+    def _settle_hopeless(self, batch: deque[_Job]) -> None:
+        """Answers the jobs whose gold is known to take its worker down."""
+        for job in list(batch) if self._killed_golds else []:
+            message = self._killed_golds.get((job.key[0], job.key[2]))
+            if message is not None:
+                batch.remove(job)
+                self._resolve(job, Outcome("gold_error", message=message))
 
     def _resolve(self, job: _Job, outcome: Outcome) -> None:
         with self._condition:

@@ -23,18 +23,22 @@ class Failure(Exception):
 
 
 class WallClock(Failure):
-    """The worker said nothing for too long."""
+    """The worker said nothing for too long and must be killed."""
 
 
 class Died(Failure):
     """The worker is gone; the message says how it ended."""
 
 
+class WorkerError(RuntimeError):
+    """No worker can be started; the message says why."""
+
+
 class WorkerProcess:
     """One `python -m sqlr1_jax.sql.worker`: no site packages, no environment, its own session, nothing inherited."""
 
     def __init__(self, settings: dict[str, Any]):
-        """settings: the fields of config.Execute. The process starts in the background; the first answer waits for it."""
+        """settings: the fields of config.Execute. Returns at once; the first answer waits for the start."""
         self.jobs = 0  # sent so far
         self._reader = FrameReader()
         self._process = subprocess.Popen(
@@ -59,19 +63,18 @@ class WorkerProcess:
         """The process id."""
         return self._process.pid
 
-    def wait_ready(self) -> None:
-        """Waits until the worker serves. Raises Died or WallClock."""
-        if not self._ready:
-            self._receive(START_SECONDS)
-            self._ready = True
-
     def send(self, jobs: list[dict[str, Any]]) -> None:
-        """Sends jobs, to be answered in order. A worker that is gone shows in `answer`."""
+        """Sends jobs, to be answered in order. That a worker is gone shows in `answer`."""
         self.jobs += len(jobs)
         self._send(jobs)
 
     def answer(self, seconds: float) -> dict[str, Any]:
-        """The answer to the next job. Raises WallClock when gold or prediction took so many seconds, Died likewise."""
+        """The answer to the next job; gold and prediction may each take so many seconds.
+
+        Raises WallClock or Died, whose phase names the culprit, and WorkerError when the process never
+        served.
+        """
+        self._wait_ready()
         phase = "prediction"
         try:
             while "phase" in (message := self._receive(seconds)):
@@ -97,12 +100,21 @@ class WorkerProcess:
         deadline = time.monotonic() + seconds
         while (message := self._reader.next()) is None:
             if not self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise WallClock
+                raise WallClock(f"no word for {seconds:g} s")
             data = os.read(self._source, 2**16)
             if not data:
                 raise Died(f"exit status {self._process.wait()}")
             self._reader.feed(data)
         return dict(message)
+
+    def _wait_ready(self) -> None:
+        if self._ready:
+            return
+        try:
+            self._receive(START_SECONDS)
+        except Failure as failure:
+            raise WorkerError(f"A SQL worker does not start ({failure}): its own message is above.") from failure
+        self._ready = True
 
     def _send(self, message: Any) -> None:
         data = memoryview(encode_frame(message))

@@ -1,8 +1,9 @@
 """One hostile statement against one database, within limits: the layer that touches SQLite.
 
-Runs inside a worker process and nowhere else, since the heap limit holds for the process. Time is counted in SQLite's
-virtual-machine steps, so that an answer is the same on every host and under any load. The clock stands still and there
-is no random(): a query's result is a function of the file, the SQL and SQLite's version.
+Runs inside a worker process and nowhere else, since the heap limit holds for the process. Time is counted
+in SQLite's virtual-machine steps, so that an answer is the same on every host and under any load. The clock
+stands still and there is no random(): a query's result is a function of the file, the SQL and SQLite's
+version.
 """
 
 from __future__ import annotations
@@ -37,25 +38,24 @@ LIMITS = {
 }
 
 _FUNCTIONS = """
-abs char coalesce concat concat_ws format glob hex ifnull iif if instr length like likelihood likely lower ltrim
-max min nullif octet_length printf quote replace round rtrim sign soundex substr substring trim typeof unhex
-unicode unistr unlikely upper zeroblob match
-avg count group_concat string_agg sum total median percentile percentile_cont percentile_disc
-row_number rank dense_rank percent_rank cume_dist ntile lag lead first_value last_value nth_value
-acos acosh asin asinh atan atan2 atanh ceil ceiling cos cosh degrees exp floor ln log log10 log2 mod pi pow power
-radians sin sinh sqrt tan tanh trunc
-json json_array json_array_length json_error_position json_extract json_group_array json_group_object json_insert
+abs char coalesce concat concat_ws format glob hex ifnull iif if instr length like likelihood likely lower
+ltrim max min nullif octet_length printf quote replace round rtrim sign soundex substr substring trim typeof
+unhex unicode unistr unlikely upper zeroblob match avg count group_concat string_agg sum total median
+percentile percentile_cont percentile_disc row_number rank dense_rank percent_rank cume_dist ntile lag lead
+first_value last_value nth_value acos acosh asin asinh atan atan2 atanh ceil ceiling cos cosh degrees exp
+floor ln log log10 log2 mod pi pow power radians sin sinh sqrt tan tanh trunc json json_array
+json_array_length json_error_position json_extract json_group_array json_group_object json_insert
 json_object json_patch json_pretty json_quote json_remove json_replace json_set json_type json_valid -> ->>
 """
 _STATEMENTS_DENIED = """
-alter analyze attach begin commit create delete detach drop end explain insert pragma reindex release replace rollback
-savepoint update vacuum
+alter analyze attach begin commit create delete detach drop end explain insert pragma reindex release
+replace rollback savepoint update vacuum
 """
 FUNCTIONS = frozenset(_FUNCTIONS.split())
 STATEMENTS_DENIED = frozenset(_STATEMENTS_DENIED.split())
-HIDDEN_TABLES = frozenset(
-    ("sqlite_stmt", "dbstat", "sqlite_dbpage", "bytecode", "tables_used")
-)  # state, not data
+HIDDEN_TABLES = frozenset(("sqlite_stmt", "dbstat", "sqlite_dbpage", "bytecode", "tables_used"))  # state, not data
+# Declared before the authorizer is there, which refuses to declare any other.
+TABLE_FUNCTIONS = ("json_each", "json_tree")
 ACTIONS_ALLOWED = frozenset((sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE))
 
 
@@ -149,6 +149,8 @@ class Session:
         connection = self.connection
         for pragma in ("query_only=ON", "temp_store=MEMORY", "cell_size_check=ON", "mmap_size=0"):
             connection.execute(f"PRAGMA {pragma}").close()
+        for name in TABLE_FUNCTIONS:
+            connection.execute(f"SELECT 1 FROM {name}('[]')").close()
         for limit, value in LIMITS.items():
             connection.setlimit(limit, min(value, connection.getlimit(limit)))
         if self._clocked:
@@ -190,7 +192,8 @@ class Sandbox:
     def query(self, database: str, sql: str, max_steps: int) -> Result:
         """Runs one statement. Never raises for what SQL or a database file can do.
 
-        When memory runs out, the statement runs again with all else closed, so that what ran before does not decide.
+        When memory runs out, the statement runs again with all else closed, so that what ran before does
+        not decide.
         """
         for _ in range(2):
             try:

@@ -1,9 +1,9 @@
-"""The process that runs and judges SQL: `python -m sqlr1_jax.sql.worker`, spoken to over its stdin and stdout.
+"""The process that runs and judges SQL: `python -m sqlr1_jax.sql.worker`, spoken to over stdin and stdout.
 
-It imports the standard library and sqlr1_jax.sql alone. A frame is four bytes of length and JSON. The first frame in is
-the settings; then each frame in is a list of jobs and each job is answered by one frame. Before a gold query that is not
-in the store, and before the prediction behind it, comes a frame {"phase": …}: the parent then knows whom to blame when
-it has to kill.
+It imports the standard library and sqlr1_jax.sql alone. A frame is four bytes of length and JSON. The first
+frame in is the settings; then each frame in is a list of jobs and each job is answered by one frame. Before
+a gold query that is not in the store, and before the prediction behind it, comes a frame {"phase": …}: the
+parent then knows whom to blame when it has to kill.
 """
 
 from __future__ import annotations
