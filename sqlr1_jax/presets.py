@@ -1,0 +1,65 @@
+"""Settings by size: the embedded default (`tiny`), its short form (`smoke`), and the paper's for Qwen2.5-Coder."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from sqlr1_jax import config
+
+
+def of(size: str) -> ConfigDict:
+    """All settings for a size.
+
+    Raises:
+      config.ConfigError: there is no such size.
+    """
+    cfg = config.default()
+    if size in ("tiny", "smoke"):
+        _tiny(cfg)
+        if size == "smoke":
+            _smoke(cfg)
+        return cfg
+    if size not in config.SIZES:
+        raise config.ConfigError(f"there is no size {size!r}; there are smoke, {', '.join(config.SIZES)}.")
+    cfg.model.size = size
+    _paper(cfg)
+    return cfg
+
+
+def _tiny(cfg: ConfigDict) -> None:
+    """Cold start and GRPO of a 0.8M-parameter model from random weights, on two CPU cores in minutes."""
+    cfg.model.logits_chunk = 0  # at 1,100 words all logits fit, and need not be made twice
+    cfg.cold_start.steps = 900
+    cfg.cold_start.optimizer.update(
+        # Muon learns to read a schema in a third of AdamW's steps here.
+        name="muon", learning_rate=6e-3, schedule="linear", end_fraction=0.05, warmup_steps=20
+    )  # fmt: skip
+    cfg.grpo.steps = 120
+    cfg.grpo.prompts = 32
+    cfg.grpo.sampling.temperature = 1.0
+    cfg.grpo.sampling.max_tokens = 64
+    cfg.grpo.optimizer.learning_rate = 3e-4  # from random weights; the paper's 3e-7 fine-tunes billions
+    cfg.checkpoint.every = 100
+
+
+def _smoke(cfg: ConfigDict) -> None:
+    """Every part of the embedded default, with less learning."""
+    cfg.data.synth.update(
+        cold_start_databases=60, grpo_databases=20, heldout_databases=8, heldout_questions=4,
+        newnames_databases=4, newnames_questions=4,
+    )  # fmt: skip
+    cfg.cold_start.steps = 30
+    cfg.grpo.update(steps=4, prompts=8, samples=4)
+    cfg.evaluate.update(every=2, subset=16, prompts=16)
+    cfg.checkpoint.every = 10
+
+
+def _paper(cfg: ConfigDict) -> None:
+    """Weights that can reason already, schemas with values, and an accelerator's precision and memory."""
+    cfg.stages = ("grpo", "evaluate", "export")
+    cfg.model.update(dtype="bfloat16", remat="full", query_chunk=256, ffw_chunks=5)
+    cfg.data.update(schema="retrieved", instructions="full")
+    cfg.cold_start.rows.update(layout="packed", per_microbatch=1)
+    cfg.grpo.rows.per_microbatch = 1
+    cfg.grpo.rows.prefix = cfg.data.max_prompt_tokens
+    cfg.cold_start.optimizer.update(learning_rate=5e-5, schedule="cosine")
