@@ -27,10 +27,11 @@ ROWS_SAMPLED = 2000  # first rows of a table that sampled values come from
 Value = str | int | float
 Values = Mapping[tuple[str, str], Sequence[Value]]  # by (table, column)
 
-# Words that SQLite does not take as a bare column or table name (tested against SQLite itself).
-_RESERVED = """add all alter and as autoincrement between case check collate commit constraint create default
-    deferrable delete distinct drop else escape except exists foreign from group having in index insert
-    intersect into is isnull join limit not nothing notnull null on or order primary references returning select
+# Words that SQLite does not take for a name as they stand, or takes for something else.
+_RESERVED = """add all alter and as autoincrement between case cast check collate commit constraint create
+    current_date current_time current_timestamp default deferrable delete distinct drop else
+    escape except exists foreign from group having if in index insert intersect into is isnull
+    join limit not nothing notnull null on or order primary raise references returning select
     set table then to transaction union unique update using values when where"""
 RESERVED = frozenset(_RESERVED.split())
 _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")

@@ -39,10 +39,10 @@ def seen(rows: Rows) -> list[tuple]:
             for number in range(1, one.segment[inside].max(initial=0) + 1):
                 here = inside & (one.segment == number)
                 assert one.positions[here].tolist() == list(range(len(prefix), len(prefix) + here.sum()))
-                found.append(
-                    (prefix, *(getattr(one, name)[here].tolist() for name in ("tokens", "targets")))
-                    + (set(one.prompt[here].tolist()), set(one.sample[here].tolist()), one.logprob[here].tolist())
+                tokens, targets, prompt, sample, logprob = (
+                    getattr(one, name)[here].tolist() for name in ("tokens", "targets", "prompt", "sample", "logprob")
                 )
+                found.append((prefix, tokens, targets, set(prompt), set(sample), logprob))
     return found
 
 

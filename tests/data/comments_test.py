@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlr1_jax.data import comments
+
+TABLE = """CREATE TABLE "t" ( -- the table
+  "a b" INTEGER /* first, of (all) */,
+  price DECIMAL(8, 2) DEFAULT '--no', -- in euro
+  -- of the whole next part
+  [kind] TEXT CHECK (kind IN ('x', ',')) /* x or
+     comma */,
+  `last` TEXT, /* behind it */ -- twice
+  plain INT,
+  PRIMARY KEY ("a b") -- of the table
+)"""
+
+
+def test_each_comment_finds_its_column() -> None:
+    assert comments.from_sql(TABLE) == {
+        "a b": "first, of (all)",
+        "price": "in euro",
+        "kind": "x or comma",
+        "last": "behind it twice",
+        "primary": "of the table",
+    }
+
+
+def test_a_table_without_comments() -> None:
+    assert comments.from_sql("CREATE TABLE t (a INTEGER, b TEXT DEFAULT '/* no */')") == {}
+    assert comments.from_sql("CREATE TABLE t (a INTEGER /* never closed") == {"a": "never closed"}
+
+
+def test_every_real_column_comment_is_read(shared_data: Path) -> None:
+    """SynSQL writes one column a line, so a plain split by lines is an independent reading."""
+    lines = columns = 0
+    for path in sorted((shared_data / "synsql_sample" / "schemas").glob("*.sql"))[:200]:
+        for statement in path.read_text().split(";\n"):
+            found = comments.from_sql(statement)
+            for line in statement.splitlines():
+                if line.startswith('  "') and "/*" in line:
+                    name, said = line.split('"')[1], line.split("/*", 1)[1].rsplit("*/", 1)[0]
+                    lines += 1
+                    columns += found.get(name.lower()) == " ".join(said.split())
+    assert lines > 5000
+    assert columns == lines
+
+
+def test_descriptions_beside_a_database(tmp_path: Path) -> None:
+    folder = tmp_path / "database_description"
+    folder.mkdir()
+    header = "original_column_name,column_name,column_description,data_format,value_description\n"
+    text = "﻿" + header + 'ID,id,"the  unique\nid",integer,\nYear ,the year,,integer,\n,,nothing,,\n'
+    (folder / "Races.csv").write_text(text, encoding="utf-8")
+    (folder / "old.csv").write_bytes((header + "n,,caf\xe9,,\n").encode("latin-1"))
+    found = comments.from_descriptions(tmp_path / "db.sqlite")
+    assert found == {("races", "id"): "the unique id", ("races", "year"): "the year", ("old", "n"): "caf�"}
+
+
+def test_no_descriptions(tmp_path: Path) -> None:
+    assert comments.from_descriptions(tmp_path / "db.sqlite") == {}

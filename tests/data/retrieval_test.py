@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sqlr1_jax.data import retrieval, schema
+from sqlr1_jax.data.retrieval import Bm25, Index
+
+
+def index(path: Path) -> Index:
+    return Index(path, schema.read_schema(path, sampled=False))
+
+
+def test_values_that_the_question_spells_out(pets: Path) -> None:
+    found = index(pets)
+    assert found.search("How old is the dog of lise meitner in Rome?") == {
+        ("owners", "full name"): ["Lise Meitner"],
+        ("owners", "city"): ["rome"],
+    }
+    assert found.search("dogs that are RED or white") == {("dogs", "color"): ["white", "red"]}
+    assert found.search("How many reddish dogs, lise?") == {}
+    assert found.search("") == {}
+    assert found.search("???") == {}
+
+
+def test_only_short_texts_on_one_line_are_values(tmp_path: Path) -> None:
+    path = tmp_path / "v.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(f"""CREATE TABLE t (a, "b c");
+            INSERT INTO t VALUES ('same', 'same'), (12, x'61'), ('{"long " * 9}', 'two
+lines'), ('it''s', NULL), ('', 'same')""")
+    question = f"same 12 a {'long ' * 9} two lines it's"
+    assert index(path).search(question) == {("t", "a"): ["it's", "same"], ("t", "b c"): ["same"]}
+
+
+def test_at_most_twenty_the_best_covered_first(tmp_path: Path) -> None:
+    path = tmp_path / "v.sqlite"
+    names = [f"name{i:02d} and more" for i in range(40)]
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE t (a)")
+        connection.executemany("INSERT INTO t VALUES (?)", [(name,) for name in names])
+        connection.commit()
+    question = ", ".join([name[:-1] for name in names[:30]] + names[30:])
+    found = index(path).search(question)[("t", "a")]
+    assert len(found) == retrieval.MOST
+    assert set(found[:10]) == set(names[30:])
+
+
+texts = st.lists(st.text("ab c", min_size=1, max_size=8), min_size=1, max_size=20)
+
+
+@given(texts, st.text("abc d", max_size=10))
+def test_scores_are_those_of_the_package(given_texts: list[str], question: str) -> None:
+    bm25s = pytest.importorskip("bm25s")
+    words = [retrieval.words_of(text) for text in given_texts]
+    asked = list(dict.fromkeys(retrieval.words_of(question)))
+    if not any(words):
+        return
+    package = bm25s.BM25(k1=retrieval.K1, b=retrieval.B)
+    package.index(words, show_progress=False)
+    ours = Bm25(given_texts)
+    scores = np.zeros(len(given_texts))
+    for word in asked:
+        places, added = ours.weights(word)
+        scores[places] += added
+    known = [word for word in asked if any(word in text for text in words)]
+    theirs = package.get_scores(known) if known else np.zeros(len(given_texts))
+    np.testing.assert_allclose(scores, theirs, rtol=1e-5, atol=1e-6)
+
+
+@given(st.text("abAB ", max_size=8), st.text("abAB ", max_size=20))
+def test_coverage_is_the_longest_common_substring(value: str, question: str) -> None:
+    value_, question_ = value.lower(), question.lower()
+    parts = [value_[i:j] for i in range(len(value_)) for j in range(i, len(value_) + 1)]
+    longest = max((len(part) for part in parts if part in question_), default=0)
+    assert retrieval.coverage(value, question) == (longest / len(value) if value else 0.0)
+
+
+def test_dropping_what_cannot_be_spelled_out_drops_nothing_that_is(shared_data: Path) -> None:
+    """Against every value of a real database, compared one by one."""
+    path = shared_data / "classic" / "Chinook_Sqlite.sqlite"
+    found = index(path)
+    for question in ("Who composed For Those About To Rock by AC/DC?", "customers in Sao Paulo, Brazil or Berlin"):
+        everything = {v for v in found._texts if retrieval.coverage(v, question) > retrieval.COVERED}
+        whole_words = {v for v in everything if set(retrieval.words_of(v)) & set(retrieval.words_of(question))}
+        shown = {value for values in found.search(question).values() for value in values}
+        assert len(whole_words) <= retrieval.MOST
+        assert shown == whole_words

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from sqlr1_jax.data import schema
+from sqlr1_jax.data.schema import ForeignKey
+from sqlr1_jax.sql.database import DatabaseError
+
+
+def made(folder: Path, sql: str) -> Path:
+    path = folder / "made.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(sql)
+    return path
+
+
+COMPACT = """\
+- owners: tag, city, `full name`
+- dogs: code, color, age, keeper
+- keeper = tag"""
+
+FIXED = """\
+CREATE TABLE owners (
+    tag INTEGER, -- example: [1, 2]
+    city TEXT, -- where they live, example: ['rome', 'oslo']
+    `full name` TEXT, -- example: ['Ada Byron', 'Max Born']
+    PRIMARY KEY (tag)
+);
+
+CREATE TABLE dogs (
+    code INTEGER, -- example: [10, 11]
+    color TEXT, -- example: ['red', 'black']
+    age INTEGER, -- in years, example: [3, 5]
+    keeper INTEGER, -- example: [1, 2]
+    PRIMARY KEY (code),
+    FOREIGN KEY (keeper) REFERENCES owners (tag)
+);"""
+
+
+def test_the_forms_to_the_letter(pets: Path) -> None:
+    read = schema.read_schema(pets)
+    assert schema.render(read, "compact") == COMPACT
+    assert schema.render(read, "fixed") == FIXED
+    shown = {("owners", "full name"): ["Lise Meitner", "Max Born"]}
+    example = "example: ['Lise Meitner', 'Max Born', 'Ada Byron']"
+    assert schema.render(read, "retrieved", shown) == FIXED.replace("example: ['Ada Byron', 'Max Born']", example)
+    assert schema.render(read, "fixed", shown) == FIXED
+    with pytest.raises(ValueError, match="not 'short'"):
+        schema.render(read, "short")
+
+
+def test_compact_needs_no_values(pets: Path) -> None:
+    read = schema.read_schema(pets, sampled=False)
+    assert schema.render(read, "compact") == COMPACT
+    assert all(column.values == () for table in read.tables for column in table.columns)
+
+
+def test_a_key_is_qualified_only_where_its_name_is_in_two_tables(tmp_path: Path) -> None:
+    path = made(
+        tmp_path,
+        """CREATE TABLE a (id INTEGER PRIMARY KEY, x); CREATE TABLE b (ID INTEGER PRIMARY KEY, a_id REFERENCES a (id));
+        CREATE TABLE c (x1 REFERENCES b (id), "a id" REFERENCES a (x))""",
+    )
+    lines = schema.render(schema.read_schema(path), "compact").splitlines()
+    assert lines[3:] == ["- a_id = a.id", "- x1 = b.ID", "- `a id` = x"]
+
+
+def test_keys_are_read_as_the_tables_spell_them(tmp_path: Path) -> None:
+    path = made(
+        tmp_path,
+        """CREATE TABLE Parent (One, TWO, PRIMARY KEY (TWO, One));
+        CREATE TABLE child (p, q, r REFERENCES gone (id), s REFERENCES parent (nowhere),
+            FOREIGN KEY (P, Q) REFERENCES PARENT, FOREIGN KEY (q, p) REFERENCES parent (one, two));""",
+    )
+    assert schema.read_schema(path).foreign_keys == (
+        ForeignKey("child", ("p", "q"), "Parent", ("TWO", "One")),
+        ForeignKey("child", ("q", "p"), "Parent", ("One", "TWO")),
+    )
+
+
+def test_composite_primary_keys_keep_their_order(tmp_path: Path) -> None:
+    path = made(tmp_path, "CREATE TABLE t (a, b, c, PRIMARY KEY (c, a))")
+    assert "PRIMARY KEY (c, a)" in schema.render(schema.read_schema(path), "fixed")
+
+
+def test_sampled_values_are_short_distinct_and_in_row_order(tmp_path: Path) -> None:
+    path = made(
+        tmp_path,
+        f"""CREATE TABLE t (v); CREATE INDEX i ON t (v);
+        INSERT INTO t VALUES (NULL), (x'00ff'), ('{"z" * 41}'), (''), ('two
+lines'), ('it''s'), ('it''s'), (2.5), ('b')""",
+    )
+    read = schema.read_schema(path)
+    assert read.tables[0].columns[0].values == ("it's", 2.5)
+    assert "example: ['it''s', 2.5]" in schema.render(read, "fixed")
+
+
+def test_values_are_at_most_six_and_never_twice(tmp_path: Path) -> None:
+    path = made(tmp_path, "CREATE TABLE t (v TEXT); INSERT INTO t VALUES ('a'), ('b')")
+    shown = {("t", "v"): ["b", *"cdefgh"]}
+    text = schema.render(schema.read_schema(path), "retrieved", shown)
+    assert "example: ['b', 'c', 'd', 'e', 'f', 'g']" in text
+    shown = {("t", "v"): ["b", "c"]}
+    assert "example: ['b', 'c', 'a']" in schema.render(schema.read_schema(path), "retrieved", shown)
+
+
+def test_names_are_quoted_exactly_where_sqlite_needs_it() -> None:
+    keywords = _keywords()
+    assert len(keywords) > 140
+    with closing(sqlite3.connect(":memory:")) as connection:
+        for word in [*keywords, "a", "A_1", "1a", "a b", "a-b", "a`b", "größe", "a.b"]:
+            assert _works(connection, schema.quoted(word)), word
+    assert all(schema.quoted(word) == word for word in ("a", "A_1", "key", "Rank", "year", "match", "date"))
+
+
+def _works(connection: sqlite3.Connection, name: str) -> bool:
+    """Whether SQLite takes the name for a table and a column, where it is made and where it is read."""
+    try:
+        connection.execute(f"CREATE TABLE {name} ({name} TEXT, other TEXT)")
+    except sqlite3.Error:
+        return False
+    try:
+        connection.execute(f"INSERT INTO {name} VALUES ('held', 'x')")
+        rows = connection.execute(f"SELECT {name} FROM {name} WHERE {name} = 'held' GROUP BY {name} ORDER BY {name}")
+        return rows.fetchall() == [("held",)]
+    except sqlite3.Error:
+        return False
+    finally:
+        for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            connection.execute('DROP TABLE "' + table.replace('"', '""') + '"')
+
+
+def _keywords() -> list[str]:
+    """SQLite's own list, as its documentation gives it."""
+    words = """ABORT ACTION ADD AFTER ALL ALTER ALWAYS ANALYZE AND AS ASC ATTACH AUTOINCREMENT BEFORE BEGIN BETWEEN BY
+    CASCADE CASE CAST CHECK COLLATE COLUMN COMMIT CONFLICT CONSTRAINT CREATE CROSS CURRENT CURRENT_DATE CURRENT_TIME
+    CURRENT_TIMESTAMP DATABASE DEFAULT DEFERRABLE DEFERRED DELETE DESC DETACH DISTINCT DO DROP EACH ELSE END ESCAPE
+    EXCEPT EXCLUDE EXCLUSIVE EXISTS EXPLAIN FAIL FILTER FIRST FOLLOWING FOR FOREIGN FROM FULL GENERATED GLOB GROUP
+    GROUPS HAVING IF IGNORE IMMEDIATE IN INDEX INDEXED INITIALLY INNER INSERT INSTEAD INTERSECT INTO IS ISNULL JOIN KEY
+    LAST LEFT LIKE LIMIT MATCH MATERIALIZED NATURAL NO NOT NOTHING NOTNULL NULL NULLS OF OFFSET ON OR ORDER OTHERS OUTER
+    OVER PARTITION PLAN PRAGMA PRECEDING PRIMARY QUERY RAISE RANGE RECURSIVE REFERENCES REGEXP REINDEX RELEASE RENAME
+    REPLACE RESTRICT RETURNING RIGHT ROLLBACK ROW ROWS SAVEPOINT SELECT SET TABLE TEMP TEMPORARY THEN TIES TO
+    TRANSACTION TRIGGER UNBOUNDED UNION UNIQUE UPDATE USING VACUUM VALUES VIEW VIRTUAL WHEN WHERE WINDOW WITH
+    WITHOUT"""
+    return words.split()
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseError, match=r"gone\.sqlite"):
+        schema.read_schema(tmp_path / "gone.sqlite")
+    (tmp_path / "text.sqlite").write_text("not a database, though long enough to be taken for one by its size" * 20)
+    with pytest.raises(DatabaseError, match=r"text\.sqlite"):
+        schema.read_schema(tmp_path / "text.sqlite")
+
+
+def test_every_real_schema_is_read_and_can_be_made_again(shared_data: Path) -> None:
+    """The text of a schema is SQL: SQLite takes it, and it reads back as the same tables and keys."""
+    paths = sorted((shared_data / "spider_train" / "database").glob("*/*.sqlite"))
+    paths += sorted((shared_data / "classic").glob("*.sqlite"))
+    assert len(paths) > 130
+    for path in paths:
+        read = schema.read_schema(path, sampled=False)
+        text = schema.render(read, "fixed")
+        with closing(sqlite3.connect(":memory:")) as connection:
+            connection.executescript(text)
+            tables = schema._read_tables(connection, {})
+            keys = schema._read_keys(connection, tables)
+        assert [[c.name for c in t.columns] for t in tables] == [[c.name for c in t.columns] for t in read.tables]
+        assert [[c.primary_key for c in t.columns] for t in tables] == [
+            [c.primary_key for c in t.columns] for t in read.tables
+        ]
+        assert tuple(keys) == read.foreign_keys, path
