@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from sqlr1_jax.data import select, sources
+from sqlr1_jax.data.sources import ExampleError
 
 log = logging.getLogger(__name__)
 
 PREFIXES = ("synsql", "synsql-200k", "complex-5k", "spider", "bird", "parquet", "jsonl", "hub")
 _TEXTS = ("knowledge", "reasoning", "complexity", "style", "family", "habit")  # optional
 _MAGIC = b"SQLite format 3\x00"
-
-
-class ExampleError(ValueError):
-    """Data that cannot be trained on; the message names the file, the record and the fix."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COMPLEXITIES = ("Simple", "Moderate", "Complex", "Highly Complex")
-SPARE = 2  # candidates kept for each example wanted, where some golds may return nothing
+SPARE = 4  # candidates kept for each example wanted, where some golds may return nothing
 
 ReturnsRows = Callable[[Sequence["Example"]], Sequence[bool]]
 

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 _CHUNK = 1 << 22  # characters read at a time
+_LONGEST_TOKEN = 16  # characters, of what JSON has beside strings and numbers: how far behind a cut its error may be
+_DECODER = json.JSONDecoder()
 
 Records = Iterator[tuple[int, dict[str, Any]]]
 
 
-class SourceError(ValueError):
-    """A file that is missing or is not what its prefix says; the message names it, the place and the fix."""
+class ExampleError(ValueError):
+    """Data that cannot be read or trained on; the message names the file, the record and the fix."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Source:
 
 
 def open_source(prefix: str, path: str) -> Source:
-    """The source that a `prefix:path` names. Raises `SourceError` when there is no such file."""
+    """The source that a `prefix:path` names. Raises `ExampleError` when there is no such file."""
     if prefix == "hub":
         return Source(path, None, lambda: _numbered(_hub(path), _from_synsql))
     names, folders, rename = _FORMS[prefix]
@@ -42,27 +44,37 @@ def open_source(prefix: str, path: str) -> Source:
 
 
 def json_list(file: Path) -> Iterator[Any]:
-    """The elements of a JSON list, one by one: SynSQL's is several gigabytes. Raises `SourceError`."""
-    decoder = json.JSONDecoder()
+    """The elements of a JSON list, one by one: SynSQL's is several gigabytes. Raises `ExampleError`."""
     with file.open(encoding="utf-8") as text:
         buffer = text.read(_CHUNK).lstrip()
         if not buffer.startswith("["):
-            raise SourceError(f"{file}: not a JSON list of records.")
+            raise ExampleError(f"{file}: not a JSON list of records.")
         place, count = 1, 0
         while True:
             place = _skip(buffer, place)
             if buffer[place : place + 1] == "]":
                 return
-            try:
-                value, end = decoder.raw_decode(buffer, place)
-            except json.JSONDecodeError as error:
-                more = text.read(_CHUNK)
-                if not more:
-                    raise SourceError(f"{file}: broken JSON at record {count} ({error.msg}).") from None
-                buffer, place = buffer[place:] + more, 0
+            found, broken = _next_value(buffer, place)
+            if found is not None:
+                yield found[0]
+                place, count = found[1], count + 1
                 continue
-            yield value
-            place, count = end, count + 1
+            more = "" if broken else text.read(_CHUNK)
+            if not more:
+                raise ExampleError(f"{file}: broken JSON at record {count} ({broken or 'the file ends in it'}).")
+            buffer, place = buffer[place:] + more, 0
+
+
+def _next_value(buffer: str, place: int) -> tuple[tuple[Any, int] | None, str]:
+    """The value at a place and where it ends, or None with what is broken; "" where more text may complete it."""
+    try:
+        value, end = _DECODER.raw_decode(buffer, place)
+    except json.JSONDecodeError as error:
+        cut = error.msg.startswith("Unterminated string") or error.pos > len(buffer) - _LONGEST_TOKEN
+        return None, "" if cut else error.msg
+    if end == len(buffer):  # a number may go on
+        return None, ""
+    return (value, end), ""
 
 
 def json_lines(file: Path) -> Iterator[Any]:
@@ -109,7 +121,7 @@ def _find(prefix: str, path: Path, names: tuple[str, ...]) -> Path:
     if prefix == "parquet" and any(path.glob("**/*.parquet")):
         return path
     looked = f" (a folder without {' or '.join(names)})" if path.is_dir() else ""
-    raise SourceError(f"{path}: no such data{looked}. Give {prefix}: a folder or a file that is there.")
+    raise ExampleError(f"{path}: no such data{looked}. Give {prefix}: a folder or a file that is there.")
 
 
 def _parquet(path: Path) -> Iterator[Any]:

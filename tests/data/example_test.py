@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sqlr1_jax.data import example
+from sqlr1_jax.data.example import Example, ExampleError
+
+
+def record(**more: Any) -> dict[str, Any]:
+    return {"db_id": "pets", "question": "How many dogs?", "sql": "SELECT count(*) FROM dogs"} | more
+
+
+def jsonl(folder: Path, *records: Any) -> str:
+    path = folder / "asked.jsonl"
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records))
+    return f"jsonl:{path}"
+
+
+@pytest.fixture
+def databases(pets: Path) -> str:
+    return str(pets.parents[1])
+
+
+def test_our_own_lines_need_three_names(tmp_path: Path, pets: Path, databases: str) -> None:
+    spec = jsonl(tmp_path, record())
+    assert example.read(spec, databases) == [
+        Example("0", "pets", pets, "How many dogs?", "SELECT count(*) FROM dogs", source=spec)
+    ]
+
+
+def test_synsql_with_the_embedded_datas_names(tmp_path: Path, pets: Path, databases: str) -> None:
+    full = record(
+        id="cold-1",
+        sql_complexity="Complex",
+        question_style="Vague",
+        external_knowledge="Dogs are animals.",
+        cot="count",
+        family="count",
+        habit="dropped_distinct",
+        spoiled=True,
+    )
+    path = tmp_path / "cold_start.json"
+    path.write_text(json.dumps([full, record()]))
+    first, second = example.read(f"synsql:{path}", databases)
+    assert first == Example(
+        "cold-1", "pets", pets, "How many dogs?", "SELECT count(*) FROM dogs", "Dogs are animals.", "count",
+        f"synsql:{path}", "Complex", "Vague", "count", "dropped_distinct", True,
+    )  # fmt: skip
+    assert (second.id, second.reasoning, second.habit, second.spoiled) == ("1", "", "", False)
+
+
+@pytest.mark.parametrize("place", ["pets/pets.sqlite", "pets.sqlite"])
+def test_databases_beside_the_data(tmp_path: Path, pets: Path, place: str) -> None:
+    path = tmp_path / "databases" / place
+    path.parent.mkdir(parents=True)
+    shutil.copy(pets, path)
+    (tmp_path / "data.json").write_text(json.dumps([record()]))
+    assert example.read(f"synsql:{tmp_path}")[0].database == path
+
+
+def test_one_file_for_all_questions(tmp_path: Path, pets: Path) -> None:
+    assert example.read(jsonl(tmp_path, record(db_id="mine")), str(pets))[0].database == pets
+
+
+def test_spider_and_bird(tmp_path: Path, pets: Path) -> None:
+    for folder in ("database", "dev_databases"):
+        shutil.copytree(pets.parent, tmp_path / folder / "pets")
+    spider = {"db_id": "pets", "question": "How many?", "query": "SELECT 1", "query_toks": []}
+    (tmp_path / "train_spider.json").write_text(json.dumps([spider]))
+    (one,) = example.read(f"spider:{tmp_path}")
+    assert (one.id, one.sql, one.knowledge, one.reasoning) == ("0", "SELECT 1", "", "")
+    assert one.database == tmp_path / "database" / "pets" / "pets.sqlite"
+    bird = {"question_id": 41, "db_id": "pets", "question": "How many?", "evidence": "all", "SQL": "SELECT 2"}
+    (tmp_path / "dev.json").write_text(json.dumps([bird | {"difficulty": "simple"}]))
+    (one,) = example.read(f"bird:{tmp_path}/dev.json")
+    assert (one.id, one.sql, one.knowledge, one.complexity) == ("41", "SELECT 2", "all", "simple")
+    assert one.database == tmp_path / "dev_databases" / "pets" / "pets.sqlite"
+
+
+def test_parquet_of_the_paper(tmp_path: Path, databases: str) -> None:
+    datasets = pytest.importorskip("datasets")
+    truth = {"style": "rule", "ground_truth": {"db_id": "pets", "sql": "SELECT 1"}}
+    content = "Question:\nold\n\nDatabase Schema:\nt\n\nQuestion:\nHow many\ndogs?\n\nInstructions:\n- one"
+    rows = [
+        {"prompt": [{"role": "user", "content": content}], "reward_model": truth, "extra_info": {"index": 0}},
+        {"prompt": [{"role": "user", "content": "nothing"}], "reward_model": truth, "extra_info": {"index": 1}},
+    ]
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "train.parquet"))
+    (one,) = example.read(f"parquet:{tmp_path}", databases)
+    assert (one.id, one.question, one.sql) == ("0", "How many\ndogs?", "SELECT 1")
+
+
+def test_parquet_with_columns_of_its_own(tmp_path: Path, databases: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    truth = {"style": "rule", "ground_truth": {"db_id": "pets", "sql": "SELECT 1"}}
+    row = {"prompt": [{"role": "user", "content": "Question: no"}], "question": "Which?", "cot": "so", "sql": ""}
+    parquet.write_table(pyarrow.Table.from_pylist([row | {"reward_model": truth}]), tmp_path / "part-0.parquet")
+    (one,) = example.read(f"parquet:{tmp_path}", databases)
+    assert (one.question, one.reasoning, one.sql) == ("Which?", "so", "SELECT 1")
+
+
+def test_a_bad_record_is_set_aside_and_counted(
+    tmp_path: Path, databases: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = [
+        record(question=" "),
+        record(sql=None),
+        {"question": "no database", "sql": "SELECT 1"},
+        record(db_id="gone"),
+        record(db_id="../pets"),
+        record(id="twice"),
+        record(id="twice"),
+        "{broken",
+        "[1]",
+    ]
+    with caplog.at_level(logging.WARNING):
+        kept = example.read(jsonl(tmp_path, record(), *bad, record()), databases)
+    assert [one.id for one in kept] == ["0", "twice", "10"]
+    reasons = "\n".join(caplog.messages)
+    for said in (
+        "1 of 11 records set aside: no question (first: record 1)",
+        "no sql (first: record 2)",
+        "no db_id (first: record 3)",
+        "no SQLite file for its db_id (first: record 4)",
+        "db_id is a path (first: record 5)",
+        "id seen before (first: record twice)",
+        "2 of 11 records set aside: not a JSON object (first: record 8)",
+    ):
+        assert said in reasons
+    assert "asked.jsonl" in reasons
+
+
+def test_all_databases_missing_stops_with_the_fix(tmp_path: Path) -> None:
+    spec = jsonl(tmp_path, record(), record())
+    with pytest.raises(ExampleError) as error:
+        example.read(spec, str(tmp_path / "nowhere"))
+    for said in ("asked.jsonl", "2 records", "first in record 0", "nowhere", "--config.data.databases="):
+        assert said in str(error.value)
+
+
+def test_a_file_that_is_no_database_is_none(tmp_path: Path) -> None:
+    (tmp_path / "pets.sqlite").write_text("not a database")
+    with pytest.raises(ExampleError, match="no SQLite file"):
+        example.read(jsonl(tmp_path, record()), str(tmp_path))
+
+
+def test_exclusion_comes_before_the_limit(tmp_path: Path, databases: str) -> None:
+    spec = jsonl(tmp_path, *(record(id=i) for i in range(5)))
+    (tmp_path / "exclude.jsonl").write_text('{"id": 1, "rule": "empty"}\n{"id": "3"}\n{"id": "99"}\n')
+    exclude = str(tmp_path / "exclude.jsonl")
+    assert [one.id for one in example.read(spec, databases, exclude)] == ["0", "2", "4"]
+    assert [one.id for one in example.read(spec, databases, exclude, limit=2)] == ["0", "2"]
+    assert [one.id for one in example.read(spec, databases, limit=2)] == ["0", "1"]
+    with pytest.raises(ExampleError, match=r"gone\.jsonl"):
+        example.read(spec, databases, "gone.jsonl")
+    (tmp_path / "exclude.jsonl").write_text('"3"\n')
+    with pytest.raises(ExampleError, match="with an id"):
+        example.read(spec, databases, exclude)
+    (tmp_path / "exclude.jsonl").write_text("".join(f'{{"id": {i}}}\n' for i in range(5)))
+    with pytest.raises(ExampleError, match="all excluded"):
+        example.read(spec, databases, exclude)
+
+
+def test_a_selection_by_name(tmp_path: Path, databases: str, caplog: pytest.LogCaptureFixture) -> None:
+    labels = ["Simple", "Complex", "Complex", "Highly Complex", "Moderate"]
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([record(sql_complexity=label) for label in labels]))
+    made = example.read(f"complex-5k:{path}", databases)
+    assert sorted(one.id for one in made) == ["1", "2"]
+    assert "2 examples where 5000" in caplog.text
+    assert len(example.read(f"synsql-200k:{path}", databases)) == 5
+
+
+@pytest.mark.parametrize("spec", ["nothing", "spyder:/x", "synsql:", "synth:x"])
+def test_a_spec_that_names_nothing(spec: str) -> None:
+    with pytest.raises(ExampleError, match="PREFIX:PATH"):
+        example.read(spec)
+
+
+def test_real_data(shared_data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spider = example.read(f"spider:{shared_data}/spider_train")
+    assert len(spider) == 6918
+    assert len({one.database for one in spider}) == 139
+    bird = example.read(f"bird:{shared_data}/bird_formula_1")
+    assert len(bird) == 108
+    assert bird[0].knowledge == "Shanghai is a name of location;"
+    assert caplog.messages == []
+
+
+def test_real_synsql_records(shared_data: Path, tmp_path: Path) -> None:
+    """Only its schemas are at hand: one of its databases, made from them, is enough for the records on it."""
+    import sqlite3
+
+    (tmp_path / "databases").mkdir()
+    name = json.loads((shared_data / "synsql_sample" / "data.json").read_text())[0]["db_id"]
+    connection = sqlite3.connect(tmp_path / "databases" / f"{name}.sqlite")
+    connection.executescript((shared_data / "synsql_sample" / "schemas" / f"{name}.sql").read_text())
+    connection.close()
+    made = example.read(f"synsql:{shared_data}/synsql_sample", str(tmp_path / "databases"))
+    assert {one.db_id for one in made} == {name}
+    assert (made[0].complexity, made[0].style) == ("Complex", "Interrogative")
+    assert made[0].reasoning.startswith("To answer the question")

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+import random
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sqlr1_jax.data import sources
+from sqlr1_jax.data.sources import ExampleError
+
+values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=50)
+@given(st.lists(values, max_size=6), st.integers(1, 9), st.sampled_from([None, 1]), st.booleans())
+def test_a_list_streams_as_it_loads(
+    tmp_path_factory: pytest.TempPathFactory, written: list[Any], chunk: int, indent: int | None, ascii_: bool
+) -> None:
+    path = tmp_path_factory.mktemp("list") / "data.json"
+    path.write_text(json.dumps(written, indent=indent, ensure_ascii=ascii_), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "_CHUNK", chunk)
+        assert list(sources.json_list(path)) == written
+
+
+def test_a_long_list_is_never_whole_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    record = json.dumps({"cot": "x" * 10_000})
+    with path.open("w") as file:
+        file.write("[" + ",\n".join([record] * 6000) + "]")
+    assert path.stat().st_size > 60e6
+    tracemalloc.start()
+    count = sum(1 for _ in sources.json_list(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 6000
+    assert peak < 30e6
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"a": 1}', "not a JSON list"),
+        ("", "not a JSON list"),
+        ('[{"a": 1}, {"a": 2', "record 1"),
+        ('[{"a": 1}, {"a" 2}]', "record 1"),
+        ('[{"a": 1}, ', "record 1 .the file ends"),
+        ('[{"a": 1}, 12', "record 1 .the file ends"),
+    ],
+)
+def test_a_broken_list_is_named(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(text)
+    with pytest.raises(ExampleError, match=said) as error:
+        list(sources.json_list(path))
+    assert "data.json" in str(error.value)
+
+
+def test_broken_json_in_a_long_list_is_found_without_reading_on(tmp_path: Path) -> None:
+    """What follows the broken record is not gathered up in the hope that it completes it."""
+    path = tmp_path / "data.json"
+    filler = json.dumps({"cot": "".join(random.Random(0).choices("abc", k=1000))})
+    path.write_text("[" + filler + ", {broken}, " + ", ".join([filler] * 20_000) + "]")
+    stream = sources.json_list(path)
+    assert next(stream) == json.loads(filler)
+    tracemalloc.start()
+    with pytest.raises(ExampleError, match="record 1"):
+        next(stream)
+    assert tracemalloc.get_traced_memory()[1] < 15e6
+    tracemalloc.stop()
+
+
+def test_lines(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"a": 1}\n\n  \n{broken\n"text"\n')
+    assert list(sources.json_lines(path)) == [{"a": 1}, "{broken\n", "text"]
+
+
+def test_a_folder_or_its_file(tmp_path: Path) -> None:
+    (tmp_path / "train_spider.json").write_text("[]")
+    (tmp_path / "dev.json").write_text("[]")
+    (tmp_path / "database").mkdir()
+    by_folder = sources.open_source("spider", str(tmp_path))
+    assert by_folder.file == str(tmp_path / "train_spider.json")
+    assert by_folder.databases == tmp_path / "database"
+    assert sources.open_source("spider", str(tmp_path / "dev.json")).file == str(tmp_path / "dev.json")
+    assert sources.open_source("bird", str(tmp_path)).file == str(tmp_path / "dev.json")
+    assert sources.open_source("hub", "owner/name").databases is None
+
+
+@pytest.mark.parametrize("prefix", ["synsql", "spider", "bird", "jsonl", "parquet"])
+def test_a_missing_file_is_named(tmp_path: Path, prefix: str) -> None:
+    with pytest.raises(ExampleError, match="no such data") as error:
+        sources.open_source(prefix, str(tmp_path / "gone"))
+    assert str(tmp_path / "gone") in str(error.value)
+    with pytest.raises(ExampleError, match="a folder without"):
+        sources.open_source(prefix, str(tmp_path))
+
+
+def test_bird_has_a_folder_of_databases_for_each_split(tmp_path: Path) -> None:
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.json").write_text("[]")
+        (tmp_path / f"{split}_databases").mkdir()
+        source = sources.open_source("bird", str(tmp_path / f"{split}.json"))
+        assert source.databases == tmp_path / f"{split}_databases"
