@@ -1,0 +1,92 @@
+"""Which of a run's numbers are drawn, and how to read each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqlr1_jax.page import charts
+from sqlr1_jax.page.charts import Chart
+from sqlr1_jax.page.reading import Record
+
+OUTCOMES = {
+    "match": "right", "match_empty": "right2", "mismatch": "wrong", "too_large": "wrong2", "timeout": "slow",
+    "runtime_error": "fails2", "syntax_error": "fails", "denied": "denied", "no_sql": "none", "bad_format": "none2",
+    "gold_error": "gold", "ok": "right",
+}  # fmt: skip
+GROUPS = {"all right": "right", "mixed": "mixed", "all wrong": "wrong"}
+PARTS = ("result", "execution", "format", "length")
+TONES = ("one", "two", "three", "four")
+MISMATCH = {"float32": 1.005, "bfloat16": 1.02}  # docs/design.md: the trainer and the sampler agree
+
+
+def grpo(record: Record) -> list[Chart]:
+    """GRPO's charts, those that have anything to show."""
+    return [chart for chart in _grpo(record) if chart]
+
+
+def cold_start(record: Record) -> list[Chart]:
+    """The cold start's charts."""
+    return [chart for chart in _cold_start(record) if chart]
+
+
+def _grpo(record: Record) -> Iterator[Chart | None]:
+    yield _watched(record)
+    yield _one(record, "reward/mean", "Reward", "Mean over all samples of a step.")
+    yield charts.lines(
+        "Reward by part", {name: record.steps("grpo", f"reward/{name}") for name in PARTS}, TONES,
+        "Result pays for the right rows, execution for SQL that runs, format for the answer's form, length for brevity.",
+    )  # fmt: skip
+    yield charts.areas(
+        "Groups", {name: record.steps("grpo", f"groups/{name.replace(' ', '_')}") for name in GROUPS}, GROUPS,
+        "A group is one question's samples. Only mixed groups teach: in the others every advantage is zero.",
+    )  # fmt: skip
+    yield charts.areas(
+        "Outcomes of the samples", {name: record.steps("grpo", f"outcome/{name}") for name in OUTCOMES}, OUTCOMES,
+        "What running each sample's SQL gave.",
+    )  # fmt: skip
+    yield from _health(record)
+
+
+def _watched(record: Record) -> Chart | None:
+    points = record.steps("grpo", "evaluate/ex")
+    first = record.watched()
+    if points and first is not None:
+        points = [(0, first), *points]
+    size, best = record.setting("evaluate.subset", 0), max((v for _, v in points if v is not None), default=None)
+    hint = f"Greedy, on a fixed subset of {size} held-out questions. Best: {charts.number(best, True)}."
+    return charts.lines("Accuracy while training", {"execution accuracy": points}, TONES, hint, percent=True)
+
+
+def _health(record: Record) -> Iterator[Chart | None]:
+    dtype = record.setting("model.dtype", "float32")
+    yield _one(record, "kl", "KL to the cold start", "k3 estimate, in nats a token.", zero=True)
+    yield _one(record, "entropy", "Entropy", "Nats a token. Near zero, all samples say the same and nothing is learnt.",
+               zero=True)  # fmt: skip
+    yield charts.lines(
+        "Trainer against sampler", {"mean exp|Δ log p|": record.steps("grpo", "logprob_mismatch")}, TONES,
+        f"1 when both compute the same model. Past {MISMATCH.get(dtype)} in {dtype}, look for a bug.",
+    )  # fmt: skip
+    yield charts.lines(
+        "Tokens of a completion",
+        {"mean": record.steps("grpo", "completion/mean_tokens"), "longest": record.steps("grpo", "completion/max_tokens")},
+        TONES, zero=True, limits={"limit": float(record.setting("grpo.sampling.max_tokens", 0))},
+    )  # fmt: skip
+    yield _one(record, "completion/truncated", "Cut off", "Samples that ran into the length limit.", percent=True, zero=True)
+    yield _one(record, "clip_fraction", "Clipped", "Tokens whose ratio the clip held back.", percent=True, zero=True)
+    yield _one(record, "grad_norm", "Gradient norm", "Before clipping.", zero=True)
+    yield _one(record, "lr", "Learning rate", zero=True)
+    yield _one(record, "tokens_per_second", "Speed", "Completion tokens a second, all parts of a step included.", zero=True)
+
+
+def _one(record: Record, name: str, title: str, hint: str = "", percent: bool = False, zero: bool = False) -> Chart | None:
+    label = name.rpartition("/")[2].replace("_", " ")
+    return charts.lines(title, {label: record.steps("grpo", name)}, TONES, hint, percent, zero)
+
+
+def _cold_start(record: Record) -> Iterator[Chart | None]:
+    yield charts.lines(
+        "Loss", {"loss": record.steps("cold_start", "loss")}, TONES, "Nats a token, on the answers alone.", zero=True
+    )
+    yield charts.lines("Entropy", {"entropy": record.steps("cold_start", "entropy")}, TONES, "Nats a token.", zero=True)
+    yield charts.lines("Gradient norm", {"grad norm": record.steps("cold_start", "grad_norm")}, TONES, "", zero=True)
+    yield charts.lines("Learning rate", {"lr": record.steps("cold_start", "lr")}, TONES, "", zero=True)

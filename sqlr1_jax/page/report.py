@@ -1,0 +1,132 @@
+"""report.html: one self-contained page that tells what a run did, as far as it has come."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from sqlr1_jax import config
+from sqlr1_jax.page import accuracy, curves, reading, samples, sql_text, times
+from sqlr1_jax.page.charts import number
+from sqlr1_jax.page.reading import Record
+
+TEMPLATES = Path(__file__).parent / "templates"
+COMPLEXITIES = ("Simple", "Moderate", "Complex", "Highly Complex", "simple", "moderate", "challenging")
+
+
+def write(workdir: Path) -> None:
+    """Writes <workdir>/report.html, whole or not at all.
+
+    Raises:
+      FileNotFoundError: the folder holds no run.
+    """
+    page = workdir / "report.html"
+    part = page.with_suffix(".html.part")
+    part.write_text(render(reading.read(workdir)), encoding="utf-8")
+    part.replace(page)
+
+
+def render(record: Record) -> str:
+    """The page's HTML."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.filters |= {
+        "number": number, "percent": lambda value: number(value, True), "points": points, "seconds": times.words,
+        "highlight": sql_text.highlight, "signed": samples.signed, "cell": cell,
+    }  # fmt: skip
+    environment.globals |= {"include_raw": lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8"))}
+    return environment.get_template("report.html").render(**context(record))
+
+
+def context(record: Record) -> dict[str, Any]:
+    """What the template shows; a part that the run has not reached is empty."""
+    return {
+        "record": record,
+        "name": record.workdir.resolve().name,
+        "about": about(record),
+        "progress": progress(record),
+        "headline": accuracy.headline(record),
+        "table": accuracy.table(record),
+        "story": accuracy.story(record),
+        "breakdowns": breakdowns(record),
+        "outcomes": accuracy.outcomes(record),
+        "tones": curves.OUTCOMES,
+        "changes": accuracy.changes(record),
+        "compared": sql_text.compared,
+        "grpo": curves.grpo(record),
+        "cold_start": curves.cold_start(record),
+        "stages": times.by_stage(record),
+        "parts": [(times.STAGES[name], times.by_part(record, name)) for name in ("cold_start", "grpo")],
+        "samples": samples.samples(record),
+        "settings": settings(record.config),
+    }
+
+
+def about(record: Record) -> list[tuple[str, str]]:
+    """The run in a few words: what is trained on what."""
+    source = record.setting("data.train", "")
+    return [
+        ("Model", record.setting("model.path") or f"{record.setting('model.size')}, from random weights"),
+        ("Data", "synthetic databases, made by the run" if source.startswith("synth:") else source),
+        ("Answers", {"reasoning": "reasoning, then SQL"}.get(record.setting("data.form"), "SQL alone")),
+        ("Seed", str(record.setting("seed"))),
+    ]
+
+
+def progress(record: Record) -> list[tuple[str, int, int]]:
+    """(stage, steps done, steps asked) of the stages that count steps."""
+    stages = [name for name in ("cold_start", "grpo") if name in record.setting("stages", ())]
+    last = {name: lines[-1]["step"] for name, lines in record.metrics.items() if lines}
+    return [(times.STAGES[name], last.get(name, 0), record.setting(f"{name}.steps", 0)) for name in stages]
+
+
+def breakdowns(record: Record) -> list[tuple[str, str, list[accuracy.Gain]]]:
+    """(title, hint, rows) of accuracy by each label that the held-out set has."""
+    complexity = {name: name for name in COMPLEXITIES}
+    found = [
+        ("By the teacher's habit", "Where copying the cold start's teacher would give another result.",
+         accuracy.by_field(record, "habit", accuracy.HABITS)),
+        ("By complexity", "", accuracy.by_report(record, "complexity", complexity)),
+        ("By family of queries", "", accuracy.by_field(record, "family")),
+        ("By style of question", "A vague question does not name the table.", accuracy.by_field(record, "style")),
+    ]  # fmt: skip
+    return [(title, hint, rows) for title, hint, rows in found if len(rows) > 1]
+
+
+def points(difference: float | None) -> str:
+    """A difference of fractions in percentage points, with its sign."""
+    return "" if difference is None else f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def cell(value: Any) -> str:
+    """A result's cell as text."""
+    return "NULL" if value is None else str(value)
+
+
+def settings(values: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str, bool]]]]:
+    """(group, [(name, value, whether it differs from the default)]) of config.json."""
+    default = dict(_leaves(dataclasses.asdict(config.Config()), ""))
+    groups: dict[str, list[tuple[str, str, bool]]] = {}
+    for path, value in _leaves(values, ""):
+        group, _, name = path.rpartition(".")
+        text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        same = path in default and _plain(default[path]) == _plain(value)
+        groups.setdefault(group or "run", []).append((name, text or "–", not same))
+    return list(groups.items())
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _leaves(node: Any, path: str) -> list[tuple[str, Any]]:
+    if not isinstance(node, Mapping):
+        return [(path, node)]
+    return [leaf for name, child in node.items() for leaf in _leaves(child, f"{path}.{name}" if path else name)]
