@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlr1_jax.data.synth import tokenizer, words, worker
+from sqlr1_jax.data.synth import phrasings, tokenizer, words, worker
 from sqlr1_jax.data.synth.worker import Job, SynthError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("cold_start", "grpo", "heldout", "newnames")
 MARKER = "made.json"  # the settings of a complete folder
-TOKENIZER_DATABASES = 500  # of the cold start: all words of the phrasings occur in fewer
+TOKENIZER_DATABASES = 500  # of the cold start
 FORM = 1  # raised when the same settings come to make other data
 
 
@@ -42,7 +42,8 @@ def generate(cfg: Synth, seed: int, folder: Path, log: Callable[[str], None] = l
     building.mkdir(parents=True)
     items = _make(cfg, seed, building, log)
     _write_splits(building, items)
-    names = (*words.names(words.COMMON), *words.names(words.RESERVED))
+    values = (f"'{value}'" for value in words.values())
+    names = (*words.names(words.COMMON), *words.names(words.RESERVED), *values)
     tokenizer.train(_texts(items), names, building / "tokenizer")
     (building / MARKER).write_text(json.dumps(made, indent=1) + "\n")
     building.rename(folder)
@@ -125,8 +126,8 @@ def _write_splits(folder: Path, items: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def _texts(items: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    """What the tokenizer is trained on: some of the cold start, in the forms that a model sees."""
-    yield " ".join(f"'{value}'" for value in words.values())
+    """What the tokenizer is trained on: all words of questions, and some of the cold start."""
+    yield phrasings.all_words()
     for item in items["cold_start"][:TOKENIZER_DATABASES]:
         yield f"SQLite\n{item['schema']}\n"
         for record in item["records"]:

@@ -8,7 +8,9 @@ after "with" and after "whose", h and x the second; r the filter, if any, with t
 
 from __future__ import annotations
 
+import itertools
 import random
+import re
 
 from sqlr1_jax.data.synth.families import Draft
 from sqlr1_jax.data.synth.queries import Condition
@@ -23,6 +25,8 @@ _AGGREGATES = {
     "avg": ("average", "mean"),
     "sum": ("total",),
 }
+_SETS = {"intersect": "and also", "except": "but not"}
+_SMALL_WORDS = ("no", "some", "and", "or", "is")  # which the slots bring along
 _OPS = {
     ">": ("over", "above", "more than"),
     "<": ("under", "below", "less than"),
@@ -216,6 +220,14 @@ PHRASINGS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 
+def all_words() -> str:
+    """A text with every word that a question can have, but for names and values."""
+    choices = (*_EXTREMES.values(), *_AGGREGATES.values(), *_OPS.values(), _INTRODUCED, _INTRODUCED_VAGUELY)
+    texts = [text for phrasing in PHRASINGS.values() for _, text in phrasing]
+    texts += [f" {words}" for words in (*itertools.chain(*choices), *_SETS.values(), *_SMALL_WORDS)]
+    return "\n".join(re.sub(r"\{\w+\}", "", text) for text in texts)
+
+
 def ask(rng: random.Random, name: str, draft: Draft) -> tuple[str, str]:
     """A question for a draft, and its style."""
     phrasings = PHRASINGS[name]
@@ -232,7 +244,7 @@ def _slots(rng: random.Random, draft: Draft, vague: bool) -> dict[str, str]:
     if "s" in slots:
         slots["s"] = rng.choice(_EXTREMES[slots["s"]])
     if "set" in slots:
-        slots["set"] = {"intersect": "and also", "except": "but not"}[slots["set"]]
+        slots["set"] = _SETS[slots["set"]]
     if "in" in slots:
         slots["some"] = "no" if slots["in"] == "no" else "some"
     for condition, (with_, whose) in zip(draft.filters, (("f", "w"), ("h", "x")), strict=False):

@@ -1,9 +1,9 @@
-"""A small tokenizer whose words are whole tokens, with Qwen2.5's special tokens and a ChatML template of our own.
+"""A tokenizer of whole words, with Qwen2.5's special tokens and a ChatML template of our own.
 
-Its vocabulary is the 256 bytes; a known piece (a name with the space before it, a quoted value, a word, a mark of
-the answer form) is an *added* token, the longest at a place winning, and anything else is its bytes. Added tokens,
-not merges, because transformers rebuilds the splitting rules of every tokenizer that lies beside a Qwen2 model, and
-keeps the added tokens alone: so an exported model reads text as it was trained to.
+Its vocabulary is the 256 bytes; a known piece (a name with the space before it, a quoted value, a word, a
+mark of the answer form) is an *added* token, the longest at a place winning, and anything else is its bytes.
+Added tokens, not merges, because transformers rebuilds the splitting rules of every tokenizer that lies beside
+a Qwen2 model, and leaves the added tokens as they are: an exported model reads text as it was trained to.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ CHAT_TEMPLATE = (
 
 
 def train(texts: Iterable[str], names: Sequence[str], folder: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json: every piece that `texts` hold twice, and every name."""
+    """Writes tokenizer.json and tokenizer_config.json: every piece of `texts`, and every name."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _tokenizer(_pieces(texts, names)).save(str(folder / "tokenizer.json"))
@@ -91,9 +91,7 @@ def _pieces(texts: Iterable[str], names: Sequence[str]) -> list[str]:
     """Pieces longer than a byte that become tokens, without repetition and in a fixed order."""
     digits = [f" {digit}" for digit in range(10)]
     counts = collections.Counter(piece for text in texts for piece in PIECES.findall(text))
-    frequent = sorted(
-        (piece for piece in counts if counts[piece] > 1), key=lambda piece: (-counts[piece], piece)
-    )
+    frequent = sorted(counts, key=lambda piece: (-counts[piece], piece))
     pieces = dict.fromkeys((*MARKS, *PHRASES, *digits, *(f" {name}" for name in names), *frequent))
     return [piece for piece in pieces if len(piece.encode()) > 1]
 

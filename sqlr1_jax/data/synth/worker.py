@@ -145,6 +145,7 @@ def _record(
 
 
 def main() -> None:
+    """Answers one job."""
     job = Job(**json.load(sys.stdin))
     for item in make(job):
         sys.stdout.write(json.dumps(item) + "\n")

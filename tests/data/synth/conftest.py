@@ -1,0 +1,33 @@
+"""A small data set made once for all tests of data/synth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sqlr1_jax.config import Synth
+from sqlr1_jax.data.synth.generate import SPLITS, generate
+
+SMALL = Synth(
+    cold_start_databases=60, grpo_databases=20, heldout_databases=24, newnames_databases=12, workers=1
+)
+
+
+@pytest.fixture(scope="session")
+def small() -> Synth:
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("synth") / "data"
+    generate(SMALL, 7, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def records(made: Path) -> dict[str, list[dict[str, Any]]]:
+    return {split: json.loads((made / f"{split}.json").read_text()) for split in SPLITS}
