@@ -127,9 +127,8 @@ class Executor:
     def __enter__(self) -> Self:
         self._open = True
         self._lanes = [_Lane(WorkerProcess(self._settings), deque()) for _ in range(self._cfg.workers)]
-        for i, lane in enumerate(self._lanes):
-            thread = threading.Thread(target=self._serve, args=(lane,), name=f"sql-{i}", daemon=True)
-            self._threads.append(thread)
+        self._threads = [threading.Thread(target=self._serve, args=(lane,), daemon=True) for lane in self._lanes]
+        for thread in self._threads:
             thread.start()
         return self
 

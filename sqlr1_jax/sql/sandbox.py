@@ -23,7 +23,7 @@ MAX_SESSIONS = 32  # connections kept open
 ROWS_AT_A_TIME = 64  # fetched between two looks at the caps
 
 _SIZED = (str, bytes)
-_LEADING = re.compile(r"(?:\s|--[^\n]*|/\*.*?(?:\*/|\Z))*+(\w*)", re.DOTALL)
+_LEADING = re.compile(r"(?:[\s;]|--[^\n]*|/\*.*?(?:\*/|\Z))*+(\w*)", re.DOTALL)
 
 LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: 1_000_000,  # bytes of a value or row: one step works on no more than that
@@ -278,7 +278,7 @@ def _failed(kind: str, message: str) -> Result:
 
 
 def _first_word(sql: str) -> str:
-    """The first word in lower case, after white space and comments."""
+    """The first word in lower case, after white space, comments and empty statements."""
     return _LEADING.match(sql).group(1).lower()  # type: ignore[union-attr]  # matches the empty string too
 
 

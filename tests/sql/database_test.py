@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from sqlr1_jax.sql.database import DatabaseError, content_hash, open_readonly, sqlite_version
+
+
+def test_reads_rows_and_leaves_no_trace(pets: Path) -> None:
+    before = content_hash(pets)
+    with closing(open_readonly(pets)) as connection:
+        assert connection.execute("SELECT count(*) FROM dogs").fetchall() == [(4,)]
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            connection.execute("DELETE FROM dogs")
+    assert content_hash(pets) == before
+    assert [path.name for path in pets.parent.iterdir()] == ["pets.sqlite"]
+
+
+@pytest.mark.parametrize("name", ["plain.sqlite", "a?mode=rwc.sqlite", "100%25 #1.sqlite", "ünïcode 'x'.sqlite"])
+def test_any_file_name_is_just_a_name(tmp_path: Path, name: str) -> None:
+    with closing(sqlite3.connect(tmp_path / name)) as connection:
+        connection.executescript("CREATE TABLE t (a); INSERT INTO t VALUES (7)")
+    with closing(open_readonly(tmp_path / name)) as connection:
+        assert connection.execute("SELECT a FROM t").fetchone() == (7,)
+
+
+def test_missing_broken_and_empty_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.sqlite").write_text("no database at all, but long enough to have a header" * 20)
+    (tmp_path / "empty.sqlite").touch()
+    expected = {"absent": "does not exist: check the folder", "broken": "not a database", "empty": "0 bytes"}
+    for name, message in expected.items():
+        with pytest.raises(DatabaseError, match=message) as caught:
+            open_readonly(tmp_path / f"{name}.sqlite")
+        assert str(tmp_path / f"{name}.sqlite") in str(caught.value)
+    assert not (tmp_path / "absent.sqlite").exists()
+    with pytest.raises(DatabaseError, match="does not exist"):
+        open_readonly(tmp_path)
+    with pytest.raises(DatabaseError, match="NUL"):
+        open_readonly("a\0b")
+
+
+def test_content_hash_follows_the_bytes(tmp_path: Path) -> None:
+    for name, text in (("a", "x"), ("b", "x"), ("c", "y")):
+        (tmp_path / name).write_text(text)
+    assert content_hash(tmp_path / "a") == content_hash(tmp_path / "b") != content_hash(tmp_path / "c")
+    with pytest.raises(DatabaseError, match="does not exist"):
+        content_hash(tmp_path / "d")
+
+
+def test_version_is_the_librarys() -> None:
+    assert sqlite_version() == sqlite3.sqlite_version

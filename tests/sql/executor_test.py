@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from sqlr1_jax.config import Execute
+from sqlr1_jax.sql import executor as executor_module
+from sqlr1_jax.sql.executor import OUTCOMES, Executor, ExecutorError, Outcome
+
+CFG = Execute(workers=2, max_steps=2_000_000, wall_seconds=20.0, max_rows=2000)
+COUNT_FOR_EVER = "WITH RECURSIVE t(a) AS (SELECT 1 UNION ALL SELECT a + 1 FROM t) SELECT count(*) FROM t"
+BOMB = "SELECT instr(replace(hex(zeroblob(450000)), '0', 'a'), replace(hex(zeroblob(220000)), '0', 'a') || 'b')"
+GOLD = "SELECT color FROM dogs WHERE age > 4"
+
+
+@pytest.fixture(scope="module")
+def executor() -> Iterator[Executor]:
+    with Executor(CFG) as executor:
+        yield executor
+
+
+def what(outcome: Outcome) -> tuple:
+    """All of an outcome that a run may promise: not how long it took."""
+    return dataclasses.astuple(dataclasses.replace(outcome, milliseconds=0.0))
+
+
+EVERY_KIND = [
+    ("SELECT color FROM dogs WHERE age >= 5", GOLD, "match"),
+    ("SELECT color FROM dogs WHERE age > 99", "SELECT code FROM dogs WHERE age > 98", "match_empty"),
+    ("SELECT DISTINCT age FROM dogs", GOLD, "mismatch"),
+    ("SELECT FROM dogs", GOLD, "syntax_error"),
+    ("SELECT abs(-9223372036854775807 - 1)", GOLD, "runtime_error"),
+    (COUNT_FOR_EVER, GOLD, "timeout"),
+    ("SELECT 1 FROM dogs, dogs, dogs, dogs, dogs, dogs", GOLD, "too_large"),
+    ("DROP TABLE dogs", GOLD, "denied"),
+    (GOLD, "SELECT nope FROM dogs", "gold_error"),
+]
+
+
+def test_every_kind_of_outcome(executor: Executor, pets: Path) -> None:
+    futures = [executor.submit(pets, sql, gold) for sql, gold, _ in EVERY_KIND]
+    kinds = [future.result().kind for future in futures]
+    assert kinds == [kind for _, _, kind in EVERY_KIND]
+    assert set(OUTCOMES) - set(kinds) == {"no_sql", "bad_format", "ok"}
+
+
+def test_an_outcome_tells_all(executor: Executor, pets: Path) -> None:
+    outcome = executor.submit(pets, "SELECT age, color FROM dogs WHERE age = 5", "SELECT age FROM dogs").result()
+    assert outcome.kind == "mismatch"
+    assert outcome.rows == ((5, "red"), (5, "black"))
+    assert outcome.columns == ("age", "color")
+    assert outcome.gold_rows == ((3,), (5,), (5,), (8,))
+    assert (outcome.row_count, outcome.score, outcome.message) == (2, 0.0, "")
+    assert len(outcome.result_hash) == 32
+    assert outcome.milliseconds > 0
+    ran = executor.run(pets, "SELECT color, age FROM dogs WHERE age = 5").result()
+    assert (ran.kind, ran.rows, ran.gold_rows) == ("ok", (("red", 5), ("black", 5)), ())
+
+
+def test_gold_decides_whether_order_counts(executor: Executor, pets: Path) -> None:
+    descending = "SELECT color FROM dogs ORDER BY age DESC, code"
+    ascending = "SELECT color FROM dogs ORDER BY age, code"
+    assert executor.submit(pets, descending, ascending).result().kind == "mismatch"
+    assert executor.submit(pets, descending, f"SELECT * FROM ({ascending})").result().kind == "match"
+
+
+def test_rules_are_chosen_by_name(executor: Executor, pets: Path) -> None:
+    sql, gold = "SELECT DISTINCT age, color FROM dogs", "SELECT color, age FROM dogs"
+    scores = {rule: executor.submit(pets, sql, gold, rule).result().score for rule in ("spider", "bird", "strict")}
+    assert scores == {"spider": 1.0, "bird": 0.0, "strict": 0.0}
+    half = executor.submit(pets, "SELECT 1, 3", "SELECT 1, 2", "soft_f1").result()
+    assert (half.kind, half.score) == ("mismatch", 0.5)
+    with pytest.raises(ValueError, match="spidre"):
+        executor.submit(pets, sql, gold, "spidre")
+
+
+@pytest.mark.parametrize("gold", ["SELECT nope FROM dogs", "", COUNT_FOR_EVER, "DROP TABLE dogs", "SELECT random()"])
+def test_defect_01_a_failing_gold_is_never_a_match(executor: Executor, pets: Path, gold: str) -> None:
+    for sql in (GOLD, gold, "SELECT nope"):
+        outcome = executor.submit(pets, sql, gold).result()
+        assert outcome.kind == "gold_error"
+        assert outcome.score == 0.0
+        assert outcome.message.startswith("the gold query failed (")
+
+
+def test_defect_04_the_limit_is_one_and_blames_the_right_query(pets: Path) -> None:
+    """Steps decide: a runaway prediction is a timeout, a runaway gold a gold_error; no thread is left."""
+    threads = threading.active_count()
+    with Executor(CFG) as executor:
+        start = time.perf_counter()
+        runaways = [f"{COUNT_FOR_EVER} WHERE {i}" for i in range(1, 7)]
+        outcomes = [executor.submit(pets, sql, GOLD) for sql in runaways]
+        golds = [executor.submit(pets, GOLD, sql) for sql in runaways]
+        assert {outcome.result().kind for outcome in outcomes} == {"timeout"}
+        assert {outcome.result().steps for outcome in outcomes} == {CFG.max_steps}
+        assert {outcome.result().kind for outcome in golds} == {"gold_error"}
+        assert time.perf_counter() - start < 10.0
+        stats = executor.stats()
+        assert (stats["sql/timeouts"], stats["sql/wall_kills"]) == (6, 0)
+    assert threading.active_count() == threads
+
+
+def test_defect_04_what_counts_no_steps_is_killed_and_counted(pets: Path) -> None:
+    cfg = dataclasses.replace(CFG, wall_seconds=0.4, workers=1)
+    with Executor(cfg) as executor:
+        assert executor.submit(pets, GOLD, GOLD).result().kind == "match"
+        start = time.perf_counter()
+        futures = [executor.submit(pets, sql, GOLD) for sql in (f"{GOLD} ", BOMB, f"{GOLD}  ", "SELECT 1")]
+        assert [future.result().kind for future in futures] == ["match", "timeout", "match", "mismatch"]
+        assert time.perf_counter() - start < 0.4 + 2.0  # and a worker's start
+        slow_golds = [executor.submit(pets, f"SELECT {i}", BOMB) for i in range(20)]
+        assert {future.result().kind for future in slow_golds} == {"gold_error"}
+        assert executor.stats()["sql/wall_kills"] == 2  # one for the prediction, one for the gold
+
+
+def test_defect_09_scores_come_from_other_processes_and_nothing_stops_them(pets: Path, tmp_path: Path) -> None:
+    """A missing, an empty and a broken database are outcomes; all others are answered, by both workers."""
+    (tmp_path / "empty.sqlite").touch()
+    (tmp_path / "broken.sqlite").write_bytes(os.urandom(5000))
+    bad = [tmp_path / name for name in ("missing.sqlite", "empty.sqlite", "broken.sqlite")]
+    copies = [tmp_path / f"{i}.sqlite" for i in range(16)]
+    for copy in copies:
+        shutil.copy(pets, copy)
+    with Executor(CFG) as executor:
+        futures = {path: executor.submit(path, GOLD, GOLD) for path in (*bad, *copies)}
+        for path in bad:
+            outcome = futures[path].result()
+            assert outcome.kind == "gold_error"
+            assert str(path) in outcome.message
+        assert {futures[path].result().kind for path in copies} == {"match"}
+        assert {lane.worker.pid for lane in executor._lanes}.isdisjoint({os.getpid()})
+        assert all(lane.worker.jobs for lane in executor._lanes)
+        assert executor.run(bad[0], "SELECT 1").result().kind == "runtime_error"
+
+
+def test_the_same_question_is_asked_once(pets: Path) -> None:
+    with Executor(CFG) as executor:
+        first = [executor.submit(pets, GOLD, GOLD) for _ in range(8)]
+        assert len(set(map(id, first))) == 1
+        assert executor.stats()["sql/cache_hits"] == 7
+        other = [executor.submit(pets, GOLD, f"{GOLD} "), executor.submit(pets, GOLD, GOLD, "bird")]
+        assert [future.result().kind for future in (first[0], *other)] == ["match"] * 3
+        assert sum(lane.worker.jobs for lane in executor._lanes) == 3
+        stats = executor.stats()
+        assert stats["sql/cache_hits"] == 0
+        assert 0 < stats["sql/p50_ms"] <= stats["sql/p99_ms"] < 1000
+
+
+def test_answers_do_not_depend_on_order_worker_or_history(pets: Path, tmp_path: Path) -> None:
+    copies = [tmp_path / f"{i}.sqlite" for i in range(5)]
+    for copy in copies:
+        shutil.copy(pets, copy)
+    questions = [(path, sql, gold) for path in copies for sql, gold, _ in EVERY_KIND]
+    answers = []
+    for seed, workers in ((0, 1), (1, 2), (2, 3)):
+        shuffled = list(questions)
+        random.Random(seed).shuffle(shuffled)
+        with Executor(dataclasses.replace(CFG, workers=workers)) as executor:
+            futures = {question: executor.submit(*question) for question in shuffled}
+            answers.append([what(futures[question].result()) for question in questions])
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_a_worker_that_dies_is_replaced_and_its_jobs_are_answered(pets: Path) -> None:
+    with Executor(dataclasses.replace(CFG, workers=1)) as executor:
+        for i in range(3):
+            executor.run(pets, f"SELECT {i}").result()
+            executor._lanes[0].worker.terminate()
+            futures = [executor.run(pets, f"SELECT {i}, {j}") for j in range(40)]
+            assert {future.result().kind for future in futures} == {"ok"}
+        assert executor.stats()["sql/crashes"] == 3
+
+
+def test_a_worker_is_recycled(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor_module, "RECYCLE_AFTER", 5)
+    with Executor(dataclasses.replace(CFG, workers=1)) as executor:
+        pids = set()
+        for i in range(12):
+            assert executor.submit(pets, f"SELECT {i}", "SELECT 3").result().kind == ("match" if i == 3 else "mismatch")
+            pids.add(executor._lanes[0].worker.pid)
+        assert len(pids) == 3
+        assert executor.stats()["sql/crashes"] == 0
+
+
+def test_out_of_memory_is_an_outcome_and_the_worker_is_replaced(pets: Path) -> None:
+    cfg = dataclasses.replace(CFG, workers=1, heap_bytes=8 * 2**20, max_steps=10**9)
+    bomb = "SELECT DISTINCT hex(zeroblob(50000)) || a.code || b.code || c.code || d.code FROM dogs a, dogs b, dogs c, dogs d"
+    with Executor(cfg) as executor:
+        outcome = executor.submit(pets, f"SELECT count(*) FROM ({bomb})", GOLD).result()
+        assert (outcome.kind, outcome.message) == ("runtime_error", f"out of memory: SQLite may take {8 * 2**20} bytes")
+        first = executor._lanes[0].worker.pid
+        assert executor.submit(pets, GOLD, GOLD).result().kind == "match"
+        assert executor._lanes[0].worker.pid != first
+
+
+def test_an_idle_worker_takes_over_from_a_stuck_one(pets: Path) -> None:
+    """All on one database, so all of one worker's; it is stuck, yet the others are answered."""
+    with Executor(dataclasses.replace(CFG, wall_seconds=2.0)) as executor:
+        executor.run(pets, "SELECT 1").result()
+        stuck = executor.run(pets, BOMB)
+        time.sleep(0.1)
+        quick = [executor.run(pets, f"SELECT {i}, 1").result(timeout=1.0) for i in range(5)]
+        assert [outcome.kind for outcome in quick] == ["ok"] * 5
+        assert not stuck.done()
+
+
+def test_closing_waits_for_nothing(pets: Path) -> None:
+    start = time.perf_counter()
+    with Executor(CFG) as executor:
+        executor.run(pets, "SELECT 1").result()
+        futures = [executor.run(pets, f"{BOMB} + {i}") for i in range(100)]
+        time.sleep(0.1)
+        workers = [lane.worker.pid for lane in executor._lanes]
+    assert time.perf_counter() - start < 5.0
+    for future in futures:
+        with pytest.raises((CancelledError, ExecutorError)):
+            future.result(timeout=1.0)
+    for pid in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    with pytest.raises(ExecutorError, match="closed"):
+        executor.run(pets, "SELECT 1")
+
+
+def test_it_leaves_no_thread_and_no_descriptor(pets: Path) -> None:
+    def held() -> tuple[int, int]:
+        return threading.active_count(), len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+    before = held()
+    for _ in range(3):
+        with Executor(CFG) as executor:
+            assert executor.submit(pets, GOLD, GOLD).result().kind == "match"
+            executor._lanes[0].worker.terminate()
+    assert held() == before
+
+
+def test_workers_that_cannot_start_are_an_error_for_all_who_wait(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with Executor(CFG) as executor:
+        for _ in range(2):
+            with pytest.raises((RuntimeError, CancelledError), match=r"does not start|closed"):
+                executor.run(pets, "SELECT 1").result(timeout=5.0)
+
+
+def test_it_works_where_importing_jax_raises(pets: Path, tmp_path: Path) -> None:
+    """In the parent and in the workers alike, with no package but the standard library."""
+    for name in ("jax", "jaxlib", "flax", "numpy", "ml_collections", "sqlglot"):
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not for SQL')\n")
+    code = """
+import sys, types
+from sqlr1_jax.sql.executor import Executor
+import dataclasses
+Cfg = dataclasses.make_dataclass("Cfg", eval(sys.argv[2]), frozen=True)
+with Executor(Cfg(*eval(sys.argv[3]))) as executor:
+    print(executor.submit(sys.argv[1], "SELECT 4", "SELECT count(*) FROM dogs ORDER BY 1").result().kind)
+"""
+    settings = dataclasses.asdict(CFG)
+    path = os.pathsep.join((str(tmp_path), str(Path(__file__).parents[2])))
+    command = [sys.executable, "-c", code, str(pets), repr(list(settings)), repr(list(settings.values()))]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=True)
+    assert done.stdout == "match\n"
+
+
+def test_256_completions_take_a_fraction_of_a_second(tmp_path: Path) -> None:
+    databases = [tmp_path / f"{i}.sqlite" for i in range(32)]
+    for path in databases:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("CREATE TABLE dogs (code INTEGER, color TEXT, age INTEGER)")
+            connection.executemany("INSERT INTO dogs VALUES (?, 'red', ?)", [(i, i % 7) for i in range(15)])
+            connection.commit()
+    with Executor(CFG) as executor:
+        executor.run(databases[0], "SELECT 1").result()
+        seconds = []
+        for step in range(5):
+            start = time.perf_counter()
+            gold = f"SELECT age, count(*) FROM dogs WHERE code > {step} GROUP BY age"
+            futures = [executor.submit(path, f"{gold} LIMIT {g}", gold) for path in databases for g in range(8)]
+            assert sum(future.result().kind == "match" for future in futures) == 32
+            seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.4  # 0.03 on two idle cores

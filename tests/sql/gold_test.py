@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from sqlr1_jax.sql.gold import GoldStore
+from sqlr1_jax.sql.sandbox import Result
+
+
+def result(rows: int, kind: str = "ok") -> Result:
+    return Result(kind, [(1,)] * rows, ("a",), 0, 0.0)
+
+
+def test_a_gold_runs_once_even_when_it_fails() -> None:
+    calls = []
+    store = GoldStore()
+
+    def run(kind: str) -> Result:
+        calls.append(kind)
+        return result(2, kind)
+
+    assert store.get("db", "SELECT 1", lambda: run("ok")) is store.get("db", "SELECT 1", lambda: run("again"))
+    assert store.get("other", "SELECT 1", lambda: run("timeout")).kind == "timeout"
+    assert store.get("other", "SELECT 1", lambda: run("again")).kind == "timeout"
+    assert calls == ["ok", "timeout"]
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    store = GoldStore(max_cells=10)
+    for name in ("a", "b", "a", "c"):
+        store.get("db", name, lambda: result(3))  # four cells each: two of them fit
+    misses = []
+    for name in ("a", "b"):
+        store.get("db", name, lambda name=name: misses.append(name) or result(3))  # type: ignore[misc]
+    assert misses == ["b"]
+
+
+def test_a_result_larger_than_the_store_is_not_kept() -> None:
+    store = GoldStore(max_cells=10)
+    assert len(store.get("db", "big", lambda: result(50)).rows) == 50
+    assert len(store.get("db", "big", lambda: result(1)).rows) == 1

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sqlr1_jax.sql import sandbox
+from sqlr1_jax.sql.sandbox import Limits, Result, Sandbox, Session
+
+LIMITS = Limits(max_steps=1_000_000, max_rows=1000, max_bytes=100_000, heap_bytes=0)  # 0: none, tests share a process
+COUNT_FOR_EVER = "WITH RECURSIVE t(a) AS (SELECT 1 UNION ALL SELECT a + 1 FROM t) SELECT count(*) FROM t"
+
+
+@pytest.fixture
+def box() -> Iterator[Sandbox]:
+    with closing(Sandbox(LIMITS)) as box:
+        yield box
+
+
+@pytest.fixture
+def query(box: Sandbox, pets: Path) -> Any:
+    def run(sql: str, max_steps: int = LIMITS.max_steps) -> Result:
+        return box.query(str(pets), sql, max_steps)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("sql", "rows"),
+    [
+        ("SELECT color FROM dogs WHERE age > 4 ORDER BY code", [("red",), ("black",), ("white",)]),
+        ("  -- a comment\n/* another */ select 1;  -- and one more", [(1,)]),
+        ("VALUES (1, 'a'), (2, 'b')", [(1, "a"), (2, "b")]),
+        ("WITH RECURSIVE t(a) AS (VALUES (1) UNION ALL SELECT a + 1 FROM t WHERE a < 3) SELECT sum(a) FROM t", [(6,)]),
+        ("SELECT color, rank() OVER (ORDER BY age DESC) FROM dogs LIMIT 1", [("white", 1)]),
+        ("SELECT value FROM json_each('[1, 2]')", [(1,), (2,)]),
+        ("SELECT json_extract('{\"a\": 5}', '$.a') + '{\"a\": 6}' ->> 'a'", [(11,)]),
+        ("SELECT date('now'), CURRENT_TIMESTAMP", [("2025-01-01", "2025-01-01 00:00:00")]),
+        ("SELECT 'a' || char(0) || 'b', 9e999, 9e999 - 9e999, x'00ff'", [("a\0b", float("inf"), None, b"\0\xff")]),
+        ("SELECT CAST(x'ff41' AS TEXT)", [("\udcffA",)]),
+        ("SELECT replace('aXa', 'X', 'b'), sqrt(4), group_concat(tag) FROM owners", [("aba", 2.0, "1,2,3")]),
+    ],
+)
+def test_what_reads_is_answered(query: Any, sql: str, rows: list[tuple]) -> None:
+    result = query(sql)
+    assert (result.kind, result.rows, result.message) == ("ok", rows, "")
+
+
+@pytest.mark.parametrize(
+    ("sql", "kind", "message"),
+    [
+        ("", "syntax_error", "there is no statement"),
+        ("  -- nothing", "syntax_error", "there is no statement"),
+        (";", "syntax_error", "there is no statement"),
+        ("SELEC 1", "syntax_error", 'near "SELEC": syntax error'),
+        ("SELECT 'open", "syntax_error", "unrecognized token"),
+        ("SELECT nope FROM dogs", "syntax_error", "no such column: nope"),
+        ("SELECT * FROM cats", "syntax_error", "no such table: cats"),
+        ("SELECT readfile('/etc/passwd')", "syntax_error", "no such function"),
+        ("SELECT ?", "syntax_error", "bindings"),
+        ("SELECT 1\0", "syntax_error", "null character"),
+        ("SELECT '\ud800'", "syntax_error", "surrogates not allowed"),
+        ("SELECT " + "1 " * 100_000, "syntax_error", "too large"),
+        ("SELECT 9223372036854775807 + abs(-9223372036854775807 - 1)", "runtime_error", "integer overflow"),
+        ("SELECT json_extract('{', '$.a')", "runtime_error", "malformed JSON"),
+        ("SELECT hex(zeroblob(600000))", "runtime_error", "too big"),
+        (COUNT_FOR_EVER, "timeout", "stopped after 1000000 steps"),
+        ("SELECT 1 FROM dogs, dogs, dogs, dogs, dogs", "too_large", "more than 1000 rows"),
+        ("SELECT zeroblob(60000) FROM dogs", "too_large", "more than 100000 bytes"),
+        ("SELECT random()", "denied", "the function random is not allowed"),
+        ("SELECT hex(randomblob(4))", "denied", "randomblob"),
+        ("SELECT load_extension('x')", "denied", "load_extension"),
+        ("SELECT sqlite_version()", "denied", "sqlite_version"),
+        ("SELECT last_insert_rowid()", "denied", "last_insert_rowid"),
+        ("SELECT * FROM pragma_table_info('dogs')", "denied", "only reading"),
+        ("SELECT * FROM sqlite_stmt", "denied", "only reading"),
+        ("SELECT * FROM dbstat", "denied", "only reading"),
+        ("WITH x AS (SELECT 1) DELETE FROM dogs", "denied", "only reading is allowed here, not action 9 on dogs"),
+        ("SELECT 1; SELECT 2", "denied", "only one statement"),
+        ("EXPLAIN SELECT 1", "denied", "EXPLAIN is not allowed"),
+        ("/* x */ -- y\n pragma table_info(dogs)", "denied", "PRAGMA is not allowed"),
+    ],
+)
+def test_what_does_not_is_typed(query: Any, sql: str, kind: str, message: str) -> None:
+    result = query(sql)
+    assert result.kind == kind
+    assert message in result.message
+    assert result.rows == []
+
+
+@pytest.mark.parametrize("word", sorted(sandbox.STATEMENTS_DENIED))
+def test_each_denied_statement_is_denied_by_the_first_word_alone(query: Any, word: str) -> None:
+    assert query(f"  {word.title()} anything").kind == "denied"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DELETE FROM dogs",
+        "INSERT INTO dogs VALUES (1, 'x', 1, 1)",
+        "UPDATE dogs SET age = 0",
+        "DROP TABLE dogs",
+        "CREATE TEMP TABLE x AS SELECT 1",
+        "CREATE VIEW x AS SELECT 1",
+        "ALTER TABLE dogs RENAME TO cats",
+        "ATTACH ':memory:' AS other",
+        "PRAGMA hard_heap_limit = 1",
+        "PRAGMA case_sensitive_like = 1",
+        "VACUUM INTO '/tmp/never.sqlite'",
+        "BEGIN",
+        "SAVEPOINT x",
+        "ANALYZE",
+    ],
+)
+def test_the_authorizer_alone_denies_them(pets: Path, sql: str) -> None:
+    """Without the check of the first word, which comes before it."""
+    session = Session(str(pets), clocked=False)
+    with closing(session.connection), pytest.raises(sqlite3.DatabaseError):
+        session.execute(sql, 1_000_000, LIMITS)
+    assert "only reading is allowed" in session.denied
+    assert not Path("/tmp/never.sqlite").exists()
+
+
+@pytest.mark.parametrize("table", sorted(sandbox.HIDDEN_TABLES))
+def test_tables_of_state_are_hidden(pets: Path, table: str) -> None:
+    session = Session(str(pets), clocked=False)
+    with closing(session.connection):
+        assert session._authorize(sqlite3.SQLITE_READ, table, "x", "main", None) == sqlite3.SQLITE_DENY
+        assert session._authorize(sqlite3.SQLITE_READ, "dogs", "age", "main", None) == sqlite3.SQLITE_OK
+
+
+def test_the_file_is_read_only_and_memory_holds_what_is_temporary(pets: Path) -> None:
+    """Without the authorizer: the layers below it."""
+    session = Session(str(pets), clocked=False)
+    with closing(session.connection) as connection:
+        connection.set_authorizer(None)
+        assert connection.execute("PRAGMA query_only").fetchone() == (1,)
+        assert connection.execute("PRAGMA temp_store").fetchone() == (2,)
+        for sql in ("DELETE FROM dogs", "CREATE TABLE x (a)", "ATTACH ':memory:' AS other"):
+            with pytest.raises(sqlite3.OperationalError):
+                connection.execute(sql)
+
+
+@pytest.mark.parametrize("limit", sorted(sandbox.LIMITS))
+def test_each_limit_of_sqlite_is_set(pets: Path, limit: int) -> None:
+    session = Session(str(pets), clocked=False)
+    with closing(session.connection) as connection:
+        assert connection.getlimit(limit) <= sandbox.LIMITS[limit]
+
+
+def test_steps_are_counted_and_alike_each_time(query: Any) -> None:
+    sql = f"{COUNT_FOR_EVER.replace('FROM t)', 'FROM t WHERE a < 5000)')}"
+    runs = [query(sql) for _ in range(3)]
+    assert [run.rows for run in runs] == [[(5000,)]] * 3
+    assert len({run.steps for run in runs}) == 1
+    assert runs[0].steps % 1000 == 0
+    assert 20_000 < runs[0].steps < 200_000
+    assert query(sql, runs[0].steps).kind == "ok"
+    assert query(sql, runs[0].steps - 1000).kind == "timeout"
+
+
+def test_a_failure_leaves_nothing_behind(query: Any) -> None:
+    good = "SELECT count(*) FROM dogs WHERE color LIKE 'RED'"
+    for bad in (COUNT_FOR_EVER, "SELECT random()", "SELECT CAST(x'ff' AS TEXT)", "PRAGMA case_sensitive_like = 1"):
+        query(bad)
+        assert query(good).rows == [(2,)]
+
+
+def test_views_may_tell_the_time(tmp_path: Path, box: Sandbox) -> None:
+    path = tmp_path / "views.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE VIEW today AS SELECT date('now') AS day, strftime('%Y', '1999-05-05') AS year")
+    assert box.query(str(path), "SELECT day, year FROM today", 100_000).rows == [("2025-01-01", "1999")]
+
+
+def test_a_missing_database_is_an_outcome(box: Sandbox, tmp_path: Path) -> None:
+    result = box.query(str(tmp_path / "gone.sqlite"), "SELECT 1", 1000)
+    assert result.kind == "runtime_error"
+    assert "gone.sqlite does not exist" in result.message
+
+
+def test_few_connections_stay_open(tmp_path: Path, box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "MAX_SESSIONS", 3)
+    for i in range(6):
+        with closing(sqlite3.connect(tmp_path / f"{i}.sqlite")) as connection:
+            connection.executescript(f"CREATE TABLE t (a); INSERT INTO t VALUES ({i})")
+    assert [box.query(str(tmp_path / f"{i % 6}.sqlite"), "SELECT a FROM t", 10**6).rows for i in range(8)] == [
+        [(i % 6,)] for i in range(8)
+    ]
+    assert len(box._sessions) == 3
+
+
+def test_the_heap_limit_holds_and_the_next_query_runs(pets: Path) -> None:
+    """In a process of its own, which the limit is for."""
+    code = """
+import json, sys
+from sqlr1_jax.sql.sandbox import Limits, Sandbox
+box = Sandbox(Limits(10**9, 10**6, 10**9, 8 * 2**20))
+bomb = "SELECT count(*) FROM (SELECT DISTINCT hex(zeroblob(50000)) || a.code || b.code || c.code || d.code "
+bomb += "FROM dogs a, dogs b, dogs c, dogs d)"
+for sql in (bomb, "SELECT count(*) FROM dogs"):
+    result = box.query(sys.argv[1], sql, 10**9)
+    print(json.dumps([result.kind, result.rows, result.message, box.exhausted]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(pets)], capture_output=True, text=True, check=True)
+    bomb, after = map(json.loads, done.stdout.splitlines())
+    assert bomb == ["runtime_error", [], f"out of memory: SQLite may take {8 * 2**20} bytes", True]
+    assert after[:2] == ["ok", [[4]]]
