@@ -206,15 +206,19 @@ def _decode_layers(
 
 def _project(x_BTD: jax.Array, w: Params, rope: Rope, cfg: Qwen2Config) -> tuple[jax.Array, jax.Array, jax.Array]:
     x_BTD = _norm(x_BTD, w["attention_norm"], cfg)
-    q_BTHh, k_BTKh, v_BTKh = (
-        jnp.einsum("btd,dnh->btnh", x_BTD, w[name].astype(cfg.dtype)) + w[f"{name}_bias"].astype(cfg.dtype)
-        for name in ("q", "k", "v")
-    )
+    q_BTHh, k_BTKh, v_BTKh = (_heads(x_BTD, w[name], w[f"{name}_bias"]) for name in ("q", "k", "v"))
     return _rotate(q_BTHh, rope), _rotate(k_BTKh, rope), v_BTKh
 
 
+def _heads(x_BTD: jax.Array, w_DNh: jax.Array, bias_Nh: jax.Array) -> jax.Array:
+    D, N, h = w_DNh.shape
+    y_BTNh = linear(x_BTD, w_DNh.astype(x_BTD.dtype).reshape(D, N * h)).reshape(*x_BTD.shape[:2], N, h)
+    return y_BTNh + bias_Nh.astype(x_BTD.dtype)
+
+
 def _after_attention(x_BTD: jax.Array, o_BTHh: jax.Array, w: Params, cfg: Qwen2Config, rules: Rules) -> jax.Array:
-    x_BTD = x_BTD + jnp.einsum("btnh,nhd->btd", o_BTHh, w["o"].astype(cfg.dtype))
+    B, T, D = x_BTD.shape
+    x_BTD = x_BTD + linear(o_BTHh.reshape(B, T, -1), w["o"].astype(cfg.dtype).reshape(-1, D))
     x_BTD = constrain(x_BTD, ("rows", "time", None), rules)
     x_BTD = x_BTD + _feed_forward(_norm(x_BTD, w["ffw_norm"], cfg), w, cfg)
     return constrain(x_BTD, ("rows", "time", None), rules)
@@ -224,13 +228,34 @@ def _feed_forward(x_BTD: jax.Array, w: Params, cfg: Qwen2Config) -> jax.Array:
     gate_DF, up_DF, down_FD = (w[name].astype(cfg.dtype) for name in ("gate", "up", "down"))
 
     def swiglu(x_BTD: jax.Array) -> jax.Array:
-        return (jax.nn.silu(x_BTD @ gate_DF) * (x_BTD @ up_DF)) @ down_FD
+        return linear(jax.nn.silu(linear(x_BTD, gate_DF)) * linear(x_BTD, up_DF), down_FD)
 
     B, T, D = x_BTD.shape
     if cfg.ffw_chunks == 1 or T % cfg.ffw_chunks:
         return swiglu(x_BTD)
     x_NBTD = x_BTD.reshape(B, cfg.ffw_chunks, T // cfg.ffw_chunks, D).swapaxes(0, 1)
     return jax.lax.map(jax.checkpoint(swiglu), x_NBTD).swapaxes(0, 1).reshape(B, T, D)
+
+
+@jax.custom_vjp
+def linear(x_BTD: jax.Array, w_DF: jax.Array) -> jax.Array:
+    """x @ w, whose gradient of w is made in w's own orientation.
+
+    Differentiated by JAX it comes transposed, which on CPU costs a strided copy of the output's gradient each time.
+    """
+    return jnp.einsum("btd,df->btf", x_BTD, w_DF)
+
+
+def _linear_forward(x_BTD: jax.Array, w_DF: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return linear(x_BTD, w_DF), (x_BTD, w_DF)
+
+
+def _linear_backward(kept: tuple[jax.Array, jax.Array], dy_BTF: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x_BTD, w_DF = kept
+    return jnp.einsum("btf,df->btd", dy_BTF, w_DF), jnp.einsum("btd,btf->df", x_BTD, dy_BTF)
+
+
+linear.defvjp(_linear_forward, _linear_backward)
 
 
 def _wide(x: jax.Array) -> jax.Array:
