@@ -1,0 +1,147 @@
+import dataclasses
+import json
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sqlr1_jax import config, presets
+
+LEAVES = config._leaves(config.Config(), "")
+
+
+def _changed(path: str, value: object) -> config.Config:
+    """The defaults with one value put in its place, unchecked."""
+
+    def put(node: object, names: list[str]) -> object:
+        new = value if len(names) == 1 else put(getattr(node, names[0]), names[1:])
+        return dataclasses.replace(node, **{names[0]: new})
+
+    return put(config.Config(), path.split("."))
+
+
+def test_defaults_survive_a_config_dict_and_json():
+    assert config.freeze(config.default()) == config.Config()
+    assert config.freeze(json.loads(json.dumps(config.as_dict(config.Config())))) == config.Config()
+
+
+def test_a_frozen_config_is_hashable_by_value():
+    one, same, other = (config.freeze({"grpo": {"steps": steps}}) for steps in (7, 7, 8))
+    assert hash(one) == hash(same)
+    assert one != other
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"grpo": {"stpes": 3}}, "config.grpo.stpes does not exist. Did you mean config.grpo.steps?"),
+        ({"grpoo": {}}, "config.grpoo does not exist. Did you mean config.grpo?"),
+        ({"model": {"zzzz": 1}}, "config.model.zzzz does not exist. There are: size, path,"),
+        ({"grpo": 3}, "config.grpo is 3; it is a group of settings: set config.grpo.NAME."),
+        ({"grpo": {"steps": 1.5}}, "config.grpo.steps is 1.5, a float; it takes a int."),
+        ({"grpo": {"steps": True}}, "config.grpo.steps is True, a bool; it takes a int."),
+        ({"grpo": {"clip": True}}, "config.grpo.clip is True, a bool; it takes a float."),
+        ({"stages": 3}, "config.stages is 3; it takes a tuple of names"),
+        ({"stages": ("date",)}, "config.stages is 'date'; it takes one of"),
+        ({"model": {"size": "70b"}}, "config.model.size is '70b'; it takes one of 'tiny'"),
+        ({"data": {"schema": "compcat"}}, "Did you mean 'compact'?"),
+        ({"grpo": {"samples": 1}}, "config.grpo.samples is 1; it must be at least 2."),
+        ({"data": {"train": "/data/spider"}}, "it takes PREFIX:PATH, as in spider:/data/spider."),
+        ({"data": {"train": "spidr:/data"}}, "Did you mean 'spider'?"),
+        ({"data": {"train": "spider:"}}, "the path behind the prefix is missing"),
+        ({"data": {"synth": {"teacher_errors": 1.5}}}, "it is a fraction, 0 to 1"),
+        ({"grpo": {"sampling": {"top_p": 0.0}}}, "config.grpo.sampling.top_p is 0.0; it takes 0 < top_p ≤ 1."),
+        ({"export": {"step": "newest"}}, "it takes best, last or a step's number"),
+    ],
+)
+def test_an_error_names_the_key_and_the_fix(tree, message):
+    with pytest.raises(config.ConfigError) as error:
+        config.freeze(tree)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@given(st.sampled_from([path for path, _ in LEAVES]), st.integers(0, 10**6))
+def test_one_letter_lost_from_any_key_is_told_with_the_key_that_was_meant(path, seed):
+    *groups, last = path.split(".")
+    if len(last) < 4:
+        return
+    cut = random.Random(seed).randrange(len(last))
+    typo = last[:cut] + last[cut + 1 :]
+    tree = {typo: 0}
+    for group in reversed(groups):
+        tree = {group: tree}
+    with pytest.raises(config.ConfigError, match="does not exist") as error:
+        config.freeze(tree)
+    assert "Did you mean config." in str(error.value)
+
+
+def test_whole_numbers_pass_for_fractions_and_single_names_for_tuples():
+    cfg = config.freeze({"grpo": {"kl": 0}, "stages": "grpo"})
+    assert cfg.grpo.kl == 0.0 and isinstance(cfg.grpo.kl, float)
+    assert cfg.stages == ("grpo",)
+
+
+@pytest.mark.parametrize("path", [*config.CHOICES, *config.LOWER_BOUNDS, *config.FREE_ON_RESUME])
+def test_every_rule_is_about_a_setting_that_exists(path):
+    config.get(config.Config(), path)
+
+
+@pytest.mark.parametrize("path", config.LOWER_BOUNDS)
+def test_a_lower_bound_is_itself_allowed_and_nothing_below_it(path):
+    low = config.LOWER_BOUNDS[path]
+    low = type(config.get(config.Config(), path))(low)
+    config.check(_changed(path, low))
+    with pytest.raises(config.ConfigError, match=path):
+        config.check(_changed(path, low - 1))
+
+
+@given(st.sampled_from(LEAVES))
+def test_a_difference_is_told_exactly_where_a_resumed_run_would_not_be_the_same(leaf):
+    path, value = leaf
+    changed = _changed(path, "other")
+    told = config.differences(config.Config(), changed)
+    if path in config.FREE_ON_RESUME:
+        assert told == []
+    else:
+        assert told == [f"config.{path}: {value!r} in the run, 'other' now"]
+
+
+ABLATIONS = {
+    "without format": ("grpo.reward.format", 0.0),
+    "without execution": ("grpo.reward.execution", 0.0),
+    "without result": ("grpo.reward.result", 0.0),
+    "without length": ("grpo.reward.length", 0.0),
+    "without cold start": ("stages", ("data", "grpo", "evaluate", "export")),
+    "without reasoning": ("data.form", "direct"),
+    "without teacher errors": ("data.synth.teacher_errors", 0.0),
+    "shuffled advantages": ("grpo.advantage.shuffled", True),
+    "the paper's groups": ("grpo.advantage.keep", "all"),
+    "GDPO": ("grpo.advantage.normalise", "parts"),
+    "Dr. GRPO": ("grpo.advantage.normalise", "none"),
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+@pytest.mark.parametrize("size", ["tiny", "smoke"])
+def test_an_ablation_is_one_line_of_config(size, name):
+    path, value = ABLATIONS[name]
+    tree = presets.of(size)
+    before = config.freeze(tree)
+    *groups, last = path.split(".")
+    node = tree
+    for group in groups:
+        node = node[group]
+    node[last] = value
+    assert config.get(config.freeze(tree), path) == value != config.get(before, path)
+    if path not in config.FREE_ON_RESUME:
+        assert len(config.differences(before, config.freeze(tree))) == 1
+
+
+def test_paper_constants_are_the_defaults():
+    grpo = config.Grpo()
+    assert (grpo.prompts, grpo.samples, grpo.sampling.temperature, grpo.sampling.top_p) == (8, 8, 1.1, 1.0)
+    assert (grpo.clip, grpo.clip_high, grpo.kl, grpo.entropy) == (0.2, 0.2, 0.001, 0.001)
+    assert (grpo.optimizer.learning_rate, grpo.optimizer.clip_norm, grpo.optimizer.schedule) == (3e-7, 1.0, "constant")
+    assert (grpo.aggregation, grpo.advantage.normalise, grpo.reward.rule) == ("token", "group", "spider")
