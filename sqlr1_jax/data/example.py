@@ -10,12 +10,12 @@ from typing import Any
 
 from sqlr1_jax.data import select, sources
 from sqlr1_jax.data.sources import ExampleError
+from sqlr1_jax.sql import database as sqlite
 
 log = logging.getLogger(__name__)
 
 PREFIXES = ("synsql", "synsql-200k", "complex-5k", "spider", "bird", "parquet", "jsonl", "hub")
 _TEXTS = ("knowledge", "reasoning", "complexity", "style", "family", "habit")  # optional
-_MAGIC = b"SQLite format 3\x00"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class _Databases:
 
     def find(self, db_id: str) -> Path | None:
         if db_id not in self._found:
-            self._found[db_id] = next((p for p in self.places(db_id) if _is_sqlite(p)), None)
+            self._found[db_id] = next((p for p in self.places(db_id) if _opens(p)), None)
         return self._found[db_id]
 
     def places(self, db_id: str) -> list[Path]:
@@ -142,7 +142,7 @@ class _Reader:
         return Example(name, db_id, database, question, sql, source=self._spec, spoiled=spoiled, **texts)
 
 
-_NO_DATABASE = "no SQLite file for its db_id"
+_NO_DATABASE = "no readable SQLite file for its db_id"
 
 
 def _parsed(spec: str) -> tuple[str, str]:
@@ -179,8 +179,9 @@ def _excluded(path: str) -> frozenset[str]:
     return frozenset(str(line["id"]) for line in lines)
 
 
-def _is_sqlite(path: Path) -> bool:
-    if not path.is_file():
+def _opens(path: Path) -> bool:
+    try:
+        sqlite.open_readonly(path).close()
+    except sqlite.DatabaseError:
         return False
-    with path.open("rb") as file:
-        return file.read(len(_MAGIC)) == _MAGIC
+    return True

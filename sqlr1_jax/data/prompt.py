@@ -10,6 +10,7 @@ tokens (`Prompt.prefix_length`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -50,6 +51,7 @@ the query
 ```
 </answer>""",
 }
+_INDICES = 32  # databases whose values are held at a time: large ones take a gigabyte for a million values
 _STAND_IN = "Stand-in for what is asked"  # of the user's message, while the chat template is taken apart
 
 
@@ -84,7 +86,7 @@ class PromptRenderer:
         self._schemas: dict[Path, schema.Schema] = {}
         self._openings: dict[tuple[Path, str], str] = {}
         self._prefixes: dict[tuple[Path, str], Ints] = {}
-        self._indices: dict[Path, retrieval.Index] = {}
+        self._index = functools.lru_cache(_INDICES)(self._make_index)
 
     def render(self, example: Example) -> Prompt:
         """One example's prompt."""
@@ -161,9 +163,10 @@ class PromptRenderer:
         return self._schemas[database]
 
     def _values(self, example: Example) -> schema.Values:
-        if example.database not in self._indices:
-            self._indices[example.database] = retrieval.Index(example.database, self._schema(example.database))
-        return self._indices[example.database].search(f"{example.question} {example.knowledge}".strip())
+        return self._index(example.database).search(f"{example.question} {example.knowledge}")
+
+    def _make_index(self, database: Path) -> retrieval.Index:
+        return retrieval.Index(database, self._schema(database))
 
     def _shared(self, database: Path, form: str, ids: Ints) -> int:
         if form == "retrieved":

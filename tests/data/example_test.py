@@ -3,6 +3,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +131,7 @@ def test_a_bad_record_is_set_aside_and_counted(
         "1 of 11 records set aside: no question (first: record 1)",
         "no sql (first: record 2)",
         "no db_id (first: record 3)",
-        "no SQLite file for its db_id (first: record 4)",
+        "no readable SQLite file for its db_id (first: record 4)",
         "db_id is a path (first: record 5)",
         "id seen before (first: record twice)",
         "2 of 11 records set aside: not a JSON object (first: record 8)",
@@ -146,8 +149,8 @@ def test_all_databases_missing_stops_with_the_fix(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_database_is_none(tmp_path: Path) -> None:
-    (tmp_path / "pets.sqlite").write_text("not a database")
-    with pytest.raises(ExampleError, match="no SQLite file"):
+    (tmp_path / "pets.sqlite").write_bytes(b"SQLite format 3\x00" + b"and then nothing like it" * 50)
+    with pytest.raises(ExampleError, match="no readable SQLite file"):
         example.read(jsonl(tmp_path, record()), str(tmp_path))
 
 
@@ -184,6 +187,15 @@ def test_a_spec_that_names_nothing(spec: str) -> None:
         example.read(spec)
 
 
+def test_data_never_imports_jax() -> None:
+    """Nor, unless they are used, the packages that a machine for decoding may lack."""
+    names = ("answer", "comments", "example", "packing", "prompt", "retrieval", "schema", "select", "sources")
+    code = "import sys; sys.modules.update(jax=None)\n" + "".join(f"import sqlr1_jax.data.{n}\n" for n in names)
+    code += "print(*{'ml_collections', 'datasets', 'transformers', 'sqlglot', 'bm25s'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
 def test_real_data(shared_data: Path, caplog: pytest.LogCaptureFixture) -> None:
     spider = example.read(f"spider:{shared_data}/spider_train")
     assert len(spider) == 6918
@@ -196,8 +208,6 @@ def test_real_data(shared_data: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_real_synsql_records(shared_data: Path, tmp_path: Path) -> None:
     """Only its schemas are at hand: one of its databases, made from them, is enough for the records on it."""
-    import sqlite3
-
     (tmp_path / "databases").mkdir()
     name = json.loads((shared_data / "synsql_sample" / "data.json").read_text())[0]["db_id"]
     connection = sqlite3.connect(tmp_path / "databases" / f"{name}.sqlite")
