@@ -197,7 +197,8 @@ def test_a_worker_is_recycled(pets: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_out_of_memory_is_an_outcome_and_the_worker_is_replaced(pets: Path) -> None:
     cfg = dataclasses.replace(CFG, workers=1, heap_bytes=8 * 2**20, max_steps=10**9)
-    bomb = "SELECT DISTINCT hex(zeroblob(50000)) || a.code || b.code || c.code || d.code FROM dogs a, dogs b, dogs c, dogs d"
+    bomb = "SELECT DISTINCT hex(zeroblob(50000)) || a.code || b.code || c.code || d.code "
+    bomb += "FROM dogs a, dogs b, dogs c, dogs d"
     with Executor(cfg) as executor:
         outcome = executor.submit(pets, f"SELECT count(*) FROM ({bomb})", GOLD).result()
         assert (outcome.kind, outcome.message) == ("runtime_error", f"out of memory: SQLite may take {8 * 2**20} bytes")
