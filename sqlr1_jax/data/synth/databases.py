@@ -74,7 +74,9 @@ def make(rng: random.Random, pool: Pool, reserved: Pool | None = None) -> Databa
     tables: list[Table] = []
     links: list[Link] = []
     for position, parent in enumerate(parents):
-        table = _table(rng, names, tables[parent] if parent is not None else None)
+        table = _table(
+            rng, names, tables[parent] if parent is not None else None, widest=4 if count == 4 else 5
+        )
         if parent is not None:
             links.append(Link(position, table.columns[1].name, parent, tables[parent].columns[0].name))
         tables.append(table)
@@ -93,14 +95,14 @@ def _shuffled(rng: random.Random, tables: list[Table], links: list[Link]) -> Dat
     return Database(tuple(mixed), tuple(sorted(moved)))
 
 
-def _table(rng: random.Random, names: _Names, parent: Table | None) -> Table:
+def _table(rng: random.Random, names: _Names, parent: Table | None, widest: int) -> Table:
     rows = rng.randint(8, 20)
     name = names.draw("tables")[0]
     columns = [Column(names.draw("keys")[0], "key", _keys(rng, rows))]
     if parent is not None:
         columns.append(Column(names.draw("links")[0], "link", _links(rng, rows, parent.columns[0].values)))
     columns += [_text(rng, names, rows), _number(rng, names, rows)]
-    for _ in range(rng.randint(len(columns), 5) - len(columns)):
+    for _ in range(rng.randint(len(columns), widest) - len(columns)):
         columns.append(rng.choice((_text, _number))(rng, names, rows))
     return Table(name, tuple(columns))
 

@@ -6,6 +6,8 @@ numbers of its own.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -31,7 +33,7 @@ def generate(cfg: Synth, seed: int, folder: Path, log: Callable[[str], None] = l
 
     Raises `SynthError` where the folder holds something else.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()  # workers run elsewhere
     made = settings(cfg, seed)
     if _complete(folder, made):
         log(f"data: {folder} is complete")
@@ -103,7 +105,9 @@ def _by_processes(jobs: list[Job]) -> Iterator[dict[str, Any]]:
                     continue
                 waiting.remove(process)
                 if status := process.wait():
-                    raise SynthError(f"a worker of the synthetic data ended with status {status}.")
+                    raise SynthError(
+                        f"a worker of the synthetic data ended with status {status}: its error is above."
+                    )
     finally:
         for process in processes:
             process.kill()
@@ -113,8 +117,9 @@ def _by_processes(jobs: list[Job]) -> Iterator[dict[str, Any]]:
 def _start(command: list[str], root: str, job: Job) -> subprocess.Popen[str]:
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root)
     assert process.stdin is not None
-    process.stdin.write(json.dumps(job.__dict__))
-    process.stdin.close()
+    with contextlib.suppress(BrokenPipeError):  # it ended at once: its status says so
+        process.stdin.write(json.dumps(dataclasses.asdict(job)))
+        process.stdin.close()
     return process
 
 

@@ -12,7 +12,7 @@ import itertools
 import random
 import re
 
-from sqlr1_jax.data.synth.families import Draft
+from sqlr1_jax.data.synth.families import COUNT, Draft
 from sqlr1_jax.data.synth.queries import Condition
 
 VAGUE = "Vague"
@@ -25,6 +25,7 @@ _AGGREGATES = {
     "avg": ("average", "mean"),
     "sum": ("total",),
 }
+_COUNTED = {">": ("more than", "over"), "<": ("fewer than", "less than")}  # before a number of rows
 _SETS = {"intersect": "and also", "except": "but not"}
 _SMALL_WORDS = ("no", "some", "and", "or", "is")  # which the slots bring along
 _OPS = {
@@ -35,7 +36,7 @@ _OPS = {
     "=": ("equal to",),
 }
 _INTRODUCED = ("with {f}", "whose {w}", "having {f}", "where {w}")
-_INTRODUCED_VAGUELY = ("where {w}", "with {f}", "when {w}")
+_INTRODUCED_VAGUELY = ("where {w}", "with {f}", "for which {w}")
 
 PHRASINGS: dict[str, tuple[tuple[str, str], ...]] = {
     "filter": (
@@ -222,7 +223,14 @@ PHRASINGS: dict[str, tuple[tuple[str, str], ...]] = {
 
 def all_words() -> str:
     """A text with every word that a question can have, but for names and values."""
-    choices = (*_EXTREMES.values(), *_AGGREGATES.values(), *_OPS.values(), _INTRODUCED, _INTRODUCED_VAGUELY)
+    choices = (
+        *_EXTREMES.values(),
+        *_AGGREGATES.values(),
+        *_OPS.values(),
+        *_COUNTED.values(),
+        _INTRODUCED,
+        _INTRODUCED_VAGUELY,
+    )
     texts = [text for phrasing in PHRASINGS.values() for _, text in phrasing]
     texts += [f" {words}" for words in (*itertools.chain(*choices), *_SETS.values(), *_SMALL_WORDS)]
     return "\n".join(re.sub(r"\{\w+\}", "", text) for text in texts)
@@ -258,7 +266,8 @@ def _slots(rng: random.Random, draft: Draft, vague: bool) -> dict[str, str]:
 
 
 def _op_words(rng: random.Random, condition: Condition) -> str:
-    return f"{rng.choice(_OPS[condition.op])} {condition.right}"
+    words = _COUNTED if condition.left == COUNT else _OPS
+    return f"{rng.choice(words[condition.op])} {condition.right}"
 
 
 def _filter_words(rng: random.Random, condition: Condition) -> tuple[str, str]:

@@ -2,8 +2,8 @@
 
 Its vocabulary is the 256 bytes; a known piece (a name with the space before it, a quoted value, a word, a
 mark of the answer form) is an *added* token, the longest at a place winning, and anything else is its bytes.
-Added tokens, not merges, because transformers rebuilds the splitting rules of every tokenizer that lies beside
-a Qwen2 model, and leaves the added tokens as they are: an exported model reads text as it was trained to.
+Added tokens, not merges, because transformers rebuilds the splitting rules of every tokenizer that lies
+beside a Qwen2 model, and leaves the added tokens as they are: an exported model reads as it was trained to.
 """
 
 from __future__ import annotations

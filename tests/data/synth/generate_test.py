@@ -183,8 +183,14 @@ def test_files_that_are_not_ours_are_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
+def test_a_relative_folder_is_relative_to_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    generate(dataclasses.replace(TINY, workers=2), 1, Path("data"))
+    assert len(list((tmp_path / "data" / "databases").iterdir())) == 13
+
+
 def test_a_worker_that_fails_stops_the_making(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.sys, "executable", "/bin/false")
-    with pytest.raises((SynthError, BrokenPipeError)):
+    with pytest.raises(SynthError, match=r"ended with status 1"):
         generate(dataclasses.replace(TINY, workers=2), 1, tmp_path / "data")
     assert not (tmp_path / "data").exists()
