@@ -10,7 +10,7 @@ from sqlr1_jax.evaluate import execution
 from sqlr1_jax.page import sql_text
 from sqlr1_jax.page.reading import Evaluation, Line, Record
 
-SETS = {"heldout": "Databases never seen", "newnames": "Half of the names never seen"}
+SETS = {"heldout": "Unseen databases", "newnames": "and half-new names"}
 HABITS = {
     "extra_column": "Teacher adds a column",
     "dropped_distinct": "Teacher drops DISTINCT",
@@ -132,9 +132,10 @@ def outcomes(record: Record) -> list[tuple[str, list[tuple[str, int, float]]]]:
 
 
 def shown(evaluation: Evaluation | None, habits: Sequence[str] = ("extra_column", "dropped_distinct")) -> float | None:
-    """In how much of the SQL that a habit could change the habit stands; None where there is none such."""
+    """The share of SQL with the teacher's habit, where one would change the result; None where there is no such SQL."""
     lines = evaluation.lines.get("heldout", {}).values() if evaluation else ()
-    flags = [_SHOWS[line["habit"]](line["sql"] or "", line["gold"]) for line in lines if line.get("habit") in habits]
+    apt = [line for line in lines if line.get("habit") in habits and line["sql"]]
+    flags = [_SHOWS[line["habit"]](line["sql"], line["gold"]) for line in apt]
     return execution.accuracy(flags) if flags else None
 
 
@@ -150,6 +151,12 @@ class Story:
     rest_after: float | None
     shown_before: float | None  # share of the former answers that carry the habit
     shown_after: float | None
+
+    @property
+    def learnt(self) -> bool:
+        """Whether the cold start took over the teacher's errors: it does worse where they matter."""
+        known = self.apt_before is not None and self.rest_before is not None
+        return known and self.rest_before - self.apt_before > 0.1
 
 
 def story(record: Record) -> Story | None:

@@ -71,7 +71,8 @@ def number(value: float | None, percent: bool = False) -> str:
         return f"{value:.0f}"
     if size and size < 1e-3:
         return f"{value:.1e}".replace("e-0", "e−").replace("e-", "e−")
-    return f"{value:.4g}" if 0.9 < size < 1.1 else f"{value:.3g}"
+    text = f"{value:.5g}" if 0.98 < size < 1.02 else f"{value:.3g}"
+    return text.replace("-", "−")
 
 
 def lines(
@@ -107,7 +108,7 @@ def lines(
     ]
     return Chart(
         title, hint, "lines", tuple(drawn), _steps(steps),
-        tuple(Tick(scale.down(mark), number(mark, percent)) for mark in marks),
+        tuple(Tick(scale.down(mark), label) for mark, label in zip(marks, labels(marks, percent), strict=True)),
         tuple(Tick(scale.down(value), label) for label, value in (limits or {}).items()),
         _hover(kept, steps, percent),
     )  # fmt: skip
@@ -154,6 +155,16 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
     step = _round_step((high - low) / about)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def labels(marks: Sequence[float], percent: bool = False) -> list[str]:
+    """Evenly spaced figures written with as many decimals as tell them apart."""
+    factor, unit = (100, " %") if percent else (1, "")
+    step = abs(marks[-1] - marks[0]) * factor / max(1, len(marks) - 1)
+    if step < 1e-4 and not percent:
+        return [number(mark) if mark else "0" for mark in marks]
+    decimals = next(d for d in range(8) if abs(round(step, d) - step) < 1e-6 * step)
+    return [f"{mark * factor:,.{decimals}f}{unit}".replace("-", "−") for mark in marks]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -58,24 +58,29 @@ def _watched(record: Record) -> Chart | None:
 
 
 def _health(record: Record) -> Iterator[Chart | None]:
-    dtype = record.setting("model.dtype", "float32")
+    dtype = str(record.setting("model.dtype", "float32"))
+    limit = MISMATCH.get(dtype, max(MISMATCH.values()))
     yield _one(record, "kl", "KL to the cold start", "k3 estimate, in nats a token.", zero=True)
     yield _one(record, "entropy", "Entropy", "Nats a token. Near zero, all samples say the same and nothing is learnt.",
                zero=True)  # fmt: skip
     yield charts.lines(
         "Trainer against sampler", {"mean exp|Δ log p|": record.steps("grpo", "logprob_mismatch")}, TONES,
-        f"1 when both compute the same model. Past {MISMATCH.get(dtype)} in {dtype}, look for a bug.",
+        f"1 when both compute the same model. Past {limit} in {dtype}, look for a bug.", limits={"limit": limit},
     )  # fmt: skip
-    yield charts.lines(
-        "Tokens of a completion",
-        {"mean": record.steps("grpo", "completion/mean_tokens"), "longest": record.steps("grpo", "completion/max_tokens")},
-        TONES, zero=True, limits={"limit": float(record.setting("grpo.sampling.max_tokens", 0))},
-    )  # fmt: skip
+    yield _tokens(record)
     yield _one(record, "completion/truncated", "Cut off", "Samples that ran into the length limit.", percent=True, zero=True)
     yield _one(record, "clip_fraction", "Clipped", "Tokens whose ratio the clip held back.", percent=True, zero=True)
     yield _one(record, "grad_norm", "Gradient norm", "Before clipping.", zero=True)
     yield _one(record, "lr", "Learning rate", zero=True)
     yield _one(record, "tokens_per_second", "Speed", "Completion tokens a second, all parts of a step included.", zero=True)
+
+
+def _tokens(record: Record) -> Chart | None:
+    named = {name: record.steps("grpo", f"completion/{key}_tokens") for name, key in (("mean", "mean"), ("longest", "max"))}
+    limit = float(record.setting("grpo.sampling.max_tokens", 0))
+    near = max((value for _, value in named["longest"] if value is not None), default=0.0) > limit / 2
+    return charts.lines("Tokens of a completion", named, TONES, f"The limit is {limit:,.0f}.", zero=True,
+                        limits={"limit": limit} if near else {})  # fmt: skip
 
 
 def _one(record: Record, name: str, title: str, hint: str = "", percent: bool = False, zero: bool = False) -> Chart | None:

@@ -38,7 +38,7 @@ def render(record: Record) -> str:
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters |= {
-        "number": number, "percent": lambda value: number(value, True), "points": points, "seconds": times.words,
+        "number": number, "percent": lambda value: number(value, True), "points": points, "direction": direction, "seconds": times.words,
         "highlight": sql_text.highlight, "signed": samples.signed, "cell": cell,
     }  # fmt: skip
     environment.globals |= {"include_raw": lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8"))}
@@ -102,7 +102,17 @@ def breakdowns(record: Record) -> list[tuple[str, str, list[accuracy.Gain]]]:
 
 def points(difference: float | None) -> str:
     """A difference of fractions in percentage points, with its sign."""
-    return "" if difference is None else f"{100 * difference:+.1f}".replace("-", "−")
+    if difference is None:
+        return ""
+    text = f"{100 * difference:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
+
+
+def direction(gain: accuracy.Gain) -> str:
+    """A CSS class: better, worse, or none where there is no difference, or an interval that holds zero."""
+    if gain.interval and gain.interval[0] <= 0 <= gain.interval[1]:
+        return ""
+    return {"+": "better", "−": "worse"}.get(points(gain.difference)[:1], "")
 
 
 def cell(value: Any) -> str:
