@@ -36,8 +36,9 @@ class Bm25:
 
     def __init__(self, texts: Sequence[str]) -> None:
         found = [Counter(words_of(text)) for text in texts]
-        self.lengths = np.array([words.total() for words in found], np.int64)
-        self.distinct = np.array([len(words) for words in found], np.int64)
+        self._lengths = np.array([words.total() for words in found], np.int64)
+        self._average = max(1, self._lengths.sum()) / max(1, len(found))  # words a text
+        self.distinct = np.array([len(words) for words in found], np.int64)  # words of each text
         self._postings: dict[str, tuple[list[int], list[int]]] = {}
         for text, counts in enumerate(found):
             for word, count in counts.items():
@@ -48,8 +49,8 @@ class Bm25:
     def weights(self, word: str) -> tuple[Ints, Floats]:
         """The texts that hold the word, and what it adds to each one's score."""
         places, times = (np.array(part, np.int64) for part in self._postings.get(word, ([], [])))
-        rarity = np.log1p((len(self.lengths) - len(places) + 0.5) / (len(places) + 0.5))
-        norm = K1 * (1 - B + B * self.lengths[places] / max(self.lengths.mean(), 1e-9))
+        rarity = np.log1p((len(self._lengths) - len(places) + 0.5) / (len(places) + 0.5))
+        norm = K1 * (1 - B + B * self._lengths[places] / self._average)
         return places, rarity * times / (times + norm)
 
 

@@ -39,6 +39,14 @@ lines'), ('it''s', NULL), ('', 'same')""")
     assert index(path).search(question) == {("t", "a"): ["it's", "same"], ("t", "b c"): ["same"]}
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_database_without_texts(tmp_path: Path) -> None:
+    path = tmp_path / "v.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE t (a INTEGER)")
+    assert index(path).search("How many?") == {}
+
+
 def test_at_most_twenty_the_best_covered_first(tmp_path: Path) -> None:
     path = tmp_path / "v.sqlite"
     names = [f"name{i:02d} and more" for i in range(40)]
