@@ -41,7 +41,7 @@ OUTCOMES = (
 
 BATCH = 16  # jobs sent at once at most; a job that was sent cannot be taken by an idle worker
 STEAL_SECONDS = 0.01  # a worker busy on one batch for longer may be robbed
-CACHED_ANSWERS = 16_384
+CACHED_ANSWERS = 8_192
 RECYCLE_AFTER = 20_000  # jobs of one process
 
 

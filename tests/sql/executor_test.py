@@ -114,13 +114,13 @@ def test_defect_04_the_limit_is_one_and_blames_the_right_query(pets: Path) -> No
 
 
 def test_defect_04_what_counts_no_steps_is_killed_and_counted(pets: Path) -> None:
-    cfg = dataclasses.replace(CFG, wall_seconds=0.4, workers=1)
+    cfg = dataclasses.replace(CFG, wall_seconds=1.0, workers=1)
     with Executor(cfg) as executor:
         assert executor.submit(pets, GOLD, GOLD).result().kind == "match"
         start = time.perf_counter()
         futures = [executor.submit(pets, sql, GOLD) for sql in (f"{GOLD} ", BOMB, f"{GOLD}  ", "SELECT 1")]
         assert [future.result().kind for future in futures] == ["match", "timeout", "match", "mismatch"]
-        assert time.perf_counter() - start < 0.4 + 2.0  # and a worker's start
+        assert 1.0 < time.perf_counter() - start < 5.0  # the backstop and a worker's start
         slow_golds = [executor.submit(pets, f"SELECT {i}", BOMB) for i in range(20)]
         assert {future.result().kind for future in slow_golds} == {"gold_error"}
         assert executor.stats()["sql/wall_kills"] == 2  # one for the prediction, one for the gold
@@ -209,11 +209,11 @@ def test_out_of_memory_is_an_outcome_and_the_worker_is_replaced(pets: Path) -> N
 
 def test_an_idle_worker_takes_over_from_a_stuck_one(pets: Path) -> None:
     """All on one database, so all of one worker's; it is stuck, yet the others are answered."""
-    with Executor(dataclasses.replace(CFG, wall_seconds=2.0)) as executor:
+    with Executor(dataclasses.replace(CFG, wall_seconds=30.0)) as executor:
         executor.run(pets, "SELECT 1").result()
         stuck = executor.run(pets, BOMB)
         time.sleep(0.1)
-        quick = [executor.run(pets, f"SELECT {i}, 1").result(timeout=1.0) for i in range(5)]
+        quick = [executor.run(pets, f"SELECT {i}, 1").result(timeout=10.0) for i in range(5)]
         assert [outcome.kind for outcome in quick] == ["ok"] * 5
         assert not stuck.done()
 
@@ -291,4 +291,4 @@ def test_256_completions_take_a_fraction_of_a_second(tmp_path: Path) -> None:
             futures = [executor.submit(path, f"{gold} LIMIT {g}", gold) for path in databases for g in range(8)]
             assert sum(future.result().kind == "match" for future in futures) == 32
             seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.4  # 0.03 on two idle cores
+    assert min(seconds) < 0.5  # 0.03 on two idle cores
