@@ -34,16 +34,21 @@ def advantage(
     elif cfg.normalise == "group":
         adv_PG = _normalise(rewards_PGR.sum(axis=-1, keepdims=True))[..., 0]
     else:
-        total_PG = rewards_PGR.sum(axis=-1)
-        adv_PG = total_PG - total_PG.mean(axis=1, keepdims=True)
+        adv_PG = _centred(rewards_PGR.sum(axis=-1))
     adv_PG = jnp.where(keep_P[:, None], adv_PG, 0.0)
     return (_shuffle(adv_PG, keep_P, key) if cfg.shuffled else adv_PG), keep_P
 
 
 def _normalise(rewards_PGR: jax.Array) -> jax.Array:
     """(r − mean) / (std + ε) in the group, with the unbiased standard deviation (paper, eq. of the advantage)."""
-    mean = rewards_PGR.mean(axis=1, keepdims=True)
-    return (rewards_PGR - mean) / (rewards_PGR.std(axis=1, keepdims=True, ddof=1) + EPSILON)
+    centred_PGR = _centred(rewards_PGR)
+    return centred_PGR / (centred_PGR.std(axis=1, keepdims=True, ddof=1) + EPSILON)
+
+
+def _centred(x_PG: jax.Array) -> jax.Array:
+    """x − mean over a group, exactly 0 where all are equal: what rounding leaves would else be divided by itself."""
+    shifted_PG = x_PG - x_PG[:, :1]
+    return shifted_PG - shifted_PG.mean(axis=1, keepdims=True)
 
 
 def _over_batch(adv_PG: jax.Array, keep_P: jax.Array) -> jax.Array:
