@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sqlr1_jax import config
+from sqlr1_jax.data import answer
+from sqlr1_jax.data.answer import Answer
+from sqlr1_jax.rl import reward
+from sqlr1_jax.sql.executor import OUTCOMES, Outcome
+
+PAPER = config.Reward(empty_match="match")
+GOOD = answer.read(answer.write("tables dogs", "SELECT 1", "reasoning"), "reasoning")
+DIRECT = answer.read(answer.write("", "SELECT 1", "direct"), "direct")
+RUNNABLE = [kind for kind in OUTCOMES if kind not in ("no_sql", "bad_format", "ok")]
+
+
+def _by_the_table(said: Answer, kind: str) -> tuple[float, float, float, float]:
+    """sql-r1.md §2, row by row."""
+    if said.problem:
+        return -1, 0, 0, 0
+    if kind in ("syntax_error", "runtime_error", "timeout", "denied", "gold_error"):
+        return 1, -2, 0, 0
+    if kind in ("mismatch", "too_large"):
+        return 1, 2, -3, 0
+    length = len(said.think) + len(said.answer)
+    return 1, 2, 3, 0.5 * min(length / 2048, 1) + len(said.sql or "") / len(said.answer)
+
+
+@pytest.mark.parametrize("kind", RUNNABLE)
+@pytest.mark.parametrize("said", [GOOD, DIRECT], ids=["reasoning", "direct"])
+def test_each_outcome_is_paid_by_the_papers_table(said: Answer, kind: str) -> None:
+    paid = reward.parts(said, Outcome(kind), PAPER)
+    np.testing.assert_array_equal(paid, np.float32(_by_the_table(said, kind)))
+
+
+@pytest.mark.parametrize("problem", ["no_sql", "bad_format"])
+def test_an_answer_without_form_costs_one_and_nothing_else(problem: str) -> None:
+    said = Answer("thought", "words", None, problem)
+    np.testing.assert_array_equal(reward.parts(said, Outcome(problem), PAPER), [-1, 0, 0, 0])
+
+
+@given(st.text(max_size=3000), st.text(min_size=1, max_size=3000))
+def test_totals_of_right_answers_lie_between_six_and_seven_and_a_half(think: str, sql: str) -> None:
+    said = Answer(think, f"```sql\n{sql}\n```", sql)
+    total = float(reward.parts(said, Outcome("match"), PAPER).sum())
+    assert 6 <= total < 7.5
+    assert total == pytest.approx(sum(_by_the_table(said, "match")), rel=1e-6)
+
+
+def test_every_worse_outcome_is_paid_less() -> None:
+    def total(kind: str, said: Answer = GOOD) -> float:
+        return float(reward.parts(said, Outcome(kind), PAPER).sum())
+
+    assert total("match") > total("mismatch") > total("syntax_error")
+    assert total("mismatch") == total("too_large") == 0
+    assert total("timeout") == total("no_sql", Answer("", "", None, "no_sql")) == -1
+
+
+def test_an_empty_match_is_a_mismatch_unless_the_paper_is_asked_for() -> None:
+    empty = Outcome("match_empty")
+    np.testing.assert_array_equal(reward.parts(GOOD, empty, config.Reward()), [1, 2, -3, 0])
+    np.testing.assert_array_equal(reward.parts(GOOD, empty, PAPER), reward.parts(GOOD, Outcome("match"), PAPER))
+    assert not reward.correct(empty, config.Reward())
+    assert reward.correct(empty, PAPER)
+
+
+@pytest.mark.parametrize("kind", OUTCOMES)
+def test_correct_is_match_alone(kind: str) -> None:
+    assert reward.correct(Outcome(kind), config.Reward()) == (kind == "match")
+
+
+@given(*[st.floats(0, 3, width=32)] * 4, st.sampled_from(RUNNABLE))
+def test_a_weight_scales_its_part_alone(a: float, b: float, c: float, d: float, kind: str) -> None:
+    weighted = reward.parts(GOOD, Outcome(kind), config.Reward(a, b, c, d))
+    np.testing.assert_allclose(weighted, reward.parts(GOOD, Outcome(kind), config.Reward()) * [a, b, c, d], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "place"), zip(reward.PARTS, itertools.count()))
+def test_a_part_left_out_is_zero_whatever_happens(name: str, place: int) -> None:
+    cfg = config.Reward(**{name: 0.0})
+    paid = np.array([reward.parts(GOOD, Outcome(kind), cfg) for kind in RUNNABLE])
+    full = np.array([reward.parts(GOOD, Outcome(kind), config.Reward()) for kind in RUNNABLE])
+    assert not paid[:, place].any()
+    np.testing.assert_array_equal(np.delete(paid, place, 1), np.delete(full, place, 1))
+
+
+def test_length_is_counted_in_the_unit_asked_for() -> None:
+    said = Answer("a b c", "d e\nf", "e")  # words: 3 + 3, sql 1
+    paid = reward.parts(said, Outcome("match"), PAPER, length=lambda text: len(text.split()))
+    assert paid[3] == pytest.approx(1 / 3 + 0.5 * 6 / 2048)
+    assert reward.parts(said, Outcome("match"), PAPER)[3] == pytest.approx(1 / 5 + 0.5 * 10 / 2048)
+
+
+def test_length_is_capped_at_2048() -> None:
+    said = Answer("x" * 5000, "SELECT 1", "SELECT 1")
+    assert reward.parts(said, Outcome("match"), PAPER)[3] == 1.5
+
+
+def test_stack_keeps_prompts_samples_and_parts_apart() -> None:
+    paid = [[np.full(4, 10 * p + g, np.float32) for g in range(3)] for p in range(2)]
+    stacked = reward.stack(paid)
+    assert stacked.shape == (2, 3, 4)
+    assert stacked.dtype == np.float32
+    np.testing.assert_array_equal(stacked[..., 2], [[0, 1, 2], [10, 11, 12]])
