@@ -16,7 +16,7 @@ from sqlr1_jax.data.synth.families import COUNT, Draft
 from sqlr1_jax.data.synth.queries import Condition
 
 VAGUE = "Vague"
-VAGUE_SHARE = 0.30  # of the questions of a family that has vague phrasings: a quarter of all
+VAGUE_SHARE = 0.28  # of the questions of a family that has vague phrasings: a quarter of all
 
 _EXTREMES = {"max": ("highest", "largest", "greatest"), "min": ("lowest", "smallest", "least")}
 _AGGREGATES = {
