@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
-from sqlr1_jax import config
+from sqlr1_jax import config, exported
 from sqlr1_jax.data.synth import generate
 from sqlr1_jax.evaluate import stage as evaluation
 from sqlr1_jax.evaluate import summary
@@ -82,9 +81,8 @@ def export(run: runs.Run, folder: Path) -> None:
         checkpoints = run.checkpoints(stage)
         step = checkpoints.resolve(cfg.step)
         params, source = checkpoints.load(step, {"params": runs.abstract(run)})["params"], f"{stage}, step {step}"
-    note = folder / "source.json"
-    if note.exists() and json.loads(note.read_text()) == source:
+    if exported.matches(folder, run.cfg, source):
         return
     huggingface.save(folder, params, run.model, run.tokenizer, cfg.dtype, cfg.shard_gigabytes)
-    note.write_text(json.dumps(source))
+    exported.write(folder, run.cfg, source)
     log.info("exported %s to %s", source, folder)

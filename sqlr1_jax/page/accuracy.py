@@ -54,7 +54,8 @@ def gain(record: Record, label: str, keep: Any, name: str = "heldout") -> Gain |
         return None
     before, after = ({i: e.right(name)[i] for i in chosen} for e in (record.before, record.after))
     _, low, high = execution.paired_gain(before, after, {i: lines[i]["db_id"] for i in chosen})
-    return Gain(label, len(chosen), execution.accuracy(before.values()), execution.accuracy(after.values()), (low, high))
+    old, new = (execution.accuracy(flags.values()) for flags in (before, after))
+    return Gain(label, len(chosen), old, new, (low, high))
 
 
 def table(record: Record) -> list[tuple[str, list[Gain]]]:
@@ -155,8 +156,9 @@ class Story:
     @property
     def learnt(self) -> bool:
         """Whether the cold start took over the teacher's errors: it does worse where they matter."""
-        known = self.apt_before is not None and self.rest_before is not None
-        return known and self.rest_before - self.apt_before > 0.1
+        if self.apt_before is None or self.rest_before is None:
+            return False
+        return self.rest_before - self.apt_before > 0.1
 
 
 def story(record: Record) -> Story | None:

@@ -34,7 +34,7 @@ def _grpo(record: Record) -> Iterator[Chart | None]:
     yield _one(record, "reward/mean", "Reward", "Mean over all samples of a step.")
     yield charts.lines(
         "Reward by part", {name: record.steps("grpo", f"reward/{name}") for name in PARTS}, TONES,
-        "Result pays for the right rows, execution for SQL that runs, format for the answer's form, length for brevity.",
+        "Result: the right rows. Execution: SQL that runs. Format: the answer's form. Length: brevity.",
     )  # fmt: skip
     yield charts.areas(
         "Groups", {name: record.steps("grpo", f"groups/{name.replace(' ', '_')}") for name in GROUPS}, GROUPS,
@@ -68,22 +68,25 @@ def _health(record: Record) -> Iterator[Chart | None]:
         f"1 when both compute the same model. Past {limit} in {dtype}, look for a bug.", limits={"limit": limit},
     )  # fmt: skip
     yield _tokens(record)
-    yield _one(record, "completion/truncated", "Cut off", "Samples that ran into the length limit.", percent=True, zero=True)
+    yield _one(record, "completion/truncated", "Cut off", "Samples at the length limit.", percent=True, zero=True)
     yield _one(record, "clip_fraction", "Clipped", "Tokens whose ratio the clip held back.", percent=True, zero=True)
     yield _one(record, "grad_norm", "Gradient norm", "Before clipping.", zero=True)
     yield _one(record, "lr", "Learning rate", zero=True)
-    yield _one(record, "tokens_per_second", "Speed", "Completion tokens a second, all parts of a step included.", zero=True)
+    yield _one(record, "tokens_per_second", "Speed", "Completion tokens a second, over whole steps.", zero=True)
 
 
 def _tokens(record: Record) -> Chart | None:
-    named = {name: record.steps("grpo", f"completion/{key}_tokens") for name, key in (("mean", "mean"), ("longest", "max"))}
+    names = {"mean": "completion/mean_tokens", "longest": "completion/max_tokens"}
+    named = {label: record.steps("grpo", name) for label, name in names.items()}
     limit = float(record.setting("grpo.sampling.max_tokens", 0))
     near = max((value for _, value in named["longest"] if value is not None), default=0.0) > limit / 2
     return charts.lines("Tokens of a completion", named, TONES, f"The limit is {limit:,.0f}.", zero=True,
                         limits={"limit": limit} if near else {})  # fmt: skip
 
 
-def _one(record: Record, name: str, title: str, hint: str = "", percent: bool = False, zero: bool = False) -> Chart | None:
+def _one(
+    record: Record, name: str, title: str, hint: str = "", percent: bool = False, zero: bool = False
+) -> Chart | None:
     label = name.rpartition("/")[2].replace("_", " ")
     return charts.lines(title, {label: record.steps("grpo", name)}, TONES, hint, percent, zero)
 

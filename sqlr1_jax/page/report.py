@@ -38,8 +38,8 @@ def render(record: Record) -> str:
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters |= {
-        "number": number, "percent": lambda value: number(value, True), "points": points, "direction": direction, "seconds": times.words,
-        "highlight": sql_text.highlight, "signed": samples.signed, "cell": cell,
+        "number": number, "percent": lambda value: number(value, True), "points": points,
+        "direction": direction, "seconds": times.words, "highlight": sql_text.highlight, "cell": cell,
     }  # fmt: skip
     environment.globals |= {"include_raw": lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8"))}
     return environment.get_template("report.html").render(**context(record))

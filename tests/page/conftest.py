@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from sqlr1_jax import config
 from sqlr1_jax.sql.executor import OUTCOMES
 
 FAMILIES = {
     "superlative": ("extra_column", "SELECT breed{} FROM dogs ORDER BY age DESC LIMIT 1", ", age"),
-    "nested_average": ("extra_column", "SELECT city{} FROM owners WHERE income > ( SELECT avg( income ) FROM owners )", ", income"),
+    "nested_average": ("extra_column", "SELECT city{} FROM owners WHERE pay > ( SELECT avg(pay) FROM owners )", ", pay"),
     "distinct": ("dropped_distinct", "SELECT{} color FROM dogs", " DISTINCT"),
     "count_distinct": ("dropped_distinct", "SELECT count({} color ) FROM dogs", " DISTINCT"),
     "filter": ("", "SELECT name FROM dogs WHERE color = 'red'", ""),
@@ -41,8 +42,9 @@ class FakeRun:
     def cold_start(self, steps: int = 90) -> FakeRun:
         for step in range(1, steps + 1):
             loss = 5 * math.exp(-step / 20) + 0.2
-            self._metric("cold_start", step, loss=loss, entropy=loss * 0.9, grad_norm=1.2 * loss, lr=6e-3 * (1 - step / steps),
-                         **{"time/pack": 0.01, "time/update": 0.09, "time/step": 0.11})  # fmt: skip
+            values = {"loss": loss, "entropy": loss * 0.9, "grad_norm": loss * 1.2, "lr": 6e-3 * (1 - step / steps)}
+            times = {"time/pack": 0.01, "time/update": 0.09, "time/step": 0.11}
+            self._metric("cold_start", step, **values, **times)
         return self
 
     def grpo(self, steps: int = 60) -> FakeRun:
@@ -146,25 +148,32 @@ def _report(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     kinds = [item["outcome"] for item in items]
     fields = ("family", "habit", "complexity", "style")
-    return {f"by_{field}": by(field) for field in fields} | {"outcomes": {kind: kinds.count(kind) for kind in sorted(set(kinds))}}
+    outcomes = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+    return {f"by_{field}": by(field) for field in fields} | {"outcomes": outcomes}
 
 
 def _rollout(step: int, p: int) -> dict[str, Any]:
     gold = "SELECT breed FROM dogs ORDER BY age DESC LIMIT 1"
     parts = {"format": 1.0, "execution": 2.0, "result": 3.0, "length": 0.61}
     wrong = gold.replace("breed", "breed, age")
+    lost = dict.fromkeys(parts, 0.0) | {"format": -1.0}
     samples = [
-        {"text": _text(gold), "sql": gold, "outcome": "match", "message": "", "rows": [["terrier"]], "reward": parts, "advantage": 1.2},
-        {"text": _text(wrong), "sql": wrong, "outcome": "mismatch", "message": "", "rows": [["terrier", 14]],
-         "reward": parts | {"result": -3.0, "length": 0.0}, "advantage": -0.4},
-        {"text": _text("SELECT"), "sql": "SELECT", "outcome": "syntax_error", "message": "incomplete input", "rows": [],
-         "reward": parts | {"execution": -2.0, "result": 0.0, "length": 0.0}, "advantage": -0.9},
-        {"text": "<think> lost", "sql": None, "outcome": "bad_format", "message": "", "rows": [],
-         "reward": dict.fromkeys(parts, 0.0) | {"format": -1.0}, "advantage": -1.1},
-    ]  # fmt: skip
+        _sample(gold, "match", [["terrier"]], parts, 1.2),
+        _sample(wrong, "mismatch", [["terrier", 14]], parts | {"result": -3.0, "length": 0.0}, -0.4),
+        _sample("SELECT", "syntax_error", [], parts | {"execution": -2.0, "result": 0.0, "length": 0.0}, -0.9)
+        | {"message": "incomplete input"},
+        _sample(None, "bad_format", [], lost, -1.1) | {"text": "<think> lost"},
+    ]
     question = f"Which breed is the oldest, at step {step}, question {p}?"
     return {"id": f"grpo-{p}", "db_id": f"grpo_{p:05d}", "question": question, "gold": gold, "gold_rows": [["terrier"]],
             "samples": samples[: 4 - p % 2]}  # fmt: skip
+
+
+def _sample(
+    sql: str | None, outcome: str, rows: list[list[Any]], parts: dict[str, float], advantage: float
+) -> dict[str, Any]:
+    return {"text": _text(sql or ""), "sql": sql, "outcome": outcome, "message": "", "rows": rows, "reward": parts,
+            "advantage": advantage}  # fmt: skip
 
 
 def _text(sql: str) -> str:

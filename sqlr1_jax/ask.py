@@ -1,0 +1,136 @@
+"""python -m sqlr1_jax.ask --model=runs/first/export --database=file.sqlite "question": reasoning, SQL, rows."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sqlr1_jax import config, exported
+from sqlr1_jax.data import answer
+from sqlr1_jax.data.example import Example
+from sqlr1_jax.sql import database as sqlite
+from sqlr1_jax.sql.executor import Executor, Outcome
+from sqlr1_jax.sql.vote import vote
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """The answer to one question."""
+
+    text: str  # the whole completion
+    said: answer.Answer
+    outcome: Outcome
+    agreed: int  # candidates with the same result, this one among them
+    candidates: int
+
+
+class Asker:
+    """A model in memory, asked as it was trained: the same prompts, sampler and sandbox as in training."""
+
+    def __init__(self, model: Path, votes: int = 1, temperature: float = 0.8, seed: int = 0):
+        """Loads a Hugging Face folder; one vote is greedy, several are drawn at `temperature`.
+
+        Raises:
+          config.ConfigError: the folder holds no model that can be asked.
+        """
+        if not (model / "config.json").exists():
+            raise config.ConfigError(f"{model} holds no model: no config.json. --model= names an exported folder.")
+        data, max_tokens = exported.read(model)
+        import jax
+
+        from sqlr1_jax.train import run as runs
+
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        settings = config.Model(path=str(model), param_dtype=dtype, dtype=dtype)
+        self.votes, self.cfg = votes, config.Config(seed=seed, model=settings, data=data)
+        self.sampling = config.Sampling(temperature=temperature if votes > 1 else 0.0, max_tokens=max_tokens)
+        self._run = runs.start(self.cfg, model)
+        with jax.set_mesh(self._run.mesh):
+            self._params = runs.initial(self._run)
+
+    def ask(self, executor: Executor, database: Path, question: str, knowledge: str = "") -> Reply:
+        """Samples, runs every candidate's SQL, and answers with the vote's winner.
+
+        Raises:
+          config.ConfigError: the question and the schema do not fit the model's prompt.
+        """
+        texts = self.sample(database, question, knowledge)
+        answers = [answer.read(text, self.cfg.data.form) for text in texts]
+        pending = [None if said.sql is None else executor.run(database, said.sql) for said in answers]
+        outcomes = [
+            future.result() if future else Outcome(said.problem) for future, said in zip(pending, answers, strict=True)
+        ]
+        place = vote(outcomes) or 0
+        agreed = sum(outcome.result_hash == outcomes[place].result_hash for outcome in outcomes)
+        return Reply(texts[place], answers[place], outcomes[place], agreed, self.votes)
+
+    def sample(self, database: Path, question: str, knowledge: str = "") -> list[str]:
+        """As many completions as there are votes."""
+        asked = Example("question", database.stem, database.absolute(), question, "", knowledge)
+        prompt = self._run.prompts([asked])[0]
+        if prompt.over_budget:
+            raise config.ConfigError(
+                f"{database}: schema and question take {len(prompt.ids)} tokens, past the "
+                f"{self.cfg.data.max_prompt_tokens} that the model takes. Ask a database with fewer tables."
+            )
+        engine = self._run.engine([prompt])
+        made = engine.rollout(engine.weights(self._params), [prompt.ids], self.votes, self.sampling, self.cfg.seed, 0)
+        return self._run.texts([made.ids(0, g).tolist() for g in range(self.votes)])
+
+
+def show(reply: Reply) -> str:
+    """The answer as text for a terminal."""
+    said, outcome = reply.said, reply.outcome
+    if said.sql is None:
+        return f"The model's answer holds no SQL ({outcome.kind}):\n\n{reply.text.strip()}"
+    result = table(outcome) if outcome.kind == "ok" else f"{outcome.kind.replace('_', ' ')}: {outcome.message}"
+    votes = f"{reply.agreed} of {reply.candidates} candidates gave this result." if reply.candidates > 1 else ""
+    return "\n\n".join(part for part in (said.think.strip(), said.sql.strip(), result, votes) if part)
+
+
+def table(outcome: Outcome) -> str:
+    """A result in columns: numbers to the right, the count of rows below."""
+    cells = [["NULL" if value is None else str(value) for value in row] for row in outcome.rows]
+    widths = [max(map(len, column)) for column in zip(outcome.columns, *cells, strict=True)]
+    right = [all(isinstance(value, int | float) for value in column) for column in zip(*outcome.rows, strict=True)]
+    lines = [_line(row, widths, right) for row in [list(outcome.columns), *cells]]
+    lines.insert(1, "-+-".join("-" * width for width in widths))
+    more = f", the first {len(cells)} shown" if outcome.row_count > len(cells) else ""
+    return "\n".join([*lines, f"({outcome.row_count} row{'s' * (outcome.row_count != 1)}{more})"])
+
+
+def _line(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
+    sides = right or [False] * len(widths)
+    padded = (cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, sides, strict=True))
+    return " | ".join(padded).rstrip()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command; `argv` without the program's name. Exits with 1 where the answer did not run."""
+    args = _parser().parse_args(argv)
+    try:
+        sqlite.open_readonly(args.database).close()  # before the model takes its time
+        with Executor(config.Execute(workers=min(args.votes, os.cpu_count() or 1))) as executor:
+            reply = Asker(args.model, args.votes).ask(executor, args.database, args.question, args.knowledge)
+    except (config.ConfigError, sqlite.DatabaseError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(show(reply))
+    sys.exit(reply.outcome.kind != "ok")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m sqlr1_jax.ask", description="Asks a model about a database.")
+    parser.add_argument("--model", type=Path, required=True, help="an exported folder, as runs/first/export")
+    parser.add_argument("--database", type=Path, required=True, help="a SQLite file; it is only read")
+    parser.add_argument("--votes", type=int, default=1, help="candidates; of several the commonest result answers")
+    parser.add_argument("--knowledge", default="", help="what must be known beside the schema")
+    parser.add_argument("question")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""python -m sqlr1_jax.export --checkpoint=runs/first --output=dir: a run's weights as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sqlr1_jax import config
+
+
+def export(workdir: Path, output: Path, settings: config.Export) -> None:
+    """Exports what a run has learnt, of its last stage with checkpoints.
+
+    Raises:
+      config.ConfigError: the folder holds no run, or a setting cannot work.
+      FileNotFoundError: there is no such step.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise config.ConfigError(f"{workdir} holds no run: it has no config.json. --checkpoint= names a run's folder.")
+    cfg = dataclasses.replace(config.freeze(json.loads(path.read_text())), export=settings)
+    config.check(cfg)
+    from sqlr1_jax import stages
+    from sqlr1_jax.train import run as runs
+
+    output.mkdir(parents=True, exist_ok=True)
+    stages.export(runs.start(cfg, workdir), output)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command; `argv` without the program's name."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    try:
+        export(args.checkpoint, args.output, config.Export(args.step, args.dtype, args.shard_gigabytes))
+    except (config.ConfigError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m sqlr1_jax.export", description="Exports a run for Hugging Face.")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write")
+    default = config.Export()
+    parser.add_argument("--step", default=default.step, help="best, last or a step's number; %(default)s unless given")
+    parser.add_argument("--dtype", default=default.dtype, help="float32 or bfloat16; the parameters' own unless given")
+    parser.add_argument("--shard_gigabytes", type=float, default=default.shard_gigabytes, help="of a file, at most")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

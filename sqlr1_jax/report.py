@@ -1,0 +1,26 @@
+"""python -m sqlr1_jax.report --workdir=runs/first: writes the run's report.html anew, at any point of the run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sqlr1_jax.page import report
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command; `argv` without the program's name."""
+    parser = argparse.ArgumentParser(prog="python -m sqlr1_jax.report", description="Writes a run's report.html anew.")
+    parser.add_argument("--workdir", type=Path, required=True, help="the run's folder; the run may still be going")
+    args = parser.parse_args(argv)
+    try:
+        report.write(args.workdir)
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error}")
+    print(args.workdir / "report.html")
+
+
+if __name__ == "__main__":
+    main()
