@@ -18,22 +18,27 @@ def grpo_loss(logp_BT: jax.Array, entropy_BT: jax.Array, micro: Batch, cfg: conf
     from the reference, the higher the loss.
     """
     weight_BT, advantage_BT = micro.rows.weight, micro.advantage_MBT
-    ratio_BT = jnp.exp(logp_BT - micro.old_MBT)
-    clipped_BT = jnp.clip(ratio_BT, 1 - cfg.clip, 1 + cfg.clip_high)
-    policy_BT = -jnp.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT)
-    gap_BT = micro.reference_MBT - logp_BT
-    kl_BT = jnp.exp(gap_BT) - gap_BT - 1
     counted_BT = weight_BT > 0
-    # Where nothing counts, a place may hold anything, infinities too: 0 · inf must not reach the sum.
-    total_BT = jnp.where(counted_BT, policy_BT + cfg.kl * kl_BT - cfg.entropy * entropy_BT, 0.0)
+    # Where nothing counts, a place may hold anything; from here on it holds 0, since exp of it would be infinite and
+    # the gradient of where(…, inf, 0) is 0 · inf.
+    logp_BT, old_BT, reference_BT, sampled_BT = (
+        jnp.where(counted_BT, x_BT, 0.0) for x_BT in (logp_BT, micro.old_MBT, micro.reference_MBT, micro.rows.logprob)
+    )
+    ratio_BT = jnp.exp(logp_BT - old_BT)
+    clipped_BT = jnp.clip(ratio_BT, 1 - cfg.clip, 1 + cfg.clip_high)
+    objective_BT = -jnp.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT) - cfg.entropy * entropy_BT
     binding_BT = jnp.where(advantage_BT > 0, ratio_BT > 1 + cfg.clip_high, ratio_BT < 1 - cfg.clip)
     metrics = {
-        "kl": kl_BT,
         "entropy": entropy_BT,
         "clip_fraction": binding_BT & (advantage_BT != 0),
         "ratio/mean": ratio_BT,
-        "logprob_mismatch": jnp.exp(jnp.abs(logp_BT - micro.rows.logprob)),
+        "logprob_mismatch": jnp.exp(jnp.abs(logp_BT - sampled_BT)),
     }
+    if cfg.kl:
+        gap_BT = reference_BT - logp_BT
+        metrics["kl"] = jnp.exp(gap_BT) - gap_BT - 1
+        objective_BT += cfg.kl * metrics["kl"]
+    total_BT = jnp.where(counted_BT, objective_BT, 0.0)
     sums = {name: _sum(x_BT, counted_BT) for name, x_BT in metrics.items()}
     sums["ratio/max"] = (jnp.max(jnp.where(counted_BT, ratio_BT, 0.0)), jnp.ones(()))
     return (total_BT * weight_BT).sum(), sums
