@@ -65,8 +65,13 @@ def _heads_last(o_BKgTh: jax.Array) -> jax.Array:
 
 def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
     """[…, M, h] and […, S, h] → […, M, S], scaled, in at least float32."""
+    return _products(q, k.swapaxes(-1, -2))
+
+
+def _products(q: jax.Array, k: jax.Array) -> jax.Array:
+    """The same of keys with their time last: […, M, h] and […, h, S]."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    return jnp.einsum("...mh,...sh->...ms", q * q.shape[-1] ** -0.5, k, preferred_element_type=wide)
+    return jnp.einsum("...mh,...hs->...ms", q * q.shape[-1] ** -0.5, k, preferred_element_type=wide)
 
 
 def _weigh(weights: jax.Array, v: jax.Array) -> jax.Array:
@@ -206,17 +211,16 @@ def attend_cached(q_PGHh: jax.Array, cache: Cache, layer: jax.Array | int, backe
     if backend != "xla":
         raise ValueError(f"attention backend {backend!r} is unknown; it takes 'xla'.")
     P, G, H, h = q_PGHh.shape
-    K, T = cache.k.shape[3], cache.k.shape[4]
-    g = H // K
-    q_PGKgh = q_PGHh.reshape(P, G, K, g, h)
+    K, T = cache.k.shape[3], cache.k.shape[5]
+    q_PGKgh = q_PGHh.reshape(P, G, K, H // K, h)
     prefix_PS, own_PT = visible(cache)
-    prefix_k, prefix_v = (layer_of(x, layer) for x in (cache.prefix_k, cache.prefix_v))
-    shared = _scores(q_PGKgh.swapaxes(1, 2).reshape(P, K, G * g, h), prefix_k)
+    prefix_k, prefix_v = cache.prefix_k[layer], cache.prefix_v[layer]
+    shared = _products(q_PGKgh.swapaxes(1, 2).reshape(P, K, -1, h), prefix_k)
     shared = jnp.where(prefix_PS[:, None, None, :], shared, BLOCKED)
 
     def over(window: int) -> jax.Array:
-        k_PGKWh, v_PGKWh = (layer_of(x, layer, window) for x in (cache.k, cache.v))
-        own = jnp.where(own_PT[:, None, None, None, :window], _scores(q_PGKgh, k_PGKWh), BLOCKED)
+        k_PGKhW, v_PGKWh = layer_of(cache, layer, window)
+        own = jnp.where(own_PT[:, None, None, None, :window], _products(q_PGKgh, k_PGKhW), BLOCKED)
         return _mix_cached(shared, prefix_v, own, v_PGKWh)
 
     windows = _windows(T)

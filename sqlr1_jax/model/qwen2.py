@@ -169,9 +169,12 @@ def forward(
 
 def _filled(cache: Cache, k_LBTKh: jax.Array, v_LBTKh: jax.Array, mask: Mask) -> Cache:
     length_P = (mask.prefix_BT > 0).sum(1, dtype=jnp.int32)
-    k, v = (x.transpose(0, 1, 3, 2, 4).astype(cache.prefix_k.dtype) for x in (k_LBTKh, v_LBTKh))
+    k_LPKhS = k_LBTKh.transpose(0, 1, 3, 4, 2).astype(cache.prefix_k.dtype)
+    v_LPKSh = v_LBTKh.transpose(0, 1, 3, 2, 4).astype(cache.prefix_v.dtype)
     start_P = jnp.full_like(length_P, cache.step)
-    return cache.replace(prefix_k=k, prefix_v=v, prefix_length_P=length_P, start_P=start_P)  # type: ignore[attr-defined]
+    return cache.replace(  # type: ignore[attr-defined]
+        prefix_k=k_LPKhS, prefix_v=v_LPKSh, prefix_length_P=length_P, start_P=start_P
+    )
 
 
 def _row_layers(
