@@ -180,7 +180,7 @@ class Execute:
     """The sandbox of sql/executor.py."""
 
     workers: int = 2
-    max_steps: int = 20_000_000  # SQLite virtual-machine steps a query may take
+    max_steps: int = 50_000_000  # SQLite virtual-machine steps a query may take
     gold_factor: float = 0.0  # past 0: a prediction may take this many times gold's own steps, at least min_steps
     min_steps: int = 1_000_000
     wall_seconds: float = 30.0  # backstop, after which the worker is killed and counted

@@ -2,7 +2,7 @@
 
 retrieved CREATE TABLE statements; comments; values retrieved for the question, then sampled ones fixed the
 same with sampled values alone: one text for every question on a database compact a line a table, `- dogs:
-code, color, age`, then a line a key pair, `- keeper = tag`
+code, color, age`, then a line a key pair, `- join dogs, owners on keeper = tag`
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ def _compact(schema: Schema) -> str:
     lines = [f"- {quoted(t.name)}: {', '.join(quoted(c.name) for c in t.columns)}" for t in schema.tables]
     for key in schema.foreign_keys:
         pairs = zip(key.columns, key.parent_columns, strict=True)
-        lines += [f"- {name(key.table, ours)} = {name(key.parent, theirs)}" for ours, theirs in pairs]
+        equal = " and ".join(f"{name(key.table, ours)} = {name(key.parent, theirs)}" for ours, theirs in pairs)
+        lines.append(f"- join {quoted(key.table)}, {quoted(key.parent)} on {equal}")
     return "\n".join(lines)
 
 

@@ -39,7 +39,7 @@ SQLite<|im_end|>
 <|im_start|>user
 - owners: tag, city, `full name`
 - dogs: code, color, age, keeper
-- keeper = tag
+- join dogs, owners on keeper = tag
 Red is a color.
 Which colors are there?<|im_end|>
 <|im_start|>assistant
@@ -96,7 +96,7 @@ def test_questions_share_the_prefix_whatever_they_are(
     renderer = PromptRenderer(tiny_tokenizer, config.Data())
     first, made = renderer.render_many([asked(pets), asked(pets, question, knowledge=knowledge)])
     length = first.prefix_length
-    assert tiny_tokenizer.decode(first.ids[:length]).endswith("- keeper = tag\n")
+    assert tiny_tokenizer.decode(first.ids[:length]).endswith("- join dogs, owners on keeper = tag\n")
     asked_first = (knowledge.strip() or question.strip())[0]
     assert made.prefix_length == (0 if asked_first == "-" else length)  # this tokenizer joins "\n-"
     assert made.ids[: made.prefix_length].tolist() == first.ids[: made.prefix_length].tolist()
@@ -133,7 +133,7 @@ def test_a_boundary_that_moves_is_not_shared(pets: Path, tiny_tokenizer: Any) ->
             return {"input_ids": [[ord(t[-1]) for t in re.findall(r"\n?[^\n]|\n", text)] for text in texts]}
 
     made = PromptRenderer(Joining(), config.Data()).render(asked(pets))
-    assert "".join(map(chr, made.ids[: made.prefix_length])).endswith("- keeper = tag")
+    assert "".join(map(chr, made.ids[: made.prefix_length])).endswith("- join dogs, owners on keeper = tag")
     assert chr(made.ids[made.prefix_length]) == QUESTION[0]
 
 

@@ -21,7 +21,7 @@ def made(folder: Path, sql: str) -> Path:
 COMPACT = """\
 - owners: tag, city, `full name`
 - dogs: code, color, age, keeper
-- keeper = tag"""
+- join dogs, owners on keeper = tag"""
 
 FIXED = """\
 CREATE TABLE owners (
@@ -66,7 +66,7 @@ def test_a_key_is_qualified_only_where_its_name_is_in_two_tables(tmp_path: Path)
         CREATE TABLE c (x1 REFERENCES b (id), "a id" REFERENCES a (x))""",
     )
     lines = schema.render(schema.read_schema(path), "compact").splitlines()
-    assert lines[3:] == ["- a_id = a.id", "- x1 = b.ID", "- `a id` = x"]
+    assert lines[3:] == ["- join b, a on a_id = a.id", "- join c, b on x1 = b.ID", "- join c, a on `a id` = x"]
 
 
 def test_keys_are_read_as_the_tables_spell_them(tmp_path: Path) -> None:
