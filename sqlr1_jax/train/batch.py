@@ -26,11 +26,14 @@ class Batch:
 
 
 def layout_for(groups: Sequence[Group], cfg: config.Rows) -> Layout | None:
-    """The strided layout that every batch of a stage shares (None where rows are packed): sizes 0 mean the longest."""
+    """The strided layout that every batch of a stage shares (None where rows are packed): sizes 0 mean the longest.
+
+    A prefix takes a place even where nothing is shared, since attention to nothing has no maximum.
+    """
     if cfg.layout == "packed":
         return None
     longest = packing.layout_of(groups)
-    return Layout(cfg.prefix or longest.prefix, longest.segments, cfg.segment or longest.segment)
+    return Layout(cfg.prefix or max(1, longest.prefix), longest.segments, cfg.segment or longest.segment)
 
 
 def to_rows(groups: Sequence[Group], layout: Layout | None, cfg: config.Rows) -> Rows:
@@ -52,11 +55,11 @@ def place_weights(rows: Rows, aggregation: str, constant: int = 1) -> npt.NDArra
     """
     counted = rows.weight > 0
     if aggregation == "token":
-        return (counted / sharding.sum_over_hosts(max(1, counted.sum()))).astype(np.float32)
+        return (counted / max(1.0, sharding.sum_over_hosts(counted.sum()))).astype(np.float32)
     width = int(rows.sample.max(initial=0)) + 1
     name = rows.prompt.astype(np.int64) * width + rows.sample
     lengths = np.bincount(name[counted])
-    completions = sharding.sum_over_hosts(max(1, np.count_nonzero(lengths)))
+    completions = max(1.0, sharding.sum_over_hosts(np.count_nonzero(lengths)))
     each = lengths[np.minimum(name, len(lengths) - 1)] if aggregation == "sample" and len(lengths) else constant
     return np.where(counted, 1.0 / (np.maximum(each, 1) * completions), 0.0).astype(np.float32)
 
