@@ -21,12 +21,12 @@ def _changed(path: str, value: object) -> config.Config:
     return put(config.Config(), path.split("."))
 
 
-def test_defaults_survive_a_config_dict_and_json():
+def test_defaults_survive_a_config_dict_and_json() -> None:
     assert config.freeze(config.default()) == config.Config()
     assert config.freeze(json.loads(json.dumps(config.as_dict(config.Config())))) == config.Config()
 
 
-def test_a_frozen_config_is_hashable_by_value():
+def test_a_frozen_config_is_hashable_by_value() -> None:
     one, same, other = (config.freeze({"grpo": {"steps": steps}}) for steps in (7, 7, 8))
     assert hash(one) == hash(same)
     assert one != other
@@ -55,7 +55,7 @@ def test_a_frozen_config_is_hashable_by_value():
         ({"export": {"step": "newest"}}, "it takes best, last or a step's number"),
     ],
 )
-def test_an_error_names_the_key_and_the_fix(tree, message):
+def test_an_error_names_the_key_and_the_fix(tree, message) -> None:
     with pytest.raises(config.ConfigError) as error:
         config.freeze(tree)
     assert message in str(error.value)
@@ -63,7 +63,7 @@ def test_an_error_names_the_key_and_the_fix(tree, message):
 
 
 @given(st.sampled_from([path for path, _ in LEAVES]), st.integers(0, 10**6))
-def test_one_letter_lost_from_any_key_is_told_with_the_key_that_was_meant(path, seed):
+def test_one_letter_lost_from_any_key_is_told_with_the_key_that_was_meant(path, seed) -> None:
     *groups, last = path.split(".")
     if len(last) < 4:
         return
@@ -77,19 +77,19 @@ def test_one_letter_lost_from_any_key_is_told_with_the_key_that_was_meant(path, 
     assert "Did you mean config." in str(error.value)
 
 
-def test_whole_numbers_pass_for_fractions_and_single_names_for_tuples():
+def test_whole_numbers_pass_for_fractions_and_single_names_for_tuples() -> None:
     cfg = config.freeze({"grpo": {"kl": 0}, "stages": "grpo"})
     assert cfg.grpo.kl == 0.0 and isinstance(cfg.grpo.kl, float)
     assert cfg.stages == ("grpo",)
 
 
 @pytest.mark.parametrize("path", [*config.CHOICES, *config.LOWER_BOUNDS, *config.FREE_ON_RESUME])
-def test_every_rule_is_about_a_setting_that_exists(path):
+def test_every_rule_is_about_a_setting_that_exists(path) -> None:
     config.get(config.Config(), path)
 
 
 @pytest.mark.parametrize("path", config.LOWER_BOUNDS)
-def test_a_lower_bound_is_itself_allowed_and_nothing_below_it(path):
+def test_a_lower_bound_is_itself_allowed_and_nothing_below_it(path) -> None:
     low = config.LOWER_BOUNDS[path]
     low = type(config.get(config.Config(), path))(low)
     config.check(_changed(path, low))
@@ -98,7 +98,7 @@ def test_a_lower_bound_is_itself_allowed_and_nothing_below_it(path):
 
 
 @given(st.sampled_from(LEAVES))
-def test_a_difference_is_told_exactly_where_a_resumed_run_would_not_be_the_same(leaf):
+def test_a_difference_is_told_exactly_where_a_resumed_run_would_not_be_the_same(leaf) -> None:
     path, value = leaf
     changed = _changed(path, "other")
     told = config.differences(config.Config(), changed)
@@ -125,7 +125,7 @@ ABLATIONS = {
 
 @pytest.mark.parametrize("name", ABLATIONS)
 @pytest.mark.parametrize("size", ["tiny", "smoke"])
-def test_an_ablation_is_one_line_of_config(size, name):
+def test_an_ablation_is_one_line_of_config(size, name) -> None:
     path, value = ABLATIONS[name]
     tree = presets.of(size)
     before = config.freeze(tree)
@@ -139,7 +139,7 @@ def test_an_ablation_is_one_line_of_config(size, name):
         assert len(config.differences(before, config.freeze(tree))) == 1
 
 
-def test_paper_constants_are_the_defaults():
+def test_paper_constants_are_the_defaults() -> None:
     grpo = config.Grpo()
     assert (grpo.prompts, grpo.samples, grpo.sampling.temperature, grpo.sampling.top_p) == (8, 8, 1.1, 1.0)
     assert (grpo.clip, grpo.clip_high, grpo.kl, grpo.entropy) == (0.2, 0.2, 0.001, 0.001)

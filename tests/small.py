@@ -1,4 +1,4 @@
-"""What tests of training share: a model of a few thousand weights, random groups, and the slow way to compute things."""
+"""What tests of training share: a model of a few thousand weights, random groups, and the slow way to compute."""
 
 from __future__ import annotations
 

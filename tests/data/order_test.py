@@ -11,7 +11,7 @@ seeds = st.integers(0, 2**32)
 
 
 @given(counts, st.integers(1, 50), seeds, st.integers(0, 5))
-def test_every_epoch_holds_each_item_once(count, per_step, seed, epoch):
+def test_every_epoch_holds_each_item_once(count, per_step, seed, epoch) -> None:
     begin, end = epoch * count, (epoch + 1) * count
     steps = range(begin // per_step, -(-end // per_step))
     taken = [index for step in steps for index in order.take(count, per_step, seed, step)]
@@ -20,7 +20,7 @@ def test_every_epoch_holds_each_item_once(count, per_step, seed, epoch):
 
 
 @given(counts, st.integers(1, 50), seeds, st.integers(0, 100))
-def test_a_step_is_the_same_whoever_asks_and_whenever(count, per_step, seed, step):
+def test_a_step_is_the_same_whoever_asks_and_whenever(count, per_step, seed, step) -> None:
     fresh = order.take(count, per_step, seed, step)
     for other in range(3):
         order.take(count, per_step, seed, other)
@@ -29,7 +29,7 @@ def test_a_step_is_the_same_whoever_asks_and_whenever(count, per_step, seed, ste
 
 
 @given(counts, seeds, st.integers(1, 7), st.integers(1, 7))
-def test_the_order_does_not_depend_on_how_it_is_cut_into_steps(count, seed, one, other):
+def test_the_order_does_not_depend_on_how_it_is_cut_into_steps(count, seed, one, other) -> None:
     length = one * other * 3
 
     def walk(per_step):
@@ -38,24 +38,24 @@ def test_the_order_does_not_depend_on_how_it_is_cut_into_steps(count, seed, one,
     assert walk(one) == walk(other)
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     orders = {tuple(order.take(50, 50, seed, epoch)) for seed in range(4) for epoch in range(4)}
     assert len(orders) == 16
 
 
-def test_places_are_spread_evenly():
+def test_places_are_spread_evenly() -> None:
     """Item 0 stands at each of 5 places about as often: 2000 epochs, 400 each, five standard deviations are 90."""
     places = collections.Counter(order.take(5, 5, 0, epoch).index(0) for epoch in range(2000))
     assert all(310 < places[place] < 490 for place in range(5))
 
 
-def test_nothing_to_take_is_an_error():
+def test_nothing_to_take_is_an_error() -> None:
     with pytest.raises(ValueError, match="no items"):
         order.take(0, 1, 0, 0)
 
 
 @given(counts, st.integers(0, 60), seeds)
-def test_a_subset_is_fixed_in_order_and_without_doubles(count, size, seed):
+def test_a_subset_is_fixed_in_order_and_without_doubles(count, size, seed) -> None:
     chosen = order.subset(count, size, seed)
     assert chosen == sorted(set(chosen)) == order.subset(count, size, seed)
     assert len(chosen) == min(size, count)
@@ -63,5 +63,5 @@ def test_a_subset_is_fixed_in_order_and_without_doubles(count, size, seed):
 
 
 @given(st.integers(2, 40), st.integers(1, 39), seeds)
-def test_a_smaller_subset_is_part_of_a_larger(count, size, seed):
+def test_a_smaller_subset_is_part_of_a_larger(count, size, seed) -> None:
     assert set(order.subset(count, size - 1, seed)) <= set(order.subset(count, size, seed))

@@ -64,7 +64,7 @@ def test_parts_are_normalised_alone_then_their_sum_over_the_batch(
     rewards: np.ndarray, correct: np.ndarray, sound: np.ndarray
 ) -> None:
     adv, kept = _run(rewards, correct, sound, CFG(normalise="parts"))
-    sums = np.array([np.sum([_normalised(group[:, r].tolist()) for r in range(R)], 0) for group in rewards.astype(float)])
+    sums = np.array([np.sum([_normalised(part.tolist()) for part in group.T], 0) for group in rewards.astype(float)])
     counted = sums[kept].ravel()
     if not counted.size:
         assert not adv.any()
@@ -113,7 +113,7 @@ def _all_right(thoughts: list[int]) -> np.ndarray:
 
 
 def test_defect_11_length_alone_teaches_nothing() -> None:
-    """Four right answers that differ in length by a few characters: the paper's rule makes full-size advantages of it."""
+    """Four right answers, a few characters apart: the paper's rule makes full-size advantages of that."""
     rewards = _all_right([10, 11, 12, 13])
     assert float(np.ptp(rewards.sum(-1))) < 0.001
     right, sound = np.ones((1, 4), bool), np.ones(1, bool)

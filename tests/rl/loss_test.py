@@ -160,10 +160,12 @@ def test_cut_into_microbatches_it_adds_up_to_the_same(aggregation: str) -> None:
     rng = np.random.default_rng(0)
     logp, entropy, advantage = rng.normal(size=(3, *rows.tokens.shape)).astype(np.float32)
     whole, sums = grpo_loss(logp, entropy, small.micro(rows, advantage=advantage), CFG)
-    pieces = [
-        grpo_loss(logp[i : i + 1], entropy[i : i + 1], small.micro(Rows(*(x[i : i + 1] for x in rows)), advantage=advantage[i : i + 1]), CFG)
-        for i in range(len(rows.tokens))
-    ]  # fmt: skip
+
+    def piece(i: int) -> tuple:
+        one = small.micro(Rows(*(x[i : i + 1] for x in rows)), advantage=advantage[i : i + 1])
+        return grpo_loss(logp[i : i + 1], entropy[i : i + 1], one, CFG)
+
+    pieces = [piece(i) for i in range(len(rows.tokens))]
     assert len(pieces) > 1
     assert float(sum(value for value, _ in pieces)) == pytest.approx(float(whole), rel=1e-5)
     assert float(sum(s["entropy"][0] for _, s in pieces)) == pytest.approx(float(sums["entropy"][0]), rel=1e-5)
