@@ -48,6 +48,7 @@ def _muon(cfg: config.Optimizer, rate: optax.Schedule, specs: Any) -> optax.Grad
     return optax.contrib.muon(
         rate,
         weight_decay=cfg.weight_decay,
+        eps=cfg.eps,
         adam_b1=cfg.b1,
         adam_b2=cfg.b2,
         adam_weight_decay=cfg.weight_decay,

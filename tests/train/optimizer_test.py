@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import small
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sqlr1_jax import config
+from sqlr1_jax.train import optimizer
+
+MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+def _name(path: tuple) -> str:
+    return str(path[-1].key)
+
+
+def _named(tree: Any) -> dict[str, np.ndarray]:
+    return {_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _gradients(count: int) -> list[Any]:
+    return [jax.tree.map(lambda x: x / 10, small.params(seed=100 + i)) for i in range(count)]
+
+
+def _steps(cfg: config.Optimizer, gradients: list[Any], steps: int = 10) -> list[dict[str, np.ndarray]]:
+    """The weights after each gradient, the first weights in front."""
+    tx = optimizer.make(cfg, small.MODEL, steps)
+    params = small.params()
+    state, seen = tx.init(params), [_named(params)]
+    for gradient in gradients:
+        changes, state = tx.update(gradient, state, params)
+        params = optax.apply_updates(params, changes)
+        seen.append(_named(params))
+    return seen
+
+
+def _scheduled(cfg: config.Optimizer, steps: int, step: int) -> float:
+    if step < cfg.warmup_steps:
+        return cfg.learning_rate * (step + 1) / cfg.warmup_steps
+    done = min(1.0, (step - cfg.warmup_steps) / max(1, steps - cfg.warmup_steps))
+    if cfg.schedule == "linear":
+        return cfg.learning_rate * (1 - done * (1 - cfg.end_fraction))
+    if cfg.schedule == "cosine":
+        return cfg.learning_rate * (cfg.end_fraction + (1 - cfg.end_fraction) * (1 + math.cos(math.pi * done)) / 2)
+    return cfg.learning_rate
+
+
+@given(
+    st.sampled_from(["constant", "linear", "cosine"]), st.integers(0, 20), st.integers(21, 60), st.floats(0, 1), st.data()
+)
+def test_schedules_are_their_formulas(name: str, warmup: int, steps: int, end: float, data: st.DataObject) -> None:
+    cfg = config.Optimizer(learning_rate=0.5, schedule=name, warmup_steps=warmup, end_fraction=end)
+    step = data.draw(st.integers(0, steps + 5))
+    assert float(optimizer.schedule(cfg, steps)(step)) == pytest.approx(_scheduled(cfg, steps, step), rel=1e-5, abs=1e-7)
+
+
+def test_adamw_is_the_formula_with_clipping_decay_and_schedule() -> None:
+    cfg = config.Optimizer(
+        learning_rate=0.01, schedule="linear", warmup_steps=2, weight_decay=0.1, clip_norm=0.5, b1=0.8, b2=0.9, eps=1e-3
+    )
+    gradients = _gradients(4)
+    seen = _steps(cfg, gradients)
+    params = {name: x.astype(float) for name, x in seen[0].items()}
+    first = dict.fromkeys(params, 0.0)
+    second = dict.fromkeys(params, 0.0)
+    for step, tree in enumerate(gradients):
+        named = {name: x.astype(float) for name, x in _named(tree).items()}
+        norm = math.sqrt(sum((x**2).sum() for x in named.values()))
+        assert norm > 0.5
+        rate = _scheduled(cfg, 10, step)
+        for name, gradient in named.items():
+            gradient = gradient * 0.5 / norm
+            first[name] = 0.8 * first[name] + 0.2 * gradient
+            second[name] = 0.9 * second[name] + 0.1 * gradient**2
+            mean, square = first[name] / (1 - 0.8 ** (step + 1)), second[name] / (1 - 0.9 ** (step + 1))
+            params[name] = params[name] - rate * (mean / (np.sqrt(square) + 1e-3) + 0.1 * params[name])
+            np.testing.assert_allclose(seen[step + 1][name], params[name], rtol=1e-5, atol=1e-6)
+
+
+def _orthogonalised(matrix: np.ndarray) -> np.ndarray:
+    """Five turns of Muon's quintic, in numpy and float64 (Jordan et al. 2024)."""
+    x = matrix.astype(float)
+    flip = x.shape[0] > x.shape[1]
+    x = x.T if flip else x
+    x = x / np.linalg.norm(x)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.T if flip else x
+
+
+def _as_matrix(name: str, layer: np.ndarray) -> np.ndarray:
+    """A layer's weight [in, out]: D to heads × h, or back."""
+    return layer.reshape(-1, layer.shape[-1]) if name in ("o", "down") else layer.reshape(layer.shape[0], -1)
+
+
+def test_muon_orthogonalises_each_layers_matrices_one_by_one() -> None:
+    cfg = config.Optimizer(name="muon", learning_rate=0.1, clip_norm=0.0)
+    [gradient] = _gradients(1)
+    before, after = _steps(cfg, [gradient])
+    for name in MATRICES:
+        for layer, slope in enumerate(_named(gradient)[name]):
+            want = _orthogonalised(_as_matrix(name, slope))
+            want *= 0.1 * 0.2 * math.sqrt(max(want.shape))
+            got = _as_matrix(name, before[name][layer] - after[name][layer])
+            np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5, err_msg=f"{name}, layer {layer}")
+
+
+def test_muon_leaves_the_rest_to_adam() -> None:
+    cfg = config.Optimizer(name="muon", learning_rate=0.1, clip_norm=0.0, eps=1e-3, b1=0.8, b2=0.9, weight_decay=0.1)
+    gradients = _gradients(3)
+    after = _steps(cfg, gradients)[-1]
+    tx, params = optax.adamw(0.1, b1=0.8, b2=0.9, eps=1e-3, weight_decay=0.1, nesterov=True), small.params()
+    state = tx.init(params)
+    for gradient in gradients:
+        changes, state = tx.update(gradient, state, params)
+        params = optax.apply_updates(params, changes)
+    for name, value in _named(params).items():
+        if name not in MATRICES:
+            np.testing.assert_allclose(after[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("frozen", [("embed",), ("q", "final_norm"), ("layers",)])
+def test_frozen_parameters_keep_their_values_and_all_others_move(name: str, frozen: tuple[str, ...]) -> None:
+    seen = _steps(config.Optimizer(name=name, learning_rate=0.1, weight_decay=0.1, frozen=frozen), _gradients(2))
+    kept = frozen if frozen != ("layers",) else tuple(_named(small.params()["layers"]))
+    for leaf, value in seen[0].items():
+        if leaf in kept:
+            np.testing.assert_array_equal(seen[-1][leaf], value)
+        else:
+            assert (seen[-1][leaf] != value).any()
+
+
+def test_freezing_what_does_not_exist_names_it() -> None:
+    with pytest.raises(config.ConfigError, match=r"optimizer.frozen names \['embedd'\]"):
+        optimizer.make(config.Optimizer(frozen=("embedd", "q")), small.MODEL, 1).init(small.params())
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.1, 100.0])
+def test_clipping_scales_only_what_is_past_the_norm(clip: float) -> None:
+    """Adam does not see scale, so its first moment is looked at."""
+    [gradient] = _gradients(1)
+    norm = float(optax.global_norm(gradient))
+    assert 0.1 < norm < 100
+    tx = optimizer.make(config.Optimizer(clip_norm=clip), small.MODEL, 1)
+    _, state = tx.update(gradient, tx.init(small.params()), small.params())
+    scale = 0.1 / norm if clip == 0.1 else 1.0
+    moments = optax.tree.get(state, "mu")
+    assert small.distance(moments, jax.tree.map(lambda x: jnp.asarray(0.1 * scale) * x, gradient)) < 1e-5
