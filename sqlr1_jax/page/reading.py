@@ -49,6 +49,9 @@ class Record:
 
     @property
     def after(self) -> Evaluation | None:
+        """The last evaluation; none where it is of the very weights that the first one was of."""
+        if BEFORE in self.evaluations and "grpo" not in self.metrics:
+            return None
         return self.evaluations.get(AFTER)
 
     @property

@@ -56,6 +56,7 @@ def context(record: Record) -> dict[str, Any]:
         "table": accuracy.table(record),
         "story": accuracy.story(record),
         "breakdowns": breakdowns(record),
+        "families": accuracy.by_field(record, "family"),
         "outcomes": accuracy.outcomes(record),
         "tones": curves.OUTCOMES,
         "changes": accuracy.changes(record),
@@ -94,7 +95,6 @@ def breakdowns(record: Record) -> list[tuple[str, str, list[accuracy.Gain]]]:
         ("By the teacher's habit", "Where copying the cold start's teacher would give another result.",
          accuracy.by_field(record, "habit", accuracy.HABITS)),
         ("By complexity", "", accuracy.by_report(record, "complexity", complexity)),
-        ("By family of queries", "", accuracy.by_field(record, "family")),
         ("By style of question", "A vague question does not name the table.", accuracy.by_field(record, "style")),
     ]  # fmt: skip
     return [(title, hint, rows) for title, hint, rows in found if len(rows) > 1]

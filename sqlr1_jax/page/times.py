@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from sqlr1_jax.page.reading import Line, Record
 
 STAGES = {"data": "Data", "cold_start": "Cold start", "grpo": "GRPO", "evaluate": "Evaluation", "export": "Export"}
+REST = "device and other"  # what no part was measured for: the host waiting for the device, mostly
 PARTS = {
     "rollout": "one", "pack": "two", "reward_wait": "three", "update": "four", "evaluate": "five", "checkpoint": "six",
-    "other": "none",
+    REST: "none",
 }  # fmt: skip
 _OUTSIDE = ("evaluate", "checkpoint")  # of time/step
 
@@ -34,9 +35,9 @@ def by_stage(record: Record) -> list[Share]:
 def by_part(record: Record, stage: str) -> list[Share]:
     """Seconds of a stage's steps by what they were spent on, evaluations and checkpoints between steps included."""
     lines = record.metrics.get(stage, ())
-    named = {name: _sum(lines, name) for name in PARTS if name != "other"}
+    named = {name: _sum(lines, name) for name in PARTS if name != REST}
     inside = sum(value for name, value in named.items() if name not in _OUTSIDE)
-    named["other"] = max(0.0, _sum(lines, "step") - inside)
+    named[REST] = max(0.0, _sum(lines, "step") - inside)
     return _shares(named, PARTS)
 
 

@@ -17,7 +17,7 @@ from sqlr1_jax.sql.executor import OUTCOMES
 
 FAMILIES = {
     "superlative": ("extra_column", "SELECT breed{} FROM dogs ORDER BY age DESC LIMIT 1", ", age"),
-    "nested_average": ("extra_column", "SELECT city{} FROM owners WHERE pay > ( SELECT avg(pay) FROM owners )", ", pay"),
+    "nested_average": ("extra_column", "SELECT city{} FROM owners WHERE pay > ( SELECT avg(pay) FROM owners)", ", pay"),
     "distinct": ("dropped_distinct", "SELECT{} color FROM dogs", " DISTINCT"),
     "count_distinct": ("dropped_distinct", "SELECT count({} color ) FROM dogs", " DISTINCT"),
     "filter": ("", "SELECT name FROM dogs WHERE color = 'red'", ""),

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sqlr1_jax import config, report
+
+
+def test_the_page_is_written_anew_from_what_is_there(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config.as_dict(config.Config())))
+    report.main([f"--workdir={tmp_path}"])
+    assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
+    assert "Nothing was evaluated yet." in (tmp_path / "report.html").read_text()
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"stage": "cold_start", "step": 1, "loss": 6.25}) + "\n")
+    report.main([f"--workdir={tmp_path}"])
+    assert "6.25" in (tmp_path / "report.html").read_text()
+
+
+def test_a_folder_without_a_run_is_named(tmp_path) -> None:
+    with pytest.raises(SystemExit, match=f"error: {tmp_path} holds no run"):
+        report.main([f"--workdir={tmp_path}"])
