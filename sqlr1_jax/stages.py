@@ -83,6 +83,7 @@ def export(run: runs.Run, folder: Path) -> None:
         params, source = checkpoints.load(step, {"params": runs.abstract(run)})["params"], f"{stage}, step {step}"
     if exported.matches(folder, run.cfg, source):
         return
-    huggingface.save(folder, params, run.model, run.tokenizer, cfg.dtype, cfg.shard_gigabytes)
+    words = huggingface.resolve(run.cfg.model.path) if run.cfg.model.path else run.data / "tokenizer"
+    huggingface.save(folder, params, run.model, words, cfg.dtype, cfg.shard_gigabytes)
     exported.write(folder, run.cfg, source)
     log.info("exported %s to %s", source, folder)
