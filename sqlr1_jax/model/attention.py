@@ -194,7 +194,7 @@ def _attend_segment_block(
     prefix = _scores(q_BKGgMh.reshape(B, K, G * g * M, h), shared[0])
     prefix = jnp.where(valid_BS[:, None, None, :], prefix, BLOCKED).reshape(B, K, G, g * M, S)
     past = _scores(q_BKGgMh.reshape(B, K, G, g * M, h), own[0]).reshape(B, K, G, g, M, C)
-    past = jnp.where(past_MC, past, BLOCKED).reshape(B, K, G, g * M, C)
+    past = jnp.where(past_MC[None, None, None, None], past, BLOCKED).reshape(B, K, G, g * M, C)
     top = jax.lax.stop_gradient(jnp.maximum(prefix.max(-1, keepdims=True), past.max(-1, keepdims=True)))
     prefix, past = jnp.exp(prefix - top), jnp.exp(past - top)
     total = prefix.sum(-1, keepdims=True) + past.sum(-1, keepdims=True)

@@ -216,7 +216,7 @@ def _project(x_BTD: jax.Array, w: Params, rope: Rope, cfg: Qwen2Config) -> tuple
 def _heads(x_BTD: jax.Array, w_DNh: jax.Array, bias_Nh: jax.Array) -> jax.Array:
     D, N, h = w_DNh.shape
     y_BTNh = linear(x_BTD, w_DNh.astype(x_BTD.dtype).reshape(D, N * h)).reshape(*x_BTD.shape[:2], N, h)
-    return y_BTNh + bias_Nh.astype(x_BTD.dtype)
+    return y_BTNh + bias_Nh[None, None].astype(x_BTD.dtype)
 
 
 def _after_attention(x_BTD: jax.Array, o_BTHh: jax.Array, w: Params, cfg: Qwen2Config, rules: Rules) -> jax.Array:
@@ -268,7 +268,8 @@ def _wide(x: jax.Array) -> jax.Array:
 def _norm(x: jax.Array, scale_D: jax.Array, cfg: Qwen2Config) -> jax.Array:
     wide = _wide(x)
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + cfg.norm_eps)
-    return (wide * scale_D.astype(wide.dtype)).astype(x.dtype)
+    scale = scale_D.astype(wide.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+    return (wide * scale).astype(x.dtype)
 
 
 class Rope(NamedTuple):
@@ -281,7 +282,7 @@ class Rope(NamedTuple):
 def _rope_table(positions_BT: jax.Array, cfg: Qwen2Config) -> Rope:
     half = cfg.head_size // 2
     frequency_h = cfg.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BT1h = positions_BT[:, :, None, None].astype(jnp.float32) * frequency_h
+    angle_BT1h = positions_BT[:, :, None, None].astype(jnp.float32) * frequency_h[None, None, None]
     return Rope(jnp.cos(angle_BT1h), jnp.sin(angle_BT1h))
 
 
@@ -309,7 +310,8 @@ def mask_logits(logits: jax.Array, cfg: Qwen2Config) -> jax.Array:
     """MASKED_LOGIT in place of the logits of ids past the tokenizer's."""
     if not cfg.num_tokens or cfg.num_tokens >= cfg.vocab_size:
         return logits
-    return jnp.where(jnp.arange(cfg.vocab_size) < cfg.num_tokens, logits, MASKED_LOGIT)
+    known = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) < cfg.num_tokens
+    return jnp.where(known, logits, MASKED_LOGIT)
 
 
 def empty_cache(cfg: Qwen2Config, prompts: int, samples: int, prefix: int, steps: int, dtype: str = "") -> Cache:

@@ -1,0 +1,56 @@
+"""Floating-point operations by hand: compilers count a scan's body once and no Pallas kernel at all."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+
+from sqlr1_jax.model.qwen2 import Qwen2Config
+
+# Dense bfloat16 operations a second of one device, by what its kind contains; vendors' figures.
+_PEAKS = {
+    "v6 lite": 918e12,
+    "v6e": 918e12,
+    "v5p": 459e12,
+    "v5 lite": 197e12,
+    "v5e": 197e12,
+    "v5": 459e12,
+    "v4": 275e12,
+    "b200": 2250e12,
+    "h200": 989e12,
+    "h100": 989e12,
+    "a100": 312e12,
+}
+_CPU_CORE = 95e9  # float32 matrix products, measured on the machine this was written on
+
+
+def peak_flops(device: jax.Device) -> float:
+    """Operations a second that `device` could do at best; 0 where its kind is not known."""
+    if device.platform == "cpu":
+        return _CPU_CORE * (os.cpu_count() or 1) / jax.local_device_count()
+    kind = device.device_kind.lower()
+    return next((peak for name, peak in _PEAKS.items() if name in kind), 0.0)
+
+
+def matmul_params(cfg: Qwen2Config) -> int:
+    """Parameters that every token is multiplied with, the unembedding among them."""
+    heads = 2 * cfg.num_heads + 2 * cfg.num_kv_heads
+    layer = cfg.hidden_size * (heads * cfg.head_size + 3 * cfg.ffw_size)
+    return cfg.num_layers * layer + cfg.vocab_size * cfg.hidden_size
+
+
+def forward_flops(cfg: Qwen2Config, tokens: float, keys: float) -> float:
+    """Of one forward pass over `tokens`, which see `keys` keys in all (summed over the tokens)."""
+    attention = 4 * cfg.num_layers * cfg.num_heads * cfg.head_size * keys
+    return 2 * matmul_params(cfg) * tokens + attention
+
+
+def update_flops(cfg: Qwen2Config, tokens: float, keys: float) -> float:
+    """Of forward and backward, without what rematerialisation does again: the model's, not the machine's."""
+    return 3 * forward_flops(cfg, tokens, keys)
+
+
+def row_keys(prefix: float, segments: float, segment: float) -> float:
+    """Keys seen in a row of one prefix and its segments, each causal in itself."""
+    return prefix * (prefix + 1) / 2 + segments * (segment * prefix + segment * (segment + 1) / 2)
