@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import small
 
 from sqlr1_jax import config, export
 
@@ -21,3 +26,70 @@ def test_a_setting_that_cannot_work_is_named(tmp_path, flag: str, message: str) 
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
         export.main([f"--checkpoint={tmp_path}", f"--output={tmp_path / 'out'}", flag])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    """A run's folder with two checkpoints of random weights: step 2, the better one, and step 5."""
+    from sqlr1_jax.model import huggingface
+    from sqlr1_jax.train import run as runs
+
+    workdir, start = (tmp_path_factory.mktemp("runs") / name for name in ("first", "start"))
+    tiny_tokenizer.save_pretrained(start)
+    model = dataclasses.replace(small.MODEL, vocab_size=len(tiny_tokenizer) + 3, num_tokens=len(tiny_tokenizer))
+    huggingface.save(start, small.params(model), model, start)
+    grpo = config.Grpo(sampling=config.Sampling(max_tokens=8))
+    cfg = dataclasses.replace(config.Config(), model=config.Model(path=str(start)), grpo=grpo)
+    workdir.mkdir()
+    (workdir / "config.json").write_text(json.dumps(config.as_dict(cfg)))
+    run = runs.start(cfg, workdir)
+    checkpoints = run.checkpoints("grpo")
+    for step, score in ((2, 0.9), (5, 0.1)):
+        checkpoints.save(step, {"params": _weights(run, step)}, score)
+    checkpoints.close()
+    return workdir
+
+
+def _weights(run: Any, step: int) -> Any:
+    """The run's first weights with a number added: tells steps apart."""
+    import jax
+
+    from sqlr1_jax.train import run as runs
+
+    return jax.tree.map(lambda leaf: leaf + 0.001 * step, runs.initial(run))
+
+
+def _embedding(folder: Path, name: str = "model.safetensors") -> np.ndarray:
+    from safetensors.numpy import load_file
+
+    return load_file(folder / name)["model.embed_tokens.weight"]
+
+
+def test_the_best_step_is_exported_to_the_bit_and_answers(trained: Path, tmp_path: Path, pets: Path) -> None:
+    from sqlr1_jax import ask
+    from sqlr1_jax.train import run as runs
+
+    export.main([f"--checkpoint={trained}", f"--output={tmp_path}"])
+    cfg = config.freeze(json.loads((trained / "config.json").read_text()))
+    best = _weights(runs.start(cfg, trained), 2)
+    assert np.array_equal(_embedding(tmp_path), np.asarray(best["embed"]))
+    assert json.loads((tmp_path / "sqlr1.json").read_text())["weights"] == "grpo, step 2"
+
+    asker = ask.Asker(tmp_path)
+    first, again = (asker.sample(pets, "How many dogs are red?") for _ in range(2))
+    assert first == again
+    assert len(first) == 1
+
+
+def test_a_step_and_a_dtype_can_be_named(trained: Path, tmp_path: Path) -> None:
+    export.main([f"--checkpoint={trained}", f"--output={tmp_path}", "--step=5", "--dtype=bfloat16"])
+    assert _embedding(tmp_path).dtype == "bfloat16"
+    assert json.loads((tmp_path / "sqlr1.json").read_text())["weights"] == "grpo, step 5"
+    written = (tmp_path / "model.safetensors").stat().st_mtime_ns
+    export.main([f"--checkpoint={trained}", f"--output={tmp_path}", "--step=last", "--dtype=bfloat16"])
+    assert (tmp_path / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_step_that_is_not_there_is_named_with_those_that_are(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"has no step 3; it has \[2, 5\]"):
+        export.main([f"--checkpoint={trained}", f"--output={tmp_path}", "--step=3"])
