@@ -10,7 +10,7 @@ from sqlr1_jax.evaluate import execution
 from sqlr1_jax.page import sql_text
 from sqlr1_jax.page.reading import Evaluation, Line, Record
 
-SETS = {"heldout": "Unseen databases", "newnames": "and half-new names"}
+SETS = {"heldout": "Unseen databases", "newnames": "Half-new names"}
 HABITS = {
     "extra_column": "Teacher adds a column",
     "dropped_distinct": "Teacher drops DISTINCT",
@@ -77,8 +77,8 @@ def _figure(key: str) -> str:
     if key.startswith("ex_vote"):
         return f"Vote of {key.removeprefix('ex_vote')}"
     if key.startswith("pass"):
-        return f"Any of {key.removeprefix('pass')} (pass@{key.removeprefix('pass')})"
-    return {"ex_greedy": "Greedy", "well_formed": "Well-formed answers"}.get(key, key)
+        return f"pass@{key.removeprefix('pass')}"
+    return {"ex_greedy": "Greedy", "well_formed": "Well-formed"}.get(key, key)
 
 
 def by_field(record: Record, field: str, labels: Mapping[str, str] | None = None) -> list[Gain]:

@@ -69,7 +69,7 @@ def number(value: float | None, percent: bool = False) -> str:
         return f"{value / 1000:,.0f}k"
     if size >= 100:
         return f"{value:.0f}"
-    if size and size < 1e-3:
+    if size and size < 1e-4:
         return f"{value:.1e}".replace("e-0", "e−").replace("e-", "e−")
     text = f"{value:.5g}" if 0.98 < size < 1.02 else f"{value:.3g}"
     return text.replace("-", "−")
@@ -178,7 +178,9 @@ def _round_step(rough: float) -> float:
 
 
 def _axis(low: float, high: float) -> tuple[Scale, list[float]]:
-    if high - low < 1e-9 * max(1.0, abs(high)):
+    if low == high == 0:
+        high = 1.0
+    elif high - low < 1e-9 * max(1.0, abs(high)):
         low, high = low - (abs(low) or 1.0) * 0.1, high + (abs(high) or 1.0) * 0.1
     marks = ticks(low, high)
     return Scale(marks[0], marks[-1]), marks

@@ -16,7 +16,7 @@ from sqlr1_jax.page.reading import Line, Record
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    title: str  # best, worst, or its number
+    title: str
     reasoning: str
     sql: Markup  # difference from gold marked; empty when the answer has none
     text: str  # the whole completion, where it holds no SQL
@@ -68,7 +68,8 @@ def _rank(line: Line) -> tuple[bool, int, float]:
 
 def _question(line: Line, form: str) -> Question:
     ranked = sorted(line["samples"], key=total, reverse=True)
-    chosen = {"Best": ranked[0]} if total(ranked[0]) == total(ranked[-1]) else {"Best": ranked[0], "Worst": ranked[-1]}
+    equal = total(ranked[0]) == total(ranked[-1])
+    chosen = {"All are paid alike": ranked[0]} if equal else {"Best": ranked[0], "Worst": ranked[-1]}
     return Question(
         line["question"], line["db_id"], sql_text.highlight(line["gold"]), line["gold_rows"],
         [(sample["outcome"], number(total(sample))) for sample in line["samples"]],

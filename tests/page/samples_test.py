@@ -32,7 +32,7 @@ def test_a_group_of_equals_shows_one_of_them(fake_run: Callable) -> None:
     record = reading.read(fake_run().settings().grpo().workdir)
     for line in record.rollouts[-1][1]:
         line["samples"] = line["samples"][:1] * 3
-    assert [one.title for one in samples.samples(record)[0].questions[0].samples] == ["Best"]
+    assert [one.title for one in samples.samples(record)[0].questions[0].samples] == ["All are paid alike"]
 
 
 @pytest.mark.parametrize(
