@@ -68,7 +68,7 @@ def table(record: Record) -> list[tuple[str, list[Gain]]]:
         rows = [
             Gain(_figure(key), int(figures["n"]), old.get(key), value) for key, value in figures.items() if key != "n"
         ]
-        found.append((SETS.get(name, name), rows))
+        found.append((SETS[name] if record.embedded else "Held out", rows))
     return found
 
 
@@ -163,8 +163,7 @@ class Story:
 
 def story(record: Record) -> Story | None:
     """The story of the fallible teacher; None where the data are not the embedded ones, or nothing was evaluated."""
-    synth = [str(record.setting(f"data.{key}", "")).startswith("synth:") for key in ("cold_start", "train", "evaluate")]
-    if not all(synth) or record.before is None or not any(e.get("habit") for e in _items(record.before)):
+    if not record.embedded or record.before is None or not any(e.get("habit") for e in _items(record.before)):
         return None
     apt, rest = ([_accuracy(e, some) for e in (record.before, record.after)] for some in (True, False))
     counts = [int(record.setting(f"data.synth.cold_start_{key}", 0)) for key in ("databases", "questions")]

@@ -58,6 +58,12 @@ class Record:
     def latest(self) -> Evaluation | None:
         return self.after or self.before
 
+    @property
+    def embedded(self) -> bool:
+        """Whether all the run's data are the embedded ones."""
+        sources = [str(self.setting(f"data.{name}", "")) for name in ("cold_start", "train", "evaluate")]
+        return all(source.startswith("synth:") for source in sources)
+
     def setting(self, path: str, default: Any = None) -> Any:
         """The value at a dotted path of config.json."""
         node: Any = self.config

@@ -78,7 +78,9 @@ def test_other_data_have_no_story(fake_run: Callable) -> None:
     run = fake_run().whole()
     text = (run.workdir / "config.json").read_text()
     (run.workdir / "config.json").write_text(text.replace('"train": "synth:"', '"train": "spider:/data/spider"'))
-    assert accuracy.story(reading.read(run.workdir)) is None
+    other = reading.read(run.workdir)
+    assert accuracy.story(other) is None
+    assert [name for name, _ in accuracy.table(other)] == ["Held out", "Held out"]
 
 
 def test_answers_without_sql_show_no_habit(record: Record) -> None:

@@ -94,6 +94,15 @@ def test_an_evaluation_alone(fake_run: Callable) -> None:
     assert "after the cold start" not in _words(page)
 
 
+def test_other_data_are_named(fake_run: Callable) -> None:
+    run = fake_run().settings()
+    text = (run.workdir / "config.json").read_text()
+    (run.workdir / "config.json").write_text(text.replace('"synth:"', '"spider:/data/spider"'))
+    words = _words(_checked(run.evaluation("final", cured=True).workdir))
+    assert "Execution accuracy on 210 held-out questions, spider:/data/spider." in words
+    assert "never saw" not in words
+
+
 def test_text_of_the_run_is_shown_not_obeyed(fake_run: Callable) -> None:
     run = fake_run().whole()
     rollouts = run.workdir / "rollouts" / "step_000060.jsonl"
