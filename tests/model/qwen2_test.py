@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from decoding import FIXTURE, greedy, logits
+
+from sqlr1_jax.model import attention, huggingface, qwen2
+
+# Published counts of Qwen2.5-Coder's parameters.
+COUNTS = {
+    "0.5b": 494_032_768,
+    "1.5b": 1_543_714_304,
+    "3b": 3_085_938_688,
+    "7b": 7_615_616_512,
+    "14b": 14_770_033_664,
+    "32b": 32_763_876_352,
+}
+# Two prompts in a row of 24: a prefix of 5 tokens and padding, segments of 4 and 3 tokens and padding, 4 places each.
+STRIDED = {
+    "prefix": [1, 1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 0],
+    "segment": [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2],
+    "positions": [0, 1, 2, 3, 4, 0, 0, 0, 5, 6, 7, 8, 5, 6, 7, 8],
+}
+
+
+def structure(size: str) -> qwen2.Qwen2Config:
+    """The preset with its heads, key-value heads, tying and depth kept in proportion, small enough for a test."""
+    preset = qwen2.PRESETS[size]
+    return dataclasses.replace(
+        preset,
+        vocab_size=96,
+        num_layers=min(preset.num_layers, 3),
+        hidden_size=preset.num_heads * 8,
+        head_size=8,
+        ffw_size=max(16, preset.ffw_size * preset.num_heads * 8 // preset.hidden_size // 8 * 8),
+    )
+
+
+def close(ours: np.ndarray, theirs: np.ndarray, relative: float) -> None:
+    """The largest difference, against the largest logit."""
+    assert np.abs(ours - theirs).max() <= relative * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("size", COUNTS)
+def test_presets_have_the_published_number_of_parameters(size: str) -> None:
+    assert qwen2.count_params(qwen2.PRESETS[size]) == COUNTS[size]
+
+
+def test_init_makes_what_the_abstract_tree_says() -> None:
+    params = qwen2.init_params(small.MODEL, jax.random.key(0))
+    specs = qwen2.abstract(small.MODEL)
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), params)
+    assert shapes == jax.tree.map(lambda spec: (spec.shape, spec.dtype), specs, is_leaf=qwen2.is_spec)
+    assert float(jnp.std(params["layers"]["gate"])) == pytest.approx(0.02, rel=0.1)
+    assert float(jnp.std(params["layers"]["down"])) == pytest.approx(0.02 / 2, rel=0.1)
+    assert float(params["final_norm"].min()) == 1 and float(jnp.abs(params["layers"]["q_bias"]).max()) == 0
+
+
+def test_init_depends_on_the_key_alone() -> None:
+    first, again = (qwen2.init_params(small.MODEL, jax.random.key(3)) for _ in range(2))
+    other = qwen2.init_params(small.MODEL, jax.random.key(4))
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), first, again)))
+    assert not bool((first["embed"] == other["embed"]).any())
+
+
+def test_fixture_logits_and_greedy_tokens_are_transformers() -> None:
+    cfg = huggingface.config_from_folder(FIXTURE)
+    params = huggingface.load(FIXTURE, cfg)
+    expected = np.load(FIXTURE / "expected.npz")
+    for i in range(2):
+        prompt = [int(token) for token in expected[f"prompt_{i}"]]
+        close(logits(params, prompt, cfg), expected[f"logits_{i}"], 1e-4)
+        assert greedy(params, prompt, 64, cfg)[0] == expected[f"greedy_{i}"].tolist()
+
+
+def test_prefill_and_decode_give_the_logits_of_forward() -> None:
+    cfg = huggingface.config_from_folder(FIXTURE)
+    params = huggingface.load(FIXTURE, cfg)
+    prompt = [3, 17, 42, 8]
+    tokens, stepwise = greedy(params, prompt, 40, cfg)
+    at_once = logits(params, prompt + tokens[:-1], cfg)[len(prompt) - 1 :]
+    close(stepwise, at_once, 1e-5)
+
+
+@pytest.mark.parametrize("size", qwen2.PRESETS)
+def test_structure_of_each_preset_agrees_with_transformers(size: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    cfg = structure(size)
+    params = small.params(cfg, seed=1, scale=6.0)
+    huggingface.save(tmp_path, params, cfg)
+    check_against_transformers(torch, tmp_path, params, cfg, [5, 80, 3, 77, 12, 60])
+
+
+def test_a_real_model_agrees_with_transformers() -> None:
+    torch = pytest.importorskip("torch")
+    folder = Path(os.environ.get("SQLR1_SMOLLM2", Path(__file__).parents[3] / "smollm2"))
+    if not folder.is_dir():
+        pytest.skip(f"no model at {folder}: set SQLR1_SMOLLM2 to what shared/tools/smollm2_as_qwen2.py made")
+    cfg = huggingface.config_from_folder(folder)
+    assert cfg.num_tokens == 49152 and cfg.rope_theta == 1e5
+    params = huggingface.load(folder, cfg)
+    prompt = [504, 2365, 282, 4649, 314, 260, 1812, 28, 527, 480]
+    check_against_transformers(torch, folder, params, cfg, prompt)
+
+
+def check_against_transformers(torch: Any, folder: Path, params: Any, cfg: qwen2.Qwen2Config, prompt: list[int]) -> None:
+    from transformers import GenerationConfig, Qwen2ForCausalLM
+
+    model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokens = torch.tensor([prompt])
+    with torch.no_grad():
+        theirs = model(tokens).logits[0].numpy()
+        settings = GenerationConfig(do_sample=False, max_new_tokens=64, eos_token_id=None, pad_token_id=0)
+        generated = model.generate(tokens, attention_mask=torch.ones_like(tokens), generation_config=settings)
+    close(logits(params, prompt, cfg), theirs, 1e-4)
+    ours, stepwise = greedy(params, prompt, 64, cfg)
+    assert ours == generated[0, len(prompt) :].tolist()
+    close(stepwise, logits(params, prompt + ours[:-1], cfg)[len(prompt) - 1 :], 1e-5)
+
+
+def influence(mask: attention.Mask, positions: list[int]) -> np.ndarray:
+    """[t, s]: whether the hidden state at t depends on the token at s, by gradient; each place has a token of its own."""
+    cfg = dataclasses.replace(small.MODEL, dtype="float32")
+    params = small.params(cfg)
+    tokens_BT = jnp.arange(2, 2 + len(positions), dtype=jnp.int32)[None]
+    positions_BT = jnp.asarray([positions], jnp.int32)
+
+    def hidden(embed: jax.Array) -> jax.Array:
+        out_BTD, _ = qwen2.forward(params | {"embed": embed}, tokens_BT, positions_BT, mask, cfg)
+        return out_BTD[0]
+
+    jacobian_TDVD = jax.jit(jax.jacrev(hidden))(params["embed"])
+    return np.abs(np.asarray(jacobian_TDVD)[:, :, 2 : 2 + len(positions)]).max(axis=(1, 3)) > 0
+
+
+@pytest.mark.parametrize("layout", [{}, {"prefix": 8, "segment": 4}])
+def test_no_completion_sees_another_and_no_token_the_future(layout: dict[str, int]) -> None:
+    prefix, segment = np.array(STRIDED["prefix"]), np.array(STRIDED["segment"])
+    mask = attention.Mask(jnp.asarray(prefix)[None], jnp.asarray(segment)[None], **layout)
+    seen = influence(mask, STRIDED["positions"])
+    for t in np.flatnonzero(prefix):
+        for s in np.flatnonzero(prefix):
+            assert seen[t, s] == (s <= t and segment[s] in (0, segment[t])), (t, s)
+    assert not seen[np.ix_(prefix > 0, prefix == 0)].any()
+
+
+def test_groups_of_a_packed_row_do_not_see_each_other() -> None:
+    prefix, segment = np.array([1, 1, 1, 1, 2, 2, 2, 0]), np.array([0, 0, 1, 2, 0, 1, 2, 0])
+    seen = influence(attention.Mask(jnp.asarray(prefix)[None], jnp.asarray(segment)[None]), [0, 1, 2, 2, 0, 1, 1, 0])
+    assert not seen[4:7, :4].any()
+    assert seen[4:7, 4].all() and not seen[6, 5]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"remat": "full"}, {"ffw_chunks": 4}, {"unroll": 2}, {"query_chunk": 3}, {"remat": "full", "query_chunk": 5}],
+    ids=str,
+)
+def test_gradients_do_not_depend_on_how_they_are_computed(how: dict[str, Any]) -> None:
+    row = {key: jnp.asarray(values, jnp.int32)[None] for key, values in STRIDED.items()}
+    tokens_BT = jnp.arange(2, 18, dtype=jnp.int32)[None]
+    mask = attention.Mask(row["prefix"], row["segment"], prefix=8, segment=4)
+
+    def gradient(cfg: qwen2.Qwen2Config) -> Any:
+        def loss(params: Any) -> jax.Array:
+            hidden_BTD, _ = qwen2.forward(params, tokens_BT, row["positions"], mask, cfg)
+            return (jnp.sin(3 * hidden_BTD) * (row["prefix"] > 0)[..., None]).sum()
+
+        return jax.jit(jax.grad(loss))(params)
+
+    with jax.enable_x64(True):
+        plain = dataclasses.replace(small.MODEL, param_dtype="float64", dtype="float64")
+        params = small.params(plain)
+        difference = jax.tree.map(
+            lambda a, b: float(jnp.abs(a - b).max()), gradient(plain), gradient(dataclasses.replace(plain, **how))
+        )
+    assert max(jax.tree.leaves(difference)) < 1e-11
+
+
+def test_bfloat16_compute_stays_near_float32() -> None:
+    params = small.params(scale=3.0)
+    rough = logits(params, list(range(2, 20)), dataclasses.replace(small.MODEL, dtype="bfloat16"))
+    assert rough.dtype == np.float32
+    close(rough[:, :37], logits(params, list(range(2, 20)), small.MODEL)[:, :37], 0.05)
+
+
+def test_ids_past_the_tokenizers_are_never_predicted() -> None:
+    at = logits(small.params(), [2, 3, 4], small.MODEL)
+    assert (at[:, 37:] == qwen2.MASKED_LOGIT).all() and np.abs(at[:, :37]).max() < 1e6
