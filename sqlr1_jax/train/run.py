@@ -82,18 +82,16 @@ def start(cfg: config.Config, workdir: Path) -> Run:
             "or put 'data' in config.stages."
         )
     words = tokenizer.load(folder)
-    return Run(cfg, workdir, mesh, words, _shape(cfg.model, words))
+    return Run(cfg, workdir, mesh, words, shape(cfg.model, len(words)))
 
 
-def _shape(cfg: config.Model, words: Any) -> qwen2.Qwen2Config:
-    if cfg.path:
-        shape = huggingface.config_from_folder(cfg.path)
-    else:
-        shape = qwen2.PRESETS[cfg.size]
+def shape(cfg: config.Model, num_tokens: int) -> qwen2.Qwen2Config:
+    """The model that a config computes with, under a tokenizer of `num_tokens` ids."""
+    model = huggingface.config_from_folder(cfg.path) if cfg.path else qwen2.PRESETS[cfg.size]
     if not cfg.path and cfg.size == "tiny":
-        shape = dataclasses.replace(shape, vocab_size=len(words))
-    computed = {name: getattr(cfg, name) for name in ("param_dtype", "dtype", "remat", "query_chunk", "ffw_chunks", "logits_chunk")}
-    return dataclasses.replace(shape, num_tokens=len(words), **computed)
+        model = dataclasses.replace(model, vocab_size=num_tokens)
+    names = ("param_dtype", "dtype", "remat", "query_chunk", "ffw_chunks", "logits_chunk")
+    return dataclasses.replace(model, num_tokens=num_tokens, **{name: getattr(cfg, name) for name in names})
 
 
 def parameters(run: Run, stages: Sequence[str]) -> Any:
