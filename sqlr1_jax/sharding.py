@@ -84,10 +84,13 @@ def spec(logical_axes: LogicalAxes, rules: Rules, shape: Sequence[int] | None = 
             axes = _dividing(axes, shape[place], mesh.shape)
         taken.update(axes)
         entries.append(axes or None)
+    while entries and entries[-1] is None:
+        entries.pop()  # as XLA spells the layouts of results: in another spelling a program compiles again
     return PartitionSpec(*entries)
 
 
 def _dividing(axes: tuple[str, ...], size: int, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
+    axes = tuple(axis for axis in axes if mesh_shape[axis] > 1)
     while axes and size % math.prod(mesh_shape[axis] for axis in axes):
         axes = axes[:-1]
     return axes

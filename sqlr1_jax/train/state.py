@@ -55,7 +55,19 @@ Loss = Callable[[jax.Array, jax.Array, Batch, Any], tuple[jax.Array, Sums]]
 def create(params: Any, program: Program) -> TrainState:
     """A state at step 0 with a fresh optimiser."""
     tx = optimizer.make(program.optimizer, program.model, program.steps)
-    return TrainState(jnp.zeros((), jnp.int32), params, jax.jit(tx.init)(params))
+    init = jax.jit(tx.init, out_shardings=_beside(params, jax.eval_shape(tx.init, params)))
+    return TrainState(jnp.zeros((), jnp.int32), params, init(params))
+
+
+def _beside(params: Any, opt_state: Any) -> Any:
+    """Shardings of an optimiser's state: a moment lies where its parameter does (zeros would go to every device)."""
+    homes = {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+    def one(path: tuple, leaf: jax.ShapeDtypeStruct) -> Any:
+        ends = (homes.get(path[i:]) for i in range(len(path)))
+        return next((home.sharding for home in ends if home is not None and home.shape == leaf.shape), None)
+
+    return jax.tree_util.tree_map_with_path(one, opt_state)
 
 
 @functools.partial(jax.jit, static_argnames=("loss", "settings", "program"), donate_argnames=("state",))
@@ -114,7 +126,8 @@ def score(params: Any, batch: Batch, program: Program) -> jax.Array:
         logp_BT, _ = _logprobs(params, _microbatch(batch, i).rows, program)
         return jax.lax.dynamic_update_index_in_dim(out, logp_BT, i, 0)
 
-    return jax.lax.fori_loop(0, batch.count, body, jnp.zeros(batch.rows.tokens.shape, jnp.float32))
+    wide = jnp.promote_types(program.model.dtype, jnp.float32)
+    return jax.lax.fori_loop(0, batch.count, body, jnp.zeros(batch.rows.tokens.shape, wide))
 
 
 def _add(name: str, a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
