@@ -55,11 +55,11 @@ Loss = Callable[[jax.Array, jax.Array, Batch, Any], tuple[jax.Array, Sums]]
 def create(params: Any, program: Program) -> TrainState:
     """A state at step 0 with a fresh optimiser."""
     tx = optimizer.make(program.optimizer, program.model, program.steps)
-    init = jax.jit(tx.init, out_shardings=_beside(params, jax.eval_shape(tx.init, params)))
+    init = jax.jit(tx.init, out_shardings=beside(params, jax.eval_shape(tx.init, params)))
     return TrainState(jnp.zeros((), jnp.int32), params, init(params))
 
 
-def _beside(params: Any, opt_state: Any) -> Any:
+def beside(params: Any, opt_state: Any) -> Any:
     """Shardings of an optimiser's state: a moment lies where its parameter does (zeros would go to every device)."""
     homes = {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
