@@ -6,10 +6,12 @@ import collections
 import logging
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from sqlr1_jax import config
 from sqlr1_jax.data import answer, order
@@ -70,41 +72,75 @@ def make_groups(run: Run, examples: Sequence[Example]) -> tuple[list[Group], lis
     """Groups of questions that share a prompt prefix (their schema), and the first example's id of each.
 
     Raises:
-      config.ConfigError: the reasoning form was asked of a source whose records have none.
+      config.ConfigError: the reasoning form was asked of a source without reasoning, or nothing is left to train on.
     """
-    cfg, form = run.cfg.cold_start, run.cfg.data.form
-    if form == "reasoning" and (bare := next((e for e in examples if not e.reasoning), None)):
+    cfg = run.cfg.cold_start
+    shared: dict[tuple, list[Taught]] = collections.defaultdict(list)
+    for taught in teachable(run, examples):
+        cut = taught.prompt.prefix_length
+        shared[(taught.example.db_id, tuple(taught.prompt.ids[:cut]))].append(taught)
+    parts = [
+        members[start : start + cfg.questions]
+        for members in shared.values()
+        for start in range(0, len(members), cfg.questions)
+    ]
+    return [_group(part) for part in parts], [part[0].example.id for part in parts]
+
+
+class Taught(NamedTuple):
+    """An example as it is learnt."""
+
+    example: Example
+    prompt: Prompt
+    answer: npt.NDArray[np.int32]  # token ids, the stop token behind
+
+
+def teachable(run: Run, examples: Sequence[Example]) -> list[Taught]:
+    """The examples with prompts and answers in the run's form; what can't be learnt from is counted and left out."""
+    form, source = run.cfg.data.form, run.cfg.data.cold_start
+    if form == "reasoning" and examples and not any(e.reasoning for e in examples):
         raise config.ConfigError(
-            f"record {bare.id} of {run.cfg.data.cold_start} has no reasoning: such a source gives a direct cold start. "
-            "Set --config.data.form=direct, or name a source with reasoning (synsql:)."
+            f"record {examples[0].id} of {source}, like all others, has no reasoning: it gives a direct cold "
+            "start. Set --config.data.form=direct, or name a source with reasoning (synsql:)."
         )
-    kept = [(e, p) for e, p in zip(examples, run.prompts(examples), strict=True) if not p.over_budget]
-    if len(kept) < len(examples):
-        log.warning("%d of %d prompts are over the budget and left out", len(examples) - len(kept), len(examples))
-    shared: dict[tuple, list[tuple[Prompt, np.ndarray, str]]] = collections.defaultdict(list)
-    for (e, prompt), ids in zip(kept, answer_ids(run, [e for e, _ in kept]), strict=True):
-        shared[(e.db_id, tuple(prompt.ids[: prompt.prefix_length]))].append((prompt, ids, e.id))
-    groups, names = [], []
-    for members in shared.values():
-        for start in range(0, len(members), cfg.questions):
-            part = members[start : start + cfg.questions]
-            groups.append(_group(part))
-            names.append(part[0][2])
-    return groups, names
+    prompts, texts = run.prompts(examples), [_written(e, form) for e in examples]
+    left_out = collections.Counter(
+        "has a prompt over the budget" if p.over_budget else "has no answer in this form" if t is None else "kept"
+        for p, t in zip(prompts, texts, strict=True)
+    )
+    kept = [(e, p, t) for e, p, t in zip(examples, prompts, texts, strict=True) if t is not None and not p.over_budget]
+    for reason, count in left_out.items():
+        if reason != "kept":
+            log.warning("%s: %d of %d examples left out: each %s", source, count, len(examples), reason)
+    if not kept:
+        raise config.ConfigError(f"config.data.cold_start={source} gives no example to learn from: {dict(left_out)}.")
+    ids = answer_ids(run, [t for _, _, t in kept])
+    return [Taught(e, p, one) for (e, p, _), one in zip(kept, ids, strict=True)]
 
 
-def answer_ids(run: Run, examples: Sequence[Example]) -> list[np.ndarray]:
-    """Token ids of each example's answer in the run's form, the stop token behind."""
-    texts = [answer.write(e.reasoning, e.sql, run.cfg.data.form) for e in examples]
+def _written(example: Example, form: str) -> str | None:
+    """The answer's text; None where the record has no reasoning, or says something that the form can't carry."""
+    if form == "reasoning" and not example.reasoning:
+        return None
+    try:
+        return answer.write(example.reasoning, example.sql, form)
+    except answer.AnswerError as error:
+        log.warning("record %s %s", example.id, error)
+        return None
+
+
+def answer_ids(run: Run, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+    """Token ids of answers, the stop token behind."""
     stop = tokenizer.stop_ids(run.tokenizer)[0]
-    encoded = run.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    encoded = run.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
     return [np.asarray([*ids, stop], np.int32) for ids in encoded]
 
 
-def _group(members: Sequence[tuple[Prompt, np.ndarray, str]]) -> Group:
+def _group(members: Sequence[Taught]) -> Group:
     """One prefix and its questions with answers; a segment's question is read, its answer is learnt."""
-    cut = members[0][0].prefix_length
-    return Group(members[0][0].ids[:cut], [_segment(prompt.ids[cut:], ids) for prompt, ids, _ in members])
+    first = members[0].prompt
+    cut = first.prefix_length
+    return Group(first.ids[:cut], [_segment(one.prompt.ids[cut:], one.answer) for one in members])
 
 
 def _segment(question: np.ndarray, ids: np.ndarray) -> Segment:
