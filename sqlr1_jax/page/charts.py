@@ -71,7 +71,7 @@ def number(value: float | None, percent: bool = False) -> str:
         return f"{value:.0f}"
     if size and size < 1e-4:
         return f"{value:.1e}".replace("e-0", "e−").replace("e-", "e−")
-    text = f"{value:.5g}" if 0.98 < size < 1.02 else f"{value:.3g}"
+    text = f"{value:.4f}".rstrip("0").rstrip(".") if 0.98 < size < 1.02 else f"{value:.3g}"
     return text.replace("-", "−")
 
 
@@ -83,6 +83,7 @@ def lines(
     percent: bool = False,
     zero: bool = False,
     limits: Mapping[str, float] | None = None,
+    smoothed: bool = True,
 ) -> Chart | None:
     """A line chart; None where no series has a point.
 
@@ -94,6 +95,7 @@ def lines(
       percent: fractions, shown as percentages.
       zero: whether the axis starts at zero.
       limits: horizontal lines by label.
+      smoothed: whether lines of many points are smoothed, over the raw ones.
     """
     kept = {name: thin(points) for name, points in series.items() if any(v is not None for _, v in points)}
     if not kept:
@@ -102,7 +104,7 @@ def lines(
     scale, marks = _axis(min(values + ([0.0] if zero else [])), max(values))
     steps = Scale(*_ends([step for points in kept.values() for step, _ in points]))
     drawn = [
-        _line(name, tone, kept[name], steps, scale, percent)
+        _line(name, tone, kept[name], steps, scale, percent, smoothed)
         for name, tone in zip(series, tones, strict=False)
         if name in kept
     ]
@@ -195,14 +197,14 @@ def _steps(steps: Scale) -> tuple[Tick, ...]:
     return tuple(Tick(steps.right(mark), f"{int(mark):,}") for mark in marks)
 
 
-def _line(name: str, tone: str, points: Points, steps: Scale, scale: Scale, percent: bool) -> Drawn:
+def _line(name: str, tone: str, points: Points, steps: Scale, scale: Scale, percent: bool, smoothed: bool) -> Drawn:
     across = [steps.right(step) for step, _ in points]
     raw = [value for _, value in points]
     few = len(points) <= SMOOTHED
-    shown = raw if few else smooth(raw, len(points) // 25)
+    shown = raw if few or not smoothed else smooth(raw, len(points) // 25)
     dots = tuple((x, scale.down(v)) for x, v in zip(across, raw, strict=True) if v is not None) if few else ()
     last = next((value for value in reversed(shown) if value is not None), None)
-    pale = "" if few else _path(across, raw, scale)
+    pale = "" if shown is raw else _path(across, raw, scale)
     return Drawn(name, tone, _path(across, shown, scale), pale, dots, number(last, percent))
 
 

@@ -71,7 +71,7 @@ def _health(record: Record) -> Iterator[Chart | None]:
     yield _one(record, "completion/truncated", "Cut off", "Samples at the length limit.", percent=True, zero=True)
     yield _one(record, "clip_fraction", "Clipped", "Tokens whose ratio the clip held back.", percent=True, zero=True)
     yield _one(record, "grad_norm", "Gradient norm", "Before clipping.", zero=True)
-    yield _one(record, "lr", "Learning rate", zero=True)
+    yield _rate(record, "grpo")
     yield _one(record, "tokens_per_second", "Speed", "Completion tokens a second, over whole steps.", zero=True)
 
 
@@ -97,4 +97,8 @@ def _cold_start(record: Record) -> Iterator[Chart | None]:
     )
     yield charts.lines("Entropy", {"entropy": record.steps("cold_start", "entropy")}, TONES, "Nats a token.", zero=True)
     yield charts.lines("Gradient norm", {"grad norm": record.steps("cold_start", "grad_norm")}, TONES, "", zero=True)
-    yield charts.lines("Learning rate", {"lr": record.steps("cold_start", "lr")}, TONES, "", zero=True)
+    yield _rate(record, "cold_start")
+
+
+def _rate(record: Record, stage: str) -> Chart | None:
+    return charts.lines("Learning rate", {"lr": record.steps(stage, "lr")}, TONES, zero=True, smoothed=False)

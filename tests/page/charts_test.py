@@ -18,6 +18,7 @@ from sqlr1_jax.page import charts
         (0.004, True, "0.4 %"),
         (0.0, True, "0 %"),
         (1.0002, False, "1.0002"),
+        (0.99219, False, "0.9922"),
         (4.8132, False, "4.81"),
         (-0.5, False, "−0.5"),
         (6e-7, False, "6.0e−7"),
@@ -83,6 +84,13 @@ def test_a_line_of_many_points_is_smoothed_over_its_raw_self() -> None:
     heights = [float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", drawn.path)]
     assert max(heights[5:-5]) - min(heights[5:-5]) < 15
     assert {float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", drawn.pale)} == {0.0, 100.0}
+
+
+def test_what_has_no_noise_is_drawn_as_it_is() -> None:
+    points = [(step, float(min(step, 50))) for step in range(100)]
+    drawn = charts.lines("Rate", {"lr": points}, ["one"], smoothed=False).series[0]  # type: ignore[union-attr]
+    assert drawn.pale == ""
+    assert "L50.51 0L" in drawn.path
 
 
 def test_a_limit_is_always_in_sight() -> None:
