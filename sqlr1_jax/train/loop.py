@@ -1,4 +1,4 @@
-"""The loop around a stage's step: resume, metrics one step late, checkpoints, steps that are not finite, interruption."""
+"""The loop around a stage's step: resume, metrics one step late, checkpoints, what is not finite, interruption."""
 
 from __future__ import annotations
 
@@ -68,17 +68,24 @@ def train(
             taken = take(state, step)
             state, last = taken.state, step + 1 == steps
             writer.push(step + 1, taken)
-            score = None
+            score, asked = None, interrupt.asked
             if evaluate and (last or (every and (step + 1) % every == 0)):
-                score = writer.timed("evaluate", lambda: evaluate(state), "evaluate/ex")
-            if last or interrupt.asked or (due and (step + 1) % due == 0) or score is not None:
-                writer.timed("checkpoint", lambda: _save(checkpoints, state, score))
+                score = writer.timed("evaluate", evaluate, state)
+                writer.record("evaluate/ex", score)
+            if last or asked or (due and (step + 1) % due == 0) or score is not None:
                 writer.flush()
+                writer.timed("checkpoint", _save, checkpoints, state, score)
             bar.update()
-            if interrupt.asked and not last:
-                raise Interrupted(f"stopped after step {step + 1} of {stage}, saved. To go on: {' '.join(sys.orig_argv)}")
+            if asked:
+                break
+        if interrupt.asked:
+            raise Interrupted(f"stopped after step {int(state.step)} of {stage}, saved. To go on: {_command()}")
     checkpoints.close()
     return state
+
+
+def _command() -> str:
+    return " ".join(sys.orig_argv)
 
 
 def _bar(stage: str, done: int, steps: int) -> tqdm:
@@ -104,36 +111,45 @@ def _save(checkpoints: Any, state: TrainState, score: float | None) -> None:
 
 
 class _Late:
-    """Holds each step's sums until the next step is on its way, so that reading them never waits for the device."""
+    """Holds each step's sums until the next step is on its way, so that reading them never waits for the device.
+
+    A step's line is written before its checkpoint: a run killed between the two goes back further and writes the line
+    again, where the other order would leave it out. So a checkpoint's seconds stand in the line of the step after it.
+    """
 
     def __init__(self, metrics: Metrics):
         self._metrics, self._bad, self._since, self._away = metrics, 0, time.perf_counter(), 0.0
-        self._held: tuple[int, Step, dict[str, float]] | None = None
+        self._held: tuple[int, Step] | None = None
+        self._values: dict[str, float] = {}  # of the line to come
+        self._newest: Any = None  # there once the device is done with the step just pushed
 
     def push(self, step: int, taken: Step) -> None:
+        """Holds a step, and writes the one before it."""
         self.flush()
-        self._held = (step, taken, dict(taken.values))
+        self._held = step, taken
+        self._values |= taken.values
+        self._newest = taken.state.step
 
-    def timed(self, name: str, action: Callable[[], Any], record: str = "") -> Any:
-        """Runs an action between steps; its seconds, and its result as `record`, go to the step just pushed."""
-        assert self._held is not None
-        _, taken, values = self._held
-        jax.block_until_ready(taken.state.step)
+    def timed(self, name: str, action: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs an action between steps, the device idle, and records its seconds as time/<name>."""
+        jax.block_until_ready(self._newest)
         begin = time.perf_counter()
-        result = action()
-        values[f"time/{name}"] = time.perf_counter() - begin
-        self._away += values[f"time/{name}"]
-        if record:
-            values[record] = result
+        result = action(*arguments)
+        seconds = time.perf_counter() - begin
+        self.record(f"time/{name}", seconds)
+        self._away += seconds
         return result
+
+    def record(self, name: str, value: float) -> None:
+        """A number for the line that is written next."""
+        self._values[name] = value
 
     def flush(self) -> None:
         """Writes the step that is held, once the device is done with it."""
         if self._held is None:
             return
-        step, taken, values = self._held
-        self._held = None
-        values |= means(taken.sums)
+        (step, taken), self._held = self._held, None
+        values, self._values = self._values | means(taken.sums), {}
         now = time.perf_counter()
         seconds = max(now - self._since - self._away, 1e-9)
         self._since, self._away = now, 0.0
