@@ -30,7 +30,9 @@ class Metrics:
         """Takes back what this stage wrote past `step`, so that a resumed run writes no step twice."""
         kept = [line for line in read(self._path) if line["stage"] != self._stage or line["step"] <= step]
         if self._path.exists():
-            self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            part = self._path.with_suffix(".part")
+            part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            part.replace(self._path)
         shutil.rmtree(self._folder, ignore_errors=True)
         for line in kept:
             self._board(line["stage"], line["step"], line)
