@@ -131,7 +131,9 @@ def _written(example: Example, form: str) -> str | None:
 
 def answer_ids(run: Run, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
     """Token ids of answers, the stop token behind."""
-    stop = tokenizer.stop_ids(run.tokenizer)[0]
+    stop = run.tokenizer.eos_token_id
+    if stop is None:
+        stop = tokenizer.stop_ids(run.tokenizer)[-1]
     encoded = run.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
     return [np.asarray([*ids, stop], np.int32) for ids in encoded]
 
