@@ -1,4 +1,4 @@
-"""python -m sqlr1_jax.main --config=configs/grpo.py --workdir=runs/first: runs the config's stages, or goes on with them."""
+"""python -m sqlr1_jax.main --config=configs/grpo.py --workdir=runs/first: runs the config's stages, or goes on."""
 
 from __future__ import annotations
 

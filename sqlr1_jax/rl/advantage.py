@@ -46,7 +46,7 @@ def _normalise(rewards_PGR: jax.Array) -> jax.Array:
 
 
 def _centred(x_PG: jax.Array) -> jax.Array:
-    """Distances from a group's mean, exactly 0 where all are equal: what rounding leaves would else be divided by itself."""
+    """Distances from a group's mean, exactly 0 where all are equal: else rounding would be divided by rounding."""
     shifted_PG = x_PG - x_PG[:, :1]
     return shifted_PG - shifted_PG.mean(axis=1, keepdims=True)
 

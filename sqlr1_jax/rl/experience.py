@@ -78,13 +78,13 @@ def submit(
     executor: Executor, examples: Sequence[Example], answers: Sequence[Sequence[Answer]], rule: str
 ) -> list[list[Future[Outcome] | Outcome]]:
     """Sends every answer's SQL to the workers; an answer without SQL has its outcome already."""
-    return [
-        [
-            Outcome(said.problem) if said.sql is None else executor.submit(example.database, said.sql, example.sql, rule)
-            for said in group
-        ]
-        for example, group in zip(examples, answers, strict=True)
-    ]
+
+    def one(example: Example, said: Answer) -> Future[Outcome] | Outcome:
+        if said.sql is None:
+            return Outcome(said.problem)
+        return executor.submit(example.database, said.sql, example.sql, rule)
+
+    return [[one(example, said) for said in group] for example, group in zip(examples, answers, strict=True)]
 
 
 def gather(pending: Sequence[Sequence[Future[Outcome] | Outcome]]) -> list[list[Outcome]]:

@@ -1,9 +1,8 @@
-"""GRPO. One step is one sentence: prompts → rollout → completions → execute → outcomes → reward → advantage → update."""
+"""GRPO. A step is one sentence: prompts → rollout → completions → execute → outcomes → reward → advantage → update."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import Any
 
 import jax
@@ -49,7 +48,8 @@ def run_stage(run: Run, executor: Executor) -> TrainState:
     program = Program(run.model, cfg.optimizer, cfg.steps, layout, cfg.sampling.temperature)
     with jax.set_mesh(run.mesh):
         first = state.create(parameters(run, ("cold_start",)), program)
-        stage = Stage(run, executor, problems, engine, program, _reference(run, first), -(-cfg.prompts // cfg.rows.per_microbatch))
+        microbatches = -(-cfg.prompts // cfg.rows.per_microbatch)
+        stage = Stage(run, executor, problems, engine, program, _reference(run, first), microbatches)
         return loop.train(
             run, STAGE, cfg.steps, first,
             take=lambda at, step: take(stage, at, step),
