@@ -65,17 +65,21 @@ def log_to(workdir: Path) -> None:
 
 
 def main(argv: list[str]) -> None:
+    """The command; flags are parsed."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}; settings are --config.NAME=VALUE")
-    workdir = Path(_WORKDIR.value)
+    workdir = Path(_WORKDIR.value or "")
     try:
         cfg = config.freeze(_CONFIG.value)
         log_to(workdir)
         run(cfg, workdir)
-    except config.ConfigError as error:
-        sys.exit(f"error: {error}")
     except Interrupted as stop:
         sys.exit(f"{stop}")
+    except Exception as error:
+        # Errors of our own say what is wrong and what to do; a traceback would bury that.
+        if not type(error).__module__.startswith("sqlr1_jax."):
+            raise
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,10 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 
+class NoCheckpoint(FileNotFoundError):
+    """A step that was asked for and is not there; the message lists those there are."""
+
+
 class Checkpoints:
     """A stage's checkpoints: the last `keep`, the best by `score`, and each step in `always` are kept."""
 
@@ -36,10 +40,10 @@ class Checkpoints:
         """Those of the pytrees saved under `step` that `like` names, in its shapes, dtypes and shardings.
 
         Raises:
-          FileNotFoundError: there is no such step; the message lists those there are.
+          NoCheckpoint: there is no such step; the message lists those there are.
         """
         if step not in self.steps():
-            raise FileNotFoundError(f"{self.folder} has no step {step}; it has {self.steps() or 'none'}.")
+            raise NoCheckpoint(f"{self.folder} has no step {step}; it has {self.steps() or 'none'}.")
         return self._manager.load_checkpointables(step, jax.tree.map(_abstract, like))
 
     def steps(self) -> list[int]:
@@ -57,11 +61,11 @@ class Checkpoints:
         """The step that 'best', 'last' or a number stands for.
 
         Raises:
-          FileNotFoundError: the stage has no checkpoint at all.
+          NoCheckpoint: the stage has no checkpoint at all.
         """
         step = self.best() if which == "best" else self.latest() if which == "last" else int(which)
         if step is None:
-            raise FileNotFoundError(f"{self.folder} holds no checkpoint yet; run the stage first.")
+            raise NoCheckpoint(f"{self.folder} holds no checkpoint yet; run the stage first.")
         return step
 
     def close(self) -> None:
