@@ -51,14 +51,16 @@ def completions(
     settings = Sampling(temperature=temperature, max_tokens=run.cfg.grpo.sampling.max_tokens)
     size = run.cfg.evaluate.prompts
     texts: list[list[str]] = []
-    for start in tqdm(range(0, len(prompts), size), desc="sampling", unit="batch", leave=False, disable=None):
-        part = list(prompts[start : start + size])
+    asked = [prompt for prompt in prompts if not prompt.over_budget]
+    for start in tqdm(range(0, len(asked), size), desc="sampling", unit="batch", leave=False, disable=None):
+        part = asked[start : start + size]
         # The last batch is filled up with its own prompts: one shape, and their extra samples are dropped.
         filled = [part[i % len(part)].ids for i in range(size)]
         made = engine.rollout(weights, filled, samples, settings, run.cfg.seed, EVALUATION_STEP, start)
         decoded = run.texts([made.ids(p, g) for p in range(len(part)) for g in range(samples)])
         texts += [decoded[p * samples : (p + 1) * samples] for p in range(len(part))]
-    return [[""] * samples if prompt.over_budget else group for prompt, group in zip(prompts, texts, strict=True)]
+    answered = iter(texts)
+    return [[""] * samples if prompt.over_budget else next(answered) for prompt in prompts]
 
 
 def greedy_accuracy(run: Run, engine: Engine, executor: Executor, params: Any, held: HeldOut) -> float:

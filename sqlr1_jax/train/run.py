@@ -42,8 +42,8 @@ class Run:
         return Checkpoints(self.workdir / "checkpoints" / stage, self.cfg.checkpoint.keep, always=(0,))
 
     def engine(self, prompts: Sequence[Prompt]) -> Engine:
-        """A sampler whose one prompt shape takes the longest of `prompts`."""
-        longest = max(len(prompt.ids) for prompt in prompts)
+        """A sampler whose one prompt shape takes the longest of `prompts` that are within the budget."""
+        longest = max((len(prompt.ids) for prompt in prompts if not prompt.over_budget), default=1)
         return Engine(self.model, sharding.sampling_mesh(self.mesh, self.model.num_kv_heads),
                       tokenizer.stop_ids(self.tokenizer), -(-longest // 16) * 16)  # fmt: skip
 
@@ -64,7 +64,8 @@ class Run:
         """Completions as text, without the token that ended them."""
         stop = set(tokenizer.stop_ids(self.tokenizer))
         return self.tokenizer.batch_decode(
-            [list(one[:-1] if len(one) and int(one[-1]) in stop else one) for one in ids]
+            [list(one[:-1] if len(one) and int(one[-1]) in stop else one) for one in ids],
+            clean_up_tokenization_spaces=False,  # SQL is read to the character
         )
 
 
@@ -75,8 +76,8 @@ def start(cfg: config.Config, workdir: Path) -> Run:
       config.ConfigError: nothing says which model this is.
     """
     mesh = sharding.make_mesh(cfg.mesh)
-    folder = cfg.model.path or str(workdir / "data" / "tokenizer")
-    if not cfg.model.path and not Path(folder).exists():
+    folder = huggingface.resolve(cfg.model.path) if cfg.model.path else workdir / "data" / "tokenizer"
+    if not folder.exists():
         raise config.ConfigError(
             "config.model.path is empty and the run made no data of its own: name a Hugging Face folder or repository, "
             "or put 'data' in config.stages."
@@ -87,7 +88,7 @@ def start(cfg: config.Config, workdir: Path) -> Run:
 
 def shape(cfg: config.Model, num_tokens: int) -> qwen2.Qwen2Config:
     """The model that a config computes with, under a tokenizer of `num_tokens` ids."""
-    model = huggingface.config_from_folder(cfg.path) if cfg.path else qwen2.PRESETS[cfg.size]
+    model = huggingface.config_from_folder(huggingface.resolve(cfg.path)) if cfg.path else qwen2.PRESETS[cfg.size]
     if not cfg.path and cfg.size == "tiny":
         model = dataclasses.replace(model, vocab_size=num_tokens)
     names = ("param_dtype", "dtype", "remat", "query_chunk", "ffw_chunks", "logits_chunk")
