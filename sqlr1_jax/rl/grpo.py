@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sqlr1_jax import config
 from sqlr1_jax.data import order
 from sqlr1_jax.data.packing import Layout, Rows
 from sqlr1_jax.evaluate import stage as evaluation
@@ -35,6 +36,7 @@ class Stage:
     engine: Engine
     program: Program
     reference: Any  # weights that KL is taken to; None where it costs nothing
+    rows: config.Rows
     microbatches: int
 
 
@@ -44,12 +46,12 @@ def run_stage(run: Run, executor: Executor) -> TrainState:
     problems = experience.load_problems(run)
     held = evaluation.held_out(run)[0]
     engine = run.engine([*problems.prompts, *held.prompts])
-    layout = _layout(run, engine)
-    program = Program(run.model, cfg.optimizer, cfg.steps, layout, cfg.sampling.temperature)
+    program = Program(run.model, cfg.optimizer, cfg.steps, _layout(run, engine), cfg.sampling.temperature)
     with jax.set_mesh(run.mesh):
         first = state.create(parameters(run, ("cold_start",)), program)
         microbatches = -(-cfg.prompts // cfg.rows.per_microbatch)
-        stage = Stage(run, executor, problems, engine, program, _reference(run, first), microbatches)
+        longest = batch.with_length(cfg.rows, engine.prompt_tokens + cfg.samples * cfg.sampling.max_tokens)
+        stage = Stage(run, executor, problems, engine, program, _reference(run, first), longest, microbatches)
         return loop.train(
             run, STAGE, cfg.steps, first,
             take=lambda at, step: take(stage, at, step),
@@ -74,7 +76,7 @@ def take(stage: Stage, at: TrainState, step: int) -> loop.Step:
     answers, texts = experience.read_answers(run, completions)
     pending = experience.submit(stage.executor, examples, answers, cfg.reward.rule)
     groups = experience.groups(prompts, completions)
-    rows = batch.to_rows(groups, stage.program.layout, cfg.rows)
+    rows = batch.to_rows(groups, stage.program.layout, stage.rows)
     clock.lap("pack")
     outcomes = experience.gather(pending)
     clock.lap("reward_wait")
@@ -115,7 +117,7 @@ def _layout(run: Run, engine: Engine) -> Layout | None:
     cfg = run.cfg.grpo
     if cfg.rows.layout == "packed":
         return None
-    return Layout(engine.prompt_tokens, cfg.samples, cfg.sampling.max_tokens)
+    return Layout(cfg.rows.prefix or engine.prompt_tokens, cfg.samples, cfg.rows.segment or cfg.sampling.max_tokens)
 
 
 def _reference(run: Run, first: TrainState) -> Any:

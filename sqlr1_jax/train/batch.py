@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import flax.struct
@@ -36,6 +37,11 @@ def layout_for(groups: Sequence[Group], cfg: config.Rows) -> Layout | None:
     return Layout(cfg.prefix or max(1, longest.prefix), longest.segments, cfg.segment or longest.segment)
 
 
+def with_length(cfg: config.Rows, longest: int) -> config.Rows:
+    """The settings with a packed row's length filled in: one for all of a stage's steps, so that they compile once."""
+    return dataclasses.replace(cfg, length=cfg.length or longest)
+
+
 def to_rows(groups: Sequence[Group], layout: Layout | None, cfg: config.Rows) -> Rows:
     """Groups in rows of the stage's layout.
 
@@ -44,7 +50,7 @@ def to_rows(groups: Sequence[Group], layout: Layout | None, cfg: config.Rows) ->
     """
     if layout is not None:
         return packing.strided(groups, layout)
-    return packing.packed(groups, cfg.length or max(packing.size(group) for group in groups))
+    return packing.packed(groups, cfg.length)
 
 
 def place_weights(rows: Rows, aggregation: str, constant: int = 1) -> npt.NDArray[np.float32]:

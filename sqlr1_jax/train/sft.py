@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sqlr1_jax import config
-from sqlr1_jax.data import answer, order
+from sqlr1_jax.data import answer, order, packing
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.packing import Group, Segment
 from sqlr1_jax.data.prompt import Prompt
@@ -34,6 +34,7 @@ def run_stage(run: Run) -> TrainState:
     examples = run.examples(run.cfg.data.cold_start, STAGE)
     groups, names = make_groups(run, examples)
     layout = batch.layout_for(groups, cfg.rows)
+    rows_cfg = batch.with_length(cfg.rows, max(map(packing.size, groups)))
     program = state.Program(run.model, cfg.optimizer, cfg.steps, layout)
     microbatches = -(-cfg.databases // cfg.rows.per_microbatch)
     log.info("cold start: %d examples in %d groups, rows %s", len(examples), len(groups), layout or "packed")
@@ -41,7 +42,7 @@ def run_stage(run: Run) -> TrainState:
     def take(at: TrainState, step: int) -> loop.Step:
         begin = time.perf_counter()
         chosen = order.take(len(groups), cfg.databases, run.cfg.seed, step)
-        rows = batch.to_rows([_numbered(groups[i], n) for n, i in enumerate(chosen)], layout, cfg.rows)
+        rows = batch.to_rows([_numbered(groups[i], n) for n, i in enumerate(chosen)], layout, rows_cfg)
         rows = rows._replace(weight=batch.place_weights(rows, "token"))
         fed = batch.assemble(rows, run.mesh, cfg.rows.per_microbatch, microbatches)
         packed = time.perf_counter()
