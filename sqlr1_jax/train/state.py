@@ -1,7 +1,7 @@
 """The training state and the one update that both stages share; they differ in the loss they pass.
 
-A batch reaches the device as microbatches [M, b, T] of rows; how many of the M hold anything is a traced number, so that
-a step with fewer rows costs less and compiles nothing new. Each loss is a sum over places whose weights already carry
+A batch reaches the device as microbatches [M, b, T] of rows; how many of the M hold anything is a traced number, so
+that a step with fewer rows costs less and compiles nothing new. Each loss is a sum over places whose weights carry
 the global denominator, so gradients do not change with the number of microbatches, packing, padding or the mesh.
 """
 
@@ -61,7 +61,7 @@ def create(params: Any, program: Program) -> TrainState:
 
 def beside(params: Any, opt_state: Any) -> Any:
     """Shardings of an optimiser's state: a moment lies where its parameter does (zeros would go to every device)."""
-    homes = {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    homes = dict(jax.tree_util.tree_leaves_with_path(params))
 
     def one(path: tuple, leaf: jax.ShapeDtypeStruct) -> Any:
         ends = (homes.get(path[i:]) for i in range(len(path)))
