@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,11 +17,14 @@ FIXTURE = Path(__file__).parent / "model" / "fixtures" / "qwen2"
 
 def logits(params: qwen2.Params, tokens: Sequence[int], cfg: qwen2.Qwen2Config) -> np.ndarray:
     """Of one text, at each of its places, in one forward pass."""
-    tokens_BT = jnp.asarray(tokens, jnp.int32)[None]
-    positions_BT = jnp.arange(len(tokens), dtype=jnp.int32)[None]
-    mask = attention.causal(tokens_BT, jnp.array([len(tokens)]))
-    hidden_BTD, _ = qwen2.forward(params, tokens_BT, positions_BT, mask, cfg)
-    return np.asarray(qwen2.unembed(params, hidden_BTD, cfg)[0])
+    return np.asarray(_logits(params, jnp.asarray(tokens, jnp.int32)[None], cfg)[0])
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def _logits(params: qwen2.Params, tokens_BT: jax.Array, cfg: qwen2.Qwen2Config) -> jax.Array:
+    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None], tokens_BT.shape)
+    mask = attention.causal(tokens_BT, jnp.full(tokens_BT.shape[0], tokens_BT.shape[1]))
+    return qwen2.unembed(params, qwen2.forward(params, tokens_BT, positions_BT, mask, cfg)[0], cfg)
 
 
 def prefilled(
@@ -30,10 +34,17 @@ def prefilled(
     lengths = [len(prompt) - 1 for prompt in prompts]
     width = max(prefix, *lengths, 1)
     tokens_PS = jnp.asarray([[*prompt[:-1], *[0] * (width - len(prompt) + 1)] for prompt in prompts], jnp.int32)
-    positions_PS = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32)[None], tokens_PS.shape)
-    mask = attention.causal(tokens_PS, jnp.asarray(lengths, jnp.int32))
-    cache = qwen2.empty_cache(cfg, len(prompts), samples, width, steps)
-    _, cache = qwen2.forward(params, tokens_PS, positions_PS, mask, cfg, cache)
+    return _prefill(params, tokens_PS, jnp.asarray(lengths, jnp.int32), samples, steps, cfg)
+
+
+@functools.partial(jax.jit, static_argnames=("samples", "steps", "cfg"))
+def _prefill(
+    params: qwen2.Params, tokens_PS: jax.Array, length_P: jax.Array, samples: int, steps: int, cfg: qwen2.Qwen2Config
+) -> qwen2.Cache:
+    P, S = tokens_PS.shape
+    positions_PS = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32)[None], (P, S))
+    cache = qwen2.empty_cache(cfg, P, samples, S, steps)
+    _, cache = qwen2.forward(params, tokens_PS, positions_PS, attention.causal(tokens_PS, length_P), cfg, cache)
     assert cache is not None
     return cache
 
@@ -41,18 +52,31 @@ def prefilled(
 def greedy(params: qwen2.Params, prompt: list[int], steps: int, cfg: qwen2.Qwen2Config) -> tuple[list[int], np.ndarray]:
     """The `steps` likeliest next tokens, and the logits [steps, V] that each was chosen from."""
 
-    @jax.jit
-    def run(params: qwen2.Params, cache: qwen2.Cache) -> tuple[jax.Array, jax.Array]:
-        def step(carry: tuple, _: None) -> tuple:
-            token_PG, cache = carry
-            positions_PG = cache.prefix_length_P[:, None] + cache.step
-            hidden_PGD, cache = qwen2.forward(params, token_PG, positions_PG, None, cfg, cache)
-            logits_PGV = qwen2.unembed(params, hidden_PGD, cfg)
-            token_PG = jnp.argmax(logits_PGV, axis=-1).astype(jnp.int32)
-            return (token_PG, cache), (token_PG, logits_PGV)
-
-        first = jnp.asarray([[prompt[-1]]], jnp.int32), cache
-        return jax.lax.scan(step, first, None, length=steps)[1]
-
-    tokens_TPG, logits_TPGV = run(params, prefilled(params, [prompt], 1, steps, cfg))
+    tokens_TPG, logits_TPGV = _greedy(params, prefilled(params, [prompt], 1, steps, cfg), prompt[-1], cfg)
     return [int(token) for token in tokens_TPG[:, 0, 0]], np.asarray(logits_TPGV[:, 0, 0])
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def _greedy(
+    params: qwen2.Params, cache: qwen2.Cache, last: jax.Array, cfg: qwen2.Qwen2Config
+) -> tuple[jax.Array, jax.Array]:
+    def step(carry: tuple, _: None) -> tuple:
+        token_PG, cache = carry
+        hidden_PGD, cache = decode_step(params, token_PG, cache, cfg)
+        logits_PGV = qwen2.unembed(params, hidden_PGD, cfg)
+        token_PG = jnp.argmax(logits_PGV, axis=-1).astype(jnp.int32)
+        return (token_PG, cache), (token_PG, logits_PGV)
+
+    P, G, T = cache.k.shape[1], cache.k.shape[2], cache.k.shape[5]
+    return jax.lax.scan(step, (jnp.full((P, G), last, jnp.int32), cache), None, length=T)[1]
+
+
+def decode_step(
+    params: qwen2.Params, token_PG: jax.Array, cache: qwen2.Cache, cfg: qwen2.Qwen2Config
+) -> tuple[jax.Array, qwen2.Cache]:
+    """One step of every sample, whatever its prompt's age: hidden [P, G, D] and the cache after it."""
+    positions_P = cache.prefix_length_P + cache.step - cache.start_P
+    positions_PG = jnp.broadcast_to(positions_P[:, None], token_PG.shape)
+    hidden_PGD, after = qwen2.forward(params, token_PG, positions_PG, None, cfg, cache)
+    assert after is not None
+    return hidden_PGD, after

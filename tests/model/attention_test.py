@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sqlr1_jax.model import attention
+from sqlr1_jax.model.attention import Mask, attend
+
+B, H, K, h = 2, 6, 2, 4
+PREFIX, SEGMENT, SEGMENTS = 6, 5, 3
+T = PREFIX + SEGMENTS * SEGMENT
+
+
+def strided() -> tuple[np.ndarray, np.ndarray]:
+    """Prefix and segment of two strided rows with padding behind each part, a whole segment of it in the second row."""
+    prefix, segment = np.zeros((2, B, T), np.int32)
+    for row, (length, segments) in enumerate([(6, [5, 2, 4]), (3, [1, 5, 0])]):
+        prefix[row, :length] = 1
+        for i, size in enumerate(segments):
+            start = PREFIX + i * SEGMENT
+            prefix[row, start : start + size] = 1
+            segment[row, start : start + SEGMENT] = i + 1
+    return prefix, segment
+
+
+def packed() -> tuple[np.ndarray, np.ndarray]:
+    """Two groups in the first row, one in the second, padding behind."""
+    prefix = np.array([[1] * 9 + [2] * 8 + [0] * 4, [1] * 13 + [0] * 8], np.int32)
+    first = [0, 0, 0, 1, 1, 1, 2, 2, 3] + [0, 0, 1, 1, 1, 2, 2, 2] + [0] * 4
+    return prefix, np.array([first, [0] * 4 + [1] * 5 + [2] * 4 + [0] * 8], np.int32)
+
+
+def inputs() -> tuple[jax.Array, ...]:
+    rng = np.random.default_rng(0)
+    return tuple(jnp.asarray(2 * rng.standard_normal((B, T, heads, h))) for heads in (H, K, K))
+
+
+def naive(q: np.ndarray, k: np.ndarray, v: np.ndarray, prefix: np.ndarray, segment: np.ndarray) -> np.ndarray:
+    """One query, one head at a time."""
+    out = np.zeros(q.shape)
+    for b, t, n in np.ndindex(B, T, H):
+        seen = [
+            s
+            for s in range(t + 1)
+            if prefix[b, s] == prefix[b, t] > 0 and segment[b, s] in (0, segment[b, t])
+        ]
+        if seen:
+            scores = k[b, seen, n // (H // K)] @ q[b, t, n] / np.sqrt(h)
+            weights = np.exp(scores - scores.max())
+            out[b, t, n] = weights / weights.sum() @ v[b, seen, n // (H // K)]
+    return out
+
+
+@pytest.mark.parametrize("query_chunk", [0, 4, 100])
+@pytest.mark.parametrize("rows", [strided, packed])
+def test_general_path_is_the_naive_loops(rows: object, query_chunk: int) -> None:
+    prefix, segment = rows()  # type: ignore[operator]
+    with jax.enable_x64(True):
+        ours = attend(*inputs(), Mask(jnp.asarray(prefix), jnp.asarray(segment)), query_chunk)
+        theirs = naive(*(np.asarray(x) for x in inputs()), prefix, segment)
+    assert np.abs(np.asarray(ours) - theirs)[prefix > 0].max() < 1e-12
+
+
+@pytest.mark.parametrize("query_chunk", [0, 2, 100])
+def test_strided_path_is_the_general_path(query_chunk: int) -> None:
+    prefix, segment = (jnp.asarray(x) for x in strided())
+    valid = (prefix > 0)[..., None, None]
+
+    @jax.jit
+    def values(mask: Mask, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return jnp.where(valid, attend(q, k, v, mask, 0 if not mask.segment else query_chunk), 0)
+
+    def gradients(mask: Mask) -> tuple[jax.Array, ...]:
+        return jax.grad(lambda *qkv: jnp.sin(values(mask, *qkv)).sum(), argnums=(0, 1, 2))(*inputs())
+
+    with jax.enable_x64(True):
+        masks = Mask(prefix, segment, PREFIX, SEGMENT), Mask(prefix, segment)
+        ours, theirs = (values(mask, *inputs()) for mask in masks)
+        assert jnp.abs(ours - theirs).max() < 1e-12
+        for ours, theirs in zip(*map(gradients, masks), strict=True):
+            assert jnp.abs(ours - theirs).max() < 1e-12 and jnp.abs(theirs).max() > 0.1
+
+
+def sizes(jaxpr: jax.extend.core.Jaxpr) -> list[int]:
+    """Of every value in a program, those of its inner programs too."""
+    found = [variable.aval.size for eqn in jaxpr.eqns for variable in eqn.outvars]
+    for eqn in jaxpr.eqns:
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
+            found += sizes(inner.jaxpr) if hasattr(inner, "jaxpr") else []
+    return found
+
+
+def largest(mask: Mask, query_chunk: int = 0) -> int:
+    q_BTHh, k_BTKh, v_BTKh = inputs()
+    return max(sizes(jax.make_jaxpr(lambda *qkv: attend(*qkv, mask, query_chunk))(q_BTHh, k_BTKh, v_BTKh).jaxpr))
+
+
+def test_scores_of_a_strided_row_never_take_the_room_of_all_pairs() -> None:
+    prefix, segment = (jnp.asarray(x) for x in strided())
+    assert largest(Mask(prefix, segment)) >= B * H * T * T
+    assert largest(Mask(prefix, segment, PREFIX, SEGMENT)) < B * H * T * T / 2
+
+
+def test_query_chunks_bound_the_scores() -> None:
+    prefix, segment = (jnp.asarray(x) for x in packed())
+    assert largest(Mask(prefix, segment), query_chunk=4) < B * H * T * T / 3
+
+
+def test_a_query_that_sees_nothing_stays_finite() -> None:
+    mask = Mask(jnp.zeros((B, T), jnp.int32), jnp.zeros((B, T), jnp.int32))
+    assert bool(jnp.isfinite(attend(*inputs(), mask)).all())
+
+
+def test_causal_hides_padding() -> None:
+    mask = attention.causal(jnp.zeros((2, 4), jnp.int32), jnp.array([2, 4]))
+    assert mask.prefix_BT.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]] and not mask.segment_BT.any()
+
+
+def test_an_unknown_backend_is_named() -> None:
+    mask = attention.causal(jnp.zeros((B, T), jnp.int32), jnp.array([T, T]))
+    with pytest.raises(ValueError, match="'flash' is unknown"):
+        attend(*inputs(), mask, backend="flash")

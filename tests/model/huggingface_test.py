@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from decoding import FIXTURE, greedy
+
+from sqlr1_jax import config, sharding
+from sqlr1_jax.model import huggingface, qwen2, safetensors
+from sqlr1_jax.model.safetensors import WeightsError
+
+
+def same_bits(ours: Any, theirs: Any) -> bool:
+    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+    return all(a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_import_gives_the_bits_that_were_exported(tmp_path: Path, dtype: str, tied: bool) -> None:
+    cfg = dataclasses.replace(small.MODEL, param_dtype=dtype, tied=tied)
+    params = small.params(cfg)
+    written = huggingface.save(tmp_path, params, cfg)
+    assert sorted(written) == ["README.md", "config.json", "generation_config.json", "model.safetensors"]
+    again = huggingface.config_from_folder(tmp_path)
+    assert dataclasses.replace(again, num_tokens=37, param_dtype=dtype, logits_chunk=0) == cfg
+    assert same_bits(huggingface.load(tmp_path, cfg), params)
+
+
+def test_shards_hold_at_most_what_is_asked_and_are_indexed(tmp_path: Path) -> None:
+    params = small.params()
+    written = huggingface.save(tmp_path, params, small.MODEL, shard_gigabytes=8e-6)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) > 2 and {file.name for file in files} == set(index["weight_map"].values()) < set(written)
+    assert index["metadata"]["total_size"] == 4 * qwen2.count_params(small.MODEL)
+    held = [safetensors.open_file(file) for file in files]
+    assert all(sum(t.nbytes for t in tensors.values()) <= 8000 or len(tensors) == 1 for tensors in held)
+    assert {name for tensors in held for name in tensors} == set(index["weight_map"])
+    assert same_bits(huggingface.load(tmp_path, small.MODEL), params)
+    huggingface.save(tmp_path, params, small.MODEL)
+    assert [file.name for file in tmp_path.glob("model*")] == ["model.safetensors"]
+
+
+def test_each_device_reads_its_own_part(tmp_path: Path) -> None:
+    params = small.params()
+    huggingface.save(tmp_path, params, small.MODEL)
+    mesh = sharding.make_mesh(config.Mesh(fsdp=4, tensor=2), jax.devices()[:8])
+    loaded = huggingface.load(tmp_path, small.MODEL, mesh)
+    assert same_bits(loaded, params)
+    assert loaded["layers"]["q"].addressable_shards[0].data.shape == (2, 4, 2, 4)  # of [2, 16, 4, 4]
+    assert loaded["layers"]["o"].addressable_shards[0].data.shape == (2, 2, 4, 4)
+    assert loaded["embed"].addressable_shards[0].data.shape == (20, 4)
+
+
+def test_a_sharded_model_exports_like_a_whole_one(tmp_path: Path) -> None:
+    huggingface.save(tmp_path / "whole", small.params(), small.MODEL)
+    mesh = sharding.make_mesh(config.Mesh(fsdp=4, tensor=2), jax.devices()[:8])
+    huggingface.save(tmp_path / "parts", huggingface.load(tmp_path / "whole", small.MODEL, mesh), small.MODEL)
+    whole, parts = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
+
+
+def test_a_cast_is_named_in_the_export(tmp_path: Path) -> None:
+    huggingface.save(tmp_path, small.params(), small.MODEL, dtype="bfloat16")
+    tensors = safetensors.open_file(tmp_path / "model.safetensors")
+    assert {str(tensor.dtype) for tensor in tensors.values()} == {"bfloat16"}
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    rounded = jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16).astype(np.float32), small.params())
+    assert same_bits(huggingface.load(tmp_path, small.MODEL), rounded)
+
+
+def test_files_are_what_the_safetensors_library_reads_and_writes(tmp_path: Path) -> None:
+    library = pytest.importorskip("safetensors.numpy")
+    huggingface.save(tmp_path, small.params(), small.MODEL)
+    ours = safetensors.open_file(tmp_path / "model.safetensors")
+    theirs = library.load_file(tmp_path / "model.safetensors")
+    assert set(ours) == set(theirs) and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    library.save_file(theirs, tmp_path / "again.safetensors")
+    again = safetensors.open_file(tmp_path / "again.safetensors")
+    assert all(np.array_equal(again[name], theirs[name]) for name in theirs)
+
+
+def test_export_loads_in_transformers_and_says_the_same(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer_folder = Path(tiny_tokenizer.name_or_path)
+    cfg = dataclasses.replace(small.MODEL, vocab_size=len(tiny_tokenizer) + 3, num_tokens=len(tiny_tokenizer))
+    params = small.params(cfg)
+    huggingface.save(tmp_path, params, cfg, tokenizer_folder)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    prompt = tokenizer("- dogs: code, color")["input_ids"]
+    assert prompt == tiny_tokenizer("- dogs: code, color")["input_ids"]
+    assert model.generation_config.eos_token_id[0] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    theirs = model.generate(torch.tensor([prompt]), max_new_tokens=24, eos_token_id=-1)[0, len(prompt) :].tolist()
+    assert greedy(params, prompt, 24, cfg)[0] == theirs
+    assert huggingface.config_from_folder(tmp_path).num_tokens == len(tiny_tokenizer)
+
+
+def edited(folder: Path, **changes: Any) -> Path:
+    record = json.loads((FIXTURE / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "llama"},
+        {"use_sliding_window": True},
+        {"hidden_act": "gelu"},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}},
+        {"quantization_config": {"bits": 4}},
+    ],
+    ids=str,
+)
+def test_other_kinds_of_model_are_refused_by_name(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(config.ConfigError, match=r"config\.json.*does not compute"):
+        huggingface.config_from_folder(edited(tmp_path, **changes))
+
+
+def test_missing_and_misshapen_tensors_are_named(tmp_path: Path) -> None:
+    cfg = huggingface.config_from_folder(FIXTURE)
+    with pytest.raises(WeightsError, match=r"model\.layers\.2\.input_layernorm\.weight"):
+        huggingface.load(FIXTURE, dataclasses.replace(cfg, num_layers=3))
+    with pytest.raises(WeightsError, match=r"mlp\.gate_proj\.weight is \(40, 24\), but config\.json makes it \(48, 24\)"):
+        huggingface.load(FIXTURE, dataclasses.replace(cfg, ffw_size=48))
+    with pytest.raises(WeightsError, match="no \\*.safetensors file"):
+        huggingface.load(edited(tmp_path), cfg)
+
+
+def test_a_download_cut_short_is_named(tmp_path: Path) -> None:
+    whole = (FIXTURE / "model.safetensors").read_bytes()
+    cut = tmp_path / "model.safetensors"
+    for size in (3, 200, len(whole) - 1):
+        cut.write_bytes(whole[:size])
+        with pytest.raises(WeightsError, match="cut short"):
+            safetensors.open_file(cut)
+
+
+def test_quantised_tensors_are_refused(tmp_path: Path) -> None:
+    header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
+    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0")
+    with pytest.raises(WeightsError, match="w is stored as F8_E4M3"):
+        safetensors.open_file(tmp_path / "w.safetensors")
+
+
+def test_a_shard_that_the_index_names_must_be_there(tmp_path: Path) -> None:
+    huggingface.save(tmp_path, small.params(), small.MODEL, shard_gigabytes=8e-6)
+    next(tmp_path.glob("model-00002*")).unlink()
+    with pytest.raises(WeightsError, match="lacks model-00002"):
+        huggingface.load(tmp_path, small.MODEL)
+
+
+def test_a_name_that_is_neither_folder_nor_repository_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: Any, **__: Any) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(config.ConfigError, match="neither a folder here nor a repository.*no network"):
+        huggingface.resolve("nobody/nothing")
+    with pytest.raises(config.ConfigError, match=r"without a config\.json"):
+        huggingface.resolve(tmp_path)
