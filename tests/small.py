@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from sqlr1_jax import config, sharding
 from sqlr1_jax.data.packing import Group, Rows, Segment
@@ -106,15 +107,16 @@ def micro(
 
 def distance(tree: Any, other: Any) -> float:
     """‖difference‖ / ‖other‖ over all leaves."""
-    gap = sum(float(jnp.sum((a - b) ** 2)) for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True))
-    return (gap / sum(float(jnp.sum(b**2)) for b in jax.tree.leaves(other))) ** 0.5
+    ours, theirs = ([np.asarray(x, float) for x in jax.tree.leaves(t)] for t in (tree, other))
+    gap = sum(((a - b) ** 2).sum() for a, b in zip(ours, theirs, strict=True))
+    return float((gap / sum((b**2).sum() for b in theirs)) ** 0.5)
 
 
 def worst_leaf(tree: Any, other: Any) -> float:
     """The largest difference in a leaf over its largest entry, of the worst leaf; key biases, near 0, left out."""
 
     def one(path: tuple, a: jax.Array, b: jax.Array) -> float:
-        return 0.0 if "k_bias" in str(path) else float(jnp.abs(a - b).max() / jnp.abs(b).max())
+        return 0.0 if "k_bias" in str(path) else float(np.abs(a - b).max() / np.abs(b).max())
 
     return max(jax.tree.leaves(jax.tree_util.tree_map_with_path(one, tree, other)))
 
@@ -122,3 +124,11 @@ def worst_leaf(tree: Any, other: Any) -> float:
 def wide(model: qwen2.Qwen2Config = MODEL) -> qwen2.Qwen2Config:
     """The same model in float64."""
     return dataclasses.replace(model, param_dtype="float64", dtype="float64")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiles_fast() -> Iterator[None]:
+    """For a module that imports it: XLA optimises little, which halves the time of tests that compile much."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

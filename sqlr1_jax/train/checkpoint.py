@@ -53,9 +53,9 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """The step with the highest score, the earliest of equals; the latest where none was scored."""
-        scored = [(_score(c.metrics), -c.step) for c in self._manager.checkpoints if c.metrics]
-        return -max(scored)[1] if scored else self.latest()
+        """The step with the highest score, of equals the latest (which retention keeps); the latest if none is scored."""
+        scored = [(_score(c.metrics), c.step) for c in self._manager.checkpoints if c.metrics]
+        return max(scored)[1] if scored else self.latest()
 
     def resolve(self, which: str) -> int:
         """The step that 'best', 'last' or a number stands for.

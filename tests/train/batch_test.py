@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+import numpy as np
+import pytest
+import small
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sqlr1_jax import config, sharding
+from sqlr1_jax.data import packing
+from sqlr1_jax.data.packing import Group, Layout, Rows, Segment
+from sqlr1_jax.train import batch
+
+PACKED = config.Rows(layout="packed", length=64)
+
+
+def _rows(seed: int, prompts: int = 4, samples: int = 3) -> Rows:
+    return batch.to_rows(small.groups(prompts, samples, seed), None, PACKED)
+
+
+def _weights_by_hand(rows: Rows, aggregation: str, constant: int) -> np.ndarray:
+    """Completion by completion, in Python."""
+    places = collections.defaultdict(list)
+    for place in zip(*np.nonzero(rows.weight), strict=True):
+        places[rows.prompt[place], rows.sample[place]].append(place)
+    tokens = sum(map(len, places.values()))
+    out = np.zeros(rows.weight.shape)
+    for completion in places.values():
+        for place in completion:
+            share = {
+                "token": 1 / tokens,
+                "sample": 1 / len(completion) / len(places),
+                "constant": 1 / constant / len(places),
+            }
+            out[place] = share[aggregation]
+    return out
+
+
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(["token", "sample", "constant"]),
+    st.lists(st.booleans(), min_size=4, max_size=4),
+)
+def test_place_weights_are_the_definitions(seed: int, aggregation: str, keep: list[bool]) -> None:
+    """Some prompts are filtered: their completions neither weigh nor count."""
+    rows = _rows(seed)
+    rows = rows._replace(weight=rows.weight * np.array(keep, np.float32)[rows.prompt])
+    weights = batch.place_weights(rows, aggregation, 16)
+    assert weights.dtype == np.float32
+    np.testing.assert_allclose(weights, _weights_by_hand(rows, aggregation, 16), rtol=1e-6)
+    if aggregation != "constant" and any(keep):
+        assert weights.sum() == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sample", "constant"])
+def test_every_completion_weighs_the_same_however_it_is_laid_out(aggregation: str) -> None:
+    groups = small.groups(5, 3)
+    layouts = packing.strided(groups, packing.layout_of(groups)), _rows(0, 5), packing.strided(
+        packing.unshared(groups), dataclasses.replace(packing.layout_of(groups), segments=1)
+    )  # fmt: skip
+    sums = []
+    for rows in layouts:
+        weights = batch.place_weights(rows, aggregation, 16)
+        totals = np.zeros((5, 3))
+        np.add.at(totals, (rows.prompt, rows.sample), weights)
+        sums.append(totals)
+    np.testing.assert_allclose(sums[1], sums[0], rtol=1e-6)
+    np.testing.assert_allclose(sums[2], sums[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sample", "constant"])
+def test_denominators_are_those_of_all_hosts(monkeypatch: pytest.MonkeyPatch, aggregation: str) -> None:
+    """A host that holds two of four prompts gives them the weights they have on one host, also where it holds none."""
+    whole = _rows(0)
+    want = batch.place_weights(whole, aggregation, 16)
+    tokens, completions = int((whole.weight > 0).sum()), 12
+    monkeypatch.setattr(
+        sharding, "sum_over_hosts", lambda value: float(tokens if aggregation == "token" else completions)
+    )
+    part = whole._replace(weight=whole.weight * (whole.prompt < 2))
+    np.testing.assert_allclose(batch.place_weights(part, aggregation, 16), want * (whole.prompt < 2), rtol=1e-6)
+    nothing = Rows(*(field[:0] for field in whole))
+    assert batch.place_weights(nothing, aggregation, 16).shape == (0, 64)
+
+
+def test_a_host_without_rows_adds_nothing_to_the_denominator(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[float] = []
+
+    def noted(value: float) -> float:
+        told.append(float(value))
+        return 5.0
+
+    monkeypatch.setattr(sharding, "sum_over_hosts", noted)
+    nothing = Rows(*(field[:0] for field in _rows(0)))
+    for aggregation in ("token", "sample", "constant"):
+        batch.place_weights(nothing, aggregation)
+    assert told == [0.0, 0.0, 0.0]
+
+
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(0, 2))
+def test_assembled_rows_are_the_rows_with_empty_ones_behind(seed: int, per_microbatch: int, spare: int) -> None:
+    rows = _rows(seed)
+    filled = -(-len(rows.tokens) // per_microbatch)
+    advantage = np.random.default_rng(seed).normal(size=(4, 3)).astype(np.float32)
+    fed = batch.assemble(rows, small.one_device(), per_microbatch, filled + spare, advantage)
+    assert int(fed.count) == filled
+    for name, field in rows._asdict().items():
+        got = np.asarray(getattr(fed.rows, name))
+        assert got.shape == (filled + spare, per_microbatch, 64)
+        flat = got.reshape(-1, 64)
+        np.testing.assert_array_equal(flat[: len(field)], field)
+        assert not flat[len(field) :].any()
+    flat = np.asarray(fed.advantage_MBT).reshape(-1, 64)
+    for place in zip(*np.nonzero(rows.weight), strict=True):
+        assert flat[place] == advantage[rows.prompt[place], rows.sample[place]]
+    np.testing.assert_array_equal(fed.old_MBT, fed.rows.logprob)
+
+
+def test_more_rows_than_microbatches_take_is_an_error() -> None:
+    with pytest.raises(packing.PackingError, match="do not fit"):
+        batch.assemble(_rows(0, prompts=20), small.one_device(), 1, 2)
+
+
+def test_rows_are_split_over_the_mesh() -> None:
+    mesh = sharding.make_mesh(config.Mesh(fsdp=4, tensor=2))
+    groups = small.groups(8, 2)
+    fed = batch.assemble(packing.strided(groups, packing.layout_of(groups)), mesh, 4, 2)
+    assert fed.rows.tokens.sharding.shard_shape(fed.rows.tokens.shape)[1] == 1
+    np.testing.assert_array_equal(
+        np.asarray(fed.rows.tokens)[1, 3], packing.strided(groups, packing.layout_of(groups)).tokens[7]
+    )
+
+
+def test_layouts_take_the_longest_unless_told() -> None:
+    groups = small.groups(4, 3, longest=20)
+    longest = packing.layout_of(groups)
+    assert batch.layout_for(groups, config.Rows()) == longest
+    assert batch.layout_for(groups, config.Rows(prefix=99, segment=77)) == Layout(99, 3, 77)
+    assert batch.layout_for(groups, PACKED) is None
+    assert batch.with_length(config.Rows(), 50).length == 50
+    assert batch.with_length(PACKED, 50).length == 64
+
+
+def test_a_layout_has_a_prefix_even_where_nothing_is_shared() -> None:
+    alone = Group([], [Segment([2, 3, 4], [0.0, 1.0], [0.0, 0.0], 0, 0)])
+    layout = batch.layout_for([alone], config.Rows())
+    assert layout is not None
+    assert layout.prefix >= 1
+    rows = batch.to_rows([alone], layout, config.Rows())
+    assert rows.positions[0, layout.prefix : layout.prefix + 2].tolist() == [0, 1]

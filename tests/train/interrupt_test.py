@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from sqlr1_jax.train.interrupt import Interrupt, waiting
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_is_told(number: signal.Signals, caplog: pytest.LogCaptureFixture) -> None:
+    with Interrupt() as interrupt:
+        assert not interrupt.asked
+        os.kill(os.getpid(), number)
+        assert interrupt.asked
+    assert f"{number.name}: finishing this step" in caplog.text
+
+
+def test_handlers_are_back_after_the_context_and_after_the_first_signal() -> None:
+    before = [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)]
+    with Interrupt():
+        assert [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)] != before
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)] == before
+    with Interrupt():
+        pass
+    assert [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+_SCRIPT = """
+import time
+from sqlr1_jax.train.interrupt import Interrupt
+with Interrupt() as interrupt:
+    print("ready", flush=True)
+    while True:
+        if interrupt.asked:
+            print("asked", flush=True)
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_ends_the_process(number: signal.Signals) -> None:
+    command = [sys.executable, "-c", _SCRIPT]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.stdout.readline() == "asked\n"
+        process.send_signal(number)
+        process.stdout.read()
+        assert process.wait(20) in (-number, 130)
+
+
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def work() -> None:
+        with Interrupt() as interrupt:
+            seen.append((signal.getsignal(signal.SIGTERM), interrupt.asked))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(before, False)]
+
+
+def test_a_long_wait_is_named_again_and_again(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING), waiting("SQL results", seconds=0.05):
+        deadline = time.monotonic() + 20
+        while len(caplog.messages) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert caplog.messages[0] == "still waiting for SQL results after 0 s"
+    assert len(caplog.messages) >= 3
+
+
+def test_a_short_wait_says_nothing_and_an_error_passes(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ZeroDivisionError), waiting("nothing"):
+        _ = 1 / 0
+    assert not caplog.messages
+    assert not [thread for thread in threading.enumerate() if "watch" in thread.name]

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sqlr1_jax.train import metrics
+from sqlr1_jax.train.metrics import Metrics
+
+
+def _board(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard itself reads."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    reader = EventAccumulator(str(folder))
+    reader.Reload()
+    tags = reader.Tags()["tensors"]
+    return {
+        tag: [(event.step, float(event.tensor_proto.float_val[0])) for event in reader.Tensors(tag)] for tag in tags
+    }
+
+
+def _written(workdir: Path, stage: str, *steps: int) -> None:
+    with Metrics(workdir, stage) as log:
+        for step in steps:
+            log.write(step, {"loss": float(step)})
+
+
+def test_lines_hold_stage_step_and_values(tmp_path: Path) -> None:
+    with Metrics(tmp_path, "grpo") as log:
+        log.write(1, {"loss": 0.5, "reward/mean": -1.0})
+        log.write(2, {"loss": 0.25})
+    assert metrics.read(tmp_path / "metrics.jsonl") == [
+        {"stage": "grpo", "step": 1, "loss": 0.5, "reward/mean": -1.0},
+        {"stage": "grpo", "step": 2, "loss": 0.25},
+    ]
+
+
+def test_no_file_has_no_lines(tmp_path: Path) -> None:
+    assert metrics.read(tmp_path / "metrics.jsonl") == []
+
+
+@given(st.floats())
+def test_every_line_is_json_whatever_the_value(tmp_path_factory: pytest.TempPathFactory, value: float) -> None:
+    path = tmp_path_factory.mktemp("run")
+    log = Metrics(path, "grpo")
+    log._board = lambda *_: None  # type: ignore[method-assign]
+    log.write(1, {"kl": value})
+
+    def refuse(name: str) -> float:
+        raise AssertionError(f"{name} is not JSON")
+
+    [line] = [json.loads(text, parse_constant=refuse) for text in (path / "metrics.jsonl").read_text().splitlines()]
+    assert line["kl"] == (value if math.isfinite(value) else None)
+
+
+def test_cut_takes_back_this_stages_later_steps_alone(tmp_path: Path) -> None:
+    _written(tmp_path, "cold_start", 1, 2, 3)
+    _written(tmp_path, "grpo", 1, 2, 3)
+    with Metrics(tmp_path, "grpo") as log:
+        log.cut(1)
+        log.write(2, {"loss": 20.0})
+    lines = [(line["stage"], line["step"], line["loss"]) for line in metrics.read(tmp_path / "metrics.jsonl")]
+    assert lines == [("cold_start", s, float(s)) for s in (1, 2, 3)] + [("grpo", 1, 1.0), ("grpo", 2, 20.0)]
+
+
+def test_tensorboard_shows_what_the_file_holds_and_no_step_twice(tmp_path: Path) -> None:
+    _written(tmp_path, "cold_start", 1, 2)
+    _written(tmp_path, "grpo", 1, 2, 3)
+    with Metrics(tmp_path, "grpo") as log:
+        log.cut(2)
+        log.write(3, {"loss": 30.0, "kl": math.nan})
+    assert _board(tmp_path / "tensorboard") == {
+        "cold_start/loss": [(1, 1.0), (2, 2.0)],
+        "grpo/loss": [(1, 1.0), (2, 2.0), (3, 30.0)],
+    }
+
+
+def test_a_line_cut_short_by_a_kill_is_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _written(tmp_path, "grpo", 1, 2)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text()[:-5])
+    with caplog.at_level(logging.WARNING):
+        assert [line["step"] for line in metrics.read(path)] == [1]
+    assert "cut short" in caplog.text
+    with Metrics(tmp_path, "grpo") as log:
+        log.cut(1)
+        log.write(2, {"loss": 2.0})
+    assert [line["step"] for line in metrics.read(path)] == [1, 2]
+
+
+def test_a_kill_while_cutting_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _written(tmp_path, "grpo", 1, 2, 3)
+    before = (tmp_path / "metrics.jsonl").read_text()
+
+    def killed(self: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Metrics(tmp_path, "grpo").cut(1)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_one_line_a_step_on_the_console(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), Metrics(tmp_path, "grpo") as log:
+        log.write(12, {"loss": 0.123456, "reward/mean": 1.5, "sql/p50_ms": 3.0, "kl": math.inf})
+    assert caplog.messages == ["grpo    12  loss 0.1235  mean 1.5"]
