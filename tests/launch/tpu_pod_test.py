@@ -1,0 +1,177 @@
+"""The launcher, against a gcloud that notes what it is told and takes this machine for the workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "launch" / "tpu_pod.sh"
+SLICE = ("--name=pod", "--type=v5litepod-16", "--zone=us-west4-a")
+GCLOUD = """#!/usr/bin/env python3
+import json, os, shutil, subprocess, sys
+with open(os.environ["NOTES"], "a") as notes:
+    notes.write(json.dumps(sys.argv[1:]) + "\\n")
+verb, rest = sys.argv[4], sys.argv[5:]
+if verb == "describe":
+    print(os.environ.get("DESCRIBED", ""))
+    sys.exit(not os.environ.get("DESCRIBED"))
+if verb == "scp":
+    shutil.copy(rest[0], os.path.join(os.environ["WORKER"], rest[1].partition(":")[2]))
+if verb == "ssh":
+    command = next(word for word in rest if word.startswith("--command=")).removeprefix("--command=")
+    worker = os.environ["WORKER"]
+    sys.exit(subprocess.run(["bash", "-c", command], cwd=worker, env=os.environ | {"HOME": worker}).returncode)
+"""
+
+pytestmark = pytest.mark.skipif(not (shutil.which("bash") and shutil.which("git")), reason="takes bash and git")
+
+
+class Cloud(NamedTuple):
+    """A repository with the script, a worker's home, and the notes of the fake gcloud."""
+
+    repository: Path
+    worker: Path
+    notes: Path
+    environment: dict[str, str]
+
+    def launch(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.bash(str(self.repository / "launch" / "tpu_pod.sh"), *arguments, **environment)
+
+    def bash(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        everything = self.environment | environment
+        return subprocess.run(["bash", *arguments], env=everything, capture_output=True, text=True, timeout=300)
+
+    def told(self) -> list[list[str]]:
+        """What gcloud was told since the last time, behind `compute tpus tpu-vm`."""
+        lines = self.notes.read_text().splitlines() if self.notes.exists() else []
+        self.notes.unlink(missing_ok=True)
+        return [json.loads(line)[3:] for line in lines]
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Cloud:
+    repository, worker, programs = tmp_path / "repo sitory", tmp_path / "worker", tmp_path / "bin"
+    for folder in (repository / "launch", worker / "venv", worker / ".local" / "bin", programs):
+        folder.mkdir(parents=True)
+    shutil.copy(SCRIPT, repository / "launch")
+    _program(programs / "gcloud", GCLOUD)
+    _program(worker / ".local" / "bin" / "uv", "#!/bin/sh\necho uv in $VIRTUAL_ENV: $*\n")
+    me = ["git", "-C", str(repository), "-c", "user.name=me", "-c", "user.email=me@here"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "the script"]):
+        subprocess.run([*me, *words], check=True)
+    paths = {"PATH": f"{programs}:{os.environ['PATH']}", "NOTES": str(tmp_path / "notes"), "WORKER": str(worker)}
+    environment = dict(os.environ) | paths | {"TMPDIR": str(tmp_path)}
+    return Cloud(repository, worker, tmp_path / "notes", environment)
+
+
+def _program(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def test_the_dry_run_pasted_is_the_run(cloud: Cloud) -> None:
+    command = ("bash", "-c", "echo \"it's\" '$HOME' > said; exit 0")
+    dry = cloud.launch(*SLICE, "--project=mine", "--dry-run", "--delete", "--spot", "--", *command)
+    assert dry.returncode == 0, dry.stderr
+    assert cloud.told() == [], "a dry run runs nothing"
+
+    real = cloud.launch(*SLICE, "--project=mine", "--delete", "--spot", "--", *command)
+    assert real.returncode == 0, real.stderr
+    described, *ran = cloud.told()
+    assert [words[0] for words in ran] == ["create", "scp", "ssh", "ssh", "delete"]
+    assert described[0] == "describe"
+
+    pasted = cloud.bash("-c", dry.stdout)
+    assert pasted.returncode == 0, pasted.stderr
+    assert cloud.told() == ran
+    assert (cloud.worker / "sqlr1_jax" / "said").read_text() == "it's $HOME\n"
+
+
+def test_the_slice_is_made_as_asked(cloud: Cloud) -> None:
+    cloud.launch(*SLICE, "--project=mine", "--spot", "--", "true")
+    create = next(words for words in cloud.told() if words[0] == "create")
+    assert create == [
+        "create", "pod", "--zone=us-west4-a", "--project=mine", "--accelerator-type=v5litepod-16",
+        "--version=v2-alpha-tpuv5-lite", "--spot",
+    ]  # fmt: skip
+
+
+def test_a_slice_that_is_there_is_used(cloud: Cloud) -> None:
+    done = cloud.launch(*SLICE, "--", "true", DESCRIBED="READY\tv5litepod-16")
+    assert done.returncode == 0, done.stderr
+    assert [words[0] for words in cloud.told()] == ["describe", "scp", "ssh", "ssh"]
+
+
+def test_a_slice_that_was_taken_away_is_made_again(cloud: Cloud) -> None:
+    cloud.launch(*SLICE, "--", "true", DESCRIBED="PREEMPTED\tv5litepod-16")
+    assert [words[0] for words in cloud.told()][:3] == ["describe", "delete", "create"]
+
+
+@pytest.mark.parametrize(
+    ("described", "says"),
+    [("READY\tv5litepod-8", "slice pod is a v5litepod-8"), ("CREATING\tv5litepod-16", "slice pod is CREATING")],
+)
+def test_a_slice_that_will_not_do(cloud: Cloud, described: str, says: str) -> None:
+    done = cloud.launch(*SLICE, "--", "true", DESCRIBED=described)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert [words[0] for words in cloud.told()] == ["describe"]
+
+
+def test_workers_get_the_tree_that_git_has(cloud: Cloud) -> None:
+    (cloud.repository / "runs").mkdir()
+    (cloud.repository / "runs" / "secret").write_text("stays here")
+    done = cloud.launch(*SLICE, "--", "true", DESCRIBED="READY\tv5litepod-16")
+    assert f"uv in {cloud.worker}/venv: pip install --quiet -e ./sqlr1_jax[tpu]" in done.stdout
+    assert (cloud.worker / "sqlr1_jax" / "launch" / "tpu_pod.sh").read_text() == SCRIPT.read_text()
+    assert not (cloud.worker / "sqlr1_jax" / "runs").exists()
+
+
+def test_the_log_is_streamed_and_the_status_handed_on(cloud: Cloud) -> None:
+    command = ("bash", "-c", "echo first; sleep 0.2; echo last; exit 7")
+    done = cloud.launch(*SLICE, "--delete", "--", *command, DESCRIBED="READY\tv5litepod-16")
+    assert done.returncode == 7
+    assert [line.partition(": ")[2] for line in done.stdout.splitlines()][-2:] == ["first", "last"]
+    assert "delete" not in [words[0] for words in cloud.told()], "a run that failed leaves its slice to be looked at"
+
+
+def test_a_run_that_is_going_is_followed(cloud: Cloud) -> None:
+    (cloud.worker / "sqlr1_jax").mkdir()
+    (cloud.worker / "run.log").write_text("step 12\n")
+    # Nobody's child: one that ended but was not waited for would look alive.
+    cloud.bash("-c", f"cd {cloud.worker}; (sleep 1; echo 0 > run.status) > /dev/null 2>&1 & echo $! > run.pid")
+    done = cloud.launch(*SLICE, "--", "touch", "again", DESCRIBED="READY\tv5litepod-16")
+    assert done.returncode == 0, done.stderr
+    assert "step 12" in done.stdout
+    assert not list((cloud.worker / "sqlr1_jax").iterdir()), "the tree under a run is left alone, and no other begins"
+
+
+def test_a_bucket_is_mounted_on_every_worker(cloud: Cloud) -> None:
+    done = cloud.launch(*SLICE, "--bucket=gs://mine/some runs/a", "--dry-run", "--", "true")
+    assert "mountpoint -q /runs || gcsfuse --implicit-dirs '\\''--only-dir=some runs/a'\\'' mine /runs'" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((*SLICE[1:], "--", "true"), "--name is missing"),
+        ((*SLICE[:1], *SLICE[2:], "--", "true"), "--type is missing"),
+        ((*SLICE[:2], "--", "true"), "--zone is missing"),
+        (SLICE, "no command"),
+        ((*SLICE, "--bucket=mine", "--", "true"), "takes gs://NAME"),
+        ((*SLICE, "--zones=here", "--", "true"), "--zones=here is no option"),
+        (("--name", "pod"), "as in --name=VALUE"),
+        (("--name=pod", "--type=h100-8", "--zone=z", "--dry-run", "--", "true"), "--type=h100-8 is of no kind"),
+    ],
+)
+def test_what_is_wrong_is_said(cloud: Cloud, arguments: tuple[str, ...], says: str) -> None:
+    done = cloud.launch(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and says in done.stderr
+    assert cloud.told() == []
