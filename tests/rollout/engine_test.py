@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+import small
+from small import compiles_fast  # noqa: F401
+
+from sqlr1_jax import config, sharding
+from sqlr1_jax.data import packing
+from sqlr1_jax.data.packing import Group, Segment
+from sqlr1_jax.model import qwen2
+from sqlr1_jax.rollout.engine import Completions, Engine
+from sqlr1_jax.train import batch, state
+
+SETTINGS = config.Sampling(temperature=1.1, max_tokens=9)
+STOP = (2, 5, 9)
+G = 3
+
+
+@functools.cache
+def _prompts() -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(0)
+    return tuple(rng.integers(2, 37, length).astype(np.int32) for length in (4, 9, 2, 7))
+
+
+def _engine(mesh: jax.sharding.Mesh | None = None, model: qwen2.Qwen2Config = small.MODEL) -> Engine:
+    return Engine(model, mesh or small.one_device(), STOP, 10)
+
+
+def _rolled(
+    prompts: tuple[np.ndarray, ...], engine: Engine | None = None, samples: int = G, step: int = 2, **more: int
+) -> Completions:
+    engine = engine or _engine()
+    return engine.rollout(engine.weights(small.params()), prompts, samples, SETTINGS, 7, step, **more)
+
+
+@functools.cache
+def _whole() -> Completions:
+    return _rolled(_prompts())
+
+
+def _same(one: Completions, other: Completions) -> None:
+    np.testing.assert_array_equal(one.tokens_PGT, other.tokens_PGT)
+    np.testing.assert_array_equal(one.length_PG, other.length_PG)
+    np.testing.assert_array_equal(one.stopped_PG, other.stopped_PG)
+    np.testing.assert_allclose(one.logprobs_PGT, other.logprobs_PGT, rtol=1e-4, atol=1e-5)
+
+
+def _part(made: Completions, places: slice | list[int], samples: int = G) -> Completions:
+    return Completions(*(field[places, :samples] for field in made))
+
+
+def test_a_rollout_repeats_bit_for_bit() -> None:
+    for one, other in zip(_whole(), _rolled(_prompts()), strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+def test_samples_do_not_depend_on_the_batch_they_are_made_in() -> None:
+    """The same (seed, step, prompt index) in another cut: alone, behind others, with more samples beside them."""
+    _same(_rolled(_prompts()[2:], first=2), _part(_whole(), slice(2, 4)))
+    _same(_rolled(_prompts()[3:], first=3), _part(_whole(), slice(3, 4)))
+    more = _rolled((*_prompts(), *_prompts()[:2]), samples=G + 2)
+    _same(_part(more, slice(0, 4)), _whole())
+
+
+def test_samples_do_not_depend_on_their_neighbours_or_the_padding() -> None:
+    others = (*_prompts()[:1], *(prompt[::-1] for prompt in _prompts()[1:3]), _prompts()[3])
+    made = _rolled(others)
+    _same(_part(made, [0, 3]), _part(_whole(), [0, 3]))
+    wide = dataclasses.replace(_engine(), prompt_tokens=16)
+    _same(_rolled(_prompts(), wide), _whole())
+
+
+def test_seed_and_step_change_the_samples() -> None:
+    engine = _engine()
+    weights = engine.weights(small.params())
+    tokens = [
+        engine.rollout(weights, _prompts(), G, SETTINGS, seed, step).tokens_PGT.tolist()
+        for seed, step in ((7, 2), (7, 3), (8, 2))
+    ]
+    assert tokens[0] == _whole().tokens_PGT.tolist()
+    assert tokens[0] != tokens[1] != tokens[2] != tokens[0]
+
+
+def test_eight_devices_sample_what_one_does() -> None:
+    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), small.MODEL.num_kv_heads)
+    assert dict(mesh.shape) == {"replica": 1, "fsdp": 4, "tensor": 2}
+    _same(_rolled(_prompts(), _engine(mesh)), _whole())
+
+
+def test_ids_end_with_the_stop_token_and_leave_the_padding_out() -> None:
+    made = _whole()
+    assert made.stopped_PG.any()
+    assert not made.stopped_PG.all()
+    for p, g in np.ndindex(made.length_PG.shape):
+        ids = made.ids(p, g)
+        assert not np.isin(ids[:-1], STOP).any()
+        assert (ids[-1] in STOP) == made.stopped_PG[p, g]
+        assert made.stopped_PG[p, g] or len(ids) == 9
+
+
+def test_weights_are_cast_to_the_samplers_dtype() -> None:
+    bfloat16 = dataclasses.replace(small.MODEL, dtype="bfloat16")
+    weights = _engine(model=bfloat16).weights(small.params())
+    for ours, theirs in zip(jax.tree.leaves(weights), jax.tree.leaves(small.params()), strict=True):
+        assert ours.dtype == "bfloat16"
+        np.testing.assert_array_equal(ours, theirs.astype("bfloat16"))
+
+
+@pytest.mark.parametrize("layout", ["strided", "packed"])
+def test_the_trainer_and_the_sampler_agree(layout: str) -> None:
+    """The mean of exp|logp_train − logp_sample| ≤ 1.005 in float32, over rows that share their prompts."""
+    made = _whole()
+
+    def segment(p: int, g: int) -> Segment:
+        ids, logprobs = made.ids(p, g), made.logprobs_PGT[p, g]
+        return Segment([_prompts()[p][-1], *ids], np.ones(len(ids)), logprobs[: len(ids)], p, g)
+
+    groups = [Group(prompt[:-1], [segment(p, g) for g in range(G)]) for p, prompt in enumerate(_prompts())]
+    cfg = config.Rows(layout=layout, length=64)
+    fixed = batch.layout_for(groups, cfg)
+    fed = batch.assemble(batch.to_rows(groups, fixed, cfg), small.one_device(), 4, 1)
+    program = state.Program(small.MODEL, config.Optimizer(), 1, fixed, SETTINGS.temperature)
+    trained = np.asarray(state.score(small.params(), fed, program))
+    counted = np.asarray(fed.rows.weight) > 0
+    assert counted.sum() == made.length_PG.sum()
+    gap = np.abs(trained - np.asarray(fed.rows.logprob))[counted]
+    assert np.exp(gap).mean() <= 1.0001
+    assert packing.size(groups[0]) == len(_prompts()[0]) - 1 + made.length_PG[0].sum()
