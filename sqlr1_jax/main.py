@@ -50,7 +50,9 @@ def claim(cfg: config.Config, workdir: Path) -> None:
                 "Choose another --workdir, or the settings that it was started with."
             )
     workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(config.as_dict(cfg), indent=1))
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(config.as_dict(cfg), indent=1))
+    part.replace(path)
 
 
 def log_to(workdir: Path) -> None:

@@ -29,7 +29,9 @@ def write(workdir: Path, cfg: Config, stage: str, seconds: float) -> None:
         summary |= {"gain": gains[0], "interval": list(gains[1:])}
     if (workdir / "export").exists():
         summary["export"] = str(workdir / "export")
-    path.write_text(json.dumps(summary, indent=1))
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(summary, indent=1))
+    part.replace(path)
 
 
 def gain(workdir: Path, before: str = "cold_start", after: str = "final", **only: str) -> tuple[float, float, float]:
