@@ -1,8 +1,8 @@
 """Every setting of a run: a tree of frozen dataclasses, checked once.
 
-`default()` gives the tree as an `ml_collections.ConfigDict` for config files and `--config.x=y`; `freeze` turns one back
-into a `Config` and raises `ConfigError` for what cannot work. Everything past the command line takes frozen dataclasses,
-which are hashable and so can be static arguments of `jax.jit`.
+`default()` gives the tree as an `ml_collections.ConfigDict` for config files and `--config.x=y`; `freeze` turns one
+back into a `Config` and raises `ConfigError` for what cannot work. Everything past the command line takes frozen
+dataclasses, which are hashable and so can be static arguments of `jax.jit`.
 """
 
 from __future__ import annotations
@@ -259,11 +259,27 @@ def freeze(tree: ConfigDict | dict) -> Config:
 def _freeze(values: dict, cls: type, path: str) -> Any:
     types = typing.get_type_hints(cls)
     for key in values:
-        if key not in types:
-            close = difflib.get_close_matches(key, types, n=1)
-            meant = f" Did you mean config.{path}{close[0]}?" if close else f" There are: {', '.join(types)}."
-            raise ConfigError(f"config.{path}{key} does not exist.{meant}")
+        _check_name(key, types, path)
     return cls(**{key: _value(value, types[key], f"{path}{key}") for key, value in values.items()})
+
+
+def _check_name(key: str, types: dict[str, Any], path: str) -> None:
+    if key not in types:
+        close = difflib.get_close_matches(key, types, n=1)
+        meant = f" Did you mean config.{path}{close[0]}?" if close else f" There are: {', '.join(types)}."
+        raise ConfigError(f"config.{path}{key} does not exist.{meant}")
+
+
+def check_path(path: str) -> None:
+    """Raises ConfigError where no setting has this dotted path; the message names the one that was meant."""
+    node: Any = Config
+    done = ""
+    for name in path.split("."):
+        if not dataclasses.is_dataclass(node):
+            raise ConfigError(f"config.{path} does not exist: config.{done.rstrip('.')} is a single setting.")
+        types = typing.get_type_hints(node)
+        _check_name(name, types, done)
+        node, done = types[name], f"{done}{name}."
 
 
 def _value(value: Any, want: Any, path: str) -> Any:
@@ -338,7 +354,8 @@ def check(cfg: Config) -> None:
     for name in ("train", "cold_start", "evaluate"):
         _check_source(f"data.{name}", getattr(cfg.data, name))
     if not 0 <= cfg.data.synth.teacher_errors <= 1:
-        raise ConfigError(f"config.data.synth.teacher_errors is {cfg.data.synth.teacher_errors}; it is a fraction, 0 to 1.")
+        errors = cfg.data.synth.teacher_errors
+        raise ConfigError(f"config.data.synth.teacher_errors is {errors}; it is a fraction, 0 to 1.")
     if not 0 < cfg.grpo.sampling.top_p <= 1:
         raise ConfigError(f"config.grpo.sampling.top_p is {cfg.grpo.sampling.top_p}; it takes 0 < top_p ≤ 1.")
     if cfg.export.step not in ("best", "last") and not cfg.export.step.isdigit():

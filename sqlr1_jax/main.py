@@ -64,6 +64,20 @@ def log_to(workdir: Path) -> None:
         log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
+    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells of every file
+
+
+def parse(argv: list[str]) -> list[str]:
+    """The flags, as absl parses them; what cannot be parsed ends the process with one line that says what was meant."""
+    try:
+        for argument in argv[1:]:
+            name = argument.lstrip("-").partition("=")[0]
+            if name.startswith("config."):
+                config.check_path(name.removeprefix("config."))
+        return flags.FLAGS(argv)
+    except (config.ConfigError, flags.Error, OSError) as error:
+        # Where a config file raises or is missing, the reason stands in the last line, behind a traceback.
+        sys.exit(f"error: {str(error).strip().splitlines()[-1].rpartition('ConfigError: ')[2]}")
 
 
 def main(argv: list[str]) -> None:
@@ -86,4 +100,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=parse)
