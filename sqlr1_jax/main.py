@@ -74,7 +74,9 @@ def parse(argv: list[str]) -> list[str]:
             name = argument.lstrip("-").partition("=")[0]
             if name.startswith("config."):
                 config.check_path(name.removeprefix("config."))
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        config.freeze(_CONFIG.value)  # a config file that is missing says so when it is first looked at
+        return rest
     except (config.ConfigError, flags.Error, OSError) as error:
         # Where a config file raises or is missing, the reason stands in the last line, behind a traceback.
         sys.exit(f"error: {str(error).strip().splitlines()[-1].rpartition('ConfigError: ')[2]}")
