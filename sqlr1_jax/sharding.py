@@ -1,8 +1,8 @@
 """The mesh, and two tables from logical axis to mesh axes: one for training, one for sampling.
 
 Everything that lives on devices names its dimensions by logical axes ("embed", "heads", "rows", …). A table says which
-mesh axes such a dimension is split over; where the dimension isn't divisible by them, trailing mesh axes are left out until
-it is, so that a tensor axis wider than a model's key-value heads repeats the keys and values instead of failing.
+mesh axes such a dimension is split over; where the dimension isn't divisible by them, trailing mesh axes are left out
+until it is, so that a tensor axis wider than a model's key-value heads repeats keys and values instead of failing.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def sampling_mesh(mesh: Mesh, num_kv_heads: int) -> Mesh:
     return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def spec(logical_axes: LogicalAxes, rules: Rules, shape: Sequence[int] | None = None, mesh: Any = None) -> PartitionSpec:
+def spec(
+    logical_axes: LogicalAxes, rules: Rules, shape: Sequence[int] | None = None, mesh: Any = None
+) -> PartitionSpec:
     """Mesh axes of each dimension; with `shape` and `mesh`, only those that divide it.
 
     A mesh axis is given to the first dimension that asks for it.

@@ -51,7 +51,6 @@ def _prefill(
 
 def greedy(params: qwen2.Params, prompt: list[int], steps: int, cfg: qwen2.Qwen2Config) -> tuple[list[int], np.ndarray]:
     """The `steps` likeliest next tokens, and the logits [steps, V] that each was chosen from."""
-
     tokens_TPG, logits_TPGV = _greedy(params, prefilled(params, [prompt], 1, steps, cfg), prompt[-1], cfg)
     return [int(token) for token in tokens_TPG[:, 0, 0]], np.asarray(logits_TPGV[:, 0, 0])
 

@@ -1,7 +1,7 @@
 """Attention over rows of one shared prefix and the segments that see it, and one step of decoding.
 
-`attend` is the only place where a backend is chosen. Grouped-query attention never repeats keys or values: the query heads
-that share a key-value head are folded into the query's time.
+`attend` and `attend_cached` are the only places where a backend is chosen. Grouped-query attention never repeats keys
+or values: the query heads that share a key-value head are folded into the query's time.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ BLOCKED = -1e30  # a score that is not allowed; finite, so that a query that see
 
 @struct.dataclass
 class Mask:
-    """What may see what in a row: query t sees key s ≤ t of its own prefix group, in the prefix itself or its own segment.
+    """What may see what in a row: query t sees key s ≤ t of its own prefix group, in the prefix or its own segment.
 
-    A strided row (`prefix` and `segment` past 0) is [prefix | segment | segment | …] with padding at the end of each part
-    only; its scores are then made part by part and never take the room of [T, T].
+    A strided row (`prefix` and `segment` past 0) is [prefix | segment | segment | …] with padding at the end of each
+    part only; its scores are then made part by part and never take the room of [T, T].
     """
 
     prefix_BT: jax.Array  # which prefix group a token belongs to, from 1; 0: padding
@@ -43,7 +43,7 @@ def causal(tokens_BT: jax.Array, length_B: jax.Array) -> Mask:
 def attend(
     q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask: Mask, query_chunk: int = 0, backend: str = "xla"
 ) -> jax.Array:
-    """Attention within rows → [B, T, H, h]; `query_chunk` queries at a time bound the scores' memory, 0: all at once."""
+    """Attention within rows → [B, T, H, h]; `query_chunk` queries at a time bound the scores' memory, 0: all."""
     if backend != "xla":
         raise ValueError(f"attention backend {backend!r} is unknown; it takes 'xla'.")
     if mask.segment:
@@ -110,9 +110,7 @@ def _join_time(x: jax.Array, axis: int, length: int) -> jax.Array:
     return jax.lax.slice_in_dim(x, 0, length, axis=axis)
 
 
-def _attend_general(
-    q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask: Mask, query_chunk: int
-) -> jax.Array:
+def _attend_general(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask: Mask, query_chunk: int) -> jax.Array:
     T = q_BTHh.shape[1]
     k_BKSh, v_BKSh = k_BTKh.transpose(0, 2, 1, 3), v_BTKh.transpose(0, 2, 1, 3)
     prefix_B1S, segment_B1S = mask.prefix_BT[:, None, :], mask.segment_BT[:, None, :]
@@ -143,9 +141,7 @@ def _attend_block(q_BKgMh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array, allo
     return mixed.astype(v_BKSh.dtype).reshape(B, K, g, M, h)
 
 
-def _attend_strided(
-    q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask: Mask, query_chunk: int
-) -> jax.Array:
+def _attend_strided(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask: Mask, query_chunk: int) -> jax.Array:
     """Padding stands at the end of each part, so causality alone hides it there; segments mask the prefix's."""
     S = mask.prefix
     q_BKgTh = _heads_first(q_BTHh, k_BTKh.shape[2])

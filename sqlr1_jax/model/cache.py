@@ -43,15 +43,16 @@ def shapes(
     """The cache as jax.ShapeDtypeStruct: for planning, and for `zeros`."""
     shared, own = (layers, prompts, kv_heads), (layers, prompts, samples, kv_heads)
     numbers = jax.ShapeDtypeStruct((prompts,), jnp.int32)
-    return Cache(
-        prefix_k=jax.ShapeDtypeStruct((*shared, head_size, prefix), dtype),
-        prefix_v=jax.ShapeDtypeStruct((*shared, prefix, head_size), dtype),
-        prefix_length_P=numbers,
-        k=jax.ShapeDtypeStruct((*own, head_size, steps), dtype),
-        v=jax.ShapeDtypeStruct((*own, steps, head_size), dtype),
-        step=jax.ShapeDtypeStruct((), jnp.int32),
-        start_P=numbers,
-    )
+    fields = {
+        "prefix_k": jax.ShapeDtypeStruct((*shared, head_size, prefix), dtype),
+        "prefix_v": jax.ShapeDtypeStruct((*shared, prefix, head_size), dtype),
+        "prefix_length_P": numbers,
+        "k": jax.ShapeDtypeStruct((*own, head_size, steps), dtype),
+        "v": jax.ShapeDtypeStruct((*own, steps, head_size), dtype),
+        "step": jax.ShapeDtypeStruct((), jnp.int32),
+        "start_P": numbers,
+    }
+    return Cache(**fields)  # type: ignore[arg-type]
 
 
 def zeros(like: Cache) -> Cache:

@@ -1,7 +1,7 @@
 """Weights from Hugging Face folders and repositories, and back, bit for bit.
 
-Reading goes straight into the target sharding: each device's part is sliced out of the memory-mapped files. Writing goes
-tensor by tensor. Hugging Face keeps a matrix as [out, in] for each layer; ours are [layers, in, out] with heads apart.
+Reading goes straight into the target sharding: each device's part is sliced out of the memory-mapped files. Writing
+goes tensor by tensor. Hugging Face keeps a matrix as [out, in] for each layer; ours are [layers, in, out], heads apart.
 """
 
 from __future__ import annotations
@@ -67,13 +67,17 @@ def resolve(source: str | Path) -> Path:
         return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"]))
     except Exception as error:
         raise ConfigError(
-            f"config.model.path={source} is neither a folder here nor a repository that can be fetched from the Hugging "
-            f"Face Hub ({type(error).__name__}: {str(error).splitlines()[0]}). Check the name, or download it and name the folder."
+            f"config.model.path={source} is neither a folder here nor a repository that can be fetched from the "
+            f"Hugging Face Hub ({type(error).__name__}: {str(error).splitlines()[0]}). Check the name, or download the "
+            "model and name its folder."
         ) from error
 
 
 def config_from_folder(folder: str | Path) -> Qwen2Config:
-    """The shape that config.json names; ids past the folder's tokenizer are masked. Raises ConfigError for other kinds."""
+    """The shape that config.json names; ids past the folder's tokenizer are masked.
+
+    Raises ConfigError for what is no plain Qwen2.
+    """
     path = Path(folder) / "config.json"
     record = json.loads(path.read_text())
     _refuse_unknown(path, record)
@@ -129,7 +133,8 @@ def load(
     known = {name for path, spec in specs.items() for name in _tensor_names(path, spec)}
     ignored = sorted(set(tensors) - known - {"lm_head.weight"})
     if ignored:
-        _log.warning("%s: %d tensors are not Qwen2's and were left out: %s", folder, len(ignored), ", ".join(ignored[:5]))
+        names = ", ".join(ignored[:5])
+        _log.warning("%s: %d tensors are not Qwen2's and were left out: %s", folder, len(ignored), names)
     return flax.traverse_util.unflatten_dict(loaded, sep="/")
 
 
@@ -159,15 +164,16 @@ def _load_one(
     for name in names:
         _check(folder, tensors, name, _stored_shape(shape, _NAMES[path].inputs))
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
         """What one device holds, in our order of axes."""
+        index = index or (slice(None),) * len(spec.shape)
         if not layered:
             return _read(tensors[names[0]], index, shape, _NAMES[path].inputs).astype(spec.dtype)
         inner = [_read(tensors[name], index[1:], shape, _NAMES[path].inputs) for name in names[index[0]]]
         return np.stack(inner).astype(spec.dtype)
 
     if mesh is None:
-        return jax.device_put(part((slice(None),) * len(spec.shape)))
+        return jax.device_put(part(None))
     return jax.make_array_from_callback(spec.shape, named(mesh, spec.logical_axes, rules, spec.shape), part)
 
 
@@ -181,7 +187,9 @@ def _stored_shape(shape: tuple[int, ...], inputs: int | None) -> tuple[int, ...]
 
 def _check(folder: Path, tensors: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> None:
     if name not in tensors:
-        raise WeightsError(f"{folder}: no file holds {name}; the download is incomplete, or config.json is another model's.")
+        raise WeightsError(
+            f"{folder}: no file holds {name}; the download is incomplete, or config.json is another model's."
+        )
     if tensors[name].shape != shape:
         raise WeightsError(f"{folder}: {name} is {tensors[name].shape}, but config.json makes it {shape}.")
 
@@ -221,7 +229,7 @@ def save(
     shard_gigabytes: float = 5.0,
     card: str = "",
 ) -> list[str]:
-    """Writes a Hugging Face folder: weights, config.json, generation_config.json, the tokenizer's files and a model card.
+    """Writes a Hugging Face folder: weights, config.json, generation_config.json, the tokenizer's files, a model card.
 
     `dtype` empty keeps the parameters' own, so that loading gives the same bits. On several hosts all take part and the
     first one writes. Gives the names of the files written.
@@ -323,12 +331,13 @@ tags: [text-to-sql, qwen2, sqlr1_jax]
 ---
 # A text-to-SQL model trained with sqlr1_jax
 
-Qwen2 form: {cfg.num_layers} layers, hidden size {cfg.hidden_size}, {cfg.num_heads} heads ({cfg.num_kv_heads} for keys and
-values), {dtype}. It answers a question about an SQLite database with reasoning and SQL, as SQL-R1 (arXiv 2504.08600) does.
+Qwen2 form: {cfg.num_layers} layers, hidden size {cfg.hidden_size}, {cfg.num_heads} heads ({cfg.num_kv_heads} for keys
+and values), {dtype}. It answers a question about an SQLite database with reasoning and SQL, as SQL-R1 does
+(arXiv 2504.08600).
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
-Prompts go through the tokenizer's chat template; `python -m sqlr1_jax.ask --model=<this folder> --database=<file>` writes
-them as they were in training. Run the SQL it answers with on a read-only connection.
+Prompts go through the tokenizer's chat template; `python -m sqlr1_jax.ask --model=<this folder> --database=<file>`
+writes them as they were in training. Run the SQL it answers with on a read-only connection.
 """

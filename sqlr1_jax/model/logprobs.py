@@ -15,8 +15,8 @@ def token_logprobs(
 ) -> tuple[jax.Array, jax.Array]:
     """(log p(target), entropy in nats), each [B, T] in at least float32, of softmax(logits / temperature).
 
-    Logits exist for cfg.logits_chunk places at a time and are computed again in the backward pass; with 0 they exist all
-    at once and are kept.
+    Logits exist for cfg.logits_chunk places at a time and are computed again in the backward pass; with 0 they exist
+    all at once and are kept.
     """
     B, T, D = hidden_BTD.shape
     table_DV = unembedding(params, cfg).astype(hidden_BTD.dtype)

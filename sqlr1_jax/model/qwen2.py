@@ -1,7 +1,7 @@
 """Qwen2.5 as functions over one abstract parameter tree.
 
-Shapes are in names: B rows, T query time, S key time, D model, H query heads, K key-value heads, g query heads a key-value
-head, h head size, F feed-forward, V vocabulary, L layers, P prompts, G samples per prompt.
+Shapes are in names: B rows, T query time, S key time, D model, H query heads, K key-value heads, g query heads a
+key-value head, h head size, F feed-forward, V vocabulary, L layers, P prompts, G samples per prompt.
 """
 
 from __future__ import annotations
@@ -161,13 +161,14 @@ def forward(
         x_BTD, cache = _decode_layers(params["layers"], x_BTD, rope, cache, cfg)
     else:
         assert mask is not None
-        x_BTD, (k_LBTKh, v_LBTKh) = _row_layers(params["layers"], x_BTD, rope, mask, cfg, rules, cache is not None)
+        x_BTD, kept = _row_layers(params["layers"], x_BTD, rope, mask, cfg, rules, cache is not None)
         if cache is not None:
-            cache = _filled(cache, k_LBTKh, v_LBTKh, mask)
+            cache = _filled(cache, kept, mask)
     return _norm(x_BTD, params["final_norm"], cfg), cache
 
 
-def _filled(cache: Cache, k_LBTKh: jax.Array, v_LBTKh: jax.Array, mask: Mask) -> Cache:
+def _filled(cache: Cache, kept: tuple[jax.Array, jax.Array], mask: Mask) -> Cache:
+    k_LBTKh, v_LBTKh = kept
     length_P = (mask.prefix_BT > 0).sum(1, dtype=jnp.int32)
     k_LPKhS = k_LBTKh.transpose(0, 1, 3, 4, 2).astype(cache.prefix_k.dtype)
     v_LPKSh = v_LBTKh.transpose(0, 1, 3, 2, 4).astype(cache.prefix_v.dtype)
@@ -179,7 +180,9 @@ def _filled(cache: Cache, k_LBTKh: jax.Array, v_LBTKh: jax.Array, mask: Mask) ->
 
 def _row_layers(
     layers: Params, x_BTD: jax.Array, rope: Rope, mask: Mask, cfg: Qwen2Config, rules: Rules, keep: bool
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | tuple[None, None]]:
+) -> tuple[jax.Array, Any]:
+    """Hidden states [B, T, D] and, to `keep`, each layer's keys and values [L, B, T, K, h]."""
+
     def layer(x_BTD: jax.Array, w: Params) -> tuple[jax.Array, Any]:
         q_BTHh, k_BTKh, v_BTKh = _project(x_BTD, w, rope, cfg)
         o_BTHh = attention.attend(q_BTHh, k_BTKh, v_BTKh, mask, cfg.query_chunk)
@@ -242,7 +245,7 @@ def _feed_forward(x_BTD: jax.Array, w: Params, cfg: Qwen2Config) -> jax.Array:
 
 @jax.custom_vjp
 def linear(x_BTD: jax.Array, w_DF: jax.Array) -> jax.Array:
-    """x @ w, whose gradient of w is made in w's own orientation.
+    """The product x @ w, whose gradient of w is made in w's own orientation.
 
     Differentiated by JAX it comes transposed, which on CPU costs a strided copy of the output's gradient each time.
     """

@@ -62,8 +62,8 @@ def _map(path: Path, name: str, record: Mapping, start: int, size: int) -> np.nd
     dtype = _DTYPES.get(record["dtype"])
     if dtype is None:
         raise WeightsError(
-            f"{path}: {name} is stored as {record['dtype']}; only {', '.join(_DTYPES)} are read, so take weights that are "
-            "not quantised."
+            f"{path}: {name} is stored as {record['dtype']}; only {', '.join(_DTYPES)} are read, so take weights that "
+            "are not quantised."
         )
     if begin == end:
         return np.zeros(record["shape"], dtype)
@@ -89,7 +89,7 @@ def write_file(path: Path, tensors: list[Tensor]) -> None:
 
 
 def write_folder(folder: Path, tensors: list[Tensor], shard_bytes: float) -> list[str]:
-    """model.safetensors, or shards of at most `shard_bytes` with model.safetensors.index.json; gives the files' names."""
+    """One model.safetensors, or shards of at most `shard_bytes` and their index; gives the files' names."""
     shards = _shards(tensors, shard_bytes)
     if len(shards) == 1:
         write_file(folder / "model.safetensors", tensors)

@@ -30,12 +30,12 @@ def load(folder: str | Path) -> Any:
 
     folder = Path(folder)
     if not (folder / "tokenizer.json").is_file():
-        raise ConfigError(f"{folder} has no tokenizer.json; config.model.path takes a folder with a fast tokenizer in it.")
+        raise ConfigError(f"{folder} has no tokenizer.json; config.model.path takes a folder with a fast tokenizer.")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
     if not tokenizer.chat_template:
         raise ConfigError(
-            f"The tokenizer in {folder} has no chat template. Take the Instruct variant of the model, or put the template "
-            'into tokenizer_config.json as "chat_template" or into chat_template.jinja beside it.'
+            f"The tokenizer in {folder} has no chat template. Take the Instruct variant of the model, or put the "
+            'template into tokenizer_config.json as "chat_template" or into chat_template.jinja beside it.'
         )
     return tokenizer
 

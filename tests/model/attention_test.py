@@ -41,11 +41,7 @@ def naive(q: np.ndarray, k: np.ndarray, v: np.ndarray, prefix: np.ndarray, segme
     """One query, one head at a time."""
     out = np.zeros(q.shape)
     for b, t, n in np.ndindex(B, T, H):
-        seen = [
-            s
-            for s in range(t + 1)
-            if prefix[b, s] == prefix[b, t] > 0 and segment[b, s] in (0, segment[b, t])
-        ]
+        seen = [s for s in range(t + 1) if prefix[b, s] == prefix[b, t] > 0 and segment[b, s] in (0, segment[b, t])]
         if seen:
             scores = k[b, seen, n // (H // K)] @ q[b, t, n] / np.sqrt(h)
             weights = np.exp(scores - scores.max())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,8 @@ from sqlr1_jax.model import attention, cache, qwen2
 
 PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [10, 11, 12, 13, 14, 15, 16]]
 SAMPLES, STEPS = 2, 20  # past the smallest window of columns that is read
+WIDEST = 28
+forward = jax.jit(qwen2.forward, static_argnames="cfg")
 
 
 def samples(prompts: int, seed: int = 0) -> np.ndarray:
@@ -17,27 +21,31 @@ def samples(prompts: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(2, 37, (prompts, SAMPLES, STEPS)).astype(np.int32)
 
 
-def step_by_step(cfg: qwen2.Qwen2Config, state: qwen2.Cache, tokens_PGT: np.ndarray) -> jax.Array:
-    """Hidden states [P, G, T, D] of feeding those tokens one at a time."""
+def step_by_step(cfg: qwen2.Qwen2Config, state: qwen2.Cache, tokens_PGT: np.ndarray) -> tuple[qwen2.Cache, jax.Array]:
+    """Feeds those tokens one at a time: the cache then, and the hidden states [P, G, T, D]."""
+    state, hidden_TPGD = run(small.params(cfg), state, jnp.moveaxis(jnp.asarray(tokens_PGT), 2, 0), cfg)
+    return state, jnp.moveaxis(hidden_TPGD, 0, 2)
 
-    @jax.jit
-    def run(params: qwen2.Params, state: qwen2.Cache, tokens_TPG: jax.Array) -> jax.Array:
-        def step(state: qwen2.Cache, token_PG: jax.Array) -> tuple:
-            hidden_PGD, state = decode_step(params, token_PG, state, cfg)
-            return state, hidden_PGD
 
-        return jax.lax.scan(step, state, tokens_TPG)[1]
+@functools.partial(jax.jit, static_argnames="cfg")
+def run(
+    params: qwen2.Params, state: qwen2.Cache, tokens_TPG: jax.Array, cfg: qwen2.Qwen2Config
+) -> tuple[qwen2.Cache, jax.Array]:
+    def step(state: qwen2.Cache, token_PG: jax.Array) -> tuple[qwen2.Cache, jax.Array]:
+        return decode_step(params, token_PG, state, cfg)[::-1]
 
-    return jnp.moveaxis(run(small.params(cfg), state, jnp.moveaxis(jnp.asarray(tokens_PGT), 2, 0)), 0, 2)
+    return jax.lax.scan(step, state, tokens_TPG)
 
 
 def at_once(cfg: qwen2.Qwen2Config, prompt: list[int], tokens_T: np.ndarray) -> jax.Array:
     """The same of one sample in one plain forward pass."""
     text_1T = jnp.asarray([[*prompt[:-1], *tokens_T]], jnp.int32)
+    assert text_1T.shape[1] <= WIDEST
+    text_1T = jnp.pad(text_1T, ((0, 0), (0, WIDEST - text_1T.shape[1])))  # one program for all
     positions_1T = jnp.arange(text_1T.shape[1], dtype=jnp.int32)[None]
     mask = attention.causal(text_1T, jnp.array([text_1T.shape[1]]))
-    hidden_1TD, _ = jax.jit(qwen2.forward, static_argnames="cfg")(small.params(cfg), text_1T, positions_1T, mask, cfg)
-    return hidden_1TD[0, len(prompt) - 1 :]
+    hidden_1TD, _ = forward(small.params(cfg), text_1T, positions_1T, mask, cfg)
+    return hidden_1TD[0, len(prompt) - 1 : len(prompt) - 1 + len(tokens_T)]
 
 
 def test_prefill_and_steps_are_the_forward_pass() -> None:
@@ -45,7 +53,7 @@ def test_prefill_and_steps_are_the_forward_pass() -> None:
         cfg = small.wide()
         tokens_PGT = samples(len(PROMPTS))
         state = prefilled(small.params(cfg), PROMPTS, SAMPLES, STEPS, cfg, prefix=9)
-        ours = step_by_step(cfg, state, tokens_PGT)
+        _, ours = step_by_step(cfg, state, tokens_PGT)
         for p, prompt in enumerate(PROMPTS):
             for g in range(SAMPLES):
                 assert jnp.abs(ours[p, g] - at_once(cfg, prompt, tokens_PGT[p, g])).max() < 1e-12
@@ -56,12 +64,11 @@ def test_a_slot_begun_anew_is_as_good_as_a_fresh_cache() -> None:
         cfg = small.wide()
         params = small.params(cfg)
         state = prefilled(params, PROMPTS, SAMPLES, STEPS, cfg)
-        step = jax.jit(decode_step, static_argnames="cfg")
-        for t in range(13):  # so that what follows goes around the columns
-            _, state = step(params, jnp.asarray(samples(len(PROMPTS), seed=1)[:, :, t]), state, cfg)
+        for seed in (1, 2):  # the columns are full, and of two ages
+            state, _ = step_by_step(cfg, state, samples(len(PROMPTS), seed)[:, :, :13])
         state = cache.insert(state, prefilled(params, [[20, 21, 22]], SAMPLES, 1, cfg), 1)
-        tokens_PGT = samples(len(PROMPTS), seed=2)
-        ours = step_by_step(cfg, state, tokens_PGT)
+        tokens_PGT = samples(len(PROMPTS))
+        _, ours = step_by_step(cfg, state, tokens_PGT)
         for g in range(SAMPLES):
             assert jnp.abs(ours[1, g] - at_once(cfg, [20, 21, 22], tokens_PGT[1, g])).max() < 1e-12
 

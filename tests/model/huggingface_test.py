@@ -132,9 +132,9 @@ def test_missing_and_misshapen_tensors_are_named(tmp_path: Path) -> None:
     cfg = huggingface.config_from_folder(FIXTURE)
     with pytest.raises(WeightsError, match=r"model\.layers\.2\.input_layernorm\.weight"):
         huggingface.load(FIXTURE, dataclasses.replace(cfg, num_layers=3))
-    with pytest.raises(WeightsError, match=r"mlp\.gate_proj\.weight is \(40, 24\), but config\.json makes it \(48, 24\)"):
+    with pytest.raises(WeightsError, match=r"gate_proj\.weight is \(40, 24\), but config\.json makes it \(48, 24\)"):
         huggingface.load(FIXTURE, dataclasses.replace(cfg, ffw_size=48))
-    with pytest.raises(WeightsError, match="no \\*.safetensors file"):
+    with pytest.raises(WeightsError, match=r"no \*\.safetensors file"):
         huggingface.load(edited(tmp_path), cfg)
 
 
@@ -166,7 +166,7 @@ def test_a_name_that_is_neither_folder_nor_repository_says_so(tmp_path: Path, mo
         raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(config.ConfigError, match="neither a folder here nor a repository.*no network"):
+    with pytest.raises(config.ConfigError, match=r"neither a folder here nor a repository.*no network"):
         huggingface.resolve("nobody/nothing")
     with pytest.raises(config.ConfigError, match=r"without a config\.json"):
         huggingface.resolve(tmp_path)

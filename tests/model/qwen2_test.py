@@ -120,7 +120,9 @@ def test_a_real_model_agrees_with_transformers() -> None:
     check_against_transformers(torch, folder, params, cfg, prompt)
 
 
-def check_against_transformers(torch: Any, folder: Path, params: Any, cfg: qwen2.Qwen2Config, prompt: list[int]) -> None:
+def check_against_transformers(
+    torch: Any, folder: Path, params: Any, cfg: qwen2.Qwen2Config, prompt: list[int]
+) -> None:
     from transformers import GenerationConfig, Qwen2ForCausalLM
 
     model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -136,7 +138,7 @@ def check_against_transformers(torch: Any, folder: Path, params: Any, cfg: qwen2
 
 
 def influence(mask: attention.Mask, positions: list[int]) -> np.ndarray:
-    """[t, s]: whether the hidden state at t depends on the token at s, by gradient; each place has a token of its own."""
+    """[t, s]: whether the hidden state at t depends on the token at s, by gradient; no two places hold one token."""
     cfg = dataclasses.replace(small.MODEL, dtype="float32")
     params = small.params(cfg)
     tokens_BT = jnp.arange(2, 2 + len(positions), dtype=jnp.int32)[None]

@@ -29,7 +29,7 @@ def test_load_gives_the_same_ids_as_the_file(tiny_tokenizer: Any) -> None:
 def test_a_tokenizer_without_a_chat_template_is_refused(tiny_tokenizer: Any, tmp_path: Path) -> None:
     folder = copied(Path(tiny_tokenizer.name_or_path), tmp_path / "bare", chat_template=None)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
-    with pytest.raises(ConfigError, match="has no chat template.*Instruct"):
+    with pytest.raises(ConfigError, match=r"has no chat template.*Instruct"):
         tokenizer.load(folder)
 
 
