@@ -79,7 +79,8 @@ def parse(argv: list[str]) -> list[str]:
         return rest
     except (config.ConfigError, flags.Error, OSError) as error:
         # Where a config file raises or is missing, the reason stands in the last line, behind a traceback.
-        sys.exit(f"error: {str(error).strip().splitlines()[-1].rpartition('ConfigError: ')[2]}")
+        reason = str(error).strip().splitlines()[-1].rpartition("ConfigError: ")[2]
+        sys.exit(f"error: {reason.strip()}")
 
 
 def main(argv: list[str]) -> None:

@@ -60,3 +60,6 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer.train(["- dogs: code, color\nSELECT color FROM dogs\n"] * 20, ["dogs", "color"], folder)
     return AutoTokenizer.from_pretrained(folder)
+
+
+from runs import finished, home, run  # noqa: E402, F401, fixtures of whole runs

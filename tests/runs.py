@@ -1,0 +1,129 @@
+"""Whole runs, very small: their data, a model of one layer, and one run from end to end in a process of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+
+from sqlr1_jax import config, presets
+
+ROOT = Path(__file__).parents[1]
+
+# Enough for every branch. Random weights answer nothing right, so all groups are kept and entropy moves the weights.
+SETTINGS: dict[str, Any] = {
+    "data.synth.cold_start_databases": 6,
+    "data.synth.cold_start_questions": 4,
+    "data.synth.grpo_databases": 3,
+    "data.synth.grpo_questions": 4,
+    "data.synth.heldout_databases": 3,
+    "data.synth.heldout_questions": 2,
+    "data.synth.newnames_databases": 2,
+    "data.synth.newnames_questions": 2,
+    "data.synth.workers": 1,
+    "cold_start.steps": 4,
+    "cold_start.databases": 2,
+    "cold_start.questions": 4,
+    "cold_start.rows.per_microbatch": 2,
+    "grpo.steps": 4,
+    "grpo.prompts": 2,
+    "grpo.samples": 3,
+    "grpo.sampling.max_tokens": 8,
+    "grpo.entropy": 0.5,
+    "grpo.kl": 0.1,
+    "grpo.advantage.keep": "all",
+    "grpo.rows.per_microbatch": 2,
+    "evaluate.every": 2,
+    "evaluate.subset": 3,
+    "evaluate.votes": 2,
+    "evaluate.prompts": 4,
+    "checkpoint.every": 2,
+    "execute.workers": 1,
+    "export.step": "last",
+}
+
+
+def settings(**changed: Any) -> config.Config:
+    """The smoke config made smaller still; `changed` has grpo__steps=3 for grpo.steps."""
+    tree = presets.of("smoke")
+    values = SETTINGS | {name.replace("__", "."): value for name, value in changed.items()}
+    for path, value in values.items():
+        *groups, last = path.split(".")
+        node = tree
+        for group in groups:
+            node = node[group]
+        node[last] = value
+    return config.freeze(tree)
+
+
+def flags(home: Path, workdir: Path, **changed: Any) -> list[str]:
+    """The same as a command line."""
+    values = SETTINGS | {"model.path": str(home / "model")}
+    values |= {name.replace("__", "."): value for name, value in changed.items()}
+    lines = [f"--config.{name}={value}" for name, value in values.items()]
+    return ["--config=configs/grpo.py:smoke", f"--workdir={workdir}", *lines]
+
+
+def execute(home: Path, command: Sequence[str], check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Runs a command of ours on one device, in a process of its own that keeps what XLA compiled for the next one."""
+    environment = os.environ | {
+        "XLA_FLAGS": "",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=550, check=False
+    )
+    if check and done.returncode:
+        raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    return done
+
+
+def begin(home: Path, workdir: Path) -> Path:
+    """A run's folder whose data is made already."""
+    shutil.copytree(home / "data", workdir / "data")
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data/, as the data stage makes it, and model/: one layer under that tokenizer."""
+    from sqlr1_jax.data.synth import generate
+    from sqlr1_jax.model import huggingface, tokenizer
+
+    folder = tmp_path_factory.mktemp("home")
+    cfg = settings()
+    generate.generate(cfg.data.synth, cfg.seed, folder / "data")
+    count = tokenizer.count_tokens(folder / "data" / "tokenizer")
+    model = dataclasses.replace(small.MODEL, num_layers=1, vocab_size=count + 3, num_tokens=count)
+    huggingface.save(folder / "model", small.params(model, scale=3), model, folder / "data" / "tokenizer")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that went through every stage by the command line; tests only read it."""
+    workdir = begin(home, tmp_path_factory.mktemp("runs") / "finished")
+    execute(home, ["-m", "sqlr1_jax.main", *flags(home, workdir)])
+    return workdir
+
+
+@pytest.fixture
+def run(home: Path, tmp_path: Path) -> Any:
+    """A run of this process on one device, none of its stages begun."""
+    from sqlr1_jax.train import run as runs
+
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "data").symlink_to(home / "data")
+    made = runs.start(settings(model__path=str(home / "model")), workdir)
+    return dataclasses.replace(made, mesh=small.one_device())
