@@ -29,12 +29,12 @@ def of(size: str) -> ConfigDict:
 def _tiny(cfg: ConfigDict) -> None:
     """Cold start and GRPO of a 0.8M-parameter model from random weights, on two CPU cores in minutes."""
     cfg.model.logits_chunk = 0  # at 1,100 words all logits fit, and need not be made twice
-    cfg.cold_start.update(steps=1200, databases=4)
+    cfg.cold_start.update(steps=1000, databases=4)
     cfg.cold_start.rows.per_microbatch = 4
     cfg.data.synth.cold_start_databases = 6000
     cfg.cold_start.optimizer.update(
         # Muon learns to read a schema in a third of AdamW's steps here.
-        name="muon", learning_rate=12e-3, schedule="linear", end_fraction=0.05, warmup_steps=20
+        name="muon", learning_rate=6e-3, adam_learning_rate=8e-3, schedule="linear", end_fraction=0.05, warmup_steps=20
     )  # fmt: skip
     cfg.grpo.steps = 120
     cfg.grpo.prompts = 32

@@ -45,6 +45,7 @@ class Qwen2Config:
     query_chunk: int = 0  # queries at a time in attention; 0: all
     ffw_chunks: int = 1  # time chunks of the feed-forward
     logits_chunk: int = 1024  # places at a time whose logits exist; 0: all at once, and kept for the backward pass
+    embed_init: float = 0.02  # standard deviation of random embeddings
     unroll: int = 1  # layers in one turn of the scan
 
 
@@ -63,7 +64,14 @@ def _preset(layers: int, hidden: int, heads: int, kv_heads: int, ffw: int, vocab
 
 # Shapes of Qwen2.5-Coder's config.json files; tiny's vocabulary is its tokenizer's.
 PRESETS: dict[str, Qwen2Config] = {
-    "tiny": dataclasses.replace(_preset(3, 128, 4, 2, 384, 2048, True), unroll=3, logits_chunk=0),
+    "tiny": dataclasses.replace(
+        _preset(3, 128, 4, 2, 384, 2048, True),
+        # Its texts are 200 tokens long: angles for a million would leave most of its few pairs standing still.
+        rope_theta=100.0,
+        embed_init=0.1,
+        unroll=3,
+        logits_chunk=0,
+    ),
     "0.5b": _preset(24, 896, 14, 2, 4864, 151936, True),
     "1.5b": _preset(28, 1536, 12, 2, 8960, 151936, True),
     "3b": _preset(36, 2048, 16, 2, 11008, 151936, True),
@@ -79,7 +87,7 @@ class ParamSpec(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     logical_axes: tuple[str | None, ...]
-    init: str  # normal (0.02), residual (0.02 / √(2 L)), ones, zeros
+    init: str  # normal (0.02), residual (0.02 / √(2 L)), embedding (cfg.embed_init), ones, zeros
 
 
 def is_spec(leaf: Any) -> bool:
@@ -109,7 +117,7 @@ def abstract(cfg: Qwen2Config) -> Params:
         "down": layered((F, D), ("ffw", "embed"), "residual"),
     }
     tree: Params = {
-        "embed": ParamSpec((cfg.vocab_size, D), cfg.param_dtype, ("vocab", "embed"), "normal"),
+        "embed": ParamSpec((cfg.vocab_size, D), cfg.param_dtype, ("vocab", "embed"), "embedding"),
         "layers": layers,
         "final_norm": ParamSpec((D,), cfg.param_dtype, (None,), "ones"),
     }
@@ -122,17 +130,17 @@ def init_params(cfg: Qwen2Config, key: jax.Array) -> Params:
     """Random weights; each leaf's key depends on its place in the sorted tree alone."""
     specs, treedef = jax.tree.flatten(abstract(cfg), is_leaf=is_spec)
     keys = jax.random.split(key, len(specs))
-    leaves = [_init(spec, leaf_key, cfg.num_layers) for spec, leaf_key in zip(specs, keys, strict=True)]
+    leaves = [_init(spec, leaf_key, cfg) for spec, leaf_key in zip(specs, keys, strict=True)]
     return jax.tree.unflatten(treedef, leaves)
 
 
-def _init(spec: ParamSpec, key: jax.Array, layers: int) -> jax.Array:
+def _init(spec: ParamSpec, key: jax.Array, cfg: Qwen2Config) -> jax.Array:
     if spec.init == "ones":
         return jnp.ones(spec.shape, spec.dtype)
     if spec.init == "zeros":
         return jnp.zeros(spec.shape, spec.dtype)
-    scale = 0.02 / (2 * layers) ** 0.5 if spec.init == "residual" else 0.02
-    return (scale * jax.random.normal(key, spec.shape, jnp.float32)).astype(spec.dtype)
+    scales = {"normal": 0.02, "residual": 0.02 / (2 * cfg.num_layers) ** 0.5, "embedding": cfg.embed_init}
+    return (scales[spec.init] * jax.random.normal(key, spec.shape, jnp.float32)).astype(spec.dtype)
 
 
 def count_params(cfg: Qwen2Config) -> int:

@@ -45,8 +45,10 @@ def schedule(cfg: config.Optimizer, steps: int) -> optax.Schedule:
 
 def _muon(cfg: config.Optimizer, rate: optax.Schedule, specs: Any) -> optax.GradientTransformation:
     dimensions = jax.tree.map(_matrix, specs, is_leaf=_is_spec)
+    share = (cfg.adam_learning_rate or cfg.learning_rate) / cfg.learning_rate
     return optax.contrib.muon(
         rate,
+        adam_learning_rate=lambda step: share * rate(step),
         weight_decay=cfg.weight_decay,
         eps=cfg.eps,
         adam_b1=cfg.b1,
