@@ -1,0 +1,134 @@
+"""What is compiled ahead of time is what training calls: same shapes, dtypes and layouts, on four devices."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from sqlr1_jax import config, sharding
+from sqlr1_jax.data import packing
+from sqlr1_jax.data.packing import Group, Segment
+from sqlr1_jax.model import qwen2
+from sqlr1_jax.rl.loss import grpo_loss
+from sqlr1_jax.rl.programs import STOP, Step
+from sqlr1_jax.train import batch, state
+
+CONFIG = config.Config(
+    model=config.Model(dtype="bfloat16", logits_chunk=0),
+    mesh=config.Mesh(fsdp=2, tensor=2),
+    data=config.Data(max_prompt_tokens=30),
+    grpo=config.Grpo(
+        prompts=8,
+        samples=2,
+        sampling=config.Sampling(temperature=1.1, max_tokens=8),
+        rows=config.Rows(per_microbatch=4),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def step() -> Step:
+    return Step(CONFIG, jax.devices()[:4], hosts=1)
+
+
+@pytest.fixture(scope="module")
+def real(step: Step) -> state.TrainState:
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, step.params)
+    make = jax.jit(lambda key: qwen2.init_params(step.model, key), out_shardings=shardings)
+    with jax.set_mesh(step.mesh):
+        return state.create(make(jax.random.key(0)), step.program)
+
+
+def _assert_same(planned: Any, real: Any) -> None:
+    assert jax.tree.structure(planned) == jax.tree.structure(real)
+    for (path, want), got in zip(jax.tree_util.tree_leaves_with_path(planned), jax.tree.leaves(real), strict=True):
+        name = jax.tree_util.keystr(path)
+        assert (want.shape, want.dtype) == (got.shape, got.dtype), name
+        assert want.sharding.is_equivalent_to(got.sharding, got.ndim), f"{name}: {want.sharding}, {got.sharding}"
+
+
+def test_the_state_is_the_one_that_training_makes(step: Step, real: state.TrainState) -> None:
+    _assert_same((step.state.params, step.state.opt_state), (real.params, real.opt_state))
+    moments = jax.tree.leaves(step.state.opt_state)
+    assert not any(leaf.sharding.is_fully_replicated for leaf in moments if leaf.ndim > 2)
+
+
+def test_the_samplers_weights_are_the_ones_that_training_makes(step: Step, real: state.TrainState) -> None:
+    with jax.set_mesh(step.mesh):
+        _assert_same(step.sampler, step.engine.weights(real.params))
+
+
+def test_the_batch_is_the_one_that_training_makes(step: Step) -> None:
+    tokens = np.arange(9, dtype=np.int32)
+    segments = [Segment(tokens, np.ones(8, np.float32), np.zeros(8, np.float32), 0, g) for g in range(2)]
+    rows = packing.strided([Group(np.arange(20), segments)] * 8, step.layout)
+    _assert_same(step.update.inputs[1], batch.assemble(rows, step.mesh, step.rows, step.microbatches))
+
+
+def test_sampling_takes_the_cache_as_prefill_hands_it_over(step: Step, real: state.TrainState) -> None:
+    with jax.set_mesh(step.mesh):
+        weights = step.engine.weights(real.params)
+    prompts = [np.arange(1, 20, dtype=np.int32)] * 8
+    tokens_PS, length_P, last_P = step.engine._pad(prompts)
+    put = {"mesh": step.engine.mesh, "rules": sharding.SAMPLE_RULES}
+    with jax.set_mesh(step.engine.mesh):
+        asked = sharding.put(tokens_PS, **put), sharding.put(length_P, **put)
+        _assert_same(step.prefill.inputs[1:], asked)
+        cache = step.prefill.compiled((real, real.params), weights, *asked)
+        _assert_same(step.decode.inputs[1], cache)
+        uniform_PGT = sharding.put(np.full((8, 2, 8), 0.5, np.float32), **put)
+        decoded, _ = step.decode.compiled((real, real.params), weights, cache, sharding.put(last_P, **put), uniform_PGT)
+    completions = step.engine.rollout(weights, prompts, 2, CONFIG.grpo.sampling, seed=0, step=0)
+    assert decoded.tokens_PGT.shape == completions.tokens_PGT.shape
+    assert np.asarray(decoded.length_PG).min() >= 1
+
+
+def test_the_compiled_update_does_what_training_does(step: Step, real: state.TrainState) -> None:
+    segments = [Segment(np.arange(9), np.ones(8, np.float32), np.zeros(8, np.float32), 0, g) for g in range(2)]
+    rows = packing.strided([Group(np.arange(20), segments)] * 8, step.layout)
+    fed = batch.assemble(rows, step.mesh, step.rows, step.microbatches)
+    copy = jax.tree.map(lambda leaf: leaf.copy(), real)
+    reference = jax.tree.map(lambda leaf: leaf.copy(), real.params)
+    with jax.set_mesh(step.mesh):
+        want, _ = state.update(copy, fed, grpo_loss, CONFIG.grpo, step.program)
+    at = dataclasses.replace(real, step=jax.device_put(real.step, sharding.replicated(step.mesh)))
+    at = jax.tree.map(lambda leaf: leaf.copy(), at)
+    got, _ = step.update.compiled(reference, at, fed)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got.params, want.params)
+
+
+def test_work_is_counted_for_all_chips(step: Step) -> None:
+    tokens = 8 * (32 + 2 * 8)
+    assert step.update.flops == pytest.approx(3 * step.score.flops)
+    assert step.update.flops > 6 * tokens * (qwen2.count_params(step.model) - step.model.hidden_size * 100)
+    assert step.decode.turns == 8
+    assert step.update.turns == 2
+
+
+def test_two_hosts_bring_twice_as_much() -> None:
+    double = Step(CONFIG, jax.devices()[:4], hosts=2)
+    assert (double.prompts, double.rows, double.microbatches) == (16, 8, 2)
+
+
+def test_without_kl_there_is_no_reference() -> None:
+    cfg = dataclasses.replace(CONFIG, grpo=dataclasses.replace(CONFIG.grpo, kl=0.0))
+    step = Step(cfg, jax.devices()[:4], hosts=1)
+    assert step.names == ("weights", "prefill", "decode", "update")
+    assert step.update.living is None
+
+
+def test_packed_rows_take_the_length_that_the_config_gives() -> None:
+    rows = config.Rows(layout="packed", length=100, per_microbatch=4)
+    step = Step(
+        dataclasses.replace(CONFIG, grpo=dataclasses.replace(CONFIG.grpo, rows=rows)), jax.devices()[:4], hosts=1
+    )
+    assert step.program.layout is None
+    assert step.update.inputs[1].rows.tokens.shape == (2, 4, 100)
+
+
+def test_stop_tokens_are_qwens() -> None:
+    assert STOP == (151_643, 151_645)
