@@ -75,6 +75,7 @@ def flags(home: Path, workdir: Path, **changed: Any) -> list[str]:
 def execute(home: Path, command: Sequence[str], check: bool = True) -> subprocess.CompletedProcess[str]:
     """Runs a command of ours on one device, in a process of its own that keeps what XLA compiled for the next one."""
     environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": "",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import runs
+from absl import flags
+
+from sqlr1_jax import config, main
+from sqlr1_jax.train import metrics
+
+NUMBERS = [
+    *(f"reward/{name}" for name in ("mean", "std", "format", "execution", "result", "length")),
+    *(f"groups/{name}" for name in ("mixed", "all_right", "all_wrong")),
+    *(f"completion/{name}" for name in ("mean_tokens", "max_tokens", "truncated")),
+    *("kl", "entropy", "clip_fraction", "ratio/mean", "ratio/max", "logprob_mismatch", "grad_norm", "lr", "loss"),
+    *(f"time/{name}" for name in ("rollout", "reward_wait", "pack", "update")),
+    *("tokens_per_second", "tokens_per_second_per_chip"),
+    *(f"sql/{name}" for name in ("p50_ms", "p99_ms", "timeouts", "wall_kills", "cache_hits")),
+]
+VOLATILE = ("time/", "tokens_per_second", "sql/p50_ms", "sql/p99_ms", "sql/cache_hits", "mfu")
+
+
+def _lines(workdir: Path) -> list[dict[str, Any]]:
+    """What metrics.jsonl promises to repeat."""
+    lines = metrics.read(workdir / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if not name.startswith(VOLATILE)} for line in lines]
+
+
+def _files(workdir: Path, *patterns: str) -> dict[str, bytes]:
+    found = [path for pattern in patterns for path in sorted(workdir.glob(pattern))]
+    assert found
+    return {str(path.relative_to(workdir)): path.read_bytes() for path in found}
+
+
+def _ends_alike(run: Path, finished: Path) -> None:
+    """Parameters (as exported, float32), metrics, rollouts and evaluations, to the bit."""
+    kept = "export/*.safetensors", "rollouts/*.jsonl", "evaluation/*/*.json*"
+    assert _files(run, *kept) == _files(finished, *kept)
+    for line, other in zip(_lines(run), _lines(finished), strict=True):
+        assert {item for item in line.items() if item not in other.items()} == set(), line["step"]
+        assert line.keys() == other.keys()
+
+
+def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
+    there = {path.name for path in finished.iterdir()}
+    assert there >= {
+        "config.json", "data", "metrics.jsonl", "tensorboard", "checkpoints", "rollouts", "evaluation", "report.html",
+        "export", "summary.json", "log.txt",
+    }  # fmt: skip
+    assert [(line["stage"], line["step"]) for line in _lines(finished)] == [
+        *(("cold_start", step) for step in range(1, 5)),
+        *(("grpo", step) for step in range(1, 5)),
+    ]
+    assert sorted(path.name for path in (finished / "checkpoints" / "cold_start").iterdir()) == ["0", "2", "4"]
+    assert {path.name for path in (finished / "evaluation").iterdir()} == {"cold_start", "final"}
+    assert not list(finished.rglob("*.part"))
+
+
+def test_its_summary_has_the_designs_form(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    for name in ("cold_start", "final"):
+        for split, count in (("heldout", 6), ("newnames", 4)):
+            assert set(summary[name][split]) == {"ex_greedy", "ex_vote2", "pass2", "well_formed", "n"}
+            assert summary[name][split]["n"] == count
+    assert set(summary["seconds"]) == {"data", "cold_start", "grpo", "evaluate", "export", "total"}
+    assert len(summary["interval"]) == 2
+    assert {name: summary[name] for name in summary["final"]["heldout"]} == summary["final"]["heldout"]
+
+
+def test_every_number_of_the_design_is_on_every_step(finished: Path) -> None:
+    lines = [line for line in metrics.read(finished / "metrics.jsonl") if line["stage"] == "grpo"]
+    for line in lines:
+        assert [name for name in NUMBERS if name not in line] == []
+        assert line["logprob_mismatch"] <= 1.005
+        assert line["sql/wall_kills"] == 0
+        assert sum(value for name, value in line.items() if name.startswith("outcome/")) == pytest.approx(1)
+        assert line["grad_norm"] > 0
+    assert [line["step"] for line in lines if "evaluate/ex" in line] == [2, 4]
+
+
+def _killed_and_resumed(home: Path, workdir: Path, stage: str, step: int, moment: str) -> None:
+    arguments = runs.flags(home, workdir)
+    killed = runs.execute(home, ["tests/killed.py", stage, str(step), moment, *arguments], check=False)
+    assert killed.returncode == -9, killed.stderr[-2000:]
+    runs.execute(home, ["-m", "sqlr1_jax.main", *arguments])
+
+
+def test_killed_in_a_step_of_grpo_the_run_ends_bit_for_bit_alike(home: Path, finished: Path, tmp_path: Path) -> None:
+    """From where the cold start ended: SIGKILL in step 3, whose rollouts are on disk and whose weights are not."""
+    workdir = tmp_path / "run"
+    left_out = "checkpoints/grpo", "evaluation/final", "export", "rollouts", "report.html", "summary.json"
+    shutil.copytree(finished, workdir)
+    for name in left_out:
+        path = workdir / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    lines = [line for line in metrics.read(finished / "metrics.jsonl") if line["stage"] == "cold_start"]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _killed_and_resumed(home, workdir, "grpo", 3, "stepped")
+    _ends_alike(workdir, finished)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("moment", ["stepped", "saving", "saved"])
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+@pytest.mark.parametrize("stage", ["cold_start", "grpo"])
+def test_killed_anywhere_the_run_ends_bit_for_bit_alike(
+    home: Path, finished: Path, tmp_path: Path, stage: str, step: int, moment: str
+) -> None:
+    if moment != "stepped" and step % 2:
+        pytest.skip("no checkpoint at this step")
+    workdir = runs.begin(home, tmp_path / "run")
+    _killed_and_resumed(home, workdir, stage, step, moment)
+    _ends_alike(workdir, finished)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(900)
+def test_the_smoke_config_goes_all_the_way(home: Path, tmp_path: Path) -> None:
+    command = ["-m", "sqlr1_jax.main", "--config=configs/grpo.py:smoke", f"--workdir={tmp_path / 'run'}"]
+    runs.execute(home, command)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["n"] == 32
+    assert (tmp_path / "run" / "export" / "model.safetensors").exists()
+
+
+# What goes wrong before a device is used is told by main in this process.
+
+
+Told = Callable[..., str]
+
+
+@pytest.fixture
+def error(monkeypatch: pytest.MonkeyPatch) -> Told:
+    """Runs main with these flags and gives what it says as it ends."""
+    monkeypatch.chdir(runs.ROOT)
+
+    def told(*arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["main", *arguments])  # ml_collections looks for overrides there
+        flags.FLAGS.unparse_flags()
+        for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+            delattr(flags.FLAGS, name)  # an override defines a flag, once
+        with pytest.raises(SystemExit) as end:
+            main.main(main.parse(["main", *arguments]))
+        message = str(end.value)
+        assert message.startswith("error: ")
+        assert "\n" not in message, "one paragraph"
+        return message
+
+    return told
+
+
+SMOKE = "--config=configs/grpo.py:smoke"
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.grpo.stpes=3", "config.grpo.stpes does not exist. Did you mean config.grpo.steps?"),
+        ("--config.gpro.steps=3", "config.gpro does not exist. Did you mean config.grpo?"),
+        ("--config.grpo.steps.n=3", "config.grpo.steps is a single setting"),
+        ("--config.grpo.steps=three", "--config.grpo.steps=three: invalid literal"),
+        ("--config.model.size=70b", "Did you mean '7b'?"),
+        ("--confg.grpo.steps=3", "Unknown command line flag 'confg.grpo.steps'"),
+        ("--config.stages=('data','gpro')", "Did you mean 'grpo'?"),
+    ],
+)
+def test_a_typo_says_what_was_meant(tmp_path: Path, error: Told, flag: str, message: str) -> None:
+    assert message in error(SMOKE, f"--workdir={tmp_path / 'run'}", flag)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [("configs/grpo.py:70b", "there is no size '70b'; there are smoke, tiny"), ("configs/gpro.py", "No such file")],
+)
+def test_a_config_file_that_cannot_be_is_named(tmp_path: Path, error: Told, file: str, message: str) -> None:
+    assert message in error(f"--config={file}", f"--workdir={tmp_path / 'run'}")
+
+
+def _own_data(error: Told, tmp_path: Path, home: Path, text: str, *more: str) -> str:
+    """What main says of somebody's own JSONL."""
+    (tmp_path / "own.jsonl").write_text(text)
+    return error(
+        SMOKE, f"--workdir={tmp_path / 'run'}", f"--config.model.path={home / 'model'}",
+        "--config.stages=('cold_start',)", f"--config.data.cold_start=jsonl:{tmp_path / 'own.jsonl'}", *more,
+    )  # fmt: skip
+
+
+def test_a_missing_database_is_one_paragraph(home: Path, tmp_path: Path, error: Told) -> None:
+    record = json.dumps({"db_id": "nowhere", "question": "How many?", "sql": "SELECT 1"})
+    message = _own_data(error, tmp_path, home, record + "\n", f"--config.data.databases={tmp_path}")
+    for part in ("own.jsonl", "record 0", "database", "--config.data.databases="):
+        assert part in message
+
+
+def test_records_that_are_all_malformed_are_one_paragraph(home: Path, tmp_path: Path, error: Told) -> None:
+    message = _own_data(error, tmp_path, home, '{"db_id": "pets"}\n{"question": "What?"}\n')
+    for part in ("own.jsonl", "none of its 2 records can be used", "no question", "first in record 0"):
+        assert part in message
+
+
+def test_a_source_without_reasoning_names_the_direct_form(home: Path, tmp_path: Path, pets: Path, error: Told) -> None:
+    record = json.dumps({"db_id": "pets", "question": "How many?", "sql": "SELECT 1"})
+    message = _own_data(error, tmp_path, home, record + "\n", f"--config.data.databases={pets.parents[1]}")
+    assert "record 0" in message
+    assert "--config.data.form=direct" in message
+
+
+def test_a_tokenizer_without_a_chat_template_is_one_paragraph(home: Path, tmp_path: Path, error: Told) -> None:
+    model = shutil.copytree(home / "model", tmp_path / "model")
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    arguments = [SMOKE, f"--workdir={tmp_path / 'run'}", f"--config.model.path={model}", "--config.stages=('grpo',)"]
+    message = error(*arguments)
+    assert str(model) in message
+    assert "no chat template" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("", "config.model.path is empty and the run made no data of its own"),
+        ("folder", "is a folder without a config.json"),
+    ],
+)
+def test_a_run_without_a_model_is_one_paragraph(tmp_path: Path, error: Told, path: str, message: str) -> None:
+    (tmp_path / "folder").mkdir()
+    model = tmp_path / path if path else ""
+    arguments = [SMOKE, f"--workdir={tmp_path / 'run'}", f"--config.model.path={model}", "--config.stages=('grpo',)"]
+    assert message in error(*arguments)
+
+
+def test_a_workdir_of_another_config_is_refused_with_the_difference(
+    finished: Path, home: Path, tmp_path: Path, error: Told
+) -> None:
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("data", "checkpoints", "export"))
+    before = (tmp_path / "run" / "config.json").read_text()
+    arguments = runs.flags(home, tmp_path / "run", grpo__kl=0.2, grpo__samples=4)
+    message = error(*arguments)
+    assert "config.grpo.kl: 0.1 in the run, 0.2 now" in message
+    assert "config.grpo.samples: 3 in the run, 4 now" in message
+    assert "another --workdir" in message
+    assert (tmp_path / "run" / "config.json").read_text() == before
+
+
+def test_a_run_may_go_on_under_settings_that_change_nothing_it_has_done(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("data", "checkpoints", "export"))
+    there = config.freeze(json.loads((tmp_path / "run" / "config.json").read_text()))
+    longer = runs.settings(model__path=there.model.path, grpo__steps=9, evaluate__every=5, checkpoint__keep=7)
+    main.claim(longer, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == json.loads(json.dumps(config.as_dict(longer)))
+
+
+def test_other_errors_keep_their_traceback(tmp_path: Path, error: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug is no user's mistake."""
+
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(main, "run", broken)
+    with pytest.raises(ZeroDivisionError):
+        error(SMOKE, f"--workdir={tmp_path}")
