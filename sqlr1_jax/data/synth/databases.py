@@ -168,4 +168,8 @@ def save(connection: sqlite3.Connection, path: Path) -> None:
 def compact(database: Database) -> str:
     """The schema as data/schema.py's compact form shows it: what the tokenizer is trained on."""
     lines = [f"- {table.name}: {', '.join(c.name for c in table.columns)}" for table in database.tables]
-    return "\n".join(lines + [f"- {link.column} = {link.key}" for link in database.links])
+    lines += [
+        f"- join {database.tables[link.child].name}, {database.tables[link.parent].name} on {link.column} = {link.key}"
+        for link in database.links
+    ]
+    return "\n".join(lines)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SPLITS = ("cold_start", "grpo", "heldout", "newnames")
 MARKER = "made.json"  # the settings of a complete folder
 TOKENIZER_DATABASES = 500  # of the cold start
-FORM = 1  # raised when the same settings come to make other data
+FORM = 2  # raised when the same settings come to make other data
 
 
 def generate(cfg: Synth, seed: int, folder: Path, log: Callable[[str], None] = lambda line: None) -> None:
