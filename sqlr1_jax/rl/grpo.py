@@ -77,6 +77,7 @@ def take(stage: Stage, at: TrainState, step: int) -> loop.Step:
     pending = experience.submit(stage.executor, examples, answers, cfg.reward.rule)
     groups = experience.groups(prompts, completions)
     rows = batch.to_rows(groups, stage.program.layout, stage.rows)
+    sampling_flops = batch.forward_flops(rows, run.model)
     clock.lap("pack")
     outcomes = experience.gather(pending)
     clock.lap("reward_wait")
@@ -93,6 +94,8 @@ def take(stage: Stage, at: TrainState, step: int) -> loop.Step:
 
     rollouts.write(run.workdir, step + 1, examples, texts, answers, outcomes, rewards_PGR, adv_PG)
     values = experience.measure(completions, outcomes, rewards_PGR, correct_PG, clock, stage.executor)
+    passes = 3 + (stage.reference is not None) + (cfg.old_logprobs == "trainer")
+    values["flops"] = sampling_flops + passes * batch.forward_flops(rows, run.model)
     return loop.Step(at, sums, values, [example.id for example in examples])
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from sqlr1_jax import config, sharding
 from sqlr1_jax.data import packing
 from sqlr1_jax.data.packing import Group, Layout, Rows
+from sqlr1_jax.model import flops, qwen2
 
 
 @flax.struct.dataclass
@@ -68,6 +69,13 @@ def place_weights(rows: Rows, aggregation: str, constant: int = 1) -> npt.NDArra
     completions = max(1.0, sharding.sum_over_hosts(np.count_nonzero(lengths)))
     each = lengths[np.minimum(name, len(lengths) - 1)] if aggregation == "sample" and len(lengths) else constant
     return np.where(counted, 1.0 / (np.maximum(each, 1) * completions), 0.0).astype(np.float32)
+
+
+def forward_flops(rows: Rows, model: qwen2.Qwen2Config) -> float:
+    """Floating-point operations of one forward pass over the rows' tokens, padding not counted."""
+    held = rows.prefix > 0
+    # A token sees its prefix and its own segment up to itself, so as many keys as its position says.
+    return flops.forward_flops(model, float(held.sum()), float((rows.positions[held] + 1).sum()))
 
 
 def assemble(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
+from sqlr1_jax.model import flops
 from sqlr1_jax.train.interrupt import Interrupt, Interrupted
 from sqlr1_jax.train.metrics import Metrics
 from sqlr1_jax.train.run import Run
@@ -29,7 +30,7 @@ class Step(NamedTuple):
 
     state: TrainState
     sums: Mapping[str, Any]  # on the device: (sum, count) of each metric, read one step late
-    values: dict[str, float]  # on the host already
+    values: dict[str, float]  # on the host already; flops, of all the step's useful work, becomes mfu
     items: Sequence[str]  # ids of what the step was fed
 
 
@@ -156,6 +157,9 @@ class _Late:
         values["time/step"] = seconds
         values["tokens_per_second"] = values["tokens"] / seconds
         values["tokens_per_second_per_chip"] = values["tokens_per_second"] / jax.device_count()
+        spent, peak = values.pop("flops", 0.0), flops.peak_flops(jax.devices()[0])
+        if spent and peak:
+            values["mfu"] = spent / (seconds * peak * jax.device_count())
         self._bad = self._bad + 1 if values["not_finite"] else 0
         self._metrics.write(step, values)
         if self._bad >= MAX_NOT_FINITE:

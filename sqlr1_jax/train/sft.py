@@ -51,6 +51,7 @@ def run_stage(run: Run) -> TrainState:
             "time/pack": packed - begin,
             "time/update": time.perf_counter() - packed,
             "tokens": float(np.count_nonzero(rows.weight)),
+            "flops": 3 * batch.forward_flops(rows, run.model),
         }
         return loop.Step(at, sums, values, [names[i] for i in chosen])
 
