@@ -73,8 +73,13 @@ def start(cfg: config.Config, workdir: Path) -> Run:
     """Loads the tokenizer and fixes the model's shape and the mesh; reads no weights yet.
 
     Raises:
-      config.ConfigError: nothing says which model this is.
+      config.ConfigError: nothing says which model this is, or there are several hosts.
     """
+    if jax.process_count() > 1:
+        raise config.ConfigError(
+            f"this is one of {jax.process_count()} hosts, and a run takes one host's devices for now: the hosts would "
+            "sample the same prompts. Use a slice of one host (v5e up to 2x4, v6e up to 2x4)."
+        )
     mesh = sharding.make_mesh(cfg.mesh)
     folder = huggingface.resolve(cfg.model.path) if cfg.model.path else workdir / "data" / "tokenizer"
     if not folder.exists():
