@@ -151,6 +151,7 @@ def measure(
     values |= {f"reward/{name}": rewards_PGR[..., r].mean() for r, name in enumerate(reward.PARTS)}
     values |= {f"outcome/{kind}": kinds[kind] / lengths.size for kind in OUTCOMES if kind != "ok"}
     values |= executor.stats() | clock.seconds
+    values["sql/timeouts"] = kinds["timeout"]  # as a resumed run counts them, whose executor remembers no answers
     # SQL runs beside the packing: from the first query handed over to the last result.
     values["time/execute"] = clock.seconds["time/pack"] + clock.seconds["time/reward_wait"]
     return {name: float(value) for name, value in values.items()}
