@@ -18,7 +18,7 @@ NUMBERS = [
     *(f"groups/{name}" for name in ("mixed", "all_right", "all_wrong")),
     *(f"completion/{name}" for name in ("mean_tokens", "max_tokens", "truncated")),
     *("kl", "entropy", "clip_fraction", "ratio/mean", "ratio/max", "logprob_mismatch", "grad_norm", "lr", "loss"),
-    *(f"time/{name}" for name in ("rollout", "reward_wait", "pack", "update")),
+    *(f"time/{name}" for name in ("rollout", "reward_wait", "execute", "pack", "update", "step")),
     *("tokens_per_second", "tokens_per_second_per_chip"),
     *(f"sql/{name}" for name in ("p50_ms", "p99_ms", "timeouts", "wall_kills", "cache_hits")),
 ]

@@ -7,10 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import small
 
@@ -128,3 +129,44 @@ def run(home: Path, tmp_path: Path) -> Any:
     (workdir / "data").symlink_to(home / "data")
     made = runs.start(settings(model__path=str(home / "model")), workdir)
     return dataclasses.replace(made, mesh=small.one_device())
+
+
+def completions(run: Any, texts: Sequence[Sequence[str]], length: int = 256) -> Any:
+    """What a sampler would hand over had it said these texts, each ended by the stop token; "…" at the end: cut off."""
+    from sqlr1_jax.rollout.engine import Completions
+
+    P, G = len(texts), len(texts[0])
+    made = Completions(
+        np.zeros((P, G, length), np.int32), np.zeros((P, G, length), np.float32), np.zeros((P, G), np.int32),
+        np.zeros((P, G), bool),
+    )  # fmt: skip
+    for p, g in np.ndindex(P, G):
+        text = texts[p][g]
+        stopped = not text.endswith("…")
+        ids = run.tokenizer(text.removesuffix("…"), add_special_tokens=False)["input_ids"]
+        ids = [*ids, run.tokenizer.eos_token_id] if stopped else ids
+        made.tokens_PGT[p, g, : len(ids)] = ids
+        made.logprobs_PGT[p, g, : len(ids)] = -1 - np.arange(len(ids)) % 3
+        made.length_PG[p, g], made.stopped_PG[p, g] = len(ids), stopped
+    return made
+
+
+class Scripted:
+    """Stands where a sampler does and says what `say(prompt's text, sample)` tells it; remembers what it was asked."""
+
+    prompt_tokens = 96
+
+    def __init__(self, run: Any, say: Callable[[str, int], str]):
+        self._run, self._say = run, say
+        self.asked: list[tuple[int, int, float, int]] = []  # first prompt, prompts, temperature, step
+
+    def weights(self, params: Any) -> Any:
+        return params
+
+    def rollout(
+        self, weights: Any, prompts: Sequence[Any], samples: int, settings: Any, seed: int, step: int, first: int = 0
+    ) -> Any:
+        del weights, seed
+        self.asked.append((first, len(prompts), settings.temperature, step))
+        texts = [[self._say(self._run.tokenizer.decode(ids), g) for g in range(samples)] for ids in prompts]
+        return completions(self._run, texts, settings.max_tokens)

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import runs
+
+from sqlr1_jax import config
+from sqlr1_jax.data import answer
+from sqlr1_jax.data.example import Example
+from sqlr1_jax.rl import experience, reward
+from sqlr1_jax.rl.experience import Clock
+from sqlr1_jax.sql.executor import Executor, Outcome
+from sqlr1_jax.train.run import Run
+
+
+@pytest.fixture(scope="module")
+def executor() -> Iterator[Executor]:
+    with Executor(config.Execute(workers=1)) as pool:
+        yield pool
+
+
+def _said(sql: str) -> str:
+    return answer.write("tables dogs", sql, "reasoning")
+
+
+GOLDS = ["SELECT count(*) FROM dogs", "SELECT color FROM dogs WHERE age > 90", "SELECT nothing FROM nowhere"]
+TEXTS = [
+    [_said("SELECT 4"), _said("SELECT 5"), "no form at all", "<think>\n\n</think>\n<answer>\n\n</answer>"],
+    [_said("SELECT 1 WHERE 0"), _said("SELECT broken"), _said("DROP TABLE dogs"), _said("SELECT 1") + "…"],
+    [_said("SELECT 1"), _said("SELECT 2"), "…", ""],
+]
+KINDS = [
+    ["match", "mismatch", "bad_format", "no_sql"],
+    ["match_empty", "syntax_error", "denied", "mismatch"],
+    ["gold_error", "gold_error", "bad_format", "bad_format"],
+]
+
+
+def _examples(pets: Path) -> list[Example]:
+    return [Example(str(i), "pets", pets, "How many dogs?", gold) for i, gold in enumerate(GOLDS)]
+
+
+def _outcomes(run: Run, executor: Executor, pets: Path) -> tuple:
+    made = runs.completions(run, TEXTS)
+    answers, texts = experience.read_answers(run, made)
+    pending = experience.submit(executor, _examples(pets), answers, "spider")
+    return made, answers, texts, experience.gather(pending)
+
+
+def test_completions_are_read_run_and_judged(run: Run, executor: Executor, pets: Path) -> None:
+    _, answers, texts, outcomes = _outcomes(run, executor, pets)
+    assert texts == [[text.removesuffix("…") for text in group] for group in TEXTS]
+    assert [one.sql for one in answers[0]] == ["SELECT 4", "SELECT 5", None, None]
+    assert [[one.kind for one in group] for group in outcomes] == KINDS
+
+
+@pytest.mark.parametrize("empty", ["mismatch", "match"])
+def test_rewards_right_and_sound_follow_from_the_outcomes(run: Run, executor: Executor, pets: Path, empty: str) -> None:
+    cfg = dataclasses.replace(run.cfg.grpo, reward=config.Reward(empty_match=empty))
+    run = dataclasses.replace(run, cfg=dataclasses.replace(run.cfg, grpo=cfg))
+    _, answers, _, outcomes = _outcomes(run, executor, pets)
+    rewards, correct, sound = experience.rewards(run, answers, outcomes)
+    assert rewards.shape == (3, 4, 4)
+    for p, g in np.ndindex(3, 4):
+        np.testing.assert_array_equal(rewards[p, g], reward.parts(answers[p][g], outcomes[p][g], cfg.reward))
+    assert correct.tolist() == [[True, False, False, False], [empty == "match", False, False, False], [False] * 4]
+    assert sound.tolist() == [True, True, False]
+
+
+def test_length_may_be_counted_in_tokens(run: Run) -> None:
+    cfg = dataclasses.replace(run.cfg.grpo, reward=config.Reward(length_unit="tokens"))
+    run = dataclasses.replace(run, cfg=dataclasses.replace(run.cfg, grpo=cfg))
+    said = answer.read(_said("SELECT count(*) FROM dogs"), "reasoning")
+    rewards, _, _ = experience.rewards(run, [[said]], [[Outcome("match")]])
+
+    def count(text: str) -> int:
+        return len(run.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    length = count(said.think) + count(said.answer)
+    assert rewards[0, 0, 3] == pytest.approx(count(said.sql or "") / count(said.answer) + 0.5 * length / 2048)
+
+
+def test_a_group_is_the_prompt_and_each_completion_behind_its_last_token(run: Run) -> None:
+    problems = experience.load_problems(run)
+    _, prompts = problems.pick([3, 1, 2])
+    made = runs.completions(run, TEXTS)
+    groups = experience.groups(prompts, made)
+    for p, (group, prompt) in enumerate(zip(groups, prompts, strict=True)):
+        assert list(group.prefix) == list(prompt.ids[:-1])
+        for g, segment in enumerate(group.segments):
+            n = made.length_PG[p, g]
+            assert list(segment.tokens) == [prompt.ids[-1], *made.tokens_PGT[p, g, :n]]
+            assert list(segment.logprob) == list(made.logprobs_PGT[p, g, :n])
+            assert list(segment.weight) == [1.0] * n
+            assert (segment.prompt, segment.sample) == (p, g)
+
+
+def test_problems_are_the_examples_within_the_budget(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    lengths = sorted(len(p.ids) for p in experience.load_problems(run).prompts)
+    middle = lengths[len(lengths) // 2]
+
+    def limited(budget: int) -> Run:
+        data = dataclasses.replace(run.cfg.data, max_prompt_tokens=budget)
+        return dataclasses.replace(run, cfg=dataclasses.replace(run.cfg, data=data))
+
+    with caplog.at_level(logging.WARNING):
+        problems = experience.load_problems(limited(middle))
+    assert [len(p.ids) for p in problems.prompts if len(p.ids) > middle] == []
+    assert [p.example_id for p in problems.prompts] == [e.id for e in problems.examples]
+    assert f"{12 - len(problems.prompts)} of 12 prompts are over the budget" in caplog.text
+    with pytest.raises(config.ConfigError, match="gives no prompt within the budget"):
+        experience.load_problems(limited(2))
+
+
+def test_the_reasoning_of_the_data_is_never_shown(run: Run) -> None:
+    problems = experience.load_problems(run)
+    for example, prompt in zip(problems.examples, problems.prompts, strict=True):
+        assert example.reasoning
+        assert example.reasoning not in prompt.text
+        assert example.sql not in prompt.text
+
+
+def test_measured_numbers_are_the_batches(run: Run, executor: Executor, pets: Path) -> None:
+    made, answers, _, outcomes = _outcomes(run, executor, pets)
+    rewards, correct, _ = experience.rewards(run, answers, outcomes)
+    clock = Clock()
+    for name in ("rollout", "pack", "reward_wait", "update"):
+        clock.lap(name)
+    values = experience.measure(made, outcomes, rewards, correct, clock, executor)
+    kinds = [kind for group in KINDS for kind in group]
+    for kind in set(kinds):
+        assert values[f"outcome/{kind}"] == kinds.count(kind) / 12
+    assert sum(value for name, value in values.items() if name.startswith("outcome/")) == pytest.approx(1)
+    assert (values["groups/mixed"], values["groups/all_right"], values["groups/all_wrong"]) == (1 / 3, 0, 2 / 3)
+    assert values["reward/mean"] == pytest.approx(rewards.sum(-1).mean(), rel=1e-6)
+    assert values["reward/std"] == pytest.approx(rewards.sum(-1).std(), rel=1e-6)
+    assert values["reward/result"] == pytest.approx(rewards[..., 2].mean(), rel=1e-6)
+    assert values["completion/mean_tokens"] == made.length_PG.mean()
+    assert values["completion/max_tokens"] == made.length_PG.max()
+    assert values["completion/truncated"] == 2 / 12
+    assert values["tokens"] == made.length_PG.sum()
+    assert all(type(value) is float for value in values.values())
+
+
+def test_time_outs_are_the_batches_own_whatever_the_executor_remembers(run: Run, pets: Path) -> None:
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT sum(i) FROM n"
+    examples = _examples(pets)[:1]
+    with Executor(config.Execute(workers=1, max_steps=100_000)) as pool:
+        counted = []
+        for _ in range(2):
+            made = runs.completions(run, [[_said(endless), _said("SELECT 4")]])
+            answers, _ = experience.read_answers(run, made)
+            outcomes = experience.gather(experience.submit(pool, examples, answers, "spider"))
+            assert outcomes[0][0].kind == "timeout"
+            rewards, correct, _ = experience.rewards(run, answers, outcomes)
+            clock = Clock()
+            clock.lap("pack")
+            clock.lap("reward_wait")
+            counted.append(experience.measure(made, outcomes, rewards, correct, clock, pool)["sql/timeouts"])
+    assert counted == [1, 1]
