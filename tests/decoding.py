@@ -51,13 +51,13 @@ def _prefill(
 
 def greedy(params: qwen2.Params, prompt: list[int], steps: int, cfg: qwen2.Qwen2Config) -> tuple[list[int], np.ndarray]:
     """The `steps` likeliest next tokens, and the logits [steps, V] that each was chosen from."""
-    tokens_TPG, logits_TPGV = _greedy(params, prefilled(params, [prompt], 1, steps, cfg), prompt[-1], cfg)
+    tokens_TPG, logits_TPGV = _greedy(params, prefilled(params, [prompt], 1, steps, cfg), prompt[-1], steps, cfg)
     return [int(token) for token in tokens_TPG[:, 0, 0]], np.asarray(logits_TPGV[:, 0, 0])
 
 
-@functools.partial(jax.jit, static_argnames="cfg")
+@functools.partial(jax.jit, static_argnames=("steps", "cfg"))
 def _greedy(
-    params: qwen2.Params, cache: qwen2.Cache, last: jax.Array, cfg: qwen2.Qwen2Config
+    params: qwen2.Params, cache: qwen2.Cache, last: jax.Array, steps: int, cfg: qwen2.Qwen2Config
 ) -> tuple[jax.Array, jax.Array]:
     def step(carry: tuple, _: None) -> tuple:
         token_PG, cache = carry
@@ -66,8 +66,7 @@ def _greedy(
         token_PG = jnp.argmax(logits_PGV, axis=-1).astype(jnp.int32)
         return (token_PG, cache), (token_PG, logits_PGV)
 
-    P, G, T = cache.k.shape[1], cache.k.shape[2], cache.k.shape[5]
-    return jax.lax.scan(step, (jnp.full((P, G), last, jnp.int32), cache), None, length=T)[1]
+    return jax.lax.scan(step, (jnp.full(cache.v[0].shape[-5:-3], last, jnp.int32), cache), None, length=steps)[1]
 
 
 def decode_step(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sqlr1_jax.model.cache import Cache, layer_of, visible
+from sqlr1_jax.model.cache import Cache, layer_of, prefix_of, visible
 
 Rows = tuple[jax.Array, ...]  # what is known of each query: arrays [B or 1, T]
 Pair = tuple[jax.Array, jax.Array]  # keys and values
@@ -199,34 +199,37 @@ def _attend_segment_block(
     return mixed.astype(q_BKGgMh.dtype).reshape(B, K, G, g, M, h)
 
 
-def attend_cached(q_PGHh: jax.Array, cache: Cache, layer: jax.Array | int, backend: str = "xla") -> jax.Array:
+def attend_cached(
+    q_PGHh: jax.Array, cache: Cache, stack: int, entry: jax.Array | int, backend: str = "xla"
+) -> jax.Array:
     """One decode step's queries over their prompt's prefix and their sample's own columns → [P, G, H, h].
 
-    The step's keys and values have been written. Only the columns that any step has reached are read, in powers of two.
+    The step's keys and values have been written, to that entry of that stack of the cache. Of many columns only those
+    that any step has reached are read, in powers of two.
     """
     if backend != "xla":
         raise ValueError(f"attention backend {backend!r} is unknown; it takes 'xla'.")
     P, G, H, h = q_PGHh.shape
-    K, T = cache.k.shape[3], cache.k.shape[5]
+    K = cache.v[stack].shape[-3]
     q_PGKgh = q_PGHh.reshape(P, G, K, H // K, h)
     prefix_PS, own_PT = visible(cache)
-    prefix_k, prefix_v = cache.prefix_k[layer], cache.prefix_v[layer]
+    prefix_k, prefix_v = prefix_of(cache, stack, entry)
     shared = _products(q_PGKgh.swapaxes(1, 2).reshape(P, K, -1, h), prefix_k)
     shared = jnp.where(prefix_PS[:, None, None, :], shared, BLOCKED)
 
     def over(window: int) -> jax.Array:
-        k_PGKhW, v_PGKWh = layer_of(cache, layer, window)
+        k_PGKhW, v_PGKWh = layer_of(cache, stack, entry, window)
         own = jnp.where(own_PT[:, None, None, None, :window], _products(q_PGKgh, k_PGKhW), BLOCKED)
         return _mix_cached(shared, prefix_v, own, v_PGKWh)
 
-    windows = _windows(T)
+    windows = _windows(cache.columns)
     reached = jnp.sum(cache.step >= jnp.asarray(windows[:-1], jnp.int32))
     out = jax.lax.switch(reached, [lambda window=window: over(window) for window in windows])
     return out.reshape(P, G, H, h).astype(q_PGHh.dtype)
 
 
-def _windows(T: int, smallest: int = 16) -> list[int]:
-    """Numbers of columns to read, doubling up to T."""
+def _windows(T: int, smallest: int = 256) -> list[int]:
+    """Numbers of columns to read, doubling up to T; a few more cost less than a program that leaves them out."""
     windows = [T]
     while windows[0] > smallest:
         windows.insert(0, -(-windows[0] // 2))

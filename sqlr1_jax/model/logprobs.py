@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 
 from sqlr1_jax.model.qwen2 import Params, Qwen2Config, mask_logits, unembedding
+from sqlr1_jax.sharding import TRAIN_RULES, constrain, spec
 
 
 def token_logprobs(
@@ -15,36 +17,45 @@ def token_logprobs(
 ) -> tuple[jax.Array, jax.Array]:
     """(log p(target), entropy in nats), each [B, T] in at least float32, of softmax(logits / temperature).
 
-    Logits exist for cfg.logits_chunk places at a time and are computed again in the backward pass; with 0 they exist
-    all at once and are kept.
+    On each chip logits exist for cfg.logits_chunk places at a time and are computed again in the backward pass; with 0
+    they exist all at once and are kept.
     """
     B, T, D = hidden_BTD.shape
-    table_DV = unembedding(params, cfg).astype(hidden_BTD.dtype)
-    hidden_ND, targets_N = hidden_BTD.reshape(B * T, D), targets_BT.reshape(B * T)
+    # Whole on every chip but for the vocabulary: split by D, each chunk's logits would be summed between the chips.
+    hidden_BTD = constrain(hidden_BTD, ("rows", None, None), TRAIN_RULES)
+    table_DV = constrain(unembedding(params, cfg).astype(hidden_BTD.dtype), (None, "vocab"), TRAIN_RULES)
     one = functools.partial(_logprobs, cfg=cfg, temperature=temperature)
-    chunk = cfg.logits_chunk
-    if not chunk:
-        logp_N, entropy_N = one(table_DV, hidden_ND, targets_N)
-        return logp_N.reshape(B, T), entropy_N.reshape(B, T)
-    count = -(-B * T // chunk)
-    padding = count * chunk - B * T
-    hidden_CND = jnp.pad(hidden_ND, ((0, padding), (0, 0))).reshape(count, chunk, D)
-    targets_CN = jnp.pad(targets_N, (0, padding)).reshape(count, chunk)
+    if not cfg.logits_chunk:
+        return one(table_DV, hidden_BTD, targets_BT)
+    # Chunks are cut from time, so that each holds places of every row and no chip waits for another's.
+    width = min(T, max(1, cfg.logits_chunk // _rows_a_chip(B)))
+    count = -(-T // width)
+    padding = count * width - T
+    hidden_BCtD = jnp.pad(hidden_BTD, ((0, 0), (0, padding), (0, 0))).reshape(B, count, width, D)
+    targets_BCt = jnp.pad(targets_BT, ((0, 0), (0, padding))).reshape(B, count, width)
     again = jax.checkpoint(one)
-    logp_CN, entropy_CN = jax.lax.map(lambda part: again(table_DV, *part), (hidden_CND, targets_CN))
-    return logp_CN.reshape(-1)[: B * T].reshape(B, T), entropy_CN.reshape(-1)[: B * T].reshape(B, T)
+    parts = hidden_BCtD.swapaxes(0, 1), targets_BCt.swapaxes(0, 1)
+    logp_CBt, entropy_CBt = jax.lax.map(lambda part: again(table_DV, *part), parts)
+    logp_BT, entropy_BT = (x.swapaxes(0, 1).reshape(B, -1)[:, :T] for x in (logp_CBt, entropy_CBt))
+    return logp_BT, entropy_BT
+
+
+def _rows_a_chip(rows: int) -> int:
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = spec(("rows",), TRAIN_RULES, (rows,), mesh)[0] if not mesh.empty else None
+    return rows // math.prod(mesh.shape[axis] for axis in axes or ())
 
 
 def _logprobs(
-    table_DV: jax.Array, hidden_ND: jax.Array, targets_N: jax.Array, *, cfg: Qwen2Config, temperature: float
+    table_DV: jax.Array, hidden_BTD: jax.Array, targets_BT: jax.Array, *, cfg: Qwen2Config, temperature: float
 ) -> tuple[jax.Array, jax.Array]:
-    wide = jnp.promote_types(hidden_ND.dtype, jnp.float32)
-    logits_NV = mask_logits(jnp.einsum("nd,dv->nv", hidden_ND, table_DV, preferred_element_type=wide), cfg)
-    logits_NV = logits_NV / temperature
-    top_N1 = jax.lax.stop_gradient(logits_NV.max(-1, keepdims=True))
-    weights_NV = jnp.exp(logits_NV - top_N1)
-    total_N = weights_NV.sum(-1)
-    log_total_N = jnp.log(total_N) + top_N1[:, 0]
-    chosen_N = jnp.take_along_axis(logits_NV, targets_N[:, None], axis=-1)[:, 0]
-    expected_N = (weights_NV * logits_NV).sum(-1) / total_N
-    return chosen_N - log_total_N, log_total_N - expected_N
+    wide = jnp.promote_types(hidden_BTD.dtype, jnp.float32)
+    logits_BTV = mask_logits(jnp.einsum("btd,dv->btv", hidden_BTD, table_DV, preferred_element_type=wide), cfg)
+    logits_BTV = logits_BTV / temperature
+    top_BT1 = jax.lax.stop_gradient(logits_BTV.max(-1, keepdims=True))
+    weights_BTV = jnp.exp(logits_BTV - top_BT1)
+    total_BT = weights_BTV.sum(-1)
+    log_total_BT = jnp.log(total_BT) + top_BT1[..., 0]
+    chosen_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    expected_BT = (weights_BTV * logits_BTV).sum(-1) / total_BT
+    return chosen_BT - log_total_BT, log_total_BT - expected_BT

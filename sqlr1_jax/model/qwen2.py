@@ -171,19 +171,8 @@ def forward(
         assert mask is not None
         x_BTD, kept = _row_layers(params["layers"], x_BTD, rope, mask, cfg, rules, cache is not None)
         if cache is not None:
-            cache = _filled(cache, kept, mask)
+            cache = caches.fill(cache, kept, (mask.prefix_BT > 0).sum(1, dtype=jnp.int32))
     return _norm(x_BTD, params["final_norm"], cfg), cache
-
-
-def _filled(cache: Cache, kept: tuple[jax.Array, jax.Array], mask: Mask) -> Cache:
-    k_LBTKh, v_LBTKh = kept
-    length_P = (mask.prefix_BT > 0).sum(1, dtype=jnp.int32)
-    k_LPKhS = k_LBTKh.transpose(0, 1, 3, 4, 2).astype(cache.prefix_k.dtype)
-    v_LPKSh = v_LBTKh.transpose(0, 1, 3, 2, 4).astype(cache.prefix_v.dtype)
-    start_P = jnp.full_like(length_P, cache.step)
-    return cache.replace(  # type: ignore[attr-defined]
-        prefix_k=k_LPKhS, prefix_v=v_LPKSh, prefix_length_P=length_P, start_P=start_P
-    )
 
 
 def _row_layers(
@@ -205,17 +194,30 @@ def _row_layers(
 def _decode_layers(
     layers: Params, x_PGD: jax.Array, rope: Rope, cache: Cache, cfg: Qwen2Config
 ) -> tuple[jax.Array, Cache]:
-    def layer(carry: tuple[jax.Array, Cache], inputs: tuple[jax.Array, Params]) -> tuple[tuple[jax.Array, Cache], None]:
-        (x_PGD, cache), (index, w) = carry, inputs
-        q_PGHh, k_PGKh, v_PGKh = _project(x_PGD, w, rope, cfg)
-        cache = caches.write(cache, index, k_PGKh, v_PGKh)
-        o_PGHh = attention.attend_cached(q_PGHh, cache, index)
-        return (_after_attention(x_PGD, o_PGHh, w, cfg, SAMPLE_RULES), cache), None
+    stacks, depth = _stacks(cfg)
 
-    indices_L = jnp.arange(cfg.num_layers, dtype=jnp.int32)
-    unroll = min(cfg.unroll, cfg.num_layers)
-    (x_PGD, cache), _ = jax.lax.scan(layer, (x_PGD, cache), (indices_L, layers), unroll=unroll)
+    def turn(carry: tuple[jax.Array, Cache], inputs: tuple[jax.Array, Params]) -> tuple[tuple[jax.Array, Cache], None]:
+        (x_PGD, cache), (entry, several) = carry, inputs
+        for stack in range(stacks):
+            w = jax.tree.map(lambda leaf: leaf[stack], several)  # noqa: B023 (used within its turn)
+            q_PGHh, k_PGKh, v_PGKh = _project(x_PGD, w, rope, cfg)
+            cache = caches.write(cache, stack, entry, k_PGKh, v_PGKh)
+            o_PGHh = attention.attend_cached(q_PGHh, cache, stack, entry)
+            x_PGD = _after_attention(x_PGD, o_PGHh, w, cfg, SAMPLE_RULES)
+        return (x_PGD, cache), None
+
+    by_turn = jax.tree.map(lambda leaf: leaf.reshape(depth, stacks, *leaf.shape[1:]), layers)
+    if depth == 1:  # a loop of one turn would copy the cache into itself and out again
+        (x_PGD, cache), _ = turn((x_PGD, cache), (jnp.int32(0), jax.tree.map(lambda leaf: leaf[0], by_turn)))
+    else:
+        (x_PGD, cache), _ = jax.lax.scan(turn, (x_PGD, cache), (jnp.arange(depth, dtype=jnp.int32), by_turn))
     return x_PGD, cache.replace(step=cache.step + 1)  # type: ignore[attr-defined]
+
+
+def _stacks(cfg: Qwen2Config) -> tuple[int, int]:
+    """Stacks of the cache and layers in each: a turn of the loop over layers takes one of every stack."""
+    stacks = min(cfg.unroll, cfg.num_layers)
+    return (1, cfg.num_layers) if cfg.num_layers % stacks else (stacks, cfg.num_layers // stacks)
 
 
 def _project(x_BTD: jax.Array, w: Params, rope: Rope, cfg: Qwen2Config) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -333,4 +335,5 @@ def empty_cache(cfg: Qwen2Config, prompts: int, samples: int, prefix: int, steps
 def cache_shapes(cfg: Qwen2Config, prompts: int, samples: int, prefix: int, steps: int, dtype: str = "") -> Cache:
     """The same, shapes alone."""
     kind = jnp.dtype(dtype or cfg.dtype)
-    return caches.shapes(cfg.num_layers, prompts, samples, prefix, steps, cfg.num_kv_heads, cfg.head_size, kind)
+    heads = cfg.num_kv_heads, cfg.head_size
+    return caches.shapes(_stacks(cfg), prompts, samples, prefix, steps, heads, kind)

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import small
 from decoding import decode_step, prefilled
 
+from sqlr1_jax import config, sharding
 from sqlr1_jax.model import attention, cache, qwen2
 
 PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [10, 11, 12, 13, 14, 15, 16]]
-SAMPLES, STEPS = 2, 20  # past the smallest window of columns that is read
+SAMPLES, STEPS = 2, 20
 WIDEST = 28
 forward = jax.jit(qwen2.forward, static_argnames="cfg")
 
@@ -48,9 +51,10 @@ def at_once(cfg: qwen2.Qwen2Config, prompt: list[int], tokens_T: np.ndarray) -> 
     return hidden_1TD[0, len(prompt) - 1 : len(prompt) - 1 + len(tokens_T)]
 
 
-def test_prefill_and_steps_are_the_forward_pass() -> None:
+@pytest.mark.parametrize("unroll", [1, 2])
+def test_prefill_and_steps_are_the_forward_pass(unroll: int) -> None:
     with jax.enable_x64(True):
-        cfg = small.wide()
+        cfg = dataclasses.replace(small.wide(), unroll=unroll)
         tokens_PGT = samples(len(PROMPTS))
         state = prefilled(small.params(cfg), PROMPTS, SAMPLES, STEPS, cfg, prefix=9)
         _, ours = step_by_step(cfg, state, tokens_PGT)
@@ -64,8 +68,8 @@ def test_a_slot_begun_anew_is_as_good_as_a_fresh_cache() -> None:
         cfg = small.wide()
         params = small.params(cfg)
         state = prefilled(params, PROMPTS, SAMPLES, STEPS, cfg)
-        for seed in (1, 2):  # the columns are full, and of two ages
-            state, _ = step_by_step(cfg, state, samples(len(PROMPTS), seed)[:, :, :13])
+        for seed in (1, 2):  # 40 steps into 32 columns, which then are full and of two ages
+            state, _ = step_by_step(cfg, state, samples(len(PROMPTS), seed))
         state = cache.insert(state, prefilled(params, [[20, 21, 22]], SAMPLES, 1, cfg), 1)
         tokens_PGT = samples(len(PROMPTS))
         _, ours = step_by_step(cfg, state, tokens_PGT)
@@ -75,20 +79,46 @@ def test_a_slot_begun_anew_is_as_good_as_a_fresh_cache() -> None:
 
 def test_a_prompt_is_kept_once_whatever_its_samples() -> None:
     few, many = (qwen2.cache_shapes(small.MODEL, 3, samples, 5, 7) for samples in (1, 9))
-    assert few.prefix_k.shape == many.prefix_k.shape == (2, 3, 2, 4, 5)
-    assert few.prefix_v.shape == many.prefix_v.shape == (2, 3, 2, 5, 4)
-    assert many.k.shape == (2, 3, 9, 2, 4, 7) and many.v.shape == (2, 3, 9, 2, 7, 4)
+    assert [k.shape for k in few.prefix_k] == [k.shape for k in many.prefix_k] == [(2, 3, 2, 4, 5)]
+    assert [v.shape for v in few.prefix_v] == [v.shape for v in many.prefix_v] == [(2, 3, 2, 5, 4)]
+    assert [k.shape for k in many.k] == [(2, 3, 9, 2, 4, 16)] and many.columns == 16  # 7 steps in whole columns
+    assert [v.shape for v in many.v] == [(2, 3, 9, 2, 16, 4)]
+
+
+@pytest.mark.parametrize(("unroll", "stacks", "depth"), [(1, 1, 6), (2, 2, 3), (6, 6, 1), (4, 1, 6), (9, 6, 1)])
+def test_layers_lie_in_stacks_as_they_are_unrolled(unroll: int, stacks: int, depth: int) -> None:
+    cfg = dataclasses.replace(small.MODEL, num_layers=6, unroll=unroll)
+    shapes = qwen2.cache_shapes(cfg, 3, 2, 5, 7)
+    assert [k.shape[:-5] for k in shapes.k] == [(depth,) if depth > 1 else ()] * stacks
 
 
 def test_a_step_writes_its_own_column_alone() -> None:
-    state = qwen2.empty_cache(small.MODEL, 3, SAMPLES, 5, 6).replace(step=jnp.int32(8))
+    state = qwen2.empty_cache(small.MODEL, 3, SAMPLES, 5, 16).replace(step=jnp.int32(18))
     ones = jnp.ones((3, SAMPLES, 2, 4))
-    after = cache.write(state, 1, ones, 2 * ones)
-    assert float(after.k[1, ..., 2].min()) == 1 and float(after.k.sum()) == ones.sum()
-    assert float(after.v[1, ..., 2, :].min()) == 2 and float(after.v.sum()) == 2 * ones.sum()
+    after = cache.write(state, 0, 1, ones, 2 * ones)
+    assert float(after.k[0][1, ..., 2].min()) == 1 and float(after.k[0].sum()) == ones.sum()
+    assert float(after.v[0][1, ..., 2, :].min()) == 2 and float(after.v[0].sum()) == 2 * ones.sum()
 
 
-def test_axes_name_every_dimension() -> None:
-    shapes = qwen2.cache_shapes(small.MODEL, 3, 2, 5, 7)
-    for name, axes in cache.AXES.items():
-        assert len(axes) == len(getattr(shapes, name).shape)
+def test_a_cache_is_split_over_prompts_and_heads() -> None:
+    mesh = sharding.make_mesh(config.Mesh(fsdp=4, tensor=2), jax.devices()[:8])
+    with jax.set_mesh(mesh):
+        made = jax.jit(lambda: qwen2.empty_cache(small.MODEL, 8, 3, 5, 16))()
+    assert made.k[0].addressable_shards[0].data.shape == (2, 2, 3, 1, 4, 16)
+    assert made.prefix_v[0].addressable_shards[0].data.shape == (2, 2, 1, 5, 4)
+
+
+def test_of_many_columns_only_those_reached_are_read() -> None:
+    attend = jax.jit(attention.attend_cached, static_argnums=2)
+    assert attention._windows(96) == [96] and attention._windows(2048) == [256, 512, 1024, 2048]
+    with jax.enable_x64(True):
+        state = prefilled(small.params(small.wide()), PROMPTS, SAMPLES, 600, small.wide())
+        rng = np.random.default_rng(0)
+        q_PGHh, noise = jnp.asarray(rng.standard_normal((3, SAMPLES, 4, 4))), rng.standard_normal(state.k[0].shape)
+        state = state.replace(k=(jnp.asarray(noise),), v=(jnp.asarray(noise.swapaxes(-1, -2)),))
+        for step in (3, 151, 152, 303, 304, 607):
+            at = state.replace(step=jnp.int32(step))
+            reached = attend(q_PGHh, at, 0, 1)
+            k, v = at.k[0].at[..., step + 1 :].set(9), at.v[0].at[..., step + 1 :, :].set(9)
+            blank = at.replace(k=(k,), v=(v,))
+            assert jnp.abs(reached - attend(q_PGHh, blank, 0, 1)).max() < 1e-12
