@@ -2,10 +2,10 @@
 
     python benchmarks/learning.py --seeds=0,1,2 --workdir=runs/learning
 
-Four arms a seed. The first three begin at the same cold start, whose teacher errs: `grpo`; `more_cold_start`, supervised
-steps instead; `shuffled`, GRPO with advantages shuffled within the batch. `sound_teacher` is GRPO after a cold start without
-teacher errors. Each has a fixed number of steps, chosen once so that the arms' minutes agree. Runs that are there already go
-on where they were. Writes docs/results.md and prints one JSON line.
+Four arms a seed. The first three begin at the same cold start, whose teacher errs: `grpo`; `more_cold_start`,
+supervised steps instead; `shuffled`, GRPO with advantages shuffled within the batch. `sound_teacher` is GRPO after a
+cold start without teacher errors. Each has a fixed number of steps, chosen once so that the arms' minutes agree. Runs
+that are there already go on where they were. Writes docs/results.md and prints one JSON line.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sqlr1_jax.evaluate import execution, summary
+from sqlr1_jax.evaluate import execution
 
 ARMS = ("grpo", "more_cold_start", "shuffled", "sound_teacher")
 BASE_STAGES = "('data','cold_start','evaluate','export')"
@@ -109,29 +109,47 @@ def against(workdir: Path, seeds: list[int], arm: str) -> dict[str, float]:
     return {"gain": gain, "low": low, "high": high}
 
 
+HEAD = """# What GRPO adds
+
+Written by `python benchmarks/learning.py --seeds={seeds}`. Greedy execution accuracy on databases never trained
+on (rule `spider`, DISTINCT kept), in per cent; gains are paired by question, their 95 % intervals resampled by
+database. `habit`:
+questions whose gold the teacher's habit would change; `vague`: questions that do not name the table.
+
+| {columns} |
+|{rule}
+"""
+COLUMNS = ("arm", "seed", "steps", "minutes", "before", "after", "gain [95 %]", "habit", "elsewhere", "vague",
+           "new names", "vote 8", "pass@8")  # fmt: skip
+
+
 def table(result: dict[str, Any], versus: dict[str, dict[str, float]]) -> str:
     """docs/results.md."""
-    out = [
-        "# What GRPO adds", "",
-        "Written by `python benchmarks/learning.py --seeds=" + ",".join(map(str, result["seeds"])) + "`. Greedy execution",
-        "accuracy on databases never trained on (rule `spider`, DISTINCT kept), in per cent; gains are paired by question,",
-        "their 95 % intervals resampled by database. `habit`: questions whose gold the teacher's habit would change.", "",
-        "| arm | seed | steps | minutes | before | after | gain [95 %] | habit | elsewhere | vague | new names | vote 8 | pass@8 |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    seeds = result["seeds"]
+    out = HEAD.format(seeds=",".join(map(str, seeds)), columns=" | ".join(COLUMNS), rule="---|" * len(COLUMNS))
     for arm, lines in result["arms"].items():
-        for seed, one in zip(result["seeds"], lines, strict=True):
-            low, high = one["interval"]
-            out.append(
-                f"| {arm} | {seed} | {one['steps']} | {one['seconds'] / 60:.1f} | {_pc(one['ex_before'])} | {_pc(one['ex'])} | "
-                f"{_pc(one['gain'], '+')} [{_pc(low, '+')}, {_pc(high, '+')}] | {_pc(one['habit']['gain'], '+')} | "
-                f"{_pc(one['elsewhere']['gain'], '+')} | {_pc(one['vague'])} | {_pc(one['newnames'])} | {_pc(one['vote8'])} | "
-                f"{_pc(one['pass8'])} |"
-            )
-    out += ["", "GRPO against the controls, over all seeds:", ""]
+        for seed, one in zip(seeds, lines, strict=True):
+            out += f"| {arm} | {seed} | {' | '.join(_cells(one))} |\n"
+    out += "\nGRPO against the controls, over all seeds:\n\n"
     for arm, one in versus.items():
-        out.append(f"- {arm}: {_pc(one['gain'], '+')} [{_pc(one['low'], '+')}, {_pc(one['high'], '+')}]")
-    return "\n".join(out) + "\n"
+        out += f"- {arm}: {_pc(one['gain'], '+')} [{_pc(one['low'], '+')}, {_pc(one['high'], '+')}]\n"
+    return out
+
+
+def _cells(one: dict[str, Any]) -> list[str]:
+    low, high = one["interval"]
+    gain = f"{_pc(one['gain'], '+')} [{_pc(low, '+')}, {_pc(high, '+')}]"
+    parts = [_pc(one[name]["gain"], "+") for name in ("habit", "elsewhere")]
+    figures = [_pc(one[name]) for name in ("vague", "newnames", "vote8", "pass8")]
+    return [
+        str(one["steps"]),
+        f"{one['seconds'] / 60:.1f}",
+        _pc(one["ex_before"]),
+        _pc(one["ex"]),
+        gain,
+        *parts,
+        *figures,
+    ]
 
 
 def _pc(value: float, sign: str = "") -> str:

@@ -95,7 +95,7 @@ class Data:
 class Optimizer:
     name: str = "adamw"  # or muon: on the layers' matrices, AdamW on the rest
     learning_rate: float = 5e-5
-    adam_learning_rate: float = 0.0  # under muon, of what is no matrix of a layer, the embeddings above all; 0: the same
+    adam_learning_rate: float = 0.0  # under muon, of all but the layers' matrices: embeddings above all; 0: the same
     schedule: str = "constant"  # or cosine, linear, down to end_fraction
     warmup_steps: int = 0
     end_fraction: float = 0.1

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int32]
-Floats = npt.NDArray[np.float32]
+Ints = Any  # int32: numpy where rows are made, JAX's once they are on the device
+Floats = Any  # float32, likewise
 
 
 class Segment(NamedTuple):

@@ -49,7 +49,8 @@ def judge(
                 future = executor.submit(example.database, said.sql, example.sql, rule)
             pending.append((text, said, future))
     judged = iter(
-        Candidate(text, said.sql, future.result() if future else Outcome(said.problem)) for text, said, future in pending
+        Candidate(text, said.sql, future.result() if future else Outcome(said.problem))
+        for text, said, future in pending
     )
     return [[next(judged) for _ in group] for group in texts]
 
@@ -118,10 +119,10 @@ def paired_gain(
 
 def record(example: Example, name: str, chosen: Candidate, candidates: Sequence[Candidate] = ()) -> dict[str, Any]:
     """One line of evaluation/<stage>/*.jsonl."""
-    line = {
+    line: dict[str, Any] = {
         "id": example.id, "set": name, "db_id": example.db_id, "question": example.question, "gold": example.sql,
-        "family": example.family, "habit": example.habit, "style": example.style, "text": chosen.text,
-        "sql": chosen.sql, "outcome": chosen.outcome.kind,
+        "family": example.family, "habit": example.habit, "style": example.style,
+        "complexity": example.complexity, "text": chosen.text, "sql": chosen.sql, "outcome": chosen.outcome.kind,
     }  # fmt: skip
     if candidates:
         line["candidates"] = [{"text": c.text, "sql": c.sql, "outcome": c.outcome.kind} for c in candidates]

@@ -67,9 +67,7 @@ def take(stage: Stage, at: TrainState, step: int) -> loop.Step:
     examples, prompts = stage.problems.pick(chosen)
 
     weights = stage.engine.weights(at.params)
-    completions = stage.engine.rollout(
-        weights, [p.ids for p in prompts], cfg.samples, cfg.sampling, run.cfg.seed, step
-    )
+    completions = stage.engine.rollout(weights, [p.ids for p in prompts], cfg.samples, cfg.sampling, run.cfg.seed, step)
     del weights  # the update needs their room
     clock.lap("rollout")
 
@@ -109,9 +107,9 @@ def _kept(rows: Rows, keep_P: np.ndarray) -> Rows:
 def _with_logprobs(stage: Stage, params: Any, fed: Batch) -> Batch:
     """The batch with log-probabilities of the reference, and of the old policy where they are recomputed."""
     if stage.reference is not None:
-        fed = fed.replace(reference_MBT=state.score(stage.reference, fed, stage.program))
+        fed = dataclasses.replace(fed, reference_MBT=state.score(stage.reference, fed, stage.program))
     if stage.run.cfg.grpo.old_logprobs == "trainer":
-        fed = fed.replace(old_MBT=state.score(params, fed, stage.program))
+        fed = dataclasses.replace(fed, old_MBT=state.score(params, fed, stage.program))
     return fed
 
 

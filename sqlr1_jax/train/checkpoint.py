@@ -53,7 +53,7 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """The step with the highest score, of equals the latest (which retention keeps); the latest if none is scored."""
+        """The step with the highest score, of equals the latest (which is kept); the latest if none is scored."""
         scored = [(_score(c.metrics), c.step) for c in self._manager.checkpoints if c.metrics]
         return max(scored)[1] if scored else self.latest()
 

@@ -106,9 +106,7 @@ def _resume(checkpoints: Any, state: TrainState) -> tuple[TrainState, int]:
 
 
 def _save(checkpoints: Any, state: TrainState, score: float | None) -> None:
-    checkpoints.save(
-        int(state.step), {"params": state.params, "optimizer": (state.step, state.opt_state)}, score
-    )
+    checkpoints.save(int(state.step), {"params": state.params, "optimizer": (state.step, state.opt_state)}, score)
 
 
 class _Late:

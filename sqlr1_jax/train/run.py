@@ -60,7 +60,7 @@ class Run:
         """Each example as the model is asked it: the same text in training, evaluation and use."""
         return PromptRenderer(self.tokenizer, self.cfg.data).render_many(list(examples))
 
-    def texts(self, ids: Sequence[Sequence[int]]) -> list[str]:
+    def texts(self, ids: Sequence[Any]) -> list[str]:
         """Completions as text, without the token that ended them."""
         stop = set(tokenizer.stop_ids(self.tokenizer))
         return self.tokenizer.batch_decode(

@@ -142,7 +142,9 @@ def _microbatch(batch: Batch, i: Any) -> Batch:
         x_BT = jax.lax.dynamic_index_in_dim(x_MBT, i, 0, keepdims=False)
         return constrain(x_BT, ("rows", None), TRAIN_RULES)
 
-    return jax.tree.map(one, batch.replace(count=None)).replace(count=batch.count)
+    rows, *arrays = jax.tree.map(one, (batch.rows, batch.advantage_MBT, batch.old_MBT, batch.reference_MBT))
+    advantage_BT, old_BT, reference_BT = arrays
+    return Batch(rows, advantage_BT, old_BT, reference_BT, batch.count)
 
 
 def _logprobs(params: Any, rows: Rows, program: Program) -> tuple[jax.Array, jax.Array]:

@@ -206,7 +206,8 @@ def test_a_record_holds_what_the_run_folder_promises_and_survives_json(tmp_path:
     chosen, other = _candidate("match", "a"), _candidate("timeout")
     line = execution.record(example, "heldout", chosen, [chosen, other])
     assert set(line) == {
-        "id", "set", "db_id", "question", "gold", "family", "habit", "style", "text", "sql", "outcome", "candidates",
+        "id", "set", "db_id", "question", "gold", "family", "habit", "style", "complexity", "text", "sql", "outcome",
+        "candidates",
     }  # fmt: skip
     assert line["candidates"] == [{"text": c.text, "sql": c.sql, "outcome": c.outcome.kind} for c in (chosen, other)]
     assert "candidates" not in execution.record(example, "heldout", chosen)
