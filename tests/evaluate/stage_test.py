@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import runs
+
+from sqlr1_jax import config
+from sqlr1_jax.data import answer, order
+from sqlr1_jax.evaluate import execution
+from sqlr1_jax.evaluate import stage as evaluation
+from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.train.run import Run
+
+Say = Callable[[Any, int], str]
+
+
+@pytest.fixture(scope="module")
+def executor() -> Iterator[Executor]:
+    with Executor(config.Execute(workers=1)) as pool:
+        yield pool
+
+
+def _engine(run: Run, monkeypatch: pytest.MonkeyPatch, say: Say) -> runs.Scripted:
+    """The run's sampler is told, by example, what to say."""
+    by_text = {
+        prompt.text: example
+        for held in evaluation.held_out(run)
+        for example, prompt in zip(held.examples, held.prompts, strict=True)
+    }
+    engine = runs.Scripted(run, lambda text, g: say(by_text[text], g))
+    monkeypatch.setattr(Run, "engine", lambda self, prompts: engine)
+    return engine
+
+
+def _with(run: Run, **evaluate: Any) -> Run:
+    """Answers of up to 160 tokens, and these settings of the evaluation."""
+    grpo = dataclasses.replace(run.cfg.grpo, sampling=config.Sampling(max_tokens=160))
+    changed = dataclasses.replace(run.cfg.evaluate, **evaluate)
+    return dataclasses.replace(run, cfg=dataclasses.replace(run.cfg, grpo=grpo, evaluate=changed))
+
+
+def _said(sql: str) -> str:
+    return answer.write("t", sql, "reasoning")
+
+
+def _number(example: Any) -> int:
+    return sum(map(ord, example.id))
+
+
+def _script(example: Any, g: int) -> str:
+    """The first sample is right on even items and has no form on odd ones; the second is wrong."""
+    if g == 0:
+        return _said(example.sql) if _number(example) % 2 == 0 else "no form"
+    return _said("SELECT 'wrong'")
+
+
+def test_sets_are_the_two_splits_of_the_embedded_data_or_the_one_of_another(run: Run) -> None:
+    sets = evaluation.held_out(run)
+    assert [(held.name, len(held.examples), len(held.prompts)) for held in sets] == [
+        ("heldout", 6, 6),
+        ("newnames", 4, 4),
+    ]
+    data = dataclasses.replace(run.cfg.data, evaluate=f"synsql:{run.data / 'grpo.json'}")
+    other = dataclasses.replace(run, cfg=dataclasses.replace(run.cfg, data=data))
+    assert [(held.name, len(held.examples)) for held in evaluation.held_out(other)] == [("heldout", 12)]
+
+
+def test_batches_have_one_shape_and_an_item_its_own_place_in_the_set(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _with(run, prompts=4)
+    engine: Any = _engine(run, monkeypatch, lambda example, g: f"{example.id} {g}")
+    held = evaluation.held_out(run)[0]
+    texts = evaluation.completions(run, engine, None, held.prompts, 2, 0.8)
+    assert texts == [[f"{example.id} {g}" for g in range(2)] for example in held.examples]
+    assert engine.asked == [(0, 4, 0.8, evaluation.EVALUATION_STEP), (4, 4, 0.8, evaluation.EVALUATION_STEP)]
+
+
+def test_a_prompt_over_the_budget_is_asked_nothing_and_counts_as_wrong(
+    run: Run, monkeypatch: pytest.MonkeyPatch, executor: Executor
+) -> None:
+    run = _with(run, prompts=4)
+    engine: Any = _engine(run, monkeypatch, lambda example, g: _said(example.sql))
+    held = evaluation.held_out(run)[0]
+    prompts = [dataclasses.replace(p, over_budget=i == 2) for i, p in enumerate(held.prompts)]
+    texts = evaluation.completions(run, engine, None, prompts, 1, 0.0)
+    assert [text == "" for [text] in texts] == [False, False, True, False, False, False]
+    judged = execution.judge(executor, held.examples, texts, "reasoning", "spider")
+    assert [group[0].right for group in judged] == [True, True, False, True, True, True]
+    assert sum(count for _, count, _, _ in engine.asked) == 8, "two batches of four, filled up"
+
+
+def test_greedy_accuracy_is_of_the_fixed_subset(run: Run, monkeypatch: pytest.MonkeyPatch, executor: Executor) -> None:
+    run = _with(run, subset=4, prompts=4)
+    engine: Any = _engine(run, monkeypatch, _script)
+    held = evaluation.held_out(run)[0]
+    chosen = order.subset(6, 4, run.cfg.seed)
+    want = np.mean([_number(held.examples[i]) % 2 == 0 for i in chosen])
+    assert evaluation.greedy_accuracy(run, engine, executor, None, held) == want
+    assert engine.asked == [(0, 4, 0.0, evaluation.EVALUATION_STEP)]
+
+
+def test_an_evaluation_leaves_the_files_and_figures_of_the_design(
+    run: Run, monkeypatch: pytest.MonkeyPatch, executor: Executor
+) -> None:
+    run = _with(run, votes=2, prompts=4)
+    _engine(run, monkeypatch, _script)
+    figures = evaluation.evaluate(run, "final", None, executor)
+    folder = run.workdir / "evaluation" / "final"
+    greedy = execution.read_lines(folder / "greedy.jsonl")
+    votes = execution.read_lines(folder / "vote2.jsonl")
+    for held in evaluation.held_out(run):
+        right = [_number(example) % 2 == 0 for example in held.examples]
+        lines = [line for line in greedy if line["set"] == held.name]
+        assert [line["id"] for line in lines] == [example.id for example in held.examples]
+        assert [line["gold"] for line in lines] == [example.sql for example in held.examples]
+        assert [line["outcome"] in execution.RIGHT for line in lines] == right
+        share = float(np.mean(right))
+        # Where the first vote has no form the second wins alone; where it is right they tie, and the first seen wins.
+        assert figures[held.name] == {
+            "ex_greedy": share, "ex_vote2": share, "pass2": share, "well_formed": share, "n": len(right),
+        }  # fmt: skip
+        report = json.loads((folder / "greedy.json").read_text())[held.name]
+        assert report["all"] == {"n": len(right), "ex": share}
+        assert sum(part["n"] for part in report["by_family"].values()) == len(right)
+        assert sum(report["outcomes"].values()) == len(right)
+        assert report["outcomes"].get("bad_format", 0) == right.count(False)
+    assert {line["outcome"] for line in votes} <= {"match", "match_empty", "mismatch"}
+    assert all(len(line["candidates"]) == 2 for line in votes)
+    assert json.loads((folder / "vote2.json").read_text()).keys() == {"heldout", "newnames"}
+    assert not list(folder.glob("*.part"))
+
+
+def test_an_evaluation_that_is_there_is_only_read(
+    run: Run, monkeypatch: pytest.MonkeyPatch, executor: Executor, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = _with(run, votes=1, prompts=8)
+    engine: Any = _engine(run, monkeypatch, _script)
+    first = evaluation.evaluate(run, "cold_start", None, executor)
+    asked = len(engine.asked)
+    with caplog.at_level(logging.INFO):
+        assert evaluation.evaluate(run, "cold_start", None, executor) == first
+    assert len(engine.asked) == asked
+
+
+def test_one_that_was_cut_short_is_made_again(run: Run, monkeypatch: pytest.MonkeyPatch, executor: Executor) -> None:
+    run = _with(run, votes=1, prompts=8)
+    _engine(run, monkeypatch, _script)
+    first = evaluation.evaluate(run, "final", None, executor)
+    folder = run.workdir / "evaluation" / "final"
+    lines = (folder / "greedy.jsonl").read_bytes()
+    (folder / "figures.json").unlink()
+    (folder / "greedy.jsonl").write_bytes(lines[:20])
+    assert evaluation.evaluate(run, "final", None, executor) == first
+    assert (folder / "greedy.jsonl").read_bytes() == lines
+
+
+def test_no_step_of_training_shares_the_evaluations_random_numbers() -> None:
+    assert evaluation.EVALUATION_STEP == 2**31 - 1
