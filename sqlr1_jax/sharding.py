@@ -117,8 +117,8 @@ def put(tree: Any, mesh: Mesh, logical_axes: LogicalAxes = ("rows",), rules: Rul
 
     def one(array: np.ndarray) -> jax.Array:
         axes = tuple(logical_axes[: array.ndim])
-        split = array.ndim > 0 and axes and bool(rules.get(axes[0] or ""))
-        shape = (array.shape[0] * hosts, *array.shape[1:]) if split else array.shape
+        rows = axes.index("rows") if "rows" in axes else None  # of a batch in microbatches the second dimension
+        shape = tuple(size * hosts if place == rows else size for place, size in enumerate(array.shape))
         return jax.make_array_from_process_local_data(named(mesh, axes, rules, shape), np.asarray(array), shape)
 
     return jax.tree.map(one, tree)
