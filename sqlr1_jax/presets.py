@@ -40,7 +40,8 @@ def _tiny(cfg: ConfigDict) -> None:
     cfg.grpo.prompts = 32
     cfg.grpo.sampling.temperature = 1.0
     cfg.grpo.sampling.max_tokens = 64
-    cfg.grpo.optimizer.learning_rate = 3e-4  # from random weights; the paper's 3e-7 fine-tunes billions
+    # The paper's 3e-7 fine-tunes billions of weights. 3e-4 here lost 3 points where golds had been sound all along.
+    cfg.grpo.optimizer.update(learning_rate=1.2e-4, schedule="linear")
     cfg.evaluate.every = 22
     cfg.checkpoint.every = 100
 
