@@ -2,9 +2,15 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import runs
 import small
 from hypothesis import given
 from hypothesis import strategies as st
@@ -151,3 +157,42 @@ def test_a_layout_has_a_prefix_even_where_nothing_is_shared() -> None:
     assert layout.prefix >= 1
     rows = batch.to_rows([alone], layout, config.Rows())
     assert rows.positions[0, layout.prefix : layout.prefix + 2].tolist() == [0, 1]
+
+
+_HOST = """
+import sys, jax, numpy as np
+rank, port = int(sys.argv[1]), sys.argv[2]
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"localhost:{port}", 2, rank)
+import runs
+import small
+from sqlr1_jax import config, sharding
+from sqlr1_jax.data import packing
+from sqlr1_jax.train import batch
+groups = small.groups(4, 3)
+layout = packing.layout_of(groups, 8)
+rows = packing.strided(groups[2 * rank : 2 * rank + 2], layout)
+rows = rows._replace(weight=batch.place_weights(rows, "token"))
+fed = batch.assemble(rows, sharding.make_mesh(config.Mesh()), 1, 2)
+whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(fed.rows.tokens.sharding.mesh))
+print(np.asarray(whole(fed.rows.tokens)).tolist(), "|", float(np.asarray(whole(fed.rows.weight)).sum()))
+"""
+
+
+def test_two_hosts_make_one_batch_of_both_their_rows() -> None:
+    """Two processes, gloo between them: each microbatch holds a row of each, and weights add up to one over both."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": f"{runs.ROOT}:{runs.ROOT / 'tests'}"}
+    hosts = [
+        subprocess.Popen([sys.executable, "-c", _HOST, rank, port], env=environment, stdout=subprocess.PIPE, text=True)
+        for rank in ("0", "1")
+    ]
+    said = [host.communicate(timeout=300)[0].strip().splitlines()[-1] for host in hosts]
+    assert said[0] == said[1]
+    tokens, _, total = said[0].partition(" | ")
+    groups = small.groups(4, 3)
+    rows = packing.strided(groups, packing.layout_of(groups, 8)).tokens
+    assert json.loads(tokens) == [[rows[0].tolist(), rows[2].tolist()], [rows[1].tolist(), rows[3].tolist()]]
+    assert float(total) == pytest.approx(1, rel=1e-5)
