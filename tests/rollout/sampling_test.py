@@ -86,14 +86,34 @@ def test_temperature_zero_takes_the_likeliest(logits: list[float]) -> None:
     np.testing.assert_allclose(logp, np.log(_softmax(np.array(logits)).max()), rtol=1e-4, atol=1e-5)
 
 
-@given(st.lists(st.booleans(), min_size=V, max_size=V).filter(any), st.integers(0, 99))
-def test_a_token_that_cannot_be_is_never_drawn(possible: list[bool], seed: int) -> None:
+@given(st.sampled_from([V, 64, 200]), st.integers(0, 10**6), st.sampled_from([0.5, 0.9, 0.99]))
+def test_a_token_that_cannot_be_is_never_drawn(size: int, seed: int, masked: float) -> None:
     """Whatever rounding does at either end of the sum."""
-    logits = np.where(possible, np.random.default_rng(seed).normal(size=V), MASKED)
+    rng = np.random.default_rng(seed)
+    possible = rng.random(size) >= masked
+    possible[rng.integers(0, size)] = True
+    logits = np.where(possible, 3 * rng.normal(size=size), MASKED)
     edges = np.array([0.0, 2**-32, 1e-7, 0.5, 1 - 2**-23, 1 - 2**-24])
     token, logp = _drawn(logits, edges, config.Sampling())
     assert all(possible[t] for t in token)
     assert np.isfinite(logp).all()
+
+
+@given(st.integers(0, 10**6), st.sampled_from([64, 65, 150, 300]), st.sampled_from([0.0, 0.5, 0.95]))
+def test_large_vocabularies_are_sampled_like_small_ones(seed: int, size: int, masked: float) -> None:
+    """Many blocks of the running sum, some of them without any probability."""
+    rng = np.random.default_rng(seed)
+    logits = 2 * rng.normal(size=size)
+    logits[rng.random(size) < masked] = MASKED
+    logits[: rng.integers(0, size)] = MASKED
+    logits[-1] = 0
+    count = 2000
+    token, logp = _drawn(logits, (np.arange(count) + 0.5) / count, config.Sampling())
+    probability = _softmax(logits)
+    np.testing.assert_allclose(np.bincount(token, minlength=size) / count, probability, atol=1.5 / count)
+    np.testing.assert_allclose(logp, np.log(probability)[token], rtol=1e-4, atol=1e-4)
+    by_sum = np.searchsorted(np.cumsum(probability), (np.arange(count) + 0.5) / count, side="right")
+    assert (token != by_sum).mean() < 0.01, "the first token at which the running sum passes the number"
 
 
 def _uniforms(prompts: list[int], seed: int = 0, step: int = 3, samples: int = 4, length: int = 6) -> np.ndarray:
