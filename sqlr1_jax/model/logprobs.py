@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from sqlr1_jax.model.qwen2 import Params, Qwen2Config, mask_logits, unembedding
 from sqlr1_jax.sharding import TRAIN_RULES, constrain, spec
@@ -42,8 +42,9 @@ def token_logprobs(
 
 def _rows_a_chip(rows: int) -> int:
     mesh = jax.sharding.get_abstract_mesh()
-    axes = spec(("rows",), TRAIN_RULES, (rows,), mesh)[0] if not mesh.empty else None
-    return rows // math.prod(mesh.shape[axis] for axis in axes or ())
+    if mesh.empty:
+        return rows
+    return NamedSharding(mesh, spec(("rows",), TRAIN_RULES, (rows,), mesh)).shard_shape((rows,))[0]
 
 
 def _logprobs(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import small
 
+from sqlr1_jax import config, sharding
 from sqlr1_jax.model import qwen2
 from sqlr1_jax.model.logprobs import token_logprobs
 
@@ -64,6 +65,16 @@ def test_chunks_bound_the_logits() -> None:
     params, hidden, targets = inputs(cfg)
     program = str(jax.make_jaxpr(lambda p, h: token_logprobs(p, h, targets, cfg))(params, hidden))
     assert "f32[3,2,40]" in program and "f32[3,11,40]" not in program and "f32[3,12,40]" not in program
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 3, 2)])
+def test_chunks_on_a_mesh_are_as_without_one(sizes: tuple[int, int, int]) -> None:
+    cfg = dataclasses.replace(small.MODEL, logits_chunk=4)
+    params, hidden, targets = inputs(cfg)
+    mesh = sharding.make_mesh(config.Mesh(*sizes), jax.devices()[: sizes[1] * sizes[2]])
+    with jax.set_mesh(mesh):
+        logp, _ = jax.jit(lambda p, h: token_logprobs(p, h, targets, cfg))(params, hidden)
+    np.testing.assert_allclose(np.asarray(logp), naive(params, hidden, targets)[0], atol=1e-5)
 
 
 def test_untied_heads_use_their_own_table() -> None:
