@@ -48,9 +48,18 @@ class Run:
                       tokenizer.stop_ids(self.tokenizer), -(-longest // 16) * 16)  # fmt: skip
 
     def examples(self, spec: str, split: str) -> list[Example]:
-        """The examples that a source names; of the embedded data set, its `split`."""
+        """The examples that a source names; of the embedded data set, its `split`.
+
+        Raises:
+          config.ConfigError: the embedded data set was asked for, and this run made none.
+        """
         data = self.cfg.data
         if spec.startswith("synth:"):
+            if not self.data.exists():
+                raise config.ConfigError(
+                    f"config.data takes {split} from {spec}, the embedded data, which this run has not made: put 'data' "
+                    "into config.stages, or set config.data.train, cold_start and evaluate to sources of your own."
+                )
             spec, databases = f"synsql:{self.data / split}.json", str(self.data / "databases")
         else:
             databases = data.databases

@@ -100,6 +100,13 @@ def test_the_embedded_splits_are_read_from_the_runs_own_data(run: Run, home: Pat
         assert all(e.database.is_file() for e in examples)
 
 
+def test_embedded_data_that_was_not_made_is_told_with_what_to_set(run: Run, tmp_path: Path) -> None:
+    bare = dataclasses.replace(run, workdir=tmp_path / "bare")
+    with pytest.raises(config.ConfigError, match=r"heldout from synth:.*'data' into config\.stages.*evaluate") as error:
+        bare.examples("synth:", "heldout")
+    assert "\n" not in str(error.value)
+
+
 def test_another_source_is_read_from_where_it_says_and_limited(run: Run, pets: Path, tmp_path: Path) -> None:
     lines = [json.dumps({"db_id": "pets", "question": f"How {i}?", "sql": f"SELECT {i}"}) for i in range(5)]
     (tmp_path / "own.jsonl").write_text("\n".join(lines))
