@@ -57,8 +57,8 @@ class Run:
         if spec.startswith("synth:"):
             if not self.data.exists():
                 raise config.ConfigError(
-                    f"config.data takes {split} from {spec}, the embedded data, which this run has not made: put 'data' "
-                    "into config.stages, or set config.data.train, cold_start and evaluate to sources of your own."
+                    f"config.data takes {split} from {spec}, the embedded data, which this run has not made: put "
+                    "'data' into config.stages, or name sources in config.data.train, cold_start and evaluate."
                 )
             spec, databases = f"synsql:{self.data / split}.json", str(self.data / "databases")
         else:
