@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from sqlr1_jax import config, memory
+from sqlr1_jax import config, files, memory
 from sqlr1_jax.train.interrupt import Interrupted
 
 log = logging.getLogger("sqlr1_jax")
@@ -52,9 +52,7 @@ def claim(cfg: config.Config, workdir: Path) -> None:
                 "Choose another --workdir, or the settings that it was started with."
             )
     workdir.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(config.as_dict(cfg), indent=1))
-    part.replace(path)
+    files.write_whole(path, json.dumps(config.as_dict(cfg), indent=1))
 
 
 def log_to(workdir: Path) -> None:

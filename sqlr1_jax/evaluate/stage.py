@@ -7,7 +7,6 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.evaluate import execution
 from sqlr1_jax.evaluate.execution import Candidate
+from sqlr1_jax.files import write_whole
 from sqlr1_jax.rollout.engine import Engine
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train.run import Run
@@ -100,9 +100,9 @@ def evaluate(run: Run, name: str, params: Any, executor: Executor) -> dict[str, 
         ]
         log.info("%s, %s: %s", name, held.name, figures[held.name])
     for kind, lines in zip(reports, (greedy_lines, vote_lines), strict=True):
-        _write(folder / f"{kind}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-        _write(folder / f"{kind}.json", json.dumps(reports[kind], indent=1))
-    _write(done, json.dumps(figures, indent=1))
+        write_whole(folder / f"{kind}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        write_whole(folder / f"{kind}.json", json.dumps(reports[kind], indent=1))
+    write_whole(done, json.dumps(figures, indent=1))
     log.info("evaluated %s in %.1f s", name, time.perf_counter() - begin)
     return figures
 
@@ -125,10 +125,3 @@ def _figures(
         "well_formed": float(np.mean(formed)),
         "n": len(greedy),
     }
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_text(text)
-    part.replace(path)

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlr1_jax.config import Config
 from sqlr1_jax.evaluate import execution
+from sqlr1_jax.files import write_whole
 
 
 def write(workdir: Path, cfg: Config, stage: str, seconds: float) -> None:
@@ -29,9 +30,7 @@ def write(workdir: Path, cfg: Config, stage: str, seconds: float) -> None:
         summary |= {"gain": gains[0], "interval": list(gains[1:])}
     if (workdir / "export").exists():
         summary["export"] = str(workdir / "export")
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(summary, indent=1))
-    part.replace(path)
+    write_whole(path, json.dumps(summary, indent=1))
 
 
 def gain(workdir: Path, before: str = "cold_start", after: str = "final", **only: str) -> tuple[float, float, float]:

@@ -11,6 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from sqlr1_jax import config
+from sqlr1_jax.files import write_whole
 from sqlr1_jax.page import accuracy, curves, reading, samples, sql_text, times
 from sqlr1_jax.page.charts import number
 from sqlr1_jax.page.reading import Record
@@ -25,10 +26,7 @@ def write(workdir: Path) -> None:
     Raises:
       FileNotFoundError: the folder holds no run.
     """
-    page = workdir / "report.html"
-    part = page.with_suffix(".html.part")
-    part.write_text(render(reading.read(workdir)), encoding="utf-8")
-    part.replace(page)
+    write_whole(workdir / "report.html", render(reading.read(workdir)))
 
 
 def render(record: Record) -> str:

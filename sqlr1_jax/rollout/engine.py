@@ -98,4 +98,4 @@ def _reshard(params: Any, cfg: qwen2.Qwen2Config, mesh: Mesh) -> Any:
         layout = sharding.named(mesh, spec.logical_axes, sharding.SAMPLE_RULES, spec.shape)
         return jax.lax.with_sharding_constraint(param.astype(cfg.dtype), layout)
 
-    return jax.tree.map(one, qwen2.abstract(cfg), params, is_leaf=lambda node: isinstance(node, qwen2.ParamSpec))
+    return jax.tree.map(one, qwen2.abstract(cfg), params, is_leaf=qwen2.is_spec)

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sqlr1_jax.files import write_whole
+
 log = logging.getLogger(__name__)
 
 # What the console's line shows of each step, in this order, where the step has it.
@@ -30,9 +32,7 @@ class Metrics:
         """Takes back what this stage wrote past `step`, so that a resumed run writes no step twice."""
         kept = [line for line in read(self._path) if line["stage"] != self._stage or line["step"] <= step]
         if self._path.exists():
-            part = self._path.with_suffix(".part")
-            part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            part.replace(self._path)
+            write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         shutil.rmtree(self._folder, ignore_errors=True)
         for line in kept:
             self._board(line["stage"], line["step"], line)

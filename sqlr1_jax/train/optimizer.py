@@ -44,7 +44,7 @@ def schedule(cfg: config.Optimizer, steps: int) -> optax.Schedule:
 
 
 def _muon(cfg: config.Optimizer, rate: optax.Schedule, specs: Any) -> optax.GradientTransformation:
-    dimensions = jax.tree.map(_matrix, specs, is_leaf=_is_spec)
+    dimensions = jax.tree.map(_matrix, specs, is_leaf=qwen2.is_spec)
     share = (cfg.adam_learning_rate or cfg.learning_rate) / cfg.learning_rate
     return optax.contrib.muon(
         rate,
@@ -78,11 +78,7 @@ def _labels(specs: Any, frozen: tuple[str, ...]) -> Any:
         found.update(names & set(frozen))
         return "frozen" if names & set(frozen) else "trained"
 
-    labels = jax.tree_util.tree_map_with_path(label, specs, is_leaf=_is_spec)
+    labels = jax.tree_util.tree_map_with_path(label, specs, is_leaf=qwen2.is_spec)
     if missing := set(frozen) - found:
         raise config.ConfigError(f"optimizer.frozen names {sorted(missing)}, which the model's parameters don't have.")
     return labels
-
-
-def _is_spec(node: Any) -> bool:
-    return isinstance(node, qwen2.ParamSpec)

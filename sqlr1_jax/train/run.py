@@ -137,4 +137,4 @@ def abstract(run: Run) -> Any:
         layout = sharding.named(run.mesh, spec.logical_axes, sharding.TRAIN_RULES, spec.shape)
         return jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=layout)
 
-    return jax.tree.map(one, qwen2.abstract(run.model), is_leaf=lambda node: isinstance(node, qwen2.ParamSpec))
+    return jax.tree.map(one, qwen2.abstract(run.model), is_leaf=qwen2.is_spec)

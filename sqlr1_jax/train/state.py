@@ -79,7 +79,7 @@ def update(
     Returns the new state and its sums. Where loss or gradient is not finite, or no row was fed, weights and optimiser
     stay as they were, and only the step advances; the first is told by the sum `not_finite`.
     """
-    grads, value, sums = _accumulate(state.params, batch, loss, settings, program)
+    grads, value, sums = gradients(state.params, batch, loss, settings, program)
     tx = optimizer.make(program.optimizer, program.model, program.steps)
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
@@ -96,12 +96,9 @@ def update(
 
 def gradients(
     params: Any, batch: Batch, loss: Loss, settings: Any, program: Program
-) -> tuple[Any, jax.Array, dict[str, Any]]:
+) -> tuple[Any, jax.Array, Sums]:
     """Gradient tree, objective and sums of a batch: what `update` feeds the optimiser."""
-    return _accumulate(params, batch, loss, settings, program)
 
-
-def _accumulate(params: Any, batch: Batch, loss: Loss, settings: Any, program: Program) -> tuple[Any, jax.Array, Sums]:
     def objective(params: Any, micro: Batch) -> tuple[jax.Array, Sums]:
         logp_BT, entropy_BT = _logprobs(params, micro.rows, program)
         return loss(logp_BT, entropy_BT, micro, settings)
