@@ -65,11 +65,18 @@ def _line(start: Path, folder: Path, stage: str) -> dict[str, Any]:
     config = json.loads((folder / "config.json").read_text())
     return {
         "ex": figures["ex_greedy"], "ex_before": execution.accuracy(before["right"].values()), "gain": gain,
-        "interval": [low, high], "seconds": figures["seconds"][stage], "steps": config[stage]["steps"],
+        "interval": [low, high], "seconds": seconds(folder, stage), "steps": config[stage]["steps"],
         "vote8": figures["ex_vote8"], "pass8": figures["pass8"], "newnames": figures["final"]["newnames"]["ex_greedy"],
         "habit": _part(before, after, habit=True), "elsewhere": _part(before, after, habit=False),
         "vague": accuracy_of(after, lambda line: line["style"] == "Vague"),
     }  # fmt: skip
+
+
+def seconds(folder: Path, stage: str) -> float:
+    """What the stage's steps took, their evaluations and checkpoints included; compiling and reading data not."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    steps = [line for line in lines if line["stage"] == stage]
+    return sum(line.get(f"time/{name}", 0.0) for line in steps for name in ("step", "evaluate", "checkpoint"))
 
 
 def correct(folder: Path) -> dict[str, dict[str, Any]]:
