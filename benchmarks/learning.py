@@ -21,7 +21,7 @@ from sqlr1_jax.evaluate import execution
 
 ARMS = ("grpo", "more_cold_start", "shuffled", "sound_teacher")
 BASE_STAGES = "('data','cold_start','evaluate','export')"
-MORE_STEPS = 420  # of the cold start, as long as the default's GRPO steps take
+MORE_STEPS = 720  # of the cold start, as long as the default's GRPO steps take
 
 
 def base(workdir: Path, seed: int, arm: str, options: list[str]) -> Path:

@@ -2,7 +2,7 @@
 # Runs a command on every worker of a TPU slice: makes the slice unless it is there, installs this tree, streams the logs.
 #
 #   launch/tpu_pod.sh --name=sqlr1 --type=v5litepod-16 --zone=us-west4-a --bucket=gs://mine/runs -- \
-#       python -m sqlr1_jax.main --config=configs/grpo.py:7b --workdir=/runs/first --config.model.path=/runs/qwen7b
+#       python -m sqlr1_jax.main --distributed --config=configs/grpo.py:7b --workdir=/runs/first --config.model.path=/runs/qwen7b
 #
 # The bucket is mounted at /runs on every worker, so that all hosts share one workdir. The run outlives this script:
 # started again with the same arguments it follows a run that is going, or goes on with the same workdir. The slice costs
@@ -87,7 +87,7 @@ done
 [[ -n $name ]] || fail "--name is missing: what is the slice called?"
 [[ -n $type ]] || fail "--type is missing, as in --type=v5litepod-16."
 [[ -n $zone ]] || fail "--zone is missing, as in --zone=us-west4-a."
-[[ $# -gt 0 ]] || fail "no command: put it behind --, as in -- python -m sqlr1_jax.main --config=configs/grpo.py:7b …"
+[[ $# -gt 0 ]] || fail "no command: put it behind --, as in -- python -m sqlr1_jax.main --distributed --config=configs/grpo.py:7b …"
 [[ -z $bucket || $bucket == gs://?* ]] || fail "--bucket=$bucket: it takes gs://NAME or gs://NAME/FOLDER."
 [[ $dry_run == 1 ]] || command -v gcloud > /dev/null || fail "gcloud is not here: https://cloud.google.com/sdk/docs/install"
 if [[ -z $version ]]; then

@@ -115,7 +115,7 @@ class Rows:
     prefix: int = 0  # tokens a strided prefix takes; 0: the longest of the stage's data
     segment: int = 0  # likewise of a segment
     length: int = 0  # tokens of a packed row; 0: the longest group
-    per_microbatch: int = 8  # rows whose activations exist at once
+    per_microbatch: int = 8  # rows of each host whose activations exist at once
 
 
 @dataclasses.dataclass(frozen=True)

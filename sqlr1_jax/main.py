@@ -12,12 +12,13 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from sqlr1_jax import config, files, memory
+from sqlr1_jax import config, files, hosts, memory
 from sqlr1_jax.train.interrupt import Interrupted
 
 log = logging.getLogger("sqlr1_jax")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torch is absent, which is meant
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config file, as in configs/grpo.py:smoke.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "This is one of several hosts that share a run (hosts.py).")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; a run that is there already goes on.")
 
 
@@ -27,13 +28,18 @@ def run(cfg: config.Config, workdir: Path) -> None:
     Raises:
       config.ConfigError: the folder holds a run of another config, or a setting cannot work.
     """
-    claim(cfg, workdir)
     from sqlr1_jax import stages
 
+    if hosts.first():
+        claim(cfg, workdir)
+    hosts.wait("config.json")
+    if not (workdir / "config.json").exists():
+        raise config.ConfigError(f"{workdir} is not the folder that the first host writes: all hosts must share it.")
     with stages.Stages(cfg, workdir) as session:
         for name in cfg.stages:
             begin = time.perf_counter()
             getattr(session, name)()
+            hosts.wait(f"the end of {name}")
             session.summarise(name, time.perf_counter() - begin)
 
 
@@ -56,13 +62,14 @@ def claim(cfg: config.Config, workdir: Path) -> None:
 
 
 def log_to(workdir: Path) -> None:
-    """Sends log lines to the console and to <workdir>/log.txt."""
+    """Sends log lines to the console and to <workdir>/log.txt; of hosts other than the first, warnings alone."""
     workdir.mkdir(parents=True, exist_ok=True)
     line = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
-    for handler in (logging.StreamHandler(sys.stdout), logging.FileHandler(workdir / "log.txt")):
+    console, file = logging.StreamHandler(sys.stdout), logging.FileHandler(workdir / "log.txt", delay=True)
+    for handler in (console, file) if hosts.first() else (console,):
         handler.setFormatter(line)
         log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if hosts.first() else logging.WARNING)
     log.propagate = False
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells of every file
 
@@ -91,6 +98,8 @@ def main(argv: list[str]) -> None:
     workdir = Path(_WORKDIR.value or "")
     try:
         cfg = config.freeze(_CONFIG.value)
+        if _DISTRIBUTED.value:
+            hosts.join()
         log_to(workdir)
         run(cfg, workdir)
     except Interrupted as stop:

@@ -132,24 +132,6 @@ def constrain(x: jax.Array, logical_axes: LogicalAxes, rules: Rules) -> jax.Arra
     return jax.lax.with_sharding_constraint(x, spec(logical_axes, rules, x.shape, mesh))
 
 
-def sum_over_hosts(value: float) -> float:
-    """The sum of a number that each host has: a global denominator."""
-    return float(np.sum(_from_hosts(value)))
-
-
-def max_over_hosts(value: int) -> int:
-    """The largest of the hosts' numbers: a shape on which they agree."""
-    return int(np.max(_from_hosts(value)))
-
-
-def _from_hosts(value: float) -> np.ndarray:
-    if jax.process_count() == 1:
-        return np.asarray([value])
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.process_allgather(np.float64(value))
-
-
 def fetch(array: jax.Array) -> np.ndarray:
     """This host's part of an array split by rows, as `put` would take it."""
     if array.is_fully_addressable:

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from sqlr1_jax import config, exported
+from sqlr1_jax import config, exported, hosts
 from sqlr1_jax.data.synth import generate
 from sqlr1_jax.evaluate import stage as evaluation
 from sqlr1_jax.evaluate import summary
@@ -39,7 +39,8 @@ class Stages:
 
     def data(self) -> None:
         """The embedded data set."""
-        generate.generate(self.cfg.data.synth, self.cfg.seed, self.workdir / "data")
+        if hosts.first():
+            generate.generate(self.cfg.data.synth, self.cfg.seed, self.workdir / "data")
 
     def cold_start(self) -> None:
         """Supervised steps, and how good they left the model."""
@@ -60,8 +61,9 @@ class Stages:
 
     def summarise(self, stage: str, seconds: float) -> None:
         """Writes summary.json and report.html as far as the run has come."""
-        summary.write(self.workdir, self.cfg, stage, seconds)
-        report.write(self.workdir)
+        if hosts.first():
+            summary.write(self.workdir, self.cfg, stage, seconds)
+            report.write(self.workdir)
 
     def __enter__(self) -> Stages:
         return self
@@ -85,5 +87,6 @@ def export(run: runs.Run, folder: Path) -> None:
         return
     words = huggingface.resolve(run.cfg.model.path) if run.cfg.model.path else run.data / "tokenizer"
     huggingface.save(folder, params, run.model, words, cfg.dtype, cfg.shard_gigabytes)
-    exported.write(folder, run.cfg, source)
+    if hosts.first():
+        exported.write(folder, run.cfg, source)
     log.info("exported %s to %s", source, folder)

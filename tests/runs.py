@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -73,21 +74,48 @@ def flags(home: Path, workdir: Path, **changed: Any) -> list[str]:
     return ["--config=configs/grpo.py:smoke", f"--workdir={workdir}", *lines]
 
 
-def execute(home: Path, command: Sequence[str], check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Runs a command of ours on one device, in a process of its own that keeps what XLA compiled for the next one."""
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
+def environment(home: Path) -> dict[str, str]:
+    """Of a process of ours on one device, which keeps what XLA compiled for the next one."""
+    return os.environ | {
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
         "XLA_FLAGS": "",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
+
+
+def execute(home: Path, command: Sequence[str], check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Runs a command of ours in a process of its own."""
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=550, check=False
-    )
+        [sys.executable, *command], cwd=ROOT, env=environment(home), capture_output=True, text=True, timeout=550,
+        check=False,
+    )  # fmt: skip
     if check and done.returncode:
         raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return done
+
+
+def on_hosts(home: Path, command: Sequence[str], hosts: int = 2) -> list[str]:
+    """Runs a command as several processes that are hosts of one run; what each printed last.
+
+    Raises AssertionError where one fails, with what it said.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    shared = environment(home) | {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(hosts)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, env=shared | {"JAX_PROCESS_ID": str(rank)}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for rank in range(hosts)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=550)[0] for process in processes]
+    for process, text in zip(processes, said, strict=True):
+        assert process.returncode == 0, text[-4000:]
+    return [text.strip().rpartition("\n")[2] for text in said]
 
 
 def begin(home: Path, workdir: Path) -> Path:

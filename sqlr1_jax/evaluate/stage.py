@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from sqlr1_jax import hosts
 from sqlr1_jax.config import Sampling
 from sqlr1_jax.data import order
 from sqlr1_jax.data.example import Example
@@ -55,10 +56,13 @@ def completions(
     for start in tqdm(range(0, len(asked), size), desc="sampling", unit="batch", leave=False, disable=None):
         part = asked[start : start + size]
         # The last batch is filled up with its own prompts: one shape, and their extra samples are dropped.
-        filled = [part[i % len(part)].ids for i in range(size)]
-        made = engine.rollout(weights, filled, samples, settings, run.cfg.seed, EVALUATION_STEP, start)
-        decoded = run.texts([made.ids(p, g) for p in range(len(part)) for g in range(samples)])
-        texts += [decoded[p * samples : (p + 1) * samples] for p in range(len(part))]
+        mine = hosts.share(size)
+        filled = [part[i % len(part)].ids for i in range(size)[mine]]
+        first = start + mine.start
+        made = engine.rollout(weights, filled, samples, settings, run.cfg.seed, EVALUATION_STEP, first)
+        decoded = run.texts([made.ids(p, g) for p in range(len(filled)) for g in range(samples)])
+        grouped = [decoded[p * samples : (p + 1) * samples] for p in range(len(filled))]
+        texts += [group for host in hosts.gather(grouped) for group in host][: len(part)]
     answered = iter(texts)
     return [[""] * samples if prompt.over_budget else next(answered) for prompt in prompts]
 
@@ -68,7 +72,7 @@ def greedy_accuracy(run: Run, engine: Engine, executor: Executor, params: Any, h
     chosen = order.subset(len(held.examples), run.cfg.evaluate.subset, run.cfg.seed)
     prompts, examples = [held.prompts[i] for i in chosen], [held.examples[i] for i in chosen]
     texts = completions(run, engine, engine.weights(params), prompts, 1, 0.0)
-    judged = execution.judge(executor, examples, texts, run.cfg.data.form, run.cfg.evaluate.rule)
+    judged = _judge(run, executor, examples, texts)
     return execution.accuracy(group[0].right for group in judged)
 
 
@@ -99,10 +103,11 @@ def evaluate(run: Run, name: str, params: Any, executor: Executor) -> dict[str, 
             execution.record(e, held.name, w, g) for e, w, g in zip(held.examples, winners, sampled, strict=True)
         ]
         log.info("%s, %s: %s", name, held.name, figures[held.name])
-    for kind, lines in zip(reports, (greedy_lines, vote_lines), strict=True):
-        write_whole(folder / f"{kind}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-        write_whole(folder / f"{kind}.json", json.dumps(reports[kind], indent=1))
-    write_whole(done, json.dumps(figures, indent=1))
+    if hosts.first():
+        for kind, lines in zip(reports, (greedy_lines, vote_lines), strict=True):
+            write_whole(folder / f"{kind}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+            write_whole(folder / f"{kind}.json", json.dumps(reports[kind], indent=1))
+        write_whole(done, json.dumps(figures, indent=1))
     log.info("evaluated %s in %.1f s", name, time.perf_counter() - begin)
     return figures
 
@@ -111,7 +116,16 @@ def _judged(
     run: Run, engine: Engine, weights: Any, executor: Executor, held: HeldOut, samples: int, temperature: float
 ) -> list[list[Candidate]]:
     texts = completions(run, engine, weights, held.prompts, samples, temperature)
-    return execution.judge(executor, held.examples, texts, run.cfg.data.form, run.cfg.evaluate.rule)
+    return _judge(run, executor, held.examples, texts)
+
+
+def _judge(
+    run: Run, executor: Executor, examples: Sequence[Example], texts: Sequence[Sequence[str]]
+) -> list[list[Candidate]]:
+    """Every host runs its share of the queries, and learns of all."""
+    mine, cfg = hosts.share(len(examples)), run.cfg
+    judged = execution.judge(executor, examples[mine], texts[mine], cfg.data.form, cfg.evaluate.rule)
+    return [group for host in hosts.gather(judged) for group in host]
 
 
 def _figures(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from sqlr1_jax import config
 from sqlr1_jax.data import answer
@@ -106,10 +107,21 @@ def groups(prompts: Sequence[Prompt], completions: Completions) -> list[Group]:
     return [Group(prompts[p].ids[:-1], [segment(p, g) for g in range(G)]) for p in range(P)]
 
 
-def rewards(
-    run: Run, answers: Sequence[Sequence[Answer]], outcomes: Sequence[Sequence[Outcome]]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rewards [P, G, R], which completions are right [P, G], and which prompts have a gold that runs [P]."""
+class Judged(NamedTuple):
+    """What a step's completions came to, as numbers."""
+
+    rewards_PGR: npt.NDArray[np.float32]
+    correct_PG: npt.NDArray[np.bool_]
+    sound_P: npt.NDArray[np.bool_]  # the gold runs
+    outcome_PG: npt.NDArray[np.int32]  # places in sql.executor.OUTCOMES
+    length_PG: npt.NDArray[np.int32]
+    stopped_PG: npt.NDArray[np.bool_]
+
+
+def judge(
+    run: Run, completions: Completions, answers: Sequence[Sequence[Answer]], outcomes: Sequence[Sequence[Outcome]]
+) -> Judged:
+    """What each completion is paid, and all else that is counted of it."""
     cfg = run.cfg.grpo.reward
 
     def tokens(text: str) -> int:
@@ -120,23 +132,21 @@ def rewards(
         [reward.parts(said, outcome, cfg, length) for said, outcome in zip(group, results, strict=True)]
         for group, results in zip(answers, outcomes, strict=True)
     ]
-    correct = [[reward.correct(outcome, cfg) for outcome in results] for results in outcomes]
-    sound = [all(outcome.kind != "gold_error" for outcome in results) for results in outcomes]
-    return reward.stack(paid), np.asarray(correct), np.asarray(sound)
+    return Judged(
+        rewards_PGR=reward.stack(paid),
+        correct_PG=np.asarray([[reward.correct(outcome, cfg) for outcome in results] for results in outcomes]),
+        sound_P=np.asarray([all(outcome.kind != "gold_error" for outcome in results) for results in outcomes]),
+        outcome_PG=np.asarray([[OUTCOMES.index(o.kind) for o in results] for results in outcomes], np.int32),
+        length_PG=completions.length_PG,
+        stopped_PG=completions.stopped_PG,
+    )
 
 
-def measure(
-    completions: Completions,
-    outcomes: Sequence[Sequence[Outcome]],
-    rewards_PGR: np.ndarray,
-    correct_PG: np.ndarray,
-    clock: Clock,
-    executor: Executor,
-) -> dict[str, float]:
-    """The step's numbers that the host knows (docs/design.md, "Numbers on every step")."""
-    total_PG, lengths = rewards_PGR.sum(axis=-1), completions.length_PG
-    kinds = collections.Counter(outcome.kind for group in outcomes for outcome in group)
-    right, wrong = correct_PG.all(axis=1), ~correct_PG.any(axis=1)
+def measure(judged: Judged, clock: Clock, executor: Executor) -> dict[str, float]:
+    """The step's numbers that the hosts know (docs/design.md, "Numbers on every step"); times are this host's."""
+    total_PG, lengths = judged.rewards_PGR.sum(axis=-1), judged.length_PG
+    share = np.bincount(judged.outcome_PG.ravel(), minlength=len(OUTCOMES)) / lengths.size
+    right, wrong = judged.correct_PG.all(axis=1), ~judged.correct_PG.any(axis=1)
     values = {
         "reward/mean": total_PG.mean(),
         "reward/std": total_PG.std(),
@@ -145,13 +155,14 @@ def measure(
         "groups/mixed": (~right & ~wrong).mean(),
         "completion/mean_tokens": lengths.mean(),
         "completion/max_tokens": lengths.max(),
-        "completion/truncated": (~completions.stopped_PG).mean(),
+        "completion/truncated": (~judged.stopped_PG).mean(),
         "tokens": lengths.sum(),
     }
-    values |= {f"reward/{name}": rewards_PGR[..., r].mean() for r, name in enumerate(reward.PARTS)}
-    values |= {f"outcome/{kind}": kinds[kind] / lengths.size for kind in OUTCOMES if kind != "ok"}
+    values |= {f"reward/{name}": judged.rewards_PGR[..., r].mean() for r, name in enumerate(reward.PARTS)}
+    values |= {f"outcome/{kind}": share[place] for place, kind in enumerate(OUTCOMES) if kind != "ok"}
     values |= executor.stats() | clock.seconds
-    values["sql/timeouts"] = kinds["timeout"]  # as a resumed run counts them, whose executor remembers no answers
+    # As a resumed run counts them, whose executor remembers no answers.
+    values["sql/timeouts"] = (judged.outcome_PG == OUTCOMES.index("timeout")).sum()
     # SQL runs beside the packing: from the first query handed over to the last result.
     values["time/execute"] = clock.seconds["time/pack"] + clock.seconds["time/reward_wait"]
     return {name: float(value) for name, value in values.items()}

@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from sqlr1_jax import config
+from sqlr1_jax import config, hosts
 from sqlr1_jax.data import order
 from sqlr1_jax.data.packing import Layout, Rows
 from sqlr1_jax.evaluate import stage as evaluation
 from sqlr1_jax.rl import experience, rollouts
 from sqlr1_jax.rl.advantage import advantage
-from sqlr1_jax.rl.experience import Problems
+from sqlr1_jax.rl.experience import Judged, Problems
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.rollout.engine import Engine
 from sqlr1_jax.sql.executor import Executor
@@ -49,7 +49,7 @@ def run_stage(run: Run, executor: Executor) -> TrainState:
     program = Program(run.model, cfg.optimizer, cfg.steps, _layout(run, engine), cfg.sampling.temperature)
     with jax.set_mesh(run.mesh):
         first = state.create(parameters(run, ("cold_start",)), program)
-        microbatches = -(-cfg.prompts // cfg.rows.per_microbatch)
+        microbatches = -(-cfg.prompts // (cfg.rows.per_microbatch * jax.process_count()))
         longest = batch.with_length(cfg.rows, engine.prompt_tokens + cfg.samples * cfg.sampling.max_tokens)
         stage = Stage(run, executor, problems, engine, program, _reference(run, first), longest, microbatches)
         return loop.train(
@@ -63,11 +63,11 @@ def run_stage(run: Run, executor: Executor) -> TrainState:
 def take(stage: Stage, at: TrainState, step: int) -> loop.Step:
     """One step of GRPO."""
     run, cfg, clock = stage.run, stage.run.cfg.grpo, experience.Clock()
-    chosen = order.take(len(stage.problems.examples), cfg.prompts, run.cfg.seed, step)
-    examples, prompts = stage.problems.pick(chosen)
+    chosen, mine = order.take(len(stage.problems.examples), cfg.prompts, run.cfg.seed, step), hosts.share(cfg.prompts)
+    examples, prompts = stage.problems.pick(chosen[mine])
 
-    weights = stage.engine.weights(at.params)
-    completions = stage.engine.rollout(weights, [p.ids for p in prompts], cfg.samples, cfg.sampling, run.cfg.seed, step)
+    weights, asked = stage.engine.weights(at.params), [prompt.ids for prompt in prompts]
+    completions = stage.engine.rollout(weights, asked, cfg.samples, cfg.sampling, run.cfg.seed, step, mine.start)
     del weights  # the update needs their room
     clock.lap("rollout")
 
@@ -80,21 +80,28 @@ def take(stage: Stage, at: TrainState, step: int) -> loop.Step:
     outcomes = experience.gather(pending)
     clock.lap("reward_wait")
 
-    rewards_PGR, correct_PG, sound_P = experience.rewards(run, answers, outcomes)
-    key = jax.random.fold_in(jax.random.key(run.cfg.seed), step)
-    adv_PG, keep_P = jax.device_get(advantage(rewards_PGR, correct_PG, sound_P, key, cfg.advantage))
-    rows = _kept(rows, keep_P)
+    judged = experience.judge(run, completions, answers, outcomes)
+    every = hosts.rows(judged)  # some advantages are relative to the whole batch
+    adv_PG, keep_P = _advantages(stage, every, step)
+    adv_PG, rows = adv_PG[mine], _kept(rows, keep_P[mine])
     rows = rows._replace(weight=batch.place_weights(rows, cfg.aggregation, cfg.sampling.max_tokens))
     fed = batch.assemble(rows, run.mesh, cfg.rows.per_microbatch, stage.microbatches, adv_PG)
     fed = _with_logprobs(stage, at.params, fed)
     at, sums = state.update(at, fed, grpo_loss, cfg, stage.program)
     clock.lap("update")
 
-    rollouts.write(run.workdir, step + 1, examples, texts, answers, outcomes, rewards_PGR, adv_PG)
-    values = experience.measure(completions, outcomes, rewards_PGR, correct_PG, clock, stage.executor)
+    rollouts.write(run.workdir, step + 1, examples, texts, answers, outcomes, judged.rewards_PGR, adv_PG)
+    values = experience.measure(every, clock, stage.executor)
     passes = 3 + (stage.reference is not None) + (cfg.old_logprobs == "trainer")
-    values["flops"] = sampling_flops + passes * batch.forward_flops(rows, run.model)
+    values["flops"] = hosts.total(sampling_flops + passes * batch.forward_flops(rows, run.model))
     return loop.Step(at, sums, values, [example.id for example in examples])
+
+
+def _advantages(stage: Stage, judged: Judged, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Advantages [P, G] and which groups count [P], of the prompts of all hosts."""
+    cfg = stage.run.cfg
+    key = jax.random.fold_in(jax.random.key(cfg.seed), step)
+    return jax.device_get(advantage(judged.rewards_PGR, judged.correct_PG, judged.sound_P, key, cfg.grpo.advantage))
 
 
 def _kept(rows: Rows, keep_P: np.ndarray) -> Rows:

@@ -60,7 +60,7 @@ def shape(cfg: config.Model) -> qwen2.Qwen2Config:
 class Step:
     """A GRPO step as shapes with layouts: what its programs are compiled from.
 
-    Every host brings grpo.prompts prompts and feeds grpo.rows.per_microbatch rows at a time, as training does. Prompts
+    The hosts share grpo.prompts prompts and each feeds grpo.rows.per_microbatch rows at a time, as in training. Prompts
     are data.max_prompt_tokens long and completions grpo.sampling.max_tokens: the longest that the config allows.
 
     Raises:
@@ -72,8 +72,8 @@ class Step:
         grpo, S = cfg.grpo, -(-cfg.data.max_prompt_tokens // 16) * 16
         self.sampled = Layout(S, grpo.samples, grpo.sampling.max_tokens)  # a prompt and its samples
         self.layout = Layout(grpo.rows.prefix or S, grpo.samples, grpo.rows.segment or grpo.sampling.max_tokens)
-        self.prompts, self.rows = grpo.prompts * hosts, grpo.rows.per_microbatch * hosts
-        self.microbatches = -(-grpo.prompts // grpo.rows.per_microbatch)
+        self.prompts, self.rows = grpo.prompts, grpo.rows.per_microbatch * hosts
+        self.microbatches = -(-self.prompts // self.rows)
         strided = self.layout if grpo.rows.layout == "strided" else None
         self.row_tokens = self.layout.length if strided else grpo.rows.length or self.layout.length
         self.program = state.Program(self.model, grpo.optimizer, grpo.steps, strided, grpo.sampling.temperature)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from sqlr1_jax import hosts
 from sqlr1_jax.data.answer import Answer
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.rl.reward import PARTS
@@ -29,7 +31,7 @@ def write(
     rewards_PGR: np.ndarray,
     adv_PG: np.ndarray,
 ) -> None:
-    """Writes a step's completions, what running them gave and what they were paid."""
+    """Writes a step's completions, what running them gave and what they were paid, of all hosts."""
     lines = []
     for p, example in enumerate(examples):
         samples = [
@@ -47,13 +49,15 @@ def write(
         gold_rows = next((o.gold_rows for o in outcomes[p] if o.gold_rows), ())
         head = {"id": example.id, "db_id": example.db_id, "question": example.question, "gold": example.sql}
         lines.append(json.dumps(head | {"gold_rows": gold_rows, "samples": samples}, default=str) + "\n")
-    target = path(workdir, step)
-    target.parent.mkdir(exist_ok=True)
-    target.write_text("".join(lines))
+    every = hosts.gather(lines)
+    if hosts.first():
+        target = path(workdir, step)
+        target.parent.mkdir(exist_ok=True)
+        target.write_text("".join(itertools.chain.from_iterable(every)))
 
 
 def cut(workdir: Path, step: int) -> None:
     """Removes the rollouts of steps past `step`, which a resumed run makes again."""
     for file in (workdir / "rollouts").glob("step_*.jsonl"):
-        if int(file.stem.removeprefix("step_")) > step:
+        if hosts.first() and int(file.stem.removeprefix("step_")) > step:
             file.unlink()

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from sqlr1_jax import config, sharding
+from sqlr1_jax import config, hosts, sharding
 from sqlr1_jax.data import packing
 from sqlr1_jax.data.packing import Group, Layout, Rows
 from sqlr1_jax.model import flops, qwen2
@@ -62,11 +62,11 @@ def place_weights(rows: Rows, aggregation: str, constant: int = 1) -> npt.NDArra
     """
     counted = rows.weight > 0
     if aggregation == "token":
-        return (counted / max(1.0, sharding.sum_over_hosts(int(counted.sum())))).astype(np.float32)
+        return (counted / max(1.0, hosts.total(int(counted.sum())))).astype(np.float32)
     width = int(rows.sample.max(initial=0)) + 1
     name = rows.prompt.astype(np.int64) * width + rows.sample
     lengths = np.bincount(name[counted])
-    completions = max(1.0, sharding.sum_over_hosts(int(np.count_nonzero(lengths))))
+    completions = max(1.0, hosts.total(int(np.count_nonzero(lengths))))
     each = lengths[np.minimum(name, len(lengths) - 1)] if aggregation == "sample" and len(lengths) else constant
     return np.where(counted, 1.0 / (np.maximum(each, 1) * completions), 0.0).astype(np.float32)
 
@@ -103,5 +103,5 @@ def assemble(
         advantage_MBT=cut(advantage_BT),
         old_MBT=cut(rows.logprob),
         reference_MBT=cut(np.zeros(rows.tokens.shape, np.float32)),
-        count=sharding.put(np.int32(sharding.max_over_hosts(count)), mesh, ()),
+        count=sharding.put(np.int32(hosts.largest(count)), mesh, ()),
     )

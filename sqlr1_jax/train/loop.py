@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
+from sqlr1_jax import hosts
 from sqlr1_jax.model import flops
 from sqlr1_jax.train.interrupt import Interrupt, Interrupted
 from sqlr1_jax.train.metrics import Metrics
@@ -62,6 +63,7 @@ def train(
     state, done = _resume(checkpoints, state)
     rewind(done)
     every, due = run.cfg.evaluate.every, run.cfg.checkpoint.every
+    asked = False
     with Metrics(run.workdir, stage) as metrics, Interrupt() as interrupt, _bar(stage, done, steps) as bar:
         metrics.cut(done)
         writer = _Late(metrics)
@@ -69,7 +71,7 @@ def train(
             taken = take(state, step)
             state, last = taken.state, step + 1 == steps
             writer.push(step + 1, taken)
-            score, asked = None, interrupt.asked
+            score, asked = None, bool(hosts.largest(interrupt.asked))
             if evaluate and (last or (every and (step + 1) % every == 0)):
                 score = writer.timed("evaluate", evaluate, state)
                 writer.record("evaluate/ex", score)
@@ -79,7 +81,7 @@ def train(
             bar.update()
             if asked:
                 break
-        if interrupt.asked:
+        if asked:
             raise Interrupted(f"stopped after step {int(state.step)} of {stage}, saved. To go on: {_command()}")
     checkpoints.close()
     return state

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sqlr1_jax import hosts
 from sqlr1_jax.files import write_whole
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ SHOWN = (
 
 
 class Metrics:
-    """Appends to <workdir>/metrics.jsonl and tensorboard/; a context that closes both."""
+    """Appends to <workdir>/metrics.jsonl and tensorboard/ on the first host; a context that closes both."""
 
     def __init__(self, workdir: Path, stage: str):
         self._path, self._folder, self._stage = workdir / "metrics.jsonl", workdir / "tensorboard", stage
@@ -30,6 +31,8 @@ class Metrics:
 
     def cut(self, step: int) -> None:
         """Takes back what this stage wrote past `step`, so that a resumed run writes no step twice."""
+        if not hosts.first():
+            return
         kept = [line for line in read(self._path) if line["stage"] != self._stage or line["step"] <= step]
         if self._path.exists():
             write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -39,6 +42,8 @@ class Metrics:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Records one step. A value that is not finite is written as null: JSON has no name for it."""
+        if not hosts.first():
+            return
         clean = {name: value if math.isfinite(value) else None for name, value in sorted(values.items())}
         with self._path.open("a") as file:
             file.write(json.dumps({"stage": self._stage, "step": step, **clean}) + "\n")

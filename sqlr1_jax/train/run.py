@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from sqlr1_jax import config, sharding
+from sqlr1_jax import config, hosts, sharding
 from sqlr1_jax.data import example
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.prompt import Prompt, PromptRenderer
@@ -82,13 +82,8 @@ def start(cfg: config.Config, workdir: Path) -> Run:
     """Loads the tokenizer and fixes the model's shape and the mesh; reads no weights yet.
 
     Raises:
-      config.ConfigError: nothing says which model this is, or there are several hosts.
+      config.ConfigError: nothing says which model this is, or its batches do not part evenly over the hosts.
     """
-    if jax.process_count() > 1:
-        raise config.ConfigError(
-            f"this is one of {jax.process_count()} hosts, and a run takes one host's devices for now: the hosts would "
-            "sample the same prompts. Use a slice of one host (v5e up to 2x4, v6e up to 2x4)."
-        )
     mesh = sharding.make_mesh(cfg.mesh)
     folder = huggingface.resolve(cfg.model.path) if cfg.model.path else workdir / "data" / "tokenizer"
     if not folder.exists():
@@ -97,7 +92,10 @@ def start(cfg: config.Config, workdir: Path) -> Run:
             "or put 'data' in config.stages."
         )
     words = tokenizer.load(folder)
-    return Run(cfg, workdir, mesh, words, shape(cfg.model, len(words)))
+    model = shape(cfg.model, len(words))
+    log.info("mesh %s over %d hosts", dict(mesh.shape), jax.process_count())
+    hosts.check(cfg, mesh, sharding.sampling_mesh(mesh, model.num_kv_heads))
+    return Run(cfg, workdir, mesh, words, model)
 
 
 def shape(cfg: config.Model, num_tokens: int) -> qwen2.Qwen2Config:

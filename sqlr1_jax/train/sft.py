@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from sqlr1_jax import config
+from sqlr1_jax import config, hosts
 from sqlr1_jax.data import answer, order, packing
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.packing import Group, Segment
@@ -36,13 +36,14 @@ def run_stage(run: Run) -> TrainState:
     layout = batch.layout_for(groups, cfg.rows)
     rows_cfg = batch.with_length(cfg.rows, max(map(packing.size, groups)))
     program = state.Program(run.model, cfg.optimizer, cfg.steps, layout)
-    microbatches = -(-cfg.databases // cfg.rows.per_microbatch)
+    microbatches = -(-cfg.databases // (cfg.rows.per_microbatch * jax.process_count()))
     log.info("cold start: %d examples in %d groups, rows %s", len(examples), len(groups), layout or "packed")
 
     def take(at: TrainState, step: int) -> loop.Step:
         begin = time.perf_counter()
         chosen = order.take(len(groups), cfg.databases, run.cfg.seed, step)
-        rows = batch.to_rows([_numbered(groups[i], n) for n, i in enumerate(chosen)], layout, rows_cfg)
+        mine = chosen[hosts.share(len(chosen))]
+        rows = batch.to_rows([_numbered(groups[i], n) for n, i in enumerate(mine)], layout, rows_cfg)
         rows = rows._replace(weight=batch.place_weights(rows, "token"))
         fed = batch.assemble(rows, run.mesh, cfg.rows.per_microbatch, microbatches)
         packed = time.perf_counter()
@@ -50,8 +51,8 @@ def run_stage(run: Run) -> TrainState:
         values = {
             "time/pack": packed - begin,
             "time/update": time.perf_counter() - packed,
-            "tokens": float(np.count_nonzero(rows.weight)),
-            "flops": 3 * batch.forward_flops(rows, run.model),
+            "tokens": hosts.total(int(np.count_nonzero(rows.weight))),
+            "flops": hosts.total(3 * batch.forward_flops(rows, run.model)),
         }
         return loop.Step(at, sums, values, [names[i] for i in chosen])
 

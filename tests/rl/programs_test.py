@@ -109,9 +109,9 @@ def test_work_is_counted_for_all_chips(step: Step) -> None:
     assert step.update.turns == 2
 
 
-def test_two_hosts_bring_twice_as_much() -> None:
+def test_two_hosts_feed_twice_as_many_rows_at_a_time() -> None:
     double = Step(CONFIG, jax.devices()[:4], hosts=2)
-    assert (double.prompts, double.rows, double.microbatches) == (16, 8, 2)
+    assert (double.prompts, double.rows, double.microbatches) == (8, 8, 1)
 
 
 def test_without_kl_there_is_no_reference() -> None:

@@ -3,10 +3,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +12,7 @@ import small
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlr1_jax import config, sharding
+from sqlr1_jax import config, hosts, sharding
 from sqlr1_jax.data import packing
 from sqlr1_jax.data.packing import Group, Layout, Rows, Segment
 from sqlr1_jax.train import batch
@@ -83,9 +80,7 @@ def test_denominators_are_those_of_all_hosts(monkeypatch: pytest.MonkeyPatch, ag
     whole = _rows(0)
     want = batch.place_weights(whole, aggregation, 16)
     tokens, completions = int((whole.weight > 0).sum()), 12
-    monkeypatch.setattr(
-        sharding, "sum_over_hosts", lambda value: float(tokens if aggregation == "token" else completions)
-    )
+    monkeypatch.setattr(hosts, "total", lambda value: float(tokens if aggregation == "token" else completions))
     part = whole._replace(weight=whole.weight * (whole.prompt < 2))
     np.testing.assert_allclose(batch.place_weights(part, aggregation, 16), want * (whole.prompt < 2), rtol=1e-6)
     nothing = Rows(*(field[:0] for field in whole))
@@ -99,7 +94,7 @@ def test_a_host_without_rows_adds_nothing_to_the_denominator(monkeypatch: pytest
         told.append(float(value))
         return 5.0
 
-    monkeypatch.setattr(sharding, "sum_over_hosts", noted)
+    monkeypatch.setattr(hosts, "total", noted)
     nothing = Rows(*(field[:0] for field in _rows(0)))
     for aggregation in ("token", "sample", "constant"):
         batch.place_weights(nothing, aggregation)
@@ -160,18 +155,15 @@ def test_a_layout_has_a_prefix_even_where_nothing_is_shared() -> None:
 
 
 _HOST = """
-import sys, jax, numpy as np
-rank, port = int(sys.argv[1]), sys.argv[2]
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(f"localhost:{port}", 2, rank)
-import runs
+import jax, numpy as np
 import small
-from sqlr1_jax import config, sharding
+from sqlr1_jax import config, hosts, sharding
 from sqlr1_jax.data import packing
 from sqlr1_jax.train import batch
+hosts.join()
 groups = small.groups(4, 3)
 layout = packing.layout_of(groups, 8)
-rows = packing.strided(groups[2 * rank : 2 * rank + 2], layout)
+rows = packing.strided(groups[hosts.share(4)], layout)
 rows = rows._replace(weight=batch.place_weights(rows, "token"))
 fed = batch.assemble(rows, sharding.make_mesh(config.Mesh()), 1, 2)
 whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(fed.rows.tokens.sharding.mesh))
@@ -179,17 +171,9 @@ print(np.asarray(whole(fed.rows.tokens)).tolist(), "|", float(np.asarray(whole(f
 """
 
 
-def test_two_hosts_make_one_batch_of_both_their_rows() -> None:
+def test_two_hosts_make_one_batch_of_both_their_rows(tmp_path: Path) -> None:
     """Two processes, gloo between them: each microbatch holds a row of each, and weights add up to one over both."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": f"{runs.ROOT}:{runs.ROOT / 'tests'}"}
-    hosts = [
-        subprocess.Popen([sys.executable, "-c", _HOST, rank, port], env=environment, stdout=subprocess.PIPE, text=True)
-        for rank in ("0", "1")
-    ]
-    said = [host.communicate(timeout=300)[0].strip().splitlines()[-1] for host in hosts]
+    said = runs.on_hosts(tmp_path, ["-c", _HOST])
     assert said[0] == said[1]
     tokens, _, total = said[0].partition(" | ")
     groups = small.groups(4, 3)
