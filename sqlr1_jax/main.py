@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -16,7 +15,6 @@ from sqlr1_jax import config, files, hosts, memory
 from sqlr1_jax.train.interrupt import Interrupted
 
 log = logging.getLogger("sqlr1_jax")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torch is absent, which is meant
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config file, as in configs/grpo.py:smoke.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "This is one of several hosts that share a run (hosts.py).")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; a run that is there already goes on.")

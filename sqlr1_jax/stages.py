@@ -46,14 +46,17 @@ class Stages:
         """Supervised steps, and how good they left the model."""
         trained = sft.run_stage(self.run)
         if "evaluate" in self.cfg.stages:
-            evaluation.evaluate(self.run, "cold_start", trained.params, self.executor)
+            weights = f"cold_start, step {int(trained.step)}"
+            evaluation.evaluate(self.run, "cold_start", trained.params, weights, self.executor)
 
     def grpo(self) -> None:
         grpo.run_stage(self.run, self.executor)
 
     def evaluate(self) -> None:
         """The run's last weights."""
-        evaluation.evaluate(self.run, "final", runs.parameters(self.run, TRAINED), self.executor)
+        stage, step = runs.newest(self.run, TRAINED)
+        weights = f"{stage}, step {step}" if stage else self.cfg.model.path
+        evaluation.evaluate(self.run, "final", runs.parameters(self.run, TRAINED), weights, self.executor)
 
     def export(self) -> None:
         """The weights that cfg.export.step names, as a Hugging Face folder."""

@@ -76,11 +76,14 @@ def greedy_accuracy(run: Run, engine: Engine, executor: Executor, params: Any, h
     return execution.accuracy(group[0].right for group in judged)
 
 
-def evaluate(run: Run, name: str, params: Any, executor: Executor) -> dict[str, dict[str, float]]:
-    """Evaluates weights as evaluation/<name>/ and returns {set: figures}; what is there already is only read."""
+def evaluate(run: Run, name: str, params: Any, weights_of: str, executor: Executor) -> dict[str, dict[str, float]]:
+    """Evaluates weights as evaluation/<name>/ and returns {set: figures}.
+
+    `weights_of` says which weights they are, as in "grpo, step 110": figures of those very weights are only read.
+    """
     folder = run.workdir / "evaluation" / name
-    done = folder / "figures.json"
-    if done.exists():
+    done, of = folder / "figures.json", folder / "weights.txt"
+    if done.exists() and of.exists() and of.read_text() == weights_of:
         return json.loads(done.read_text())
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
@@ -108,6 +111,7 @@ def evaluate(run: Run, name: str, params: Any, executor: Executor) -> dict[str, 
             write_whole(folder / f"{kind}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
             write_whole(folder / f"{kind}.json", json.dumps(reports[kind], indent=1))
         write_whole(done, json.dumps(figures, indent=1))
+        write_whole(of, weights_of)
     log.info("evaluated %s in %.1f s", name, time.perf_counter() - begin)
     return figures
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from sqlr1_jax.config import ConfigError
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torch is absent, which is meant
 
 # Files that make up a tokenizer; an export copies those that are there.
 FILES = (

@@ -14,14 +14,20 @@ EPSILON = 1e-6  # the paper's, beside the standard deviation
 
 @functools.partial(jax.jit, static_argnames=("cfg",))
 def advantage(
-    rewards_PGR: jax.Array, correct_PG: jax.Array, sound_P: jax.Array, key: jax.Array, cfg: config.Advantage
+    rewards_PGR: jax.Array,
+    correct_PG: jax.Array,
+    sound_P: jax.Array,
+    weights_R: jax.Array,
+    key: jax.Array,
+    cfg: config.Advantage,
 ) -> tuple[jax.Array, jax.Array]:
     """Advantages [P, G] of completions, and which groups count, bool [P].
 
     Args:
-      rewards_PGR: each reward's parts.
+      rewards_PGR: each reward's parts, weighted.
       correct_PG: whether a completion's result matched.
       sound_P: False where the gold failed: the whole group counts nothing.
+      weights_R: the parts' weights, which normalising each part alone takes away and puts back.
       key: shuffles advantages where cfg.shuffled asks for that control.
       cfg: the named choice.
     """
@@ -29,7 +35,7 @@ def advantage(
     if cfg.keep == "mixed":
         keep_P &= correct_PG.any(axis=1) & ~correct_PG.all(axis=1)
     if cfg.normalise == "parts":
-        adv_PG = _normalise(rewards_PGR).sum(axis=-1)
+        adv_PG = (_normalise(rewards_PGR) * weights_R).sum(axis=-1)
         adv_PG = _over_batch(adv_PG, keep_P)
     elif cfg.normalise == "group":
         adv_PG = _normalise(rewards_PGR.sum(axis=-1, keepdims=True))[..., 0]

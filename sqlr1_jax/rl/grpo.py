@@ -12,7 +12,7 @@ from sqlr1_jax import config, hosts
 from sqlr1_jax.data import order
 from sqlr1_jax.data.packing import Layout, Rows
 from sqlr1_jax.evaluate import stage as evaluation
-from sqlr1_jax.rl import experience, rollouts
+from sqlr1_jax.rl import experience, reward, rollouts
 from sqlr1_jax.rl.advantage import advantage
 from sqlr1_jax.rl.experience import Judged, Problems
 from sqlr1_jax.rl.loss import grpo_loss
@@ -101,7 +101,8 @@ def _advantages(stage: Stage, judged: Judged, step: int) -> tuple[np.ndarray, np
     """Advantages [P, G] and which groups count [P], of the prompts of all hosts."""
     cfg = stage.run.cfg
     key = jax.random.fold_in(jax.random.key(cfg.seed), step)
-    return jax.device_get(advantage(judged.rewards_PGR, judged.correct_PG, judged.sound_P, key, cfg.grpo.advantage))
+    weights_R, (rewards_PGR, correct_PG, sound_P, *_) = reward.weights(cfg.grpo.reward), judged
+    return jax.device_get(advantage(rewards_PGR, correct_PG, sound_P, weights_R, key, cfg.grpo.advantage))
 
 
 def _kept(rows: Rows, keep_P: np.ndarray) -> Rows:

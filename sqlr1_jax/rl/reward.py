@@ -39,8 +39,12 @@ def parts(answer: Answer, outcome: Outcome, cfg: config.Reward, length: Callable
         0.0 if not ran else 3.0 if right else -3.0,
         _length(answer, length) if right else 0.0,
     )
-    weights = (cfg.format, cfg.execution, cfg.result, cfg.length)
-    return np.asarray([value * weight for value, weight in zip(values, weights, strict=True)], np.float32)
+    return np.asarray(values, np.float32) * weights(cfg)
+
+
+def weights(cfg: config.Reward) -> np.ndarray:
+    """What each part is multiplied by, float32 [R] in the order of PARTS."""
+    return np.asarray([getattr(cfg, name) for name in PARTS], np.float32)
 
 
 def _length(answer: Answer, length: Callable[[str], int]) -> float:

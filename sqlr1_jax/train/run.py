@@ -109,14 +109,21 @@ def shape(cfg: config.Model, num_tokens: int) -> qwen2.Qwen2Config:
 
 def parameters(run: Run, stages: Sequence[str]) -> Any:
     """Weights from the last of `stages` that has a checkpoint; else those the run starts from."""
+    stage, step = newest(run, stages)
+    if not stage:
+        return initial(run)
+    log.info("weights: %s at step %d", stage, step)
+    return run.checkpoints(stage).load(step, {"params": abstract(run)})["params"]
+
+
+def newest(run: Run, stages: Sequence[str]) -> tuple[str, int]:
+    """The last of `stages` that has a checkpoint, and its last step; ("", 0) where none has."""
     for stage in reversed(stages):
         if (run.workdir / "checkpoints" / stage).exists():
-            checkpoints = run.checkpoints(stage)
-            step = checkpoints.latest()
+            step = run.checkpoints(stage).latest()
             if step is not None:
-                log.info("weights: %s at step %d", stage, step)
-                return checkpoints.load(step, {"params": abstract(run)})["params"]
-    return initial(run)
+                return stage, step
+    return "", 0
 
 
 def initial(run: Run) -> Any:

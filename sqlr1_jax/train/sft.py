@@ -37,7 +37,8 @@ def run_stage(run: Run) -> TrainState:
     rows_cfg = batch.with_length(cfg.rows, max(map(packing.size, groups)))
     program = state.Program(run.model, cfg.optimizer, cfg.steps, layout)
     microbatches = -(-cfg.databases // (cfg.rows.per_microbatch * jax.process_count()))
-    log.info("cold start: %d examples in %d groups, rows %s", len(examples), len(groups), layout or "packed")
+    asked = sum(len(group.segments) for group in groups)
+    log.info("cold start: %d examples in %d groups, rows %s", asked, len(groups), layout or "packed")
 
     def take(at: TrainState, step: int) -> loop.Step:
         begin = time.perf_counter()

@@ -109,7 +109,7 @@ def test_an_evaluation_leaves_the_files_and_figures_of_the_design(
 ) -> None:
     run = _with(run, votes=2, prompts=4)
     _engine(run, monkeypatch, _script)
-    figures = evaluation.evaluate(run, "final", None, executor)
+    figures = evaluation.evaluate(run, "final", None, "grpo, step 4", executor)
     folder = run.workdir / "evaluation" / "final"
     greedy = execution.read_lines(folder / "greedy.jsonl")
     votes = execution.read_lines(folder / "vote2.jsonl")
@@ -140,22 +140,33 @@ def test_an_evaluation_that_is_there_is_only_read(
 ) -> None:
     run = _with(run, votes=1, prompts=8)
     engine: Any = _engine(run, monkeypatch, _script)
-    first = evaluation.evaluate(run, "cold_start", None, executor)
+    first = evaluation.evaluate(run, "cold_start", None, "cold_start, step 4", executor)
     asked = len(engine.asked)
     with caplog.at_level(logging.INFO):
-        assert evaluation.evaluate(run, "cold_start", None, executor) == first
+        assert evaluation.evaluate(run, "cold_start", None, "cold_start, step 4", executor) == first
     assert len(engine.asked) == asked
+
+
+def test_other_weights_are_evaluated_anew(run: Run, monkeypatch: pytest.MonkeyPatch, executor: Executor) -> None:
+    """A run that goes on with more steps has other final weights: the figures of the old ones are not theirs."""
+    run = _with(run, votes=1, prompts=8)
+    _engine(run, monkeypatch, _script)
+    first = evaluation.evaluate(run, "final", None, "grpo, step 4", executor)
+    monkeypatch.setattr(evaluation.execution, "accuracy", lambda flags: 0.125)
+    assert evaluation.evaluate(run, "final", None, "grpo, step 4", executor) == first
+    again = evaluation.evaluate(run, "final", None, "grpo, step 8", executor)
+    assert again["heldout"]["ex_greedy"] == 0.125
 
 
 def test_one_that_was_cut_short_is_made_again(run: Run, monkeypatch: pytest.MonkeyPatch, executor: Executor) -> None:
     run = _with(run, votes=1, prompts=8)
     _engine(run, monkeypatch, _script)
-    first = evaluation.evaluate(run, "final", None, executor)
+    first = evaluation.evaluate(run, "final", None, "grpo, step 4", executor)
     folder = run.workdir / "evaluation" / "final"
     lines = (folder / "greedy.jsonl").read_bytes()
     (folder / "figures.json").unlink()
     (folder / "greedy.jsonl").write_bytes(lines[:20])
-    assert evaluation.evaluate(run, "final", None, executor) == first
+    assert evaluation.evaluate(run, "final", None, "grpo, step 4", executor) == first
     assert (folder / "greedy.jsonl").read_bytes() == lines
 
 

@@ -17,6 +17,7 @@ from sqlr1_jax.rl.advantage import advantage
 from sqlr1_jax.sql.executor import Outcome
 
 KEY = jax.random.key(0)
+ONES = np.ones(4, np.float32)
 P, G, R = 5, 7, 4
 CFG = config.Advantage
 
@@ -26,7 +27,7 @@ _sound = arrays.arrays(bool, P)
 
 
 def _run(rewards: np.ndarray, correct: np.ndarray, sound: np.ndarray, cfg: config.Advantage) -> tuple:
-    return tuple(np.asarray(x) for x in advantage(rewards, correct, sound, KEY, cfg))
+    return tuple(np.asarray(x) for x in advantage(rewards, correct, sound, ONES, KEY, cfg))
 
 
 def _normalised(values: list[float]) -> list[float]:
@@ -73,6 +74,17 @@ def test_parts_are_normalised_alone_then_their_sum_over_the_batch(
     np.testing.assert_allclose(adv, want, rtol=1e-3, atol=1e-3)
 
 
+def test_weights_of_parts_outlive_their_normalisation() -> None:
+    """Two parts that disagree: what a part weighs decides whose order the advantages have."""
+    rewards = np.asarray([[[1, 0], [2, 0], [3, 0], [0, 9]]], np.float32)
+    right, sound = np.asarray([[True, False, False, False]]), np.ones(1, bool)
+    cfg = CFG(normalise="parts")
+    for weights, best in (((1.0, 0.1), 2), ((0.1, 1.0), 3)):
+        scaled = np.asarray(weights, np.float32)
+        adv, _ = advantage(rewards * scaled, right, sound, scaled, KEY, cfg)
+        assert int(np.argmax(adv[0])) == best
+
+
 @given(_rewards, st.sampled_from(["group", "none", "parts"]), st.floats(-7, 7, width=32))
 def test_completions_paid_alike_have_no_advantage_at_all(rewards: np.ndarray, normalise: str, level: float) -> None:
     """Not even rounding: 1e-7 of it over a standard deviation of 1e-7 would count in full."""
@@ -98,7 +110,7 @@ def test_shuffling_follows_its_key_and_crosses_groups() -> None:
     correct = np.arange(64).reshape(8, 8) % 2 == 0
     cfg = CFG(shuffled=True)
     one, again, other = (
-        np.asarray(advantage(rewards, correct, np.ones(8, bool), jax.random.key(k), cfg)[0]) for k in (1, 1, 2)
+        np.asarray(advantage(rewards, correct, np.ones(8, bool), ONES, jax.random.key(k), cfg)[0]) for k in (1, 1, 2)
     )
     np.testing.assert_array_equal(one, again)
     assert (one != other).mean() > 0.5

@@ -19,6 +19,13 @@ DIRECT = answer.read(answer.write("", "SELECT 1", "direct"), "direct")
 RUNNABLE = [kind for kind in OUTCOMES if kind not in ("no_sql", "bad_format", "ok")]
 
 
+def test_each_part_is_multiplied_by_its_weight() -> None:
+    cfg = config.Reward(format=0.5, execution=0.0, result=2.0, length=0.1)
+    assert reward.weights(cfg).tolist() == pytest.approx([0.5, 0.0, 2.0, 0.1])
+    plain = reward.parts(GOOD, Outcome("match"), config.Reward())
+    np.testing.assert_allclose(reward.parts(GOOD, Outcome("match"), cfg), plain * reward.weights(cfg), rtol=1e-6)
+
+
 def _by_the_table(said: Answer, kind: str) -> tuple[float, float, float, float]:
     """sql-r1.md §2, row by row."""
     if said.problem:
