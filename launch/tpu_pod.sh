@@ -2,7 +2,8 @@
 # Runs a command on every worker of a TPU slice: makes the slice unless it is there, installs this tree, streams the logs.
 #
 #   launch/tpu_pod.sh --name=sqlr1 --type=v5litepod-16 --zone=us-west4-a --bucket=gs://mine/runs -- \
-#       python -m sqlr1_jax.main --distributed --config=configs/grpo.py:7b --workdir=/runs/first --config.model.path=/runs/qwen7b
+#       python -m sqlr1_jax.main --distributed --config=configs/grpo.py:7b --workdir=/runs/first --config.mesh.tensor=4 \
+#       --config.model.path=/runs/qwen7b --config.data.train=synsql:/runs/synsql --config.data.evaluate=spider:/runs/spider
 #
 # The bucket is mounted at /runs on every worker, so that all hosts share one workdir. The run outlives this script:
 # started again with the same arguments it follows a run that is going, or goes on with the same workdir. The slice costs
@@ -140,7 +141,7 @@ VIRTUAL_ENV=$HOME/venv .local/bin/uv pip install --quiet -e "./sqlr1_jax[tpu]"'
 # 4. The folder that all workers share.
 if [[ -n $bucket ]]; then
     inside=${bucket#gs://}
-    mount=(gcsfuse --implicit-dirs)
+    mount=(gcsfuse --implicit-dirs --rename-dir-limit=200000) # a checkpoint appears by a rename
     if [[ $inside == */?* ]]; then
         mount+=("--only-dir=${inside#*/}")
     fi

@@ -1,14 +1,17 @@
 """The processes of one run, one a host: who comes first, whose share is whose, and what they tell each other.
 
-Alone, a process is the first, its share is everything and what it tells comes back. Functions that talk must be called
-by every host, in the same order.
+Alone, a process is the first, its share is everything and what it tells comes back. Telling waits for the devices. What
+tells (all from `total` down) must be called by every host, in the same order: what may differ between hosts, like
+what they find in the shared folder, is agreed on first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -16,7 +19,7 @@ from jax.sharding import Mesh
 
 from sqlr1_jax.config import Config, ConfigError
 
-Arrays = TypeVar("Arrays")
+Value = TypeVar("Value")
 
 
 def join() -> None:
@@ -27,11 +30,10 @@ def join() -> None:
     Raises:
       ConfigError: nothing says who the others are.
     """
-    count, here = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
+    many, here = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from train/interrupt.py
     try:
-        jax.distributed.initialize(
-            num_processes=int(count) if count else None, process_id=int(here) if here else None
-        )
+        jax.distributed.initialize(num_processes=int(many) if many else None, process_id=int(here) if here else None)
     except ValueError as error:
         raise ConfigError(
             f"--distributed, but nothing says who the other processes are ({error}) Set JAX_COORDINATOR_ADDRESS, "
@@ -39,15 +41,24 @@ def join() -> None:
         ) from error
 
 
+def count() -> int:
+    """How many there are."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def index() -> int:
+    """Which of them this is, from 0."""
+    return jax.process_index() if jax.distributed.is_initialized() else 0
+
+
 def first() -> bool:
     """Whether this is the host that writes what is written once."""
-    return jax.process_index() == 0
+    return index() == 0
 
 
-def share(count: int) -> slice:
-    """This host's part of `count` things that every host has a list of; the parts of all hosts follow each other."""
-    here, hosts = jax.process_index(), jax.process_count()
-    return slice(count * here // hosts, count * (here + 1) // hosts)
+def share(number: int) -> slice:
+    """This host's part of `number` things that every host has a list of; the parts of all hosts follow each other."""
+    return slice(number * index() // count(), number * (index() + 1) // count())
 
 
 def total(value: float) -> float:
@@ -60,9 +71,9 @@ def largest(value: int) -> int:
     return int(np.max(rows(np.asarray([value], np.int64))))
 
 
-def rows(arrays: Arrays) -> Arrays:
+def rows(arrays: Value) -> Value:
     """A tree of numpy arrays, each host's rows behind the rows of the hosts before it; as many on every host."""
-    if jax.process_count() == 1:
+    if count() == 1:
         return arrays
     from jax.experimental import multihost_utils
 
@@ -75,47 +86,61 @@ def rows(arrays: Arrays) -> Arrays:
     return jax.tree.map(over_devices, arrays)
 
 
-def gather(value: Any) -> list[Any]:
+def gather(value: Value) -> list[Value]:
     """What each host passes, in the hosts' order; anything that can be pickled."""
-    if jax.process_count() == 1:
+    if count() == 1:
         return [value]
     raw = np.frombuffer(pickle.dumps(value), np.uint8)
-    padded = np.zeros((1, largest(len(raw))), np.uint8)
+    length = 1 << (largest(len(raw)) - 1).bit_length()  # few lengths: each is a program of its own
+    padded = np.zeros((1, length), np.uint8)
     padded[0, : len(raw)] = raw
     return [pickle.loads(row.tobytes()) for row in rows(padded)]  # the end of a pickle is marked in it
 
 
-def wait(where: str) -> None:
-    """Returns when every host is here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+def agreed(value: Value) -> Value:
+    """What the first host passes."""
+    return gather(value)[0]
 
-        multihost_utils.sync_global_devices(where)
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Ends when every host is through; what fails on one fails on all. Nothing within may talk."""
+    mine: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        if count() == 1:
+            raise
+        mine = error
+    failed = [error for error in gather(mine) if error is not None]
+    if failed:
+        raise mine or failed[0]
 
 
 def check(cfg: Config, training: Mesh, sampling: Mesh) -> None:
-    """Each host must hold whole rows of every batch, and as many as the others.
+    """Each host must hold whole rows of every batch that cfg.stages feed, and as many as the others.
 
     Raises:
       ConfigError: a batch does not part evenly; the message names the setting.
     """
-    hosts = jax.process_count()
+    hosts = len({device.process_index for device in training.devices.flat})
     if hosts == 1:
         return
     rows = training.devices.reshape(-1, training.shape["tensor"])
     if any(len({device.process_index for device in row}) > 1 for row in rows):
         raise ConfigError(
-            f"config.mesh.tensor={training.shape['tensor']} reaches over several hosts: a row must stay on one of them."
+            f"config.mesh.tensor={training.shape['tensor']} reaches over several hosts, which have "
+            f"{training.devices.size // hosts} devices each: a row of the mesh must stay on one."
         )
     sampled = sampling.devices.reshape(-1, sampling.shape["tensor"])
-    for name, size, parts in (
-        ("cold_start.databases", cfg.cold_start.databases, hosts),
-        ("cold_start.rows.per_microbatch", cfg.cold_start.rows.per_microbatch * hosts, len(rows)),
-        ("grpo.rows.per_microbatch", cfg.grpo.rows.per_microbatch * hosts, len(rows)),
-        ("grpo.prompts", cfg.grpo.prompts, len(sampled)),
-        ("evaluate.prompts", cfg.evaluate.prompts, len(sampled)),
+    for stage, name, size, parts in (
+        ("cold_start", "cold_start.databases", cfg.cold_start.databases, hosts),
+        ("cold_start", "cold_start.rows.per_microbatch", cfg.cold_start.rows.per_microbatch * hosts, len(rows)),
+        ("grpo", "grpo.rows.per_microbatch", cfg.grpo.rows.per_microbatch * hosts, len(rows)),
+        ("grpo", "grpo.prompts", cfg.grpo.prompts, len(sampled)),
+        ("evaluate", "evaluate.prompts", cfg.evaluate.prompts, len(sampled)),
     ):
-        if size % parts:
+        if stage in cfg.stages and size % parts:
             whole = f", {size} on {hosts} hosts," if name.endswith("per_microbatch") else ""
             raise ConfigError(
                 f"config.{name} is {size // hosts if whole else size}{whole} and does not part into {parts} equal "

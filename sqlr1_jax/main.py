@@ -26,18 +26,18 @@ def run(cfg: config.Config, workdir: Path) -> None:
     Raises:
       config.ConfigError: the folder holds a run of another config, or a setting cannot work.
     """
+    with hosts.together():
+        if hosts.first():
+            claim(cfg, workdir)
+    with hosts.together():
+        if not (workdir / "config.json").exists():
+            raise config.ConfigError(f"{workdir} is not the first host's: all hosts must share one folder.")
     from sqlr1_jax import stages
 
-    if hosts.first():
-        claim(cfg, workdir)
-    hosts.wait("config.json")
-    if not (workdir / "config.json").exists():
-        raise config.ConfigError(f"{workdir} is not the folder that the first host writes: all hosts must share it.")
     with stages.Stages(cfg, workdir) as session:
         for name in cfg.stages:
             begin = time.perf_counter()
             getattr(session, name)()
-            hosts.wait(f"the end of {name}")
             session.summarise(name, time.perf_counter() - begin)
 
 

@@ -48,7 +48,12 @@ def make_mesh(cfg: config.Mesh, devices: Sequence[jax.Device] | None = None) -> 
     """
     devices = jax.devices() if devices is None else devices
     sizes = _fill([cfg.replica, cfg.fsdp, cfg.tensor], len(devices))
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=tuple(devices))
+    axis_types = (AxisType.Auto,) * len(AXES)
+    if len({device.process_index for device in devices}) > 1:
+        # By host: a row of the mesh must not reach over two, whatever would lie best on the network.
+        ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+        return Mesh(np.asarray(ordered).reshape(sizes), AXES, axis_types=axis_types)
+    return jax.make_mesh(sizes, AXES, axis_types=axis_types, devices=tuple(devices))
 
 
 def _fill(sizes: list[int], devices: int) -> tuple[int, ...]:

@@ -39,8 +39,9 @@ class Stages:
 
     def data(self) -> None:
         """The embedded data set."""
-        if hosts.first():
-            generate.generate(self.cfg.data.synth, self.cfg.seed, self.workdir / "data")
+        with hosts.together():
+            if hosts.first():
+                generate.generate(self.cfg.data.synth, self.cfg.seed, self.workdir / "data")
 
     def cold_start(self) -> None:
         """Supervised steps, and how good they left the model."""
@@ -48,15 +49,22 @@ class Stages:
         if "evaluate" in self.cfg.stages:
             weights = f"cold_start, step {int(trained.step)}"
             evaluation.evaluate(self.run, "cold_start", trained.params, weights, self.executor)
+        evaluation.forget(self.run, "final", self._weights())
 
     def grpo(self) -> None:
+        """GRPO's steps; figures of weights that they have left behind are forgotten."""
         grpo.run_stage(self.run, self.executor)
+        evaluation.forget(self.run, "final", self._weights())
 
     def evaluate(self) -> None:
         """The run's last weights."""
+        params = runs.parameters(self.run, TRAINED)
+        evaluation.evaluate(self.run, "final", params, self._weights(), self.executor)
+
+    def _weights(self) -> str:
+        """Which weights are the run's last."""
         stage, step = runs.newest(self.run, TRAINED)
-        weights = f"{stage}, step {step}" if stage else self.cfg.model.path
-        evaluation.evaluate(self.run, "final", runs.parameters(self.run, TRAINED), weights, self.executor)
+        return f"{stage}, step {step}" if stage else self.cfg.model.path
 
     def export(self) -> None:
         """The weights that cfg.export.step names, as a Hugging Face folder."""
@@ -64,9 +72,10 @@ class Stages:
 
     def summarise(self, stage: str, seconds: float) -> None:
         """Writes summary.json and report.html as far as the run has come."""
-        if hosts.first():
-            summary.write(self.workdir, self.cfg, stage, seconds)
-            report.write(self.workdir)
+        with hosts.together():
+            if hosts.first():
+                summary.write(self.workdir, self.cfg, stage, seconds)
+                report.write(self.workdir)
 
     def __enter__(self) -> Stages:
         return self
@@ -86,7 +95,7 @@ def export(run: runs.Run, folder: Path) -> None:
         checkpoints = run.checkpoints(stage)
         step = checkpoints.resolve(cfg.step)
         params, source = checkpoints.load(step, {"params": runs.abstract(run)})["params"], f"{stage}, step {step}"
-    if exported.matches(folder, run.cfg, source):
+    if hosts.agreed(exported.matches(folder, run.cfg, source)):
         return
     words = huggingface.resolve(run.cfg.model.path) if run.cfg.model.path else run.data / "tokenizer"
     huggingface.save(folder, params, run.model, words, cfg.dtype, cfg.shard_gigabytes)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from sqlr1_jax import config, hosts
+from sqlr1_jax import config, hosts, sharding
 from sqlr1_jax.train import metrics
 
 
@@ -23,18 +23,20 @@ def test_alone_a_process_is_first_and_has_everything() -> None:
     assert hosts.total(2.5) == 2.5
     assert hosts.largest(3) == 3
     assert hosts.gather("here") == ["here"]
+    assert hosts.agreed("here") == "here"
     arrays = {"x_PG": np.ones((2, 3))}
     assert hosts.rows(arrays) is arrays
-    hosts.wait("nothing")
+    with pytest.raises(KeyError), hosts.together():
+        raise KeyError
 
 
 @given(st.integers(0, 50), st.integers(1, 9))
 def test_shares_follow_each_other_and_leave_nothing_out(count: int, of: int) -> None:
     parts = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "process_count", lambda: of)
+        patch.setattr(hosts, "count", lambda: of)
         for here in range(of):
-            patch.setattr(jax, "process_index", lambda here=here: here)
+            patch.setattr(hosts, "index", lambda here=here: here)
             parts.append([*range(count)][hosts.share(count)])
     assert [one for part in parts for one in part] == [*range(count)]
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
@@ -55,7 +57,17 @@ import json, numpy as np
 from sqlr1_jax import hosts
 hosts.join()
 rank = 0 if hosts.first() else 1
-hosts.wait("here")
+failures = []
+for failing in ([], [1], [0, 1]):
+    try:
+        with hosts.together():
+            if rank in failing:
+                raise KeyError(rank)
+        failures.append(None)
+    except KeyError as error:
+        failures.append(error.args[0])
+assert failures == [None, 1, rank], failures
+assert hosts.agreed(rank) == 0
 rows = hosts.rows({"a_PG": np.full((2, 3), rank, np.int64) + 2**40, "b_P": np.asarray([rank == 1, True])})
 print(json.dumps([hosts.total(0.5 + rank), hosts.largest(5 - rank), hosts.gather({"host": rank, "x": "y" * rank}),
                   rows["a_PG"].tolist(), rows["b_P"].tolist(), str(rows["a_PG"].dtype)]))
@@ -73,41 +85,99 @@ def test_two_processes_tell_each_other(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def _mesh(tensor: int, rows: int = 4) -> Any:
-    """Meshes of four devices a row, two hosts: rows belong to them in turn halves."""
-    devices = np.asarray([SimpleNamespace(process_index=i * 2 // (rows * tensor)) for i in range(rows * tensor)])
-    shape = {"replica": 1, "fsdp": rows, "tensor": tensor}
-    return SimpleNamespace(devices=devices.reshape(1, rows, tensor), shape=shape)
+def _mesh(tensor: int, tiles: bool = False) -> Any:
+    """A mesh of two hosts with four devices each, as make_mesh arranges them; `tiles`: ids take turns by pairs."""
+    made = [SimpleNamespace(id=i, process_index=(i // 2) % 2 if tiles else i // 4) for i in range(8)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "Mesh", lambda devices, axes, axis_types: SimpleNamespace(
+            devices=devices, shape=dict(zip(axes, devices.shape, strict=True))))  # fmt: skip
+        return sharding.make_mesh(config.Mesh(tensor=tensor), made)  # type: ignore[arg-type]
+
+
+FITS = {"stages": ("cold_start", "grpo", "evaluate"), "grpo__prompts": 16, "evaluate__prompts": 8,
+        "cold_start__databases": 4, "grpo__rows__per_microbatch": 4, "cold_start__rows__per_microbatch": 4}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("changed", "key"),
     [
-        ({"grpo__prompts": 6}, "grpo.prompts"),
+        ({"grpo__prompts": 12}, "grpo.prompts"),
         ({"evaluate__prompts": 10}, "evaluate.prompts"),
-        ({"grpo__rows__per_microbatch": 1}, "grpo.rows.per_microbatch"),
+        ({"grpo__rows__per_microbatch": 2}, "grpo.rows.per_microbatch"),
         ({"cold_start__rows__per_microbatch": 3}, "cold_start.rows.per_microbatch"),
         ({"cold_start__databases": 3}, "cold_start.databases"),
     ],
 )
-def test_a_batch_that_does_not_part_evenly_is_refused(
-    monkeypatch: pytest.MonkeyPatch, changed: dict[str, int], key: str
-) -> None:
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    fits = {"grpo__prompts": 8, "evaluate__prompts": 8, "cold_start__databases": 4}
-    hosts.check(runs.settings(**fits), _mesh(1), _mesh(1))
+def test_a_batch_that_does_not_part_evenly_is_refused(changed: dict[str, int], key: str) -> None:
+    hosts.check(runs.settings(**FITS), _mesh(1), _mesh(1))
     with pytest.raises(config.ConfigError, match=f"config.{key} "):
-        hosts.check(runs.settings(**fits | changed), _mesh(1), _mesh(1))
+        hosts.check(runs.settings(**FITS | changed), _mesh(1), _mesh(1))
+    left_out = tuple(stage for stage in FITS["stages"] if not key.startswith(stage))
+    hosts.check(runs.settings(**FITS | changed | {"stages": left_out}), _mesh(1), _mesh(1))
 
 
-def test_a_row_must_stay_on_one_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(config.ConfigError, match=r"config\.mesh\.tensor"):
-        hosts.check(runs.settings(mesh__tensor=4), _mesh(4, rows=1), _mesh(4, rows=1))
+@pytest.mark.parametrize("tiles", [False, True])
+def test_a_row_stays_on_one_host_however_their_devices_are_numbered(tiles: bool) -> None:
+    hosts.check(runs.settings(**FITS), _mesh(4, tiles), _mesh(4, tiles))
+    with pytest.raises(config.ConfigError, match=r"config\.mesh\.tensor=8"):
+        hosts.check(runs.settings(**FITS), _mesh(8, tiles), _mesh(8, tiles))
+
+
+_STEP = """
+import dataclasses, json, sys
+from pathlib import Path
+sys.path.insert(0, "tests/rl")
+import grpo_test
+import runs
+from sqlr1_jax import config, hosts
+from sqlr1_jax.data import answer, order
+from sqlr1_jax.rl import experience, rollouts
+from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.train import run as training
+home, workdir, rows = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+if rows == 1:
+    hosts.join()
+bare = training.start(runs.settings(model__path=str(home / "model"), grpo__prompts=4), workdir)
+problems = experience.load_problems(bare)
+place = {problems.examples[i].id: p for p, i in enumerate(order.take(len(problems.examples), 4, bare.cfg.seed, 0))}
+
+def say(example, g):
+    right = place.get(example.id, 9) + g < 2
+    return answer.write("tables" * (g + 1), example.sql if right else "SELECT 'wrong'", "reasoning")
+
+found = []
+with Executor(config.Execute(workers=1)) as pool:
+    for cfg in (config.Advantage(), config.Advantage(normalise="parts"), config.Advantage(shuffled=True)):
+        rows_cfg = config.Rows(per_microbatch=rows)
+        run = grpo_test._with(bare, samples=3, advantage=cfg, rows=rows_cfg, old_logprobs="trainer")
+        taken, _ = grpo_test._step(grpo_test._stage(run, pool, say))
+        values = grpo_test._values(taken)
+        lines = [json.loads(line) for line in rollouts.path(workdir, 1).open()] if hosts.first() else []
+        advantages = [[sample["advantage"] for sample in line["samples"]] for line in lines]
+        names = "loss", "grad_norm", "groups/mixed", "outcome/match", "reward/std", "tokens"
+        found.append([[values[name] for name in names], taken.items, hosts.agreed(advantages)])
+print(json.dumps(found))
+"""
+
+
+def test_two_hosts_take_the_step_of_one(home: Path, tmp_path: Path) -> None:
+    """The first host has the mixed groups and the other's are all filtered; advantages follow the whole batch."""
+    for name in ("one", "two"):
+        runs.begin(home, tmp_path / name)
+    alone = runs.execute(home, ["-c", _STEP, str(home), str(tmp_path / "one"), "2"]).stdout.strip().rpartition("\n")[2]
+    said = runs.on_hosts(home, ["-c", _STEP, str(home), str(tmp_path / "two"), "1"])
+    assert said[0] == said[1]
+    for one, two in zip(json.loads(alone), json.loads(said[0]), strict=True):
+        (values, items, advantages), (our_values, our_items, our_advantages) = one, two
+        assert our_items == items
+        assert our_values == pytest.approx(values, rel=1e-4)
+        np.testing.assert_allclose(our_advantages, advantages, rtol=1e-5)
+        assert np.abs(advantages[:2]).max(axis=1).min() > 0.1
+        assert not np.any(advantages[2:])
 
 
 def test_two_hosts_make_the_run_of_one(home: Path, finished: Path, tmp_path: Path) -> None:
-    """The same questions, samples, outcomes and advantages; numbers and weights but for the order of sums."""
+    """The same questions, samples and outcomes from end to end; numbers and weights but for the order of sums."""
     workdir = runs.begin(home, tmp_path / "run")
     halved = {"grpo__rows__per_microbatch": 1, "cold_start__rows__per_microbatch": 1}
     runs.on_hosts(home, ["-m", "sqlr1_jax.main", "--distributed", *runs.flags(home, workdir, **halved)])
@@ -122,9 +192,12 @@ def test_two_hosts_make_the_run_of_one(home: Path, finished: Path, tmp_path: Pat
         ours, theirs = ([json.loads(text) for text in (folder / name).open()] for folder in (workdir, finished))
         for one, other in zip(ours, theirs, strict=True):
             assert one["id"] == other["id"]
-            assert [sample["text"] for sample in one["samples"]] == [sample["text"] for sample in other["samples"]]
+            for name in ("text", "outcome", "reward"):
+                assert [sample[name] for sample in one["samples"]] == [sample[name] for sample in other["samples"]]
     weights = [load_file(folder / "export" / "model.safetensors") for folder in (workdir, finished)]
     for name, values in weights[1].items():
         np.testing.assert_allclose(weights[0][name], values, rtol=1e-3, atol=1e-4, err_msg=name)
+    kept = "evaluation/final/greedy.jsonl", "evaluation/final/vote2.jsonl"
+    assert all((workdir / name).read_text() == (finished / name).read_text() for name in kept)
     figures = [json.loads((folder / "summary.json").read_text())["final"] for folder in (workdir, finished)]
     assert figures[0] == figures[1]

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,15 @@ def on_hosts(home: Path, command: Sequence[str], hosts: int = 2) -> list[str]:
         )
         for rank in range(hosts)
     ]  # fmt: skip
-    said = [process.communicate(timeout=550)[0] for process in processes]
-    for process, text in zip(processes, said, strict=True):
-        assert process.returncode == 0, text[-4000:]
-    return [text.strip().rpartition("\n")[2] for text in said]
+    with ThreadPoolExecutor(hosts) as threads:  # a full pipe would stop the one that is not read
+        waiting = [threads.submit(process.communicate, timeout=550) for process in processes]
+        for done in as_completed(waiting):
+            text = done.result()[0]
+            if processes[waiting.index(done)].returncode:
+                for process in processes:
+                    process.kill()  # those that wait for it
+                raise AssertionError(text[-4000:])
+    return [done.result()[0].strip().rpartition("\n")[2] for done in waiting]
 
 
 def begin(home: Path, workdir: Path) -> Path:

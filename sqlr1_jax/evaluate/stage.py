@@ -25,6 +25,7 @@ from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train.run import Run
 
 log = logging.getLogger(__name__)
+WEIGHTS = "weights.txt"  # of an evaluation's folder: which weights its figures are of
 EVALUATION_STEP = -1 % 2**31  # the step in the sampling keys of evaluations: none of training's
 
 
@@ -81,10 +82,12 @@ def evaluate(run: Run, name: str, params: Any, weights_of: str, executor: Execut
 
     `weights_of` says which weights they are, as in "grpo, step 110": figures of those very weights are only read.
     """
+    forget(run, name, weights_of)
     folder = run.workdir / "evaluation" / name
-    done, of = folder / "figures.json", folder / "weights.txt"
-    if done.exists() and of.exists() and of.read_text() == weights_of:
-        return json.loads(done.read_text())
+    done = folder / "figures.json"
+    there = hosts.agreed(json.loads(done.read_text()) if done.exists() else None)
+    if there is not None:
+        return there
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     sets = held_out(run)
@@ -110,10 +113,19 @@ def evaluate(run: Run, name: str, params: Any, weights_of: str, executor: Execut
         for kind, lines in zip(reports, (greedy_lines, vote_lines), strict=True):
             write_whole(folder / f"{kind}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
             write_whole(folder / f"{kind}.json", json.dumps(reports[kind], indent=1))
+        write_whole(folder / WEIGHTS, weights_of)
         write_whole(done, json.dumps(figures, indent=1))
-        write_whole(of, weights_of)
     log.info("evaluated %s in %.1f s", name, time.perf_counter() - begin)
     return figures
+
+
+def forget(run: Run, name: str, weights_of: str) -> None:
+    """Removes the figures of evaluation/<name>/ where they are of other weights."""
+    folder = run.workdir / "evaluation" / name
+    with hosts.together():
+        of = folder / WEIGHTS
+        if hosts.first() and not (of.exists() and of.read_text() == weights_of):
+            (folder / "figures.json").unlink(missing_ok=True)
 
 
 def _judged(

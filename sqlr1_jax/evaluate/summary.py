@@ -14,12 +14,11 @@ from sqlr1_jax.files import write_whole
 def write(workdir: Path, cfg: Config, stage: str, seconds: float) -> None:
     """Adds a stage's seconds and brings the figures up to date."""
     path = workdir / "summary.json"
-    summary: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    times = summary.get("seconds", {})
+    times = json.loads(path.read_text())["seconds"] if path.exists() else {}
     # A stage that was resumed adds up; one that found its work done adds next to nothing.
     times[stage] = round(times.get(stage, 0.0) + seconds, 3)
     times["total"] = round(sum(value for name, value in times.items() if name != "total"), 3)
-    summary["seconds"] = times
+    summary: dict[str, Any] = {"seconds": times}
     for name in ("cold_start", "final"):
         figures = workdir / "evaluation" / name / "figures.json"
         if figures.exists():

@@ -27,7 +27,7 @@ def advantage(
       rewards_PGR: each reward's parts, weighted.
       correct_PG: whether a completion's result matched.
       sound_P: False where the gold failed: the whole group counts nothing.
-      weights_R: the parts' weights, which normalising each part alone takes away and puts back.
+      weights_R: the parts' weights, whose sizes normalising each part alone would take away.
       key: shuffles advantages where cfg.shuffled asks for that control.
       cfg: the named choice.
     """
@@ -35,7 +35,7 @@ def advantage(
     if cfg.keep == "mixed":
         keep_P &= correct_PG.any(axis=1) & ~correct_PG.all(axis=1)
     if cfg.normalise == "parts":
-        adv_PG = (_normalise(rewards_PGR) * weights_R).sum(axis=-1)
+        adv_PG = (_normalise(rewards_PGR) * jnp.abs(weights_R)[None, None]).sum(axis=-1)
         adv_PG = _over_batch(adv_PG, keep_P)
     elif cfg.normalise == "group":
         adv_PG = _normalise(rewards_PGR.sum(axis=-1, keepdims=True))[..., 0]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sqlr1_jax import config
+from sqlr1_jax import config, hosts
 from sqlr1_jax.data import answer
 from sqlr1_jax.data.answer import Answer
 from sqlr1_jax.data.example import Example
@@ -143,7 +143,10 @@ def judge(
 
 
 def measure(judged: Judged, clock: Clock, executor: Executor) -> dict[str, float]:
-    """The step's numbers that the hosts know (docs/design.md, "Numbers on every step"); times are this host's."""
+    """The step's numbers that the hosts know (docs/design.md, "Numbers on every step"); times are this host's.
+
+    Of the executors' numbers counts add up over the hosts, and milliseconds are the slowest host's.
+    """
     total_PG, lengths = judged.rewards_PGR.sum(axis=-1), judged.length_PG
     share = np.bincount(judged.outcome_PG.ravel(), minlength=len(OUTCOMES)) / lengths.size
     right, wrong = judged.correct_PG.all(axis=1), ~judged.correct_PG.any(axis=1)
@@ -160,7 +163,9 @@ def measure(judged: Judged, clock: Clock, executor: Executor) -> dict[str, float
     }
     values |= {f"reward/{name}": judged.rewards_PGR[..., r].mean() for r, name in enumerate(reward.PARTS)}
     values |= {f"outcome/{kind}": share[place] for place, kind in enumerate(OUTCOMES) if kind != "ok"}
-    values |= executor.stats() | clock.seconds
+    told = hosts.gather(executor.stats())
+    values |= {name: (max if name.endswith("_ms") else sum)(one[name] for one in told) for name in told[0]}
+    values |= clock.seconds
     # As a resumed run counts them, whose executor remembers no answers.
     values["sql/timeouts"] = (judged.outcome_PG == OUTCOMES.index("timeout")).sum()
     # SQL runs beside the packing: from the first query handed over to the last result.

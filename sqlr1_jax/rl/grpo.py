@@ -49,7 +49,7 @@ def run_stage(run: Run, executor: Executor) -> TrainState:
     program = Program(run.model, cfg.optimizer, cfg.steps, _layout(run, engine), cfg.sampling.temperature)
     with jax.set_mesh(run.mesh):
         first = state.create(parameters(run, ("cold_start",)), program)
-        microbatches = -(-cfg.prompts // (cfg.rows.per_microbatch * jax.process_count()))
+        microbatches = -(-cfg.prompts // (cfg.rows.per_microbatch * hosts.count()))
         longest = batch.with_length(cfg.rows, engine.prompt_tokens + cfg.samples * cfg.sampling.max_tokens)
         stage = Stage(run, executor, problems, engine, program, _reference(run, first), longest, microbatches)
         return loop.train(
@@ -71,17 +71,17 @@ def take(stage: Stage, at: TrainState, step: int) -> loop.Step:
     del weights  # the update needs their room
     clock.lap("rollout")
 
-    answers, texts = experience.read_answers(run, completions)
-    pending = experience.submit(stage.executor, examples, answers, cfg.reward.rule)
-    groups = experience.groups(prompts, completions)
-    rows = batch.to_rows(groups, stage.program.layout, stage.rows)
-    sampling_flops = batch.forward_flops(rows, run.model)
-    clock.lap("pack")
-    outcomes = experience.gather(pending)
+    with hosts.together():
+        answers, texts = experience.read_answers(run, completions)
+        pending = experience.submit(stage.executor, examples, answers, cfg.reward.rule)
+        rows = batch.to_rows(experience.groups(prompts, completions), stage.program.layout, stage.rows)
+        sampling_flops = batch.forward_flops(rows, run.model)
+        clock.lap("pack")
+        outcomes = experience.gather(pending)
+        judged = experience.judge(run, completions, answers, outcomes)
+    every = hosts.rows(judged)  # some advantages are relative to the whole batch
     clock.lap("reward_wait")
 
-    judged = experience.judge(run, completions, answers, outcomes)
-    every = hosts.rows(judged)  # some advantages are relative to the whole batch
     adv_PG, keep_P = _advantages(stage, every, step)
     adv_PG, rows = adv_PG[mine], _kept(rows, keep_P[mine])
     rows = rows._replace(weight=batch.place_weights(rows, cfg.aggregation, cfg.sampling.max_tokens))
@@ -94,7 +94,7 @@ def take(stage: Stage, at: TrainState, step: int) -> loop.Step:
     values = experience.measure(every, clock, stage.executor)
     passes = 3 + (stage.reference is not None) + (cfg.old_logprobs == "trainer")
     values["flops"] = hosts.total(sampling_flops + passes * batch.forward_flops(rows, run.model))
-    return loop.Step(at, sums, values, [example.id for example in examples])
+    return loop.Step(at, sums, values, [stage.problems.examples[i].id for i in chosen])
 
 
 def _advantages(stage: Stage, judged: Judged, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -134,6 +134,6 @@ def _reference(run: Run, first: TrainState) -> Any:
     if not run.cfg.grpo.kl:
         return None
     checkpoints = run.checkpoints(STAGE)
-    if 0 in checkpoints.steps():
+    if hosts.agreed(0 in checkpoints.steps()):
         return checkpoints.load(0, {"params": abstract(run)})["params"]
     return jax.tree.map(lambda leaf: leaf.copy(), first.params)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from sqlr1_jax import config, sharding
 from sqlr1_jax.data.packing import Layout, Rows
+from sqlr1_jax.hosts import check
 from sqlr1_jax.model import flops, qwen2
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.rollout import decode
@@ -64,7 +65,7 @@ class Step:
     are data.max_prompt_tokens long and completions grpo.sampling.max_tokens: the longest that the config allows.
 
     Raises:
-      config.ConfigError: the mesh does not suit the devices.
+      config.ConfigError: the mesh does not suit the devices, or a batch the hosts.
     """
 
     def __init__(self, cfg: config.Config, devices: Sequence[jax.Device], hosts: int):
@@ -78,6 +79,7 @@ class Step:
         self.row_tokens = self.layout.length if strided else grpo.rows.length or self.layout.length
         self.program = state.Program(self.model, grpo.optimizer, grpo.steps, strided, grpo.sampling.temperature)
         sampling_mesh = sharding.sampling_mesh(self.mesh, self.model.num_kv_heads)
+        check(cfg, self.mesh, sampling_mesh)
         self.engine = Engine(self.model, sampling_mesh, STOP, S)
         self.params = _weights(self.model, self.mesh, sharding.TRAIN_RULES, self.model.param_dtype)
         self.sampler = _weights(self.model, sampling_mesh, sharding.SAMPLE_RULES, self.model.dtype)

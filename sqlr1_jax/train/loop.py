@@ -63,8 +63,8 @@ def train(
     state, done = _resume(checkpoints, state)
     rewind(done)
     every, due = run.cfg.evaluate.every, run.cfg.checkpoint.every
-    asked = False
-    with Metrics(run.workdir, stage) as metrics, Interrupt() as interrupt, _bar(stage, done, steps) as bar:
+    metrics = Metrics(run.workdir, stage, hosts.first())
+    with metrics, Interrupt() as interrupt, _bar(stage, done, steps) as bar:
         metrics.cut(done)
         writer = _Late(metrics)
         for step in range(done, steps):
@@ -81,7 +81,7 @@ def train(
             bar.update()
             if asked:
                 break
-        if asked:
+        if hosts.largest(interrupt.asked):
             raise Interrupted(f"stopped after step {int(state.step)} of {stage}, saved. To go on: {_command()}")
     checkpoints.close()
     return state
@@ -96,7 +96,7 @@ def _bar(stage: str, done: int, steps: int) -> tqdm:
 
 
 def _resume(checkpoints: Any, state: TrainState) -> tuple[TrainState, int]:
-    step = checkpoints.latest()
+    step = hosts.agreed(checkpoints.latest())
     if step is None:
         _save(checkpoints, state, None)
         return state, 0
@@ -112,7 +112,7 @@ def _save(checkpoints: Any, state: TrainState, score: float | None) -> None:
 
 
 class _Late:
-    """Holds each step's sums until the next step is on its way, so that reading them never waits for the device.
+    """Holds each step's sums until the next step is on its way, so that reading them does not wait for the device.
 
     A step's line is written before its checkpoint: a run killed between the two goes back further and writes the line
     again, where the other order would leave it out. So a checkpoint's seconds stand in the line of the step after it.

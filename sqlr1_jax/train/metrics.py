@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sqlr1_jax import hosts
 from sqlr1_jax.files import write_whole
 
 log = logging.getLogger(__name__)
@@ -23,15 +22,16 @@ SHOWN = (
 
 
 class Metrics:
-    """Appends to <workdir>/metrics.jsonl and tensorboard/ on the first host; a context that closes both."""
+    """Appends to <workdir>/metrics.jsonl and tensorboard/, unless it `writes` nothing; a context that closes both."""
 
-    def __init__(self, workdir: Path, stage: str):
+    def __init__(self, workdir: Path, stage: str, writes: bool = True):
         self._path, self._folder, self._stage = workdir / "metrics.jsonl", workdir / "tensorboard", stage
+        self._writes = writes
         self._writer: Any = None
 
     def cut(self, step: int) -> None:
         """Takes back what this stage wrote past `step`, so that a resumed run writes no step twice."""
-        if not hosts.first():
+        if not self._writes:
             return
         kept = [line for line in read(self._path) if line["stage"] != self._stage or line["step"] <= step]
         if self._path.exists():
@@ -42,7 +42,7 @@ class Metrics:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Records one step. A value that is not finite is written as null: JSON has no name for it."""
-        if not hosts.first():
+        if not self._writes:
             return
         clean = {name: value if math.isfinite(value) else None for name, value in sorted(values.items())}
         with self._path.open("a") as file:

@@ -84,6 +84,8 @@ def start(cfg: config.Config, workdir: Path) -> Run:
     Raises:
       config.ConfigError: nothing says which model this is, or its batches do not part evenly over the hosts.
     """
+    if jax.process_count() > hosts.count():
+        raise config.ConfigError(f"this is one of {jax.process_count()} hosts: start it on each, with --distributed.")
     mesh = sharding.make_mesh(cfg.mesh)
     folder = huggingface.resolve(cfg.model.path) if cfg.model.path else workdir / "data" / "tokenizer"
     if not folder.exists():
@@ -93,7 +95,7 @@ def start(cfg: config.Config, workdir: Path) -> Run:
         )
     words = tokenizer.load(folder)
     model = shape(cfg.model, len(words))
-    log.info("mesh %s over %d hosts", dict(mesh.shape), jax.process_count())
+    log.info("mesh %s over %d hosts", dict(mesh.shape), hosts.count())
     hosts.check(cfg, mesh, sharding.sampling_mesh(mesh, model.num_kv_heads))
     return Run(cfg, workdir, mesh, words, model)
 
@@ -118,12 +120,9 @@ def parameters(run: Run, stages: Sequence[str]) -> Any:
 
 def newest(run: Run, stages: Sequence[str]) -> tuple[str, int]:
     """The last of `stages` that has a checkpoint, and its last step; ("", 0) where none has."""
-    for stage in reversed(stages):
-        if (run.workdir / "checkpoints" / stage).exists():
-            step = run.checkpoints(stage).latest()
-            if step is not None:
-                return stage, step
-    return "", 0
+    there = [stage for stage in stages if (run.workdir / "checkpoints" / stage).exists()]
+    steps = [(stage, step) for stage in there if (step := run.checkpoints(stage).latest()) is not None]
+    return hosts.agreed(steps[-1] if steps else ("", 0))
 
 
 def initial(run: Run) -> Any:

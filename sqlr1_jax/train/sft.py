@@ -36,7 +36,7 @@ def run_stage(run: Run) -> TrainState:
     layout = batch.layout_for(groups, cfg.rows)
     rows_cfg = batch.with_length(cfg.rows, max(map(packing.size, groups)))
     program = state.Program(run.model, cfg.optimizer, cfg.steps, layout)
-    microbatches = -(-cfg.databases // (cfg.rows.per_microbatch * jax.process_count()))
+    microbatches = -(-cfg.databases // (cfg.rows.per_microbatch * hosts.count()))
     asked = sum(len(group.segments) for group in groups)
     log.info("cold start: %d examples in %d groups, rows %s", asked, len(groups), layout or "packed")
 
@@ -47,14 +47,12 @@ def run_stage(run: Run) -> TrainState:
         rows = batch.to_rows([_numbered(groups[i], n) for n, i in enumerate(mine)], layout, rows_cfg)
         rows = rows._replace(weight=batch.place_weights(rows, "token"))
         fed = batch.assemble(rows, run.mesh, cfg.rows.per_microbatch, microbatches)
+        # Told before the update is on its way, for which all that is told after it waits.
+        tokens = hosts.total(int(np.count_nonzero(rows.weight)))
+        values = {"tokens": tokens, "flops": hosts.total(3 * batch.forward_flops(rows, run.model))}
         packed = time.perf_counter()
         at, sums = state.update(at, fed, sft_loss, None, program)
-        values = {
-            "time/pack": packed - begin,
-            "time/update": time.perf_counter() - packed,
-            "tokens": hosts.total(int(np.count_nonzero(rows.weight))),
-            "flops": hosts.total(3 * batch.forward_flops(rows, run.model)),
-        }
+        values |= {"time/pack": packed - begin, "time/update": time.perf_counter() - packed}
         return loop.Step(at, sums, values, [names[i] for i in chosen])
 
     with jax.set_mesh(run.mesh):

@@ -156,6 +156,11 @@ def test_other_weights_are_evaluated_anew(run: Run, monkeypatch: pytest.MonkeyPa
     assert evaluation.evaluate(run, "final", None, "grpo, step 4", executor) == first
     again = evaluation.evaluate(run, "final", None, "grpo, step 8", executor)
     assert again["heldout"]["ex_greedy"] == 0.125
+    done = run.workdir / "evaluation" / "final" / "figures.json"
+    evaluation.forget(run, "final", "grpo, step 8")
+    assert done.exists()
+    evaluation.forget(run, "final", "grpo, step 12")
+    assert not done.exists()
 
 
 def test_one_that_was_cut_short_is_made_again(run: Run, monkeypatch: pytest.MonkeyPatch, executor: Executor) -> None:

@@ -154,7 +154,8 @@ def test_a_run_that_is_going_is_followed(cloud: Cloud) -> None:
 
 def test_a_bucket_is_mounted_on_every_worker(cloud: Cloud) -> None:
     done = cloud.launch(*SLICE, "--bucket=gs://mine/some runs/a", "--dry-run", "--", "true")
-    assert "mountpoint -q /runs || gcsfuse --implicit-dirs '\\''--only-dir=some runs/a'\\'' mine /runs'" in done.stdout
+    mount = "gcsfuse --implicit-dirs --rename-dir-limit=200000 '\\''--only-dir=some runs/a'\\'' mine /runs"
+    assert f"mountpoint -q /runs || {mount}'" in done.stdout
 
 
 @pytest.mark.parametrize(

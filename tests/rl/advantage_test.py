@@ -79,7 +79,7 @@ def test_weights_of_parts_outlive_their_normalisation() -> None:
     rewards = np.asarray([[[1, 0], [2, 0], [3, 0], [0, 9]]], np.float32)
     right, sound = np.asarray([[True, False, False, False]]), np.ones(1, bool)
     cfg = CFG(normalise="parts")
-    for weights, best in (((1.0, 0.1), 2), ((0.1, 1.0), 3)):
+    for weights, best in (((1.0, 0.1), 2), ((0.1, 1.0), 3), ((-1.0, 0.1), 3), ((-0.1, -1.0), 0)):
         scaled = np.asarray(weights, np.float32)
         adv, _ = advantage(rewards * scaled, right, sound, scaled, KEY, cfg)
         assert int(np.argmax(adv[0])) == best

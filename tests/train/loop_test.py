@@ -218,6 +218,18 @@ def test_a_signal_finishes_the_step_saves_it_and_tells_how_to_go_on(
     assert [line["step"] for line in _lines(run)] == [1, 2, 3, 4, 5]
 
 
+def test_a_signal_while_the_last_step_is_evaluated_is_heard(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+
+    def evaluate(_: Any) -> float:
+        signal.raise_signal(signal.SIGINT)
+        return 0.5
+
+    with pytest.raises(Interrupted, match=f"after step 2 of {STAGE}"):
+        _train(run, 2, evaluate=evaluate)
+    assert run.checkpoints(STAGE).latest() == 2
+
+
 def test_other_stages_keep_their_lines(tmp_path: Path) -> None:
     earlier = {"stage": "earlier", "step": 9, "loss": 1.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(earlier) + "\n")

@@ -136,6 +136,12 @@ def test_a_model_that_cannot_be_had_is_an_error_with_a_fix(
     assert "\n" not in str(error.value)
 
 
+def test_one_of_several_hosts_must_be_told_so(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(config.ConfigError, match=r"one of 4 hosts.*--distributed"):
+        runs.start(whole.settings(model__path=str(home / "model")), tmp_path)
+
+
 def test_a_mesh_that_does_not_fit_the_devices_is_told_at_once(home: Path, tmp_path: Path) -> None:
     with pytest.raises(config.ConfigError, match=r"config\.mesh"):
         runs.start(whole.settings(model__path=str(home / "model"), mesh__tensor=3), tmp_path)
