@@ -128,12 +128,13 @@ import dataclasses, json, sys
 from pathlib import Path
 sys.path.insert(0, "tests/rl")
 import grpo_test
+import jax
 import runs
 from sqlr1_jax import config, hosts
 from sqlr1_jax.data import answer, order
-from sqlr1_jax.rl import experience, rollouts
+from sqlr1_jax.rl import experience, grpo, rollouts
 from sqlr1_jax.sql.executor import Executor
-from sqlr1_jax.train import run as training
+from sqlr1_jax.train import run as training, state
 home, workdir, rows = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 if rows == 1:
     hosts.join()
@@ -150,7 +151,9 @@ with Executor(config.Execute(workers=1)) as pool:
     for cfg in (config.Advantage(), config.Advantage(normalise="parts"), config.Advantage(shuffled=True)):
         rows_cfg = config.Rows(per_microbatch=rows)
         run = grpo_test._with(bare, samples=3, advantage=cfg, rows=rows_cfg, old_logprobs="trainer")
-        taken, _ = grpo_test._step(grpo_test._stage(run, pool, say))
+        stage = grpo_test._stage(run, pool, say)
+        with jax.set_mesh(run.mesh):
+            taken = grpo.take(stage, state.create(training.initial(run), stage.program), 0)
         values = grpo_test._values(taken)
         lines = [json.loads(line) for line in rollouts.path(workdir, 1).open()] if hosts.first() else []
         advantages = [[sample["advantage"] for sample in line["samples"]] for line in lines]
