@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -55,14 +56,14 @@ def test_every_name_that_a_config_may_list_is_a_stage() -> None:
 def test_the_cold_start_is_evaluated_where_evaluation_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: tuple[str, ...]
 ) -> None:
-    told: list[str] = []
-    trained = state.TrainState(np.int32(0), {"w": 1}, ())
+    told: list[tuple[str, str]] = []
+    trained = state.TrainState(np.int32(7), {"w": 1}, ())
     monkeypatch.setattr(sft, "run_stage", lambda run: trained)
-    monkeypatch.setattr(evaluation, "evaluate", lambda run, name, params, executor: told.append(name))
-    monkeypatch.setattr(Stages, "run", None)
+    monkeypatch.setattr(evaluation, "evaluate", lambda run, name, params, of, executor: told.append((name, of)))
+    monkeypatch.setattr(Stages, "run", SimpleNamespace(workdir=tmp_path))
     monkeypatch.setattr(Stages, "executor", None)
     Stages(dataclasses.replace(config.Config(), stages=listed), tmp_path).cold_start()
-    assert told == (["cold_start"] if "evaluate" in listed else [])
+    assert told == ([("cold_start", "cold_start, step 7")] if "evaluate" in listed else [])
 
 
 def test_the_executor_is_closed_with_the_stages(tmp_path: Path) -> None:
