@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlr1_jax.evaluate import execution
+from sqlr1_jax.train import metrics
 
 ARMS = ("grpo", "more_cold_start", "shuffled", "sound_teacher")
 BASE_STAGES = "('data','cold_start','evaluate','export')"
@@ -73,9 +74,8 @@ def _line(start: Path, folder: Path, stage: str) -> dict[str, Any]:
 
 
 def seconds(folder: Path, stage: str) -> float:
-    """What the stage's steps took, their evaluations and checkpoints included; compiling and reading data not."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    steps = [line for line in lines if line["stage"] == stage]
+    """What the stage's steps took, their compiling, evaluations and checkpoints included; reading data not."""
+    steps = [line for line in metrics.read(folder / "metrics.jsonl") if line["stage"] == stage]
     return sum(line.get(f"time/{name}", 0.0) for line in steps for name in ("step", "evaluate", "checkpoint"))
 
 
@@ -118,13 +118,15 @@ def against(workdir: Path, seeds: list[int], arm: str) -> dict[str, float]:
 
 HEAD = """# What GRPO adds
 
-Written by `python benchmarks/learning.py --seeds={seeds}`. Greedy execution accuracy on databases never trained on (rule
-`spider`, DISTINCT kept), in per cent; gains are paired by question, their 95 % intervals resampled by database. `habit` and
-`elsewhere`: the gain on questions whose gold the teacher's habit would change, and on the others. `vague`: questions that do
-not name the table. Minutes are those of the arm's steps and their evaluations, on two shared cores.
+Written by `python benchmarks/learning.py --seeds={seeds}`. Greedy execution accuracy on databases never trained on
+(rule `spider`, DISTINCT kept), in per cent; gains are paired by question, their 95 % intervals resampled by
+database. `habit` and `elsewhere`: the gain on questions whose gold the teacher's habit would change, and on the
+others. `vague`: questions that do not name the table. Minutes are those of the arm's steps and their evaluations,
+on two shared cores.
 
-`grpo`, `more_cold_start` (supervised steps instead, on the same questions again) and `shuffled` (GRPO with advantages shuffled
-within the batch) begin at one cold start a seed, whose teacher errs; `sound_teacher` is GRPO after a cold start without errors.
+`grpo`, `more_cold_start` (supervised steps instead, on the same questions again) and `shuffled` (GRPO with
+advantages shuffled within the batch) begin at one cold start a seed, whose teacher errs; `sound_teacher` is GRPO
+after a cold start without errors.
 
 | {columns} |
 |{rule}

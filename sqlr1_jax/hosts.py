@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -49,6 +49,11 @@ def count() -> int:
 def index() -> int:
     """Which of them this is, from 0."""
     return jax.process_index() if jax.distributed.is_initialized() else 0
+
+
+def of(devices: Iterable[jax.Device]) -> int:
+    """How many have these devices, which may be those of a topology that is not here."""
+    return len({device.process_index for device in devices})
 
 
 def first() -> bool:
@@ -97,6 +102,11 @@ def gather(value: Value) -> list[Value]:
     return [pickle.loads(row.tobytes()) for row in rows(padded)]  # the end of a pickle is marked in it
 
 
+def joined(mine: list[Value]) -> list[Value]:
+    """The hosts' lists as one, each behind those of the hosts before it."""
+    return [one for theirs in gather(mine) for one in theirs]
+
+
 def agreed(value: Value) -> Value:
     """What the first host passes."""
     return gather(value)[0]
@@ -117,17 +127,24 @@ def together() -> Iterator[None]:
         raise mine or failed[0]
 
 
+def once(action: Callable[..., Any], *arguments: Any) -> None:
+    """What the first host does while the others wait; where it fails, it fails on all. It may not talk."""
+    with together():
+        if first():
+            action(*arguments)
+
+
 def check(cfg: Config, training: Mesh, sampling: Mesh) -> None:
     """Each host must hold whole rows of every batch that cfg.stages feed, and as many as the others.
 
     Raises:
       ConfigError: a batch does not part evenly; the message names the setting.
     """
-    hosts = len({device.process_index for device in training.devices.flat})
+    hosts = of(training.devices.flat)
     if hosts == 1:
         return
     rows = training.devices.reshape(-1, training.shape["tensor"])
-    if any(len({device.process_index for device in row}) > 1 for row in rows):
+    if any(of(row) > 1 for row in rows):
         raise ConfigError(
             f"config.mesh.tensor={training.shape['tensor']} reaches over several hosts, which have "
             f"{training.devices.size // hosts} devices each: a row of the mesh must stay on one."

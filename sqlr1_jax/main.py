@@ -26,9 +26,7 @@ def run(cfg: config.Config, workdir: Path) -> None:
     Raises:
       config.ConfigError: the folder holds a run of another config, or a setting cannot work.
     """
-    with hosts.together():
-        if hosts.first():
-            claim(cfg, workdir)
+    hosts.once(claim, cfg, workdir)
     with hosts.together():
         if not (workdir / "config.json").exists():
             raise config.ConfigError(f"{workdir} is not the first host's: all hosts must share one folder.")

@@ -22,7 +22,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from sqlr1_jax import config, hlo
+from sqlr1_jax import config, hlo, hosts
 from sqlr1_jax.rl.programs import Step
 
 log = logging.getLogger(__name__)
@@ -78,8 +78,7 @@ def describe(topology: str) -> Chips:
         devices: list[Any] = list(topologies.get_topology_desc(topology, platform="tpu", **megacore).devices)
     except Exception as error:
         raise config.ConfigError(f"--topology={topology}: {str(error).splitlines()[0]}") from error
-    hosts = len({device.process_index for device in devices})
-    return Chips(topology, devices, hosts, int(USABLE_GIB[generation] * GIB))
+    return Chips(topology, devices, hosts.of(devices), int(USABLE_GIB[generation] * GIB))
 
 
 def _quiet() -> None:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from sqlr1_jax import config
+from sqlr1_jax import config, hosts
 
 AXES = ("replica", "fsdp", "tensor")
 Rules = Mapping[str, tuple[str, ...]]
@@ -49,7 +49,7 @@ def make_mesh(cfg: config.Mesh, devices: Sequence[jax.Device] | None = None) -> 
     devices = jax.devices() if devices is None else devices
     sizes = _fill([cfg.replica, cfg.fsdp, cfg.tensor], len(devices))
     axis_types = (AxisType.Auto,) * len(AXES)
-    if len({device.process_index for device in devices}) > 1:
+    if hosts.of(devices) > 1:
         # By host: a row of the mesh must not reach over two, whatever would lie best on the network.
         ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
         return Mesh(np.asarray(ordered).reshape(sizes), AXES, axis_types=axis_types)
@@ -118,12 +118,11 @@ def put(tree: Any, mesh: Mesh, logical_axes: LogicalAxes = ("rows",), rules: Rul
 
     With several hosts each passes its own rows and the global array holds all of them.
     """
-    hosts = jax.process_count()
 
     def one(array: np.ndarray) -> jax.Array:
         axes = tuple(logical_axes[: array.ndim])
         rows = axes.index("rows") if "rows" in axes else None  # of a batch in microbatches the second dimension
-        shape = tuple(size * hosts if place == rows else size for place, size in enumerate(array.shape))
+        shape = tuple(size * hosts.count() if place == rows else size for place, size in enumerate(array.shape))
         return jax.make_array_from_process_local_data(named(mesh, axes, rules, shape), np.asarray(array), shape)
 
     return jax.tree.map(one, tree)

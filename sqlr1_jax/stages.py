@@ -39,9 +39,7 @@ class Stages:
 
     def data(self) -> None:
         """The embedded data set."""
-        with hosts.together():
-            if hosts.first():
-                generate.generate(self.cfg.data.synth, self.cfg.seed, self.workdir / "data")
+        hosts.once(generate.generate, self.cfg.data.synth, self.cfg.seed, self.workdir / "data")
 
     def cold_start(self) -> None:
         """Supervised steps, and how good they left the model."""
@@ -72,10 +70,8 @@ class Stages:
 
     def summarise(self, stage: str, seconds: float) -> None:
         """Writes summary.json and report.html as far as the run has come."""
-        with hosts.together():
-            if hosts.first():
-                summary.write(self.workdir, self.cfg, stage, seconds)
-                report.write(self.workdir)
+        hosts.once(summary.write, self.workdir, self.cfg, stage, seconds)
+        hosts.once(report.write, self.workdir)
 
     def __enter__(self) -> Stages:
         return self
@@ -99,6 +95,5 @@ def export(run: runs.Run, folder: Path) -> None:
         return
     words = huggingface.resolve(run.cfg.model.path) if run.cfg.model.path else run.data / "tokenizer"
     huggingface.save(folder, params, run.model, words, cfg.dtype, cfg.shard_gigabytes)
-    if hosts.first():
-        exported.write(folder, run.cfg, source)
+    hosts.once(exported.write, folder, run.cfg, source)
     log.info("exported %s to %s", source, folder)

@@ -63,7 +63,7 @@ def completions(
         made = engine.rollout(weights, filled, samples, settings, run.cfg.seed, EVALUATION_STEP, first)
         decoded = run.texts([made.ids(p, g) for p in range(len(filled)) for g in range(samples)])
         grouped = [decoded[p * samples : (p + 1) * samples] for p in range(len(filled))]
-        texts += [group for host in hosts.gather(grouped) for group in host][: len(part)]
+        texts += hosts.joined(grouped)[: len(part)]
     answered = iter(texts)
     return [[""] * samples if prompt.over_budget else next(answered) for prompt in prompts]
 
@@ -122,10 +122,9 @@ def evaluate(run: Run, name: str, params: Any, weights_of: str, executor: Execut
 def forget(run: Run, name: str, weights_of: str) -> None:
     """Removes the figures of evaluation/<name>/ where they are of other weights."""
     folder = run.workdir / "evaluation" / name
-    with hosts.together():
-        of = folder / WEIGHTS
-        if hosts.first() and not (of.exists() and of.read_text() == weights_of):
-            (folder / "figures.json").unlink(missing_ok=True)
+    of = folder / WEIGHTS
+    if not hosts.agreed(of.exists() and of.read_text() == weights_of):
+        hosts.once((folder / "figures.json").unlink, True)
 
 
 def _judged(
@@ -141,7 +140,7 @@ def _judge(
     """Every host runs its share of the queries, and learns of all."""
     mine, cfg = hosts.share(len(examples)), run.cfg
     judged = execution.judge(executor, examples[mine], texts[mine], cfg.data.form, cfg.evaluate.rule)
-    return [group for host in hosts.gather(judged) for group in host]
+    return hosts.joined(judged)
 
 
 def _figures(

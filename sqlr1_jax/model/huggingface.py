@@ -18,6 +18,7 @@ import flax.traverse_util
 import jax
 import numpy as np
 
+from sqlr1_jax import hosts
 from sqlr1_jax.config import ConfigError
 from sqlr1_jax.model import safetensors, tokenizer
 from sqlr1_jax.model.qwen2 import Params, ParamSpec, Qwen2Config, abstract, is_spec
@@ -236,7 +237,7 @@ def save(
     """
     folder = Path(folder)
     tensors = _tensors(params, cfg, np.dtype(dtype or cfg.param_dtype))
-    if jax.process_index():
+    if not hosts.first():
         for tensor in tensors:
             tensor.make()
         return []

@@ -49,7 +49,7 @@ def run_stage(run: Run, executor: Executor) -> TrainState:
     program = Program(run.model, cfg.optimizer, cfg.steps, _layout(run, engine), cfg.sampling.temperature)
     with jax.set_mesh(run.mesh):
         first = state.create(parameters(run, ("cold_start",)), program)
-        microbatches = -(-cfg.prompts // (cfg.rows.per_microbatch * hosts.count()))
+        microbatches = batch.microbatches(cfg.prompts, cfg.rows, hosts.count())
         longest = batch.with_length(cfg.rows, engine.prompt_tokens + cfg.samples * cfg.sampling.max_tokens)
         stage = Stage(run, executor, problems, engine, program, _reference(run, first), longest, microbatches)
         return loop.train(

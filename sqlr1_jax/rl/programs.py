@@ -14,13 +14,13 @@ from jax.sharding import Mesh
 
 from sqlr1_jax import config, sharding
 from sqlr1_jax.data.packing import Layout, Rows
-from sqlr1_jax.hosts import check
+from sqlr1_jax.hosts import check as check_hosts
 from sqlr1_jax.model import flops, qwen2
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.rollout import decode
 from sqlr1_jax.rollout.engine import Engine
 from sqlr1_jax.train import optimizer, run, state
-from sqlr1_jax.train.batch import Batch
+from sqlr1_jax.train.batch import Batch, microbatches
 
 NUM_TOKENS = 151_665  # of Qwen2.5's tokenizer; the embedding's rows past them are padding
 STOP = (151_643, 151_645)
@@ -74,12 +74,12 @@ class Step:
         self.sampled = Layout(S, grpo.samples, grpo.sampling.max_tokens)  # a prompt and its samples
         self.layout = Layout(grpo.rows.prefix or S, grpo.samples, grpo.rows.segment or grpo.sampling.max_tokens)
         self.prompts, self.rows = grpo.prompts, grpo.rows.per_microbatch * hosts
-        self.microbatches = -(-self.prompts // self.rows)
+        self.microbatches = microbatches(grpo.prompts, grpo.rows, hosts)
         strided = self.layout if grpo.rows.layout == "strided" else None
         self.row_tokens = self.layout.length if strided else grpo.rows.length or self.layout.length
         self.program = state.Program(self.model, grpo.optimizer, grpo.steps, strided, grpo.sampling.temperature)
         sampling_mesh = sharding.sampling_mesh(self.mesh, self.model.num_kv_heads)
-        check(cfg, self.mesh, sampling_mesh)
+        check_hosts(cfg, self.mesh, sampling_mesh)
         self.engine = Engine(self.model, sampling_mesh, STOP, S)
         self.params = _weights(self.model, self.mesh, sharding.TRAIN_RULES, self.model.param_dtype)
         self.sampler = _weights(self.model, sampling_mesh, sharding.SAMPLE_RULES, self.model.dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,11 +48,11 @@ def write(
         gold_rows = next((o.gold_rows for o in outcomes[p] if o.gold_rows), ())
         head = {"id": example.id, "db_id": example.db_id, "question": example.question, "gold": example.sql}
         lines.append(json.dumps(head | {"gold_rows": gold_rows, "samples": samples}, default=str) + "\n")
-    every = hosts.gather(lines)
+    every = hosts.joined(lines)
     if hosts.first():
         target = path(workdir, step)
         target.parent.mkdir(exist_ok=True)
-        target.write_text("".join(itertools.chain.from_iterable(every)))
+        target.write_text("".join(every))
 
 
 def cut(workdir: Path, step: int) -> None:

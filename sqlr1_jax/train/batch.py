@@ -43,6 +43,11 @@ def with_length(cfg: config.Rows, longest: int) -> config.Rows:
     return dataclasses.replace(cfg, length=cfg.length or longest)
 
 
+def microbatches(groups: int, cfg: config.Rows, on: int) -> int:
+    """Most microbatches of a batch of `groups`, of which each of `on` hosts feeds its share."""
+    return -(-groups // (cfg.per_microbatch * on))
+
+
 def to_rows(groups: Sequence[Group], layout: Layout | None, cfg: config.Rows) -> Rows:
     """Groups in rows of the stage's layout.
 

@@ -36,7 +36,7 @@ def run_stage(run: Run) -> TrainState:
     layout = batch.layout_for(groups, cfg.rows)
     rows_cfg = batch.with_length(cfg.rows, max(map(packing.size, groups)))
     program = state.Program(run.model, cfg.optimizer, cfg.steps, layout)
-    microbatches = -(-cfg.databases // (cfg.rows.per_microbatch * hosts.count()))
+    microbatches = batch.microbatches(cfg.databases, cfg.rows, hosts.count())
     asked = sum(len(group.segments) for group in groups)
     log.info("cold start: %d examples in %d groups, rows %s", asked, len(groups), layout or "packed")
 

@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sqlr1_jax.data import schema
 from sqlr1_jax.data.synth.words import VALUES, Pool
 
 PAGE_BYTES = 512  # the smallest page: thousands of these files are made at the start of a run
@@ -167,9 +168,9 @@ def save(connection: sqlite3.Connection, path: Path) -> None:
 
 def compact(database: Database) -> str:
     """The schema as data/schema.py's compact form shows it: what the tokenizer is trained on."""
-    lines = [f"- {table.name}: {', '.join(c.name for c in table.columns)}" for table in database.tables]
-    lines += [
-        f"- join {database.tables[link.child].name}, {database.tables[link.parent].name} on {link.column} = {link.key}"
+    tables = [schema.Table(t.name, tuple(schema.Column(c.name, "") for c in t.columns)) for t in database.tables]
+    keys = [
+        schema.ForeignKey(tables[link.child].name, (link.column,), tables[link.parent].name, (link.key,))
         for link in database.links
     ]
-    return "\n".join(lines)
+    return schema.render(schema.Schema(tuple(tables), tuple(keys)), "compact")
