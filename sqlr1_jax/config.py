@@ -85,7 +85,7 @@ class Data:
     exclude: str = ""  # JSONL of {id, …} to leave out, as check writes it
     limit: int = 0  # first N examples of each source after its selection; 0 for all
     form: str = "reasoning"  # or direct: question to SQL
-    schema: str = "compact"  # or fixed, retrieved: sql-r1.md §6
+    schema: str = "qualified"  # or compact, fixed, retrieved: data/schema.py
     instructions: str = "brief"  # or full: what a model that never saw the answer form is told
     max_prompt_tokens: int = 4096
     synth: Synth = Synth()
@@ -306,7 +306,7 @@ CHOICES: dict[str, tuple] = {
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "full"),
     "data.form": ("reasoning", "direct"),
-    "data.schema": ("compact", "fixed", "retrieved"),
+    "data.schema": ("qualified", "compact", "fixed", "retrieved"),
     "data.instructions": ("brief", "full"),
     "cold_start.rows.layout": ("strided", "packed"),
     "grpo.rows.layout": ("strided", "packed"),

@@ -159,7 +159,8 @@ class PromptRenderer:
 
     def _schema(self, database: Path) -> schema.Schema:
         if database not in self._schemas:
-            self._schemas[database] = schema.read_schema(database, sampled=self._data.schema != "compact")
+            sampled = self._data.schema not in schema.WITHOUT_VALUES
+            self._schemas[database] = schema.read_schema(database, sampled=sampled)
         return self._schemas[database]
 
     def _values(self, example: Example) -> schema.Values:

@@ -1,8 +1,9 @@
-"""A database's schema, read from the file and written as text for a prompt, in three forms (sql-r1.md §6).
+"""A database's schema, read from the file and written as text for a prompt, in four forms (sql-r1.md §6).
 
-retrieved CREATE TABLE statements; comments; values retrieved for the question, then sampled ones fixed the
-same with sampled values alone: one text for every question on a database compact a line a table, `- dogs:
-code, color, age`, then a line a key pair, `- join dogs, owners on keeper = tag`
+- retrieved: CREATE TABLE statements, with comments, values retrieved for the question, then sampled ones.
+- fixed: the same with sampled values alone, so one text for every question on a database.
+- compact: a line a table, `- dogs: code, color, age`, then a line a key pair, `- join dogs, owners on keeper = tag`.
+- qualified: compact, with each column behind its table's name: `- dogs code, dogs color, dogs age`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pathlib import Path
 from sqlr1_jax.data import comments
 from sqlr1_jax.sql import database as sqlite
 
-FORMS = ("retrieved", "fixed", "compact")
+FORMS = ("retrieved", "fixed", "qualified", "compact")
+WITHOUT_VALUES = ("qualified", "compact")
 LONGEST_VALUE = 40  # characters
 VALUES_SHOWN = 6  # a column
 VALUES_SAMPLED = 2  # a column
@@ -101,10 +103,10 @@ def read_schema(database: str | Path, sampled: bool = True) -> Schema:
 
 def render(schema: Schema, form: str, values: Values | None = None) -> str:
     """The schema as text, without a line end behind it. `values` are those retrieved for a question."""
-    if form == "compact":
-        return _compact(schema)
     if form not in FORMS:
         raise ValueError(f"a schema's form is one of {', '.join(FORMS)}, not {form!r}")
+    if form in WITHOUT_VALUES:
+        return _names_alone(schema, form)
     keys: dict[str, list[ForeignKey]] = {}
     for key in schema.foreign_keys:
         keys.setdefault(key.table, []).append(key)
@@ -124,14 +126,17 @@ def literal(value: Value) -> str:
     return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
 
 
-def _compact(schema: Schema) -> str:
+def _names_alone(schema: Schema, form: str) -> str:
     tables_with = Counter(column.name.lower() for table in schema.tables for column in table.columns)
 
     def name(table: str, column: str) -> str:
         bare = quoted(column)
         return bare if tables_with[column.lower()] == 1 else f"{quoted(table)}.{bare}"
 
-    lines = [f"- {quoted(t.name)}: {', '.join(quoted(c.name) for c in t.columns)}" for t in schema.tables]
+    if form == "qualified":
+        lines = ["- " + ", ".join(f"{quoted(t.name)} {quoted(c.name)}" for c in t.columns) for t in schema.tables]
+    else:
+        lines = [f"- {quoted(t.name)}: {_names([c.name for c in t.columns])}" for t in schema.tables]
     for key in schema.foreign_keys:
         pairs = zip(key.columns, key.parent_columns, strict=True)
         equal = " and ".join(f"{name(key.table, ours)} = {name(key.parent, theirs)}" for ours, theirs in pairs)

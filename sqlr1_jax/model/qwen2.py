@@ -46,6 +46,7 @@ class Qwen2Config:
     ffw_chunks: int = 1  # time chunks of the feed-forward
     logits_chunk: int = 1024  # places at a time whose logits exist; 0: all at once, and kept for the backward pass
     embed_init: float = 0.02  # standard deviation of random embeddings
+    init: str = "normal"  # or lookup: random weights with heads that look names up (random_weights.py)
     unroll: int = 1  # layers in one turn of the scan
 
 
@@ -66,9 +67,8 @@ def _preset(layers: int, hidden: int, heads: int, kv_heads: int, ffw: int, vocab
 PRESETS: dict[str, Qwen2Config] = {
     "tiny": dataclasses.replace(
         _preset(3, 128, 4, 2, 384, 2048, True),
-        # Its texts are 200 tokens long: angles for a million would leave most of its few pairs standing still.
-        rope_theta=100.0,
         embed_init=0.1,
+        init="lookup",
         unroll=3,
         logits_chunk=0,
     ),
@@ -124,23 +124,6 @@ def abstract(cfg: Qwen2Config) -> Params:
     if not cfg.tied:
         tree["unembed"] = ParamSpec((D, cfg.vocab_size), cfg.param_dtype, ("embed", "vocab"), "normal")
     return tree
-
-
-def init_params(cfg: Qwen2Config, key: jax.Array) -> Params:
-    """Random weights; each leaf's key depends on its place in the sorted tree alone."""
-    specs, treedef = jax.tree.flatten(abstract(cfg), is_leaf=is_spec)
-    keys = jax.random.split(key, len(specs))
-    leaves = [_init(spec, leaf_key, cfg) for spec, leaf_key in zip(specs, keys, strict=True)]
-    return jax.tree.unflatten(treedef, leaves)
-
-
-def _init(spec: ParamSpec, key: jax.Array, cfg: Qwen2Config) -> jax.Array:
-    if spec.init == "ones":
-        return jnp.ones(spec.shape, spec.dtype)
-    if spec.init == "zeros":
-        return jnp.zeros(spec.shape, spec.dtype)
-    scales = {"normal": 0.02, "residual": 0.02 / (2 * cfg.num_layers) ** 0.5, "embedding": cfg.embed_init}
-    return (scales[spec.init] * jax.random.normal(key, spec.shape, jnp.float32)).astype(spec.dtype)
 
 
 def count_params(cfg: Qwen2Config) -> int:

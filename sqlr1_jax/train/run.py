@@ -15,7 +15,7 @@ from sqlr1_jax import config, hosts, sharding
 from sqlr1_jax.data import example
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.prompt import Prompt, PromptRenderer
-from sqlr1_jax.model import huggingface, qwen2, tokenizer
+from sqlr1_jax.model import huggingface, qwen2, random_weights, tokenizer
 from sqlr1_jax.rollout.engine import Engine
 from sqlr1_jax.train.checkpoint import Checkpoints
 
@@ -130,7 +130,7 @@ def initial(run: Run) -> Any:
     if run.cfg.model.path:
         return huggingface.load(run.cfg.model.path, run.model, run.mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(run))
-    make = jax.jit(lambda key: qwen2.init_params(run.model, key), out_shardings=shardings)
+    make = jax.jit(lambda key: random_weights.init_params(run.model, key), out_shardings=shardings)
     return make(jax.random.key(run.cfg.seed))
 
 

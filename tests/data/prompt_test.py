@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import sqlr1_jax.data
 from sqlr1_jax import config
-from sqlr1_jax.data import example, prompt
+from sqlr1_jax.data import example, prompt, schema
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.prompt import PromptError, PromptRenderer
 
@@ -37,8 +37,8 @@ BRIEF = """\
 <|im_start|>system
 SQLite<|im_end|>
 <|im_start|>user
-- owners: tag, city, `full name`
-- dogs: code, color, age, keeper
+- owners tag, owners city, owners `full name`
+- dogs code, dogs color, dogs age, dogs keeper
 - join dogs, owners on keeper = tag
 Red is a color.
 Which colors are there?<|im_end|>
@@ -51,7 +51,7 @@ def test_the_brief_prompt_to_the_letter(pets: Path, tiny_tokenizer: Any) -> None
     assert made.text == BRIEF
     assert tiny_tokenizer.decode(made.ids) == BRIEF
     assert made.ids.dtype == np.int32
-    assert (made.example_id, made.schema, made.trimmed, made.over_budget) == ("7", "compact", False, False)
+    assert (made.example_id, made.schema, made.trimmed, made.over_budget) == ("7", "qualified", False, False)
 
 
 def test_full_instructions_show_the_answer_form(pets: Path, tiny_tokenizer: Any) -> None:
@@ -66,11 +66,11 @@ def test_full_instructions_show_the_answer_form(pets: Path, tiny_tokenizer: Any)
 
 
 def test_prompts_are_what_the_chat_template_makes(pets: Path, tiny_tokenizer: Any) -> None:
-    for schema in ("compact", "fixed"):
-        renderer = PromptRenderer(tiny_tokenizer, config.Data(schema=schema, instructions="full"))
+    for form in ("compact", "qualified", "fixed"):
+        renderer = PromptRenderer(tiny_tokenizer, config.Data(schema=form, instructions="full"))
         one = asked(pets, knowledge="Red.")
         text = tiny_tokenizer.apply_chat_template(
-            renderer.messages(one, schema), tokenize=False, add_generation_prompt=True
+            renderer.messages(one, form), tokenize=False, add_generation_prompt=True
         )
         assert renderer.render(one).text == text
 
@@ -104,10 +104,10 @@ def test_questions_share_the_prefix_whatever_they_are(
 
 
 @pytest.mark.parametrize("instructions", ["brief", "full"])
-@pytest.mark.parametrize("schema", ["compact", "fixed"])
-def test_real_prompts_share_their_schema(shared_data: Path, qwen: Any, schema: str, instructions: str) -> None:
+@pytest.mark.parametrize("form", ["compact", "qualified", "fixed"])
+def test_real_prompts_share_their_schema(shared_data: Path, qwen: Any, form: str, instructions: str) -> None:
     examples = example.read(f"spider:{shared_data}/spider_train")[::60]
-    made = PromptRenderer(qwen, config.Data(schema=schema, instructions=instructions)).render_many(examples)
+    made = PromptRenderer(qwen, config.Data(schema=form, instructions=instructions)).render_many(examples)
     by_database: dict[str, set[tuple[int, ...]]] = {}
     for one, source in zip(made, examples, strict=True):
         prefix = one.ids[: one.prefix_length]
@@ -152,11 +152,12 @@ def test_what_is_over_budget_is_trimmed_by_rule_or_flagged(
         one = PromptRenderer(tiny_tokenizer, data).render(asked(pets, question))
         return one.schema, one.trimmed, one.over_budget
 
-    long = {form: _length(pets, tiny_tokenizer, form, "Lise Meitner") for form in ("retrieved", "fixed", "compact")}
-    assert long["compact"] < long["fixed"] < long["retrieved"]
+    long = {form: _length(pets, tiny_tokenizer, form, "Lise Meitner") for form in schema.FORMS}
+    assert long["compact"] < long["qualified"] < long["fixed"] < long["retrieved"]
     assert made(long["retrieved"], "Lise Meitner") == ("retrieved", False, False)
     assert made(long["retrieved"] - 1, "Lise Meitner") == ("fixed", True, False)
-    assert made(long["fixed"] - 1, "Lise Meitner") == ("compact", True, False)
+    assert made(long["fixed"] - 1, "Lise Meitner") == ("qualified", True, False)
+    assert made(long["qualified"] - 1, "Lise Meitner") == ("compact", True, False)
     assert "1 prompts past" in caplog.text and "shorter schema" in caplog.text
     assert made(long["compact"] - 1, "Lise Meitner") == ("compact", True, True)
     assert "such as 7" in caplog.text
@@ -171,7 +172,7 @@ def test_one_long_question_leaves_the_others_as_they_are(pets: Path, tiny_tokeni
     renderer = PromptRenderer(tiny_tokenizer, config.Data(schema="fixed", max_prompt_tokens=short))
     examples = [asked(pets), asked(pets, QUESTION * 2), asked(pets)]
     made = renderer.render_many([dataclasses.replace(one, id=str(i)) for i, one in enumerate(examples)])
-    assert [one.schema for one in made] == ["fixed", "compact", "fixed"]
+    assert [one.schema for one in made] == ["fixed", "qualified", "fixed"]
     assert [one.example_id for one in made] == ["0", "1", "2"]
 
 

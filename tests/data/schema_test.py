@@ -23,6 +23,11 @@ COMPACT = """\
 - dogs: code, color, age, keeper
 - join dogs, owners on keeper = tag"""
 
+QUALIFIED = """\
+- owners tag, owners city, owners `full name`
+- dogs code, dogs color, dogs age, dogs keeper
+- join dogs, owners on keeper = tag"""
+
 FIXED = """\
 CREATE TABLE owners (
     tag INTEGER, -- example: [1, 2]
@@ -44,6 +49,7 @@ CREATE TABLE dogs (
 def test_the_forms_to_the_letter(pets: Path) -> None:
     read = schema.read_schema(pets)
     assert schema.render(read, "compact") == COMPACT
+    assert schema.render(read, "qualified") == QUALIFIED
     assert schema.render(read, "fixed") == FIXED
     shown = {("owners", "full name"): ["Lise Meitner", "Max Born"]}
     example = "example: ['Lise Meitner', 'Max Born', 'Ada Byron']"
@@ -53,9 +59,9 @@ def test_the_forms_to_the_letter(pets: Path) -> None:
         schema.render(read, "short")
 
 
-def test_compact_needs_no_values(pets: Path) -> None:
+def test_names_alone_need_no_values(pets: Path) -> None:
     read = schema.read_schema(pets, sampled=False)
-    assert schema.render(read, "compact") == COMPACT
+    assert [schema.render(read, form) for form in schema.WITHOUT_VALUES] == [QUALIFIED, COMPACT]
     assert all(column.values == () for table in read.tables for column in table.columns)
 
 

@@ -30,7 +30,6 @@ STRIDED = {
     "segment": [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2],
     "positions": [0, 1, 2, 3, 4, 0, 0, 0, 5, 6, 7, 8, 5, 6, 7, 8],
 }
-init = jax.jit(qwen2.init_params, static_argnums=0)
 
 
 def structure(size: str) -> qwen2.Qwen2Config:
@@ -55,23 +54,6 @@ def close(ours: np.ndarray, theirs: np.ndarray, relative: float) -> None:
 @pytest.mark.parametrize("size", COUNTS)
 def test_presets_have_the_published_number_of_parameters(size: str) -> None:
     assert qwen2.count_params(qwen2.PRESETS[size]) == COUNTS[size]
-
-
-def test_init_makes_what_the_abstract_tree_says() -> None:
-    params = init(small.MODEL, jax.random.key(0))
-    specs = qwen2.abstract(small.MODEL)
-    shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), params)
-    assert shapes == jax.tree.map(lambda spec: (spec.shape, spec.dtype), specs, is_leaf=qwen2.is_spec)
-    assert float(jnp.std(params["layers"]["gate"])) == pytest.approx(0.02, rel=0.1)
-    assert float(jnp.std(params["layers"]["down"])) == pytest.approx(0.02 / 2, rel=0.1)
-    assert float(params["final_norm"].min()) == 1 and float(jnp.abs(params["layers"]["q_bias"]).max()) == 0
-
-
-def test_init_depends_on_the_key_alone() -> None:
-    first, again = (init(small.MODEL, jax.random.key(3)) for _ in range(2))
-    other = init(small.MODEL, jax.random.key(4))
-    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), first, again)))
-    assert not bool((first["embed"] == other["embed"]).any())
 
 
 def test_fixture_logits_and_greedy_tokens_are_transformers() -> None:

@@ -12,7 +12,7 @@ import pytest
 from sqlr1_jax import config, sharding
 from sqlr1_jax.data import packing
 from sqlr1_jax.data.packing import Group, Segment
-from sqlr1_jax.model import qwen2
+from sqlr1_jax.model import qwen2, random_weights
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.rl.programs import STOP, Step
 from sqlr1_jax.train import batch, state
@@ -38,7 +38,7 @@ def step() -> Step:
 @pytest.fixture(scope="module")
 def real(step: Step) -> state.TrainState:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, step.params)
-    make = jax.jit(lambda key: qwen2.init_params(step.model, key), out_shardings=shardings)
+    make = jax.jit(lambda key: random_weights.init_params(step.model, key), out_shardings=shardings)
     with jax.set_mesh(step.mesh):
         return state.create(make(jax.random.key(0)), step.program)
 

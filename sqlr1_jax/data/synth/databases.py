@@ -166,11 +166,11 @@ def save(connection: sqlite3.Connection, path: Path) -> None:
     path.write_bytes(connection.serialize())
 
 
-def compact(database: Database) -> str:
-    """The schema as data/schema.py's compact form shows it: what the tokenizer is trained on."""
+def schema_text(database: Database) -> str:
+    """The schema as data/schema.py's qualified form shows it: what the tokenizer is trained on."""
     tables = [schema.Table(t.name, tuple(schema.Column(c.name, "") for c in t.columns)) for t in database.tables]
     keys = [
         schema.ForeignKey(tables[link.child].name, (link.column,), tables[link.parent].name, (link.key,))
         for link in database.links
     ]
-    return schema.render(schema.Schema(tuple(tables), tuple(keys)), "compact")
+    return schema.render(schema.Schema(tuple(tables), tuple(keys)), "qualified")

@@ -44,7 +44,7 @@ class Job:
 
 
 def make(job: Job) -> Iterator[dict[str, Any]]:
-    """One item a database: split, index, schema (compact) and records, in the order of its share."""
+    """One item a database: split, index, schema (qualified) and records, in the order of its share."""
     place = 0
     for split, (count, questions) in job.splits.items():
         families = assign(job.seed, split, count * questions)
@@ -90,7 +90,7 @@ def _database(job: Job, split: str, index: int, families: list[str]) -> dict[str
             | _record(job, split, index, place, one, database)
             for place, one in enumerate(questions)
         ]
-        return {"split": split, "index": index, "schema": databases.compact(database), "records": records}
+        return {"split": split, "index": index, "schema": databases.schema_text(database), "records": records}
     raise SynthError(
         f"{split}, place {index}: no database of {_DATABASES} carries all of {', '.join(families)}."
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sqlr1_jax import config
 from sqlr1_jax.data import schema
 from sqlr1_jax.data.synth import databases, words
 from sqlr1_jax.data.synth.databases import Database
@@ -73,8 +74,8 @@ def test_a_saved_file_reads_as_the_memory_it_came_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_compact_is_what_schema_py_renders(seed: int, tmp_path: Path) -> None:
+def test_schema_text_is_what_a_prompt_shows(seed: int, tmp_path: Path) -> None:
     database = _make(seed)
     path = tmp_path / "one.sqlite"
     databases.save(databases.build(database), path)
-    assert schema.render(schema.read_schema(path), "compact") == databases.compact(database)
+    assert schema.render(schema.read_schema(path), config.Data().schema) == databases.schema_text(database)
