@@ -63,6 +63,7 @@ class Outcome:
     result_hash: str = ""  # equal for equal results (multisets of rows); empty when it did not run
     gold_rows: tuple[tuple[Any, ...], ...] = ()  # as rows
     score: float = 0.0  # 1 for a match, 0 for none, between them under soft_f1
+    overlap: float = 0.0  # of its cells with gold's, 0 to 1, by compare.cell_overlap
 
 
 class _Counts:

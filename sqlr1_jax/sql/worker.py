@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sqlr1_jax.sql.compare import canonical_hash, compare
+from sqlr1_jax.sql.compare import canonical_hash, cell_overlap, compare
 from sqlr1_jax.sql.database import sqlite_version
 from sqlr1_jax.sql.gold import GoldStore
 from sqlr1_jax.sql.sandbox import Limits, Result, Row, Sandbox
@@ -113,6 +113,7 @@ def _reply(result: Result, gold: Result | None = None, score: float = 0.0) -> di
         "result_hash": canonical_hash(result.rows) if ran else "",
         "gold_rows": _show(gold.rows) if gold else [],
         "score": score,
+        "overlap": cell_overlap(gold.rows, result.rows) if ran and gold else 0.0,
     }
 
 
