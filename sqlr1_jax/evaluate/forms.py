@@ -16,6 +16,7 @@ from typing import Any
 from sqlr1_jax.data import sources
 from sqlr1_jax.data.example import places
 from sqlr1_jax.data.sources import ExampleError
+from sqlr1_jax.sql import database as sqlite
 
 BIRD_SEPARATOR = "\t----- bird -----\t"
 _JSON = (".json", ".jsonl")
@@ -54,12 +55,12 @@ def read_golds(path: Path) -> list[Gold]:
 
 
 def read_predictions(path: Path, golds: Sequence[Gold]) -> Predictions:
-    """The predictions of a file for these golds. Raises `ExampleError`, which names the file, the record and the fix."""
+    """The predictions of a file for these golds. Raises `ExampleError` as `read_golds` does."""
     _check_file(path, "--predictions")
     lines = _lines(path)
     text = "\n".join(lines).strip()
     if not text.startswith("{"):
-        return _in_order(path, golds, lines)
+        return _in_order(golds, lines)
     whole = _decoded(text)
     if isinstance(whole, Mapping) and "sql" not in whole:
         return _bird_object(path, golds, whole)
@@ -78,7 +79,7 @@ def find_databases(golds: Iterable[Gold], folder: Path, lenient: bool = False) -
     lenient: as the official code, content with a folder <db_id> whatever is in it.
 
     Raises:
-      ExampleError: some are missing.
+      ExampleError: some are missing or, unless lenient, cannot be read.
     """
     found: dict[str, Path] = {}
     missing: list[str] = []
@@ -87,7 +88,7 @@ def find_databases(golds: Iterable[Gold], folder: Path, lenient: bool = False) -
         if not here and lenient and (folder / db_id).is_dir():
             here = places(folder, db_id)[:1]
         if here:
-            found[db_id] = here[0]
+            found[db_id] = here[0] if lenient else _readable(here[0])
         else:
             missing.append(db_id)
     if missing:
@@ -128,7 +129,7 @@ def _gold(path: Path, position: int, record: Mapping[str, Any]) -> Gold:
 
 
 def _text_golds(path: Path) -> list[Gold]:
-    golds = []
+    golds: list[Gold] = []
     for line in _lines(path):
         sql, tab, db_id = line.rpartition("\t")
         if not tab:
@@ -144,7 +145,7 @@ def _checked(path: Path, name: str, db_id: str) -> str:
     return db_id
 
 
-def _in_order(path: Path, golds: Sequence[Gold], lines: Sequence[str]) -> Predictions:
+def _in_order(golds: Sequence[Gold], lines: Sequence[str]) -> Predictions:
     """One SQL a line, perhaps with its db_id behind a tab; an empty line predicts nothing."""
     sql: dict[str, str | None] = {}
     for gold, line in zip(golds, lines, strict=False):
@@ -161,7 +162,7 @@ def _bird_object(path: Path, golds: Sequence[Gold], whole: Mapping[str, Any]) ->
     collector = _Collector(path, golds)
     for key, value in whole.items():
         if not isinstance(value, str):
-            raise ExampleError(f'{path}: prediction {key} is no text; BIRD\'s form is {{"0": "SQL{BIRD_SEPARATOR}db_id"}}.')
+            raise ExampleError(f"{path}: prediction {key} is no text; BIRD has `SQL{BIRD_SEPARATOR}db_id` there.")
         sql, _, db_id = value.partition(BIRD_SEPARATOR)
         collector.add(golds[int(key)].id if positional else key, sql, db_id.strip(), f"prediction {key}")
     return collector.done()
@@ -175,7 +176,7 @@ def _json_lines(path: Path, golds: Sequence[Gold], lines: Sequence[str]) -> Pred
             continue
         record = _decoded(line)
         if not isinstance(record, Mapping) or not isinstance(record.get("sql", 0), str | None):
-            raise ExampleError(f"{path}: line {number} is no prediction: write a JSON object {{id, db_id, sql}} a line.")
+            raise ExampleError(f"{path}: line {number} is no prediction: write a JSON object {{id, db_id, sql}}.")
         place = golds[position].id if position < len(golds) else None
         name = record.get("id", record.get("question_id", place))
         name = None if name is None else str(name)
@@ -230,6 +231,14 @@ def _lines(path: Path) -> list[str]:
             return [line.removesuffix("\n") for line in file]
     except UnicodeDecodeError as error:
         raise ExampleError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8.") from error
+
+
+def _readable(path: Path) -> Path:
+    try:
+        sqlite.open_readonly(path).close()
+    except sqlite.DatabaseError as error:
+        raise ExampleError(str(error)) from error
+    return path
 
 
 def _check_file(path: Path, option: str) -> None:
