@@ -183,3 +183,13 @@ def test_compat_is_the_official_evaluators_on_suites(executor: Executor, shared_
             verdict = one(executor, metric, folder / case["main"], case["gold"], case["pred"], protocol)
             assert same(case[name], verdict.value), (name, case["name"], verdict)
     assert len(cases) == 22
+
+
+@pytest.mark.nightly
+def test_our_rules_differ_as_often_as_docs_metrics_says(executor: Executor, shared_data: Path) -> None:
+    pairs = [json.loads(line) for line in (shared_data / "oracles/evaluator_oracle.jsonl").read_text().splitlines()]
+    counted = Counter()
+    for name, (metric, _) in OFFICIAL.items():
+        verdicts = oracle(executor, shared_data, pairs, metric, Protocol())
+        counted[name] = sum(not same(p[name], v.value) for p, v in zip(pairs, verdicts, strict=True))
+    assert counted == {"spider_ts": 304, "spider_ts_keep_distinct": 150, "bird_ex": 41, "bird_soft_f1": 42}
