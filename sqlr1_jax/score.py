@@ -115,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.keep_distinct and not args.compat:
         parser.error("--keep_distinct belongs to --compat; without it DISTINCT is always kept.")
+    if args.output and not args.output.absolute().parent.is_dir():
+        parser.error(f"--output={args.output} is in a folder that is not there: make it first.")
     protocol = Protocol(args.compat, args.keep_distinct, args.iterations)
     steps = args.max_steps or (COMPAT_MAX_STEPS if args.compat else MAX_STEPS)
     cfg = Execute(workers=args.workers, max_steps=steps, wall_seconds=120.0, **(LARGEST if args.compat else {}))

@@ -143,6 +143,7 @@ def test_bad_input_stops_before_anything_runs(
         ("--keep_distinct", "--keep_distinct belongs to --compat"),
         ("--iterations=1", "one run has no spread"),
         ("--workers=0", "0 is no number from 1"),
+        ("--output=nowhere/verdicts.jsonl", "--output=nowhere/verdicts.jsonl is in a folder that is not there"),
     ]:
         with pytest.raises(SystemExit):
             score.main(arguments(files, wrong))

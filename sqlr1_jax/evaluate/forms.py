@@ -118,14 +118,15 @@ def _json_golds(path: Path) -> list[Gold]:
 
 
 def _gold(path: Path, position: int, record: Mapping[str, Any]) -> Gold:
-    name = str(record.get("id", position))
+    name = str(record.get("id", record.get("question_id", position)))
     for key in ("db_id", "sql"):
         if not isinstance(record.get(key), str):
             raise ExampleError(
                 f"{path}: record {name} has no {key}. A gold is Spider's {{db_id, query}}, BIRD's {{db_id, SQL}} or "
                 "our {db_id, sql}."
             )
-    return Gold(name, _checked(path, name, record["db_id"]), record["sql"], str(record.get("complexity") or ""))
+    difficulty = str(record.get("complexity") or record.get("difficulty") or "")
+    return Gold(name, _checked(path, name, record["db_id"]), record["sql"], difficulty)
 
 
 def _text_golds(path: Path) -> list[Gold]:
@@ -161,10 +162,11 @@ def _bird_object(path: Path, golds: Sequence[Gold], whole: Mapping[str, Any]) ->
     positional = not whole.keys() <= ids and whole.keys() <= places
     collector = _Collector(path, golds)
     for key, value in whole.items():
-        if not isinstance(value, str):
+        if not isinstance(value, str | None):
             raise ExampleError(f"{path}: prediction {key} is no text; BIRD has `SQL{BIRD_SEPARATOR}db_id` there.")
-        sql, _, db_id = value.partition(BIRD_SEPARATOR)
-        collector.add(golds[int(key)].id if positional else key, sql, db_id.strip(), f"prediction {key}")
+        sql, _, db_id = (value or "").partition(BIRD_SEPARATOR)
+        name = golds[int(key)].id if positional else key
+        collector.add(name, None if value is None else sql, db_id.strip(), f"prediction {key}")
     return collector.done()
 
 

@@ -36,6 +36,11 @@ def write(folder: Path, name: str, content: Any) -> Path:
             [Gold("h-0", "a", "SELECT 1", "Complex"), Gold("1", "b", "x", "")],
         ),
         ("ours.jsonl", '{"id": 3, "db_id": "a", "sql": "SELECT 1"}\n', [Gold("3", "a", "SELECT 1", "")]),
+        (
+            "mixed.jsonl",
+            '{"question_id": 3, "db_id": "a", "sql": "SELECT 1", "difficulty": "simple"}\n',
+            [Gold("3", "a", "SELECT 1", "simple")],
+        ),
         ("gold.sql", "SELECT\t1\ta\nSELECT 2\tb\n", [Gold("0", "a", "SELECT\t1", ""), Gold("1", "b", "SELECT 2", "")]),
     ],
 )  # fmt: skip
@@ -80,7 +85,7 @@ def test_a_missing_or_garbled_file_is_named(tmp_path: Path) -> None:
         ("SELECT 1\n2\n3\n4\n5", {"7": "SELECT 1", "9": "2", "b": "3"}, 2),
         ({"7": f"x{SEPARATOR}pets", "9": "y"}, {"7": "x", "9": "y"}, 0),  # ids
         ({"0": f"x{SEPARATOR}pets", "2": f"y{SEPARATOR}zoo"}, {"7": "x", "b": "y"}, 0),  # positions
-        ({"7": "x", "846": "y"}, {"7": "x"}, 1),
+        ({"7": "x", "9": None, "846": "y"}, {"7": "x", "9": None}, 1),
         ({}, {}, 0),
     ],
 )  # fmt: skip
