@@ -92,9 +92,7 @@ def _agreed(outcomes: Sequence[Outcome], compat: bool) -> Verdict:
     return Verdict(float(not failed), decisive[0])
 
 
-def _on_one_file(
-    metric: str, executor: Executor, gold: Gold, sql: str, database: Path, protocol: Protocol
-) -> _Pending:
+def _on_one_file(metric: str, executor: Executor, gold: Gold, sql: str, database: Path, protocol: Protocol) -> _Pending:
     rule = f"official_{metric}" if protocol.compat else metric
     future = executor.submit(database, sql, gold.sql, rule)
     return lambda: Verdict(future.result().score, future.result())
