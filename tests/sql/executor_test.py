@@ -294,3 +294,26 @@ def test_outcomes_do_not_depend_on_what_else_the_machine_does(pets: Path) -> Non
             process.wait()
     assert len(corpus) >= 500
     assert {one[0] for one in idle} >= {"match", "mismatch"} | hostile.ANY - {"ok"}
+
+
+def test_a_match_is_repeated_and_timed(executor: Executor, pets: Path) -> None:
+    slow = f"{GOLD} AND (SELECT count(*) FROM dogs, dogs AS b, dogs AS c, dogs AS d, dogs AS e) > 0"
+    outcome = executor.submit(pets, GOLD, slow, "bird", repeats=3).result()
+    assert outcome.kind == "match"
+    assert len(outcome.times) == 3
+    assert all(gold > took > 0 for gold, took in outcome.times)
+    assert executor.submit(pets, "SELECT 1", GOLD, "bird", repeats=3).result().times == ()
+    assert executor.submit(pets, GOLD, GOLD, "bird").result().times == ()
+
+
+def test_an_official_rule_judges_as_the_official_code(executor: Executor, pets: Path) -> None:
+    in_window = "SELECT code, rank() OVER (ORDER BY code) FROM dogs"
+    pairs = [
+        (in_window, f"SELECT * FROM ({in_window}) ORDER BY 1 DESC", "match", "mismatch"),  # the letters decide
+        ("SELECT 1, 1.5", "SELECT 1.0, 1.5", "match", "mismatch"),
+        ("SELECT 1 WHERE 0", "-- nothing", "syntax_error", "match_empty"),
+    ]
+    for gold, sql, ours, theirs in pairs:
+        assert executor.submit(pets, sql, gold, "spider").result().kind == ours
+        assert executor.submit(pets, sql, gold, "official_spider").result().kind == theirs
+    assert executor.submit(pets, "DELETE FROM dogs", "SELECT 1 WHERE 0", "official_bird").result().kind == "denied"
