@@ -87,25 +87,28 @@ class Runner:
         self._executor = executor
         self._database = database
         self._known = known
+        self._found: dict[str, Outcome] = {}
         self.asked = self.from_disk = 0  # queries, and those that did not run
 
     def run(self, queries: Iterable[str]) -> dict[str, Outcome]:
         """Each query's outcome."""
-        found: dict[str, Outcome] = {}
+        wanted = list(dict.fromkeys(queries))
         pending: dict[str, Future[Outcome]] = {}
-        for sql in dict.fromkeys(queries):
+        for sql in wanted:
+            if sql in self._found:
+                continue
+            self.asked += 1
             outcome = self._known.get(sql) if self._known else None
             if outcome:
-                found[sql] = outcome
+                self._found[sql] = outcome
                 self.from_disk += 1
             else:
                 pending[sql] = self._executor.run(self._database, sql)
-        self.asked += len(found) + len(pending)
         for sql, future in pending.items():
-            found[sql] = future.result()
+            self._found[sql] = future.result()
             if self._known:
-                self._known.put(sql, found[sql])
-        return found
+                self._known.put(sql, self._found[sql])
+        return {sql: self._found[sql] for sql in wanted}
 
 
 class Preflight:
@@ -163,7 +166,9 @@ class Preflight:
             return {sql: {"broken_database": [Reason(broken)]} for sql in golds}
         outcomes = runner.run(golds)
         reasons = {sql: _judge(outcome) for sql, outcome in outcomes.items()}
-        _read(runner, tables, empty, {sql: reasons[sql] for sql in golds if outcomes[sql].kind == "ok"})
+        for kind in ("ok", "timeout", "too_large"):
+            understood = {sql: reasons[sql] for sql in golds if outcomes[sql].kind == kind}
+            _read(runner, tables, empty, understood, variants=kind == "ok")
         self._asked, self._known = self._asked + runner.asked, self._known + runner.from_disk
         if known:
             known.save()
@@ -192,8 +197,10 @@ def _judge(outcome: Outcome) -> Reasons:
     return {}
 
 
-def _read(runner: Runner, tables: schema.Schema, empty: frozenset[str], reasons: Mapping[str, Reasons]) -> None:
-    """Adds what the rules of `lint` say of golds that ran."""
+def _read(
+    runner: Runner, tables: schema.Schema, empty: frozenset[str], reasons: Mapping[str, Reasons], variants: bool
+) -> None:
+    """Adds what the rules of `lint` say of golds; `variants` says whether to run the queries that decide."""
     suspicions: list[tuple[str, lint.Suspicion]] = []
     for sql, found in reasons.items():
         try:
@@ -204,7 +211,7 @@ def _read(runner: Runner, tables: schema.Schema, empty: frozenset[str], reasons:
         bare = [table.name for table in statement.tables() if table.name in empty]
         if bare:
             found["empty_table"] = [Reason(f"no rows in {', '.join(bare)}")]
-        suspicions += [(sql, suspicion) for suspicion in lint.suspicions(statement)]
+        suspicions += [(sql, one) for one in lint.suspicions(statement) if variants or not one.queries]
     outcomes = runner.run(query for _, suspicion in suspicions for query in suspicion.queries)
     for sql, suspicion in suspicions:
         verdict = suspicion.verdict([outcomes[query] for query in suspicion.queries])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sqlglot import exp
 
 from sqlr1_jax.data.lint.statement import Block, Key, Statement, is_aggregate, write
-from sqlr1_jax.data.lint.suspicion import Suspicion, agree, differ, yes
+from sqlr1_jax.data.lint.suspicion import Suspicion, agree, differ, differ_in_order, yes
 from sqlr1_jax.data.schema import Table
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ def bare_column(statement: Statement) -> Iterator[Suspicion]:
             names = ", ".join(dict.fromkeys(write(column) for column in bare))
             keys = ", ".join(map(write, block.group_keys)) or "no key"
             reason = f"{names} has several values in a group (grouped by {keys}), of which SQLite shows any"
-            yield Suspicion("bare_column", reason, variants, differ)
+            ordered = statement.tree.args.get("order")
+            yield Suspicion("bare_column", reason, variants, differ_in_order if ordered else differ)
 
 
 def _bare(block: Block) -> list[Node]:
@@ -105,7 +106,7 @@ def _bare(block: Block) -> list[Node]:
     keys = {write(key).lower() for key in block.group_keys}
     clauses = (block.select.args.get(name) for name in ("having", "order"))
     parts = [*block.select.expressions, *filter(None, clauses)]
-    found = []
+    found: list[Node] = []
     for part in parts:
         for column in block.own(part):
             place = block.place(column)

@@ -27,8 +27,8 @@ def differ(outcomes: Sequence[Outcome]) -> bool:
 
 
 def differ_in_order(outcomes: Sequence[Outcome]) -> bool:
-    """Whether both variants ran and their first rows differ."""
-    return _ran(outcomes) and len({outcome.rows for outcome in outcomes}) > 1
+    """Whether both variants ran and gave different rows, or their first rows in another order."""
+    return _ran(outcomes) and len({(outcome.result_hash, outcome.rows) for outcome in outcomes}) > 1
 
 
 def agree(outcomes: Sequence[Outcome]) -> bool:
