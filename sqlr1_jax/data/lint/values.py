@@ -133,10 +133,10 @@ def _numbers_differ_in_order(outcomes: Sequence[Outcome]) -> bool:
 
 
 def _holds_numbers(place: Place) -> str:
-    """A query that answers 1 where a column's values are numbers, but for a few."""
+    """A query that answers 1 where a column's values are numbers, but for a few; blank ones are missing."""
     column, table = _names(place)
     wrong = f"trim({column}) GLOB '*[^0-9.+-]*' OR trim({column}) NOT GLOB '*[0-9]*' OR trim({column}) GLOB '?*-*'"
-    return f"SELECT {FEW} * sum({wrong}) <= count({column}) FROM {table}"
+    return f"SELECT {FEW} * sum({wrong}) <= count(*) FROM {table} WHERE trim({column}) != ''"
 
 
 def integer_division(statement: Statement) -> Iterator[Suspicion]:
