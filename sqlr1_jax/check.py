@@ -24,6 +24,7 @@ from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.preflight import RULES, Finding
 from sqlr1_jax.data.prompt import PromptError, PromptRenderer
 from sqlr1_jax.files import write_whole
+from sqlr1_jax.model import tokenizer
 from sqlr1_jax.sql.executor import Executor
 
 IDS_SHOWN = 3
@@ -45,13 +46,15 @@ def check(args: argparse.Namespace) -> Checked:
 
     Raises:
       example.ExampleError: there is no such data.
-      config.ConfigError, PromptError: the tokenizer cannot be used.
+      config.ConfigError, PromptError: a setting or the tokenizer cannot be used.
     """
     begin = time.monotonic()
-    prompts = _prompts(args) if args.tokenizer else None
+    settings = config.Execute(workers=args.workers, max_steps=args.max_steps)
+    data = config.Data(schema=args.schema, instructions="full", max_prompt_tokens=args.max_prompt_tokens)
+    config.check(config.Config(execute=settings, data=data))
+    prompts = PromptRenderer(tokenizer.load(args.tokenizer), data) if args.tokenizer else None
     examples, set_aside = example.read_all(args.data, args.databases, args.limit)
     findings = preflight.of_records(set_aside)
-    settings = config.Execute(workers=args.workers, max_steps=args.max_steps)
     cache = Path(args.cache) if args.cache else None
     with Executor(settings) as executor, tqdm(total=len(examples), unit=" golds", disable=args.quiet) as bar:
         run = preflight.Preflight(executor, settings, cache, prompts)
@@ -61,13 +64,6 @@ def check(args: argparse.Namespace) -> Checked:
     order = {one.id: place for place, one in enumerate(examples)}
     findings.sort(key=lambda found: order.get(found.id, -1))
     return Checked(examples, len(examples) + len(set_aside), findings, time.monotonic() - begin, run.from_disk)
-
-
-def _prompts(args: argparse.Namespace) -> PromptRenderer:
-    from sqlr1_jax.model import tokenizer
-
-    data = config.Data(schema=args.schema, instructions="full", max_prompt_tokens=args.max_prompt_tokens)
-    return PromptRenderer(tokenizer.load(args.tokenizer), data)
 
 
 def summary(checked: Checked, rules: Sequence[str]) -> str:

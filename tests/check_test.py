@@ -115,6 +115,8 @@ def test_a_record_without_database_is_listed(tmp_path: Path) -> None:
         ("--rules=bad_record", "--rules: 'bad_record' leaves nothing out"),
         ("--report=/nowhere/at/all.jsonl", "/nowhere/at is no folder: make it"),
         ("--data=spidr:x", "'spidr:x' names no data: write PREFIX:PATH"),
+        ("--workers=0", "config.execute.workers is 0; it must be at least 1."),
+        ("--schema=fix", "config.data.schema is 'fix'; it takes one of"),
         ("--tokenizer=/nowhere", "/nowhere has no tokenizer.json"),
     ],
 )

@@ -40,15 +40,15 @@ def _order_text(query: Node) -> str:
 
 def _tie_broken(statement: Statement, queries: Sequence[tuple[Node, int]], desc: bool) -> str:
     """The gold with ties under each LIMIT broken by all result columns, upwards or downwards."""
-    copies = statement.tree.copy()
-    nodes = {id(old): new for old, new in zip(statement.tree.walk(), copies.walk(), strict=True)}
+    root = statement.tree.copy()
+    nodes = {id(old): new for old, new in zip(statement.tree.walk(), root.walk(), strict=True)}
     for query, width in queries:
         copy = nodes[id(query)]
         order = copy.args.get("order")
         terms = list(order.expressions) if order else []
         terms += [exp.Ordered(this=exp.Literal.number(i + 1), desc=desc, nulls_first=not desc) for i in range(width)]
         copy.set("order", exp.Order(expressions=terms))
-    return write(copies)
+    return write(root)
 
 
 def _width(statement: Statement, query: Node) -> int:
