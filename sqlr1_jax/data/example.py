@@ -45,9 +45,8 @@ def read(spec: str, databases: str = "", exclude: str = "", limit: int = 0, seed
     seed: of the selections synsql-200k and complex-5k.
     Records that lack something are set aside and counted in the log. Raises `ExampleError` when none is left.
     """
-    prefix, path = _parsed(spec)
-    source = sources.open_source(prefix, path)
-    reader = _Reader(spec, source, _Databases(databases, source), _excluded(exclude))
+    prefix = _parsed(spec)[0]
+    reader = _reader(spec, databases, exclude)
     examples: Iterable[Example] = reader.examples()
     if prefix in select.SELECTIONS:
         examples = select.select(select.SELECTIONS[prefix], examples, seed)
@@ -56,6 +55,21 @@ def read(spec: str, databases: str = "", exclude: str = "", limit: int = 0, seed
     if not kept:
         raise ExampleError(reader.nothing_left())
     return kept
+
+
+@dataclasses.dataclass(frozen=True)
+class SetAside:
+    """A record that is no example, and why."""
+
+    id: str
+    db_id: str  # "" where it names none
+    reason: str
+
+
+def read_all(spec: str, databases: str = "", limit: int = 0) -> tuple[list[Example], list[SetAside]]:
+    """Every example of `prefix:path`, and every record that was set aside; see `read`."""
+    reader = _reader(spec, databases)
+    return _first(reader.examples(), limit), reader.set_aside
 
 
 class _BadRecordError(Exception):
@@ -94,7 +108,7 @@ class _Reader:
         self._databases = databases
         self._excluded = excluded
         self._seen: set[str] = set()
-        self._bad: dict[str, list[str]] = {}  # ids by reason
+        self.set_aside: list[SetAside] = []
         self._count = 0
 
     def examples(self) -> Iterator[Example]:
@@ -104,14 +118,14 @@ class _Reader:
             try:
                 example = self._example(name, record)
             except _BadRecordError as reason:
-                self._bad.setdefault(str(reason), []).append(name)
+                self.set_aside.append(SetAside(name, str(record.get("db_id") or ""), str(reason)))
                 continue
             if name not in self._excluded:
                 yield example
 
     def report(self) -> None:
         """One warning for each reason to set records aside."""
-        for reason, ids in self._bad.items():
+        for reason, ids in self._bad().items():
             log.warning(
                 "%s: %d of %d records set aside: %s (first: record %s)",
                 self._source.file, len(ids), self._count, reason, ids[0],
@@ -120,12 +134,19 @@ class _Reader:
     def nothing_left(self) -> str:
         """Why there is no example at all, with the fix where the databases are what is missing."""
         file = self._source.file
-        reasons = "; ".join(f"{reason}, first in record {ids[0]}" for reason, ids in self._bad.items())
+        reasons = "; ".join(f"{reason}, first in record {ids[0]}" for reason, ids in self._bad().items())
         text = f"{file}: none of its {self._count} records can be used ({reasons or 'all excluded'})."
-        if _NO_DATABASE in self._bad:
+        if NO_DATABASE in self._bad():
             folder = self._databases.folder
             text += f" Databases were looked for in {folder}; --config.data.databases= names another."
         return text
+
+    def _bad(self) -> dict[str, list[str]]:
+        """Ids by reason."""
+        bad: dict[str, list[str]] = {}
+        for one in self.set_aside:
+            bad.setdefault(one.reason, []).append(one.id)
+        return bad
 
     def _example(self, name: str, record: Mapping[str, Any]) -> Example:
         if not record:
@@ -138,13 +159,18 @@ class _Reader:
             raise _BadRecordError("db_id is a path")
         database = self._databases.find(db_id)
         if database is None:
-            raise _BadRecordError(_NO_DATABASE)
+            raise _BadRecordError(NO_DATABASE)
         texts = {key: str(record.get(key) or "") for key in _TEXTS}
         spoiled = bool(record.get("spoiled", False))
         return Example(name, db_id, database, question, sql, source=self._spec, spoiled=spoiled, **texts)
 
 
-_NO_DATABASE = "no readable SQLite file for its db_id"
+NO_DATABASE = "no readable SQLite file for its db_id"
+
+
+def _reader(spec: str, databases: str, exclude: str = "") -> _Reader:
+    source = sources.open_source(*_parsed(spec))
+    return _Reader(spec, source, _Databases(databases, source), _excluded(exclude))
 
 
 def _parsed(spec: str) -> tuple[str, str]:

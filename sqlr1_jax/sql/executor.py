@@ -13,6 +13,7 @@ import threading
 import time
 import zlib
 from collections import OrderedDict, deque
+from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self
 
@@ -251,7 +252,7 @@ class Executor:
                 while batch:
                     answer = lane.worker.answer(self._cfg.wall_seconds)
                     lane.tired |= answer.pop("tired")
-                    self._resolve(batch.popleft(), _outcome(answer))
+                    self._resolve(batch.popleft(), outcome_from(answer))
             except Failure as failure:
                 self._check_open()
                 self._replace(lane)
@@ -300,7 +301,9 @@ class Executor:
         job.future.set_result(outcome)
 
 
-def _outcome(answer: dict[str, Any]) -> Outcome:
+def outcome_from(answer: Mapping[str, Any]) -> Outcome:
+    """The outcome that JSON says: what a worker answers, or what `dataclasses.asdict` gave once."""
+    answer = dict(answer)
     for name in ("rows", "gold_rows", "times"):
         answer[name] = tuple(map(tuple, answer.get(name, ())))
     return Outcome(**answer | {"columns": tuple(answer["columns"])})

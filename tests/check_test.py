@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import shop
+
+from sqlr1_jax import check
+from sqlr1_jax.data import example
+
+_JOIN = "FROM clerk T1 JOIN shop T2 ON T1.shop_id = T2.id"
+# Twenty golds that are wrong, each with the rule that must say so.
+PLANTED = [
+    ("fails", "SELECT nam FROM shop"),
+    ("fails", "SELECT name FROM shop WHERE"),
+    ("empty", "SELECT name FROM shop WHERE city = 'rome'"),
+    ("null_result", "SELECT max(seats) FROM shop WHERE city = 'Bonn'"),
+    ("empty_table", "SELECT count(*) FROM award"),
+    ("clock", "SELECT count(*) FROM sale WHERE day > date('now', '-1 year')"),
+    ("ties", "SELECT name FROM shop ORDER BY seats DESC LIMIT 1"),
+    ("ties", "SELECT name FROM clerk LIMIT 2"),
+    ("null_comparison", "SELECT count(*) FROM clerk WHERE boss = NULL"),
+    ("null_comparison", "SELECT count(*) FROM clerk WHERE id NOT IN (SELECT boss FROM clerk)"),
+    ("cross_join", "SELECT count(*) FROM clerk JOIN shop"),
+    ("cross_join", "SELECT T1.name FROM clerk T1 JOIN shop T2 ON T2.id = T2.id WHERE T2.city = 'Oslo'"),
+    ("bare_column", "SELECT name, count(*) FROM shop GROUP BY city"),
+    ("bare_column", f"SELECT T1.name, count(*) {_JOIN} GROUP BY T2.id"),
+    ("text_number", "SELECT name FROM clerk WHERE weeks > 20"),
+    ("text_order", "SELECT name FROM clerk ORDER BY weeks DESC LIMIT 1"),
+    ("integer_division", "SELECT sum(wage) / count(*) FROM clerk WHERE shop_id = 1"),
+    ("fan_out", f"SELECT sum(T2.seats) {_JOIN}"),
+    ("absent_value", "SELECT count(*) FROM shop WHERE city = 'Paris'"),
+    ("partial_order", "SELECT name FROM shop ORDER BY rating DESC LIMIT 1"),
+]
+SOUND = ["SELECT name FROM shop", f"SELECT T1.name, T2.name {_JOIN}", "SELECT city, count(*) FROM shop GROUP BY city"]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    """A data set of twenty wrong golds and three sound ones."""
+    shop.make(tmp_path / "databases")
+    golds = [*(sql for _, sql in PLANTED), *SOUND]
+    lines = [{"id": f"q{i}", "db_id": "shop", "question": "What of shops?", "sql": sql} for i, sql in enumerate(golds)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return f"jsonl:{tmp_path}/data.jsonl"
+
+
+def run(data: str, tmp_path: Path, *more: str) -> None:
+    cache = f"--cache={tmp_path}/golds"
+    check.main([f"--data={data}", f"--output={tmp_path}/exclude.jsonl", "--workers=1", "--quiet", cache, *more])
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_twenty_planted_golds_are_found_and_sound_ones_pass(data: str, tmp_path: Path) -> None:
+    run(data, tmp_path, f"--report={tmp_path}/report.jsonl")
+    found = {(one["id"], one["rule"]) for one in read(tmp_path / "report.jsonl")}
+    assert len(PLANTED) == 20
+    assert {(f"q{i}", rule) for i, (rule, _) in enumerate(PLANTED)} <= found
+    assert {name for name, _ in found} == {f"q{i}" for i in range(20)}
+
+
+def test_training_leaves_out_what_the_list_names(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(data, tmp_path)
+    excluded = tmp_path / "exclude.jsonl"
+    assert set(read(excluded)[0]) == {"id", "db_id", "rule", "reason"}
+    kept = [one.id for one in example.read(data, exclude=str(excluded))]
+    assert kept == ["q16", "q17", "q18", "q19", "q20", "q21", "q22"]  # wrong by suspicion alone, and the sound ones
+    text = capsys.readouterr().out
+    assert text.startswith("23 records: 23 examples, 23 golds, 1 databases; ")
+    assert "16 of 23 are left out; 7 remain." in text
+    assert "Databases that lose more than half of their examples: shop (16 of 23)." in text
+    assert f"Train without them: --config.data.exclude={excluded}" in text
+    assert "\nties                      2  left out  LIMIT cuts among rows that tie (q6, q7)\n" in text
+
+
+def test_rules_choose_what_is_left_out(data: str, tmp_path: Path) -> None:
+    run(data, tmp_path, "--rules=absent_value,integer_division")
+    assert {(one["id"], one["rule"]) for one in read(tmp_path / "exclude.jsonl")} >= {
+        ("q16", "integer_division"),
+        ("q18", "absent_value"),
+    }
+    assert {one["rule"] for one in read(tmp_path / "exclude.jsonl")} == {"absent_value", "integer_division"}
+
+
+def test_a_second_run_finds_the_same_on_disk(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(data, tmp_path)
+    first = read(tmp_path / "exclude.jsonl")
+    assert ", 0% of queries known from disk" in capsys.readouterr().out
+    run(data, tmp_path)
+    assert read(tmp_path / "exclude.jsonl") == first
+    assert "% of queries known from disk" in (out := capsys.readouterr().out)
+    assert ", 0% of queries" not in out
+
+
+def test_a_record_without_database_is_listed(tmp_path: Path) -> None:
+    shop.make(tmp_path / "databases")
+    lines = [{"id": i, "db_id": name, "question": "?", "sql": "SELECT 1"} for i, name in enumerate(("shop", "lost"))]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run(f"jsonl:{tmp_path}/data.jsonl", tmp_path)
+    assert read(tmp_path / "exclude.jsonl") == [
+        {"id": "1", "db_id": "lost", "rule": "missing_database", "reason": "no readable SQLite file for its db_id"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ("--rules=tie", "--rules: 'tie' leaves nothing out; it takes names of missing_database, "),
+        ("--rules=bad_record", "--rules: 'bad_record' leaves nothing out"),
+        ("--report=/nowhere/at/all.jsonl", "/nowhere/at is no folder: make it"),
+        ("--data=spidr:x", "'spidr:x' names no data: write PREFIX:PATH"),
+        ("--workers=0", "config.execute.workers is 0; it must be at least 1."),
+        ("--schema=fix", "config.data.schema is 'fix'; it takes one of"),
+        ("--tokenizer=/nowhere", "/nowhere has no tokenizer.json"),
+    ],
+)
+def test_bad_input_is_named_before_work_starts(data: str, tmp_path: Path, more: str, words: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(data, tmp_path, more)
+    assert str(stopped.value).startswith("error: ")
+    assert words in str(stopped.value)
+    assert not (tmp_path / "exclude.jsonl").exists()
+
+
+def test_a_wrong_gold_planted_in_twenty_places_of_spider_is_found(shared_data: Path, tmp_path: Path) -> None:
+    """Joins of two tables lose their condition, as in the six golds of Spider's own that `check` finds."""
+    records = json.loads((shared_data / "spider_train" / "train_spider.json").read_text())[:400]
+    planted = []
+    for place, record in enumerate(records):
+        without = re.sub(r" ON T1\.\w+\s*=\s*T2\.\w+", "", record["query"])
+        if record["query"].count(" JOIN ") == 1 != without.count(" ON ") and place % 3 == 0 and len(planted) < 20:
+            record["query"] = without
+            planted.append(str(place))
+    (tmp_path / "train_spider.json").write_text(json.dumps(records))
+    run(f"spider:{tmp_path}", tmp_path, f"--databases={shared_data / 'spider_train' / 'database'}")
+    assert len(planted) == 20
+    assert [one["id"] for one in read(tmp_path / "exclude.jsonl") if one["rule"] == "cross_join"] == planted
