@@ -22,7 +22,7 @@ from sqlr1_jax.train import metrics
 
 ARMS = ("grpo", "more_cold_start", "shuffled", "sound_teacher")
 BASE_STAGES = "('data','cold_start','evaluate','export')"
-MORE_STEPS = 720  # of the cold start, as long as the default's GRPO steps take
+MORE_STEPS = 800  # of the cold start, as long as the default's GRPO steps take
 
 
 def base(workdir: Path, seed: int, arm: str, options: list[str]) -> Path:

@@ -138,12 +138,15 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Reward:
-    """The four parts of sql-r1.md §2, each with a weight; 0 leaves a part out."""
+    """The four parts of sql-r1.md §2 and others of the field, each with a weight; 0 leaves a part out."""
 
     format: float = 1.0
     execution: float = 1.0
     result: float = 1.0
     length: float = 1.0
+    arctic: float = 0.0  # Arctic-Text2SQL-R1's: 1 right, 0.1 runs, else 0; alone, with the four above at 0
+    overlap: float = 0.0  # F1 of the result's cells and gold's: partial credit
+    schema_recall: float = 0.0  # of gold's tables and columns, those that the SQL names
     length_unit: str = "characters"  # as the released code counts; tokens: as the paper reads
     rule: str = "spider"  # sql/compare.py
     empty_match: str = "mismatch"  # an empty result equal to an empty gold; match: the paper's

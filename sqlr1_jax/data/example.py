@@ -90,11 +90,13 @@ class _Databases:
 
     def places(self, db_id: str) -> list[Path]:
         """Where the file may be, the usual place first."""
-        if self.folder is None:
-            return []
-        folder = self.folder.absolute()
-        file = f"{db_id}.sqlite"
-        return [folder / db_id / file, folder / file, *([folder] if folder.is_file() else [])]
+        return [] if self.folder is None else places(self.folder, db_id)
+
+
+def places(folder: Path, db_id: str) -> list[Path]:
+    """Where a database may be in a folder of databases, the usual place first."""
+    folder, file = folder.absolute(), f"{db_id}.sqlite"
+    return [folder / db_id / file, folder / file, *([folder] if folder.is_file() else [])]
 
 
 class _Reader:

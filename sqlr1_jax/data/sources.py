@@ -181,7 +181,9 @@ def _question_in(prompt: Iterable[Mapping[str, str]]) -> str:
 
 
 def _renamed(record: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    return {names.get(name, name): value for name, value in record.items()}
+    """A renamed field wins: Spider's own dev.json has beside `query` an `sql`, which is a parse tree."""
+    kept = {name: value for name, value in record.items() if name not in names}
+    return kept | {names[name]: value for name, value in record.items() if name in names}
 
 
 # By prefix: file names to look for in a folder, folders of databases to look for beside the file, names.

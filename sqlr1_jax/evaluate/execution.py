@@ -107,10 +107,17 @@ def paired_gain(
     """
     if before.keys() != after.keys():
         raise ValueError(f"the evaluations differ in {len(before.keys() ^ after.keys())} items; pair the same ones")
-    gains: dict[str, list[int]] = collections.defaultdict(list)
-    for item in before:
-        gains[cluster[item]].append(int(after[item]) - int(before[item]))
-    totals = np.asarray([[sum(values), len(values)] for _, values in sorted(gains.items())], float)
+    return clustered_mean({item: int(after[item]) - int(before[item]) for item in before}, cluster, draws, seed)
+
+
+def clustered_mean(
+    values: Mapping[str, float], cluster: Mapping[str, str], draws: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """The mean of values by item id and its 95 % bootstrap interval, resampling whole databases as `paired_gain`."""
+    groups: dict[str, list[float]] = collections.defaultdict(list)
+    for item, value in values.items():
+        groups[cluster[item]].append(value)
+    totals = np.asarray([[sum(group), len(group)] for _, group in sorted(groups.items())], float)
     picks = np.random.default_rng(seed).integers(len(totals), size=(draws, len(totals)))
     sums = totals[picks].sum(axis=1)
     low, high = np.percentile(sums[:, 0] / sums[:, 1], [2.5, 97.5])

@@ -14,8 +14,8 @@ OUTCOMES = {
     "gold_error": "gold", "ok": "right",
 }  # fmt: skip
 GROUPS = {"all right": "right", "mixed": "mixed", "all wrong": "wrong"}
-PARTS = ("result", "execution", "format", "length")
-TONES = ("one", "two", "three", "four")
+PARTS = ("result", "execution", "format", "length", "arctic", "overlap", "schema_recall")
+TONES = ("one", "two", "three", "four", "five", "six", "seven")
 MISMATCH = {"float32": 1.005, "bfloat16": 1.02}  # docs/design.md: the trainer and the sampler agree
 
 

@@ -119,7 +119,11 @@ class Judged(NamedTuple):
 
 
 def judge(
-    run: Run, completions: Completions, answers: Sequence[Sequence[Answer]], outcomes: Sequence[Sequence[Outcome]]
+    run: Run,
+    examples: Sequence[Example],
+    completions: Completions,
+    answers: Sequence[Sequence[Answer]],
+    outcomes: Sequence[Sequence[Outcome]],
 ) -> Judged:
     """What each completion is paid, and all else that is counted of it."""
     cfg = run.cfg.grpo.reward
@@ -129,8 +133,8 @@ def judge(
 
     length = tokens if cfg.length_unit == "tokens" else len
     paid = [
-        [reward.parts(said, outcome, cfg, length) for said, outcome in zip(group, results, strict=True)]
-        for group, results in zip(answers, outcomes, strict=True)
+        [reward.parts(said, outcome, cfg, length, example.sql) for said, outcome in zip(group, results, strict=True)]
+        for example, group, results in zip(examples, answers, outcomes, strict=True)
     ]
     return Judged(
         rewards_PGR=reward.stack(paid),
@@ -142,7 +146,7 @@ def judge(
     )
 
 
-def measure(judged: Judged, clock: Clock, executor: Executor) -> dict[str, float]:
+def measure(judged: Judged, parts: Sequence[str], clock: Clock, executor: Executor) -> dict[str, float]:
     """The step's numbers that the hosts know (docs/design.md, "Numbers on every step"); times are this host's.
 
     Of the executors' numbers counts add up over the hosts, and milliseconds are the slowest host's.
@@ -161,7 +165,7 @@ def measure(judged: Judged, clock: Clock, executor: Executor) -> dict[str, float
         "completion/truncated": (~judged.stopped_PG).mean(),
         "tokens": lengths.sum(),
     }
-    values |= {f"reward/{name}": judged.rewards_PGR[..., r].mean() for r, name in enumerate(reward.PARTS)}
+    values |= {f"reward/{name}": judged.rewards_PGR[..., r].mean() for r, name in enumerate(parts)}
     values |= {f"outcome/{kind}": share[place] for place, kind in enumerate(OUTCOMES) if kind != "ok"}
     told = hosts.gather(executor.stats())
     values |= {name: (max if name.endswith("_ms") else sum)(one[name] for one in told) for name in told[0]}

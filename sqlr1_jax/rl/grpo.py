@@ -78,7 +78,7 @@ def take(stage: Stage, at: TrainState, step: int) -> loop.Step:
         sampling_flops = batch.forward_flops(rows, run.model)
         clock.lap("pack")
         outcomes = experience.gather(pending)
-        judged = experience.judge(run, completions, answers, outcomes)
+        judged = experience.judge(run, examples, completions, answers, outcomes)
     every = hosts.rows(judged)  # some advantages are relative to the whole batch
     clock.lap("reward_wait")
 
@@ -90,8 +90,9 @@ def take(stage: Stage, at: TrainState, step: int) -> loop.Step:
     at, sums = state.update(at, fed, grpo_loss, cfg, stage.program)
     clock.lap("update")
 
-    rollouts.write(run.workdir, step + 1, examples, texts, answers, outcomes, judged.rewards_PGR, adv_PG)
-    values = experience.measure(every, clock, stage.executor)
+    parts = reward.names(cfg.reward)
+    rollouts.write(run.workdir, step + 1, examples, texts, answers, outcomes, parts, judged.rewards_PGR, adv_PG)
+    values = experience.measure(every, parts, clock, stage.executor)
     passes = 3 + (stage.reference is not None) + (cfg.old_logprobs == "trainer")
     values["flops"] = hosts.total(sampling_flops + passes * batch.forward_flops(rows, run.model))
     return loop.Step(at, sums, values, [stage.problems.examples[i].id for i in chosen])

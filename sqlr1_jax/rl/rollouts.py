@@ -11,7 +11,6 @@ import numpy as np
 from sqlr1_jax import hosts
 from sqlr1_jax.data.answer import Answer
 from sqlr1_jax.data.example import Example
-from sqlr1_jax.rl.reward import PARTS
 from sqlr1_jax.sql.executor import Outcome
 
 
@@ -27,10 +26,11 @@ def write(
     texts: Sequence[Sequence[str]],
     answers: Sequence[Sequence[Answer]],
     outcomes: Sequence[Sequence[Outcome]],
+    parts: Sequence[str],
     rewards_PGR: np.ndarray,
     adv_PG: np.ndarray,
 ) -> None:
-    """Writes a step's completions, what running them gave and what they were paid, of all hosts."""
+    """Writes a step's completions, what running them gave and what they were paid for each part, of all hosts."""
     lines = []
     for p, example in enumerate(examples):
         samples = [
@@ -40,7 +40,7 @@ def write(
                 "outcome": outcomes[p][g].kind,
                 "message": outcomes[p][g].message,
                 "rows": outcomes[p][g].rows,
-                "reward": dict(zip(PARTS, map(float, rewards_PGR[p, g]), strict=True)),
+                "reward": dict(zip(parts, map(float, rewards_PGR[p, g]), strict=True)),
                 "advantage": float(adv_PG[p, g]),
             }
             for g, text in enumerate(texts[p])

@@ -92,6 +92,13 @@ def soft_f1(gold: list[Row], rows: list[Row], ordered: bool) -> float:
     return 2 * shared / (2 * shared + extra + missing) if shared else 0.0
 
 
+def cell_overlap(gold: Rows, rows: Rows) -> float:
+    """F1 of the two results' cells as multisets, wherever they stand (0 to 1): partial credit for what differs."""
+    expected, got = (Counter(cell for row in some for cell in row) for some in (gold, rows))
+    total = expected.total() + got.total()
+    return 2 * (expected & got).total() / total if total else 1.0
+
+
 RULES: dict[str, Callable[[list[Row], list[Row], bool], bool | float]] = {
     "spider": spider,
     "bird": bird,

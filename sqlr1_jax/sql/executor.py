@@ -17,13 +17,14 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self
 
+from sqlr1_jax.sql import official
 from sqlr1_jax.sql.compare import RULES, orders_at_top_level
 from sqlr1_jax.sql.process import Failure, WallClock, WorkerProcess
 
 if TYPE_CHECKING:
     from sqlr1_jax.config import Execute
 
-_Key = tuple[str, str, str | None, str]  # database, sql, gold, rule
+_Key = tuple[str, str, str | None, str, int]  # database, sql, gold, rule, repeats
 
 OUTCOMES = (
     "match",
@@ -64,6 +65,8 @@ class Outcome:
     result_hash: str = ""  # equal for equal results (multisets of rows); empty when it did not run
     gold_rows: tuple[tuple[Any, ...], ...] = ()  # as rows
     score: float = 0.0  # 1 for a match, 0 for none, between them under soft_f1
+    overlap: float = 0.0  # of its cells with gold's, 0 to 1, by compare.cell_overlap
+    times: tuple[tuple[float, float], ...] = ()  # milliseconds of gold and prediction, each time a match was repeated
 
 
 class _Counts:
@@ -94,9 +97,12 @@ class _Job:
 
     def payload(self) -> dict[str, Any]:
         """What the worker is told."""
-        database, sql, gold, rule = self.key
-        ordered = gold is not None and orders_at_top_level(gold)
-        return {"database": database, "sql": sql, "gold": gold, "rule": rule, "ordered": ordered}
+        database, sql, gold, rule, repeats = self.key
+        orders = official.orders if rule in official.RULES else orders_at_top_level
+        ordered = gold is not None and orders(gold)
+        return {
+            "database": database, "sql": sql, "gold": gold, "rule": rule, "ordered": ordered, "repeats": repeats,
+        }  # fmt: skip
 
 
 @dataclasses.dataclass(eq=False)
@@ -142,19 +148,23 @@ class Executor:
         for thread in self._threads:
             thread.join()
 
-    def submit(self, database: str | os.PathLike[str], sql: str, gold: str, rule: str = "spider") -> Future[Outcome]:
+    def submit(
+        self, database: str | os.PathLike[str], sql: str, gold: str, rule: str = "spider", repeats: int = 0
+    ) -> Future[Outcome]:
         """Runs `sql`, and `gold` unless its result is known, on a database file and compares the results.
 
+        rule: of compare.RULES, or of official.RULES for a metric to the letter. repeats: how often a match is
+        run again, beside its gold, to be timed; the wall clock holds for all of them together.
         The same question again gets the same Future. The file must not change while the executor lives.
         Raises ValueError for an unknown rule, ExecutorError outside the context.
         """
-        if rule not in RULES:
+        if rule not in RULES and rule not in official.RULES:
             raise ValueError(f"There is no rule of comparison {rule!r}; it is one of {', '.join(RULES)}.")
-        return self._submit((os.path.abspath(os.fspath(database)), sql, gold, rule))
+        return self._submit((os.path.abspath(os.fspath(database)), sql, gold, rule, repeats))
 
     def run(self, database: str | os.PathLike[str], sql: str) -> Future[Outcome]:
         """Runs `sql` with nothing to compare it with: kind ok, or why it did not run."""
-        return self._submit((os.path.abspath(os.fspath(database)), sql, None, ""))
+        return self._submit((os.path.abspath(os.fspath(database)), sql, None, "", 0))
 
     def stats(self) -> dict[str, float]:
         """Since the last call: queries' p50 and p99 in milliseconds, time-outs, wall kills, crashes, cache hits."""
@@ -294,6 +304,6 @@ class Executor:
 def outcome_from(answer: Mapping[str, Any]) -> Outcome:
     """The outcome that JSON says: what a worker answers, or what `dataclasses.asdict` gave once."""
     answer = dict(answer)
-    for name in ("rows", "gold_rows"):
-        answer[name] = tuple(map(tuple, answer[name]))
+    for name in ("rows", "gold_rows", "times"):
+        answer[name] = tuple(map(tuple, answer.get(name, ())))
     return Outcome(**answer | {"columns": tuple(answer["columns"])})

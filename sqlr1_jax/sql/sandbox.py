@@ -12,6 +12,7 @@ import re
 import sqlite3
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -89,6 +90,8 @@ class _TooLarge(Exception):
 class Session:
     """One hardened connection; `clocked` ones tell the (fixed) time, at the price of slower date functions."""
 
+    needs_statement = True  # a text without any, a comment say, is an error
+
     def __init__(self, path: str, clocked: bool):
         """Raises DatabaseError when the file cannot be read."""
         self._clocked = clocked
@@ -96,7 +99,7 @@ class Session:
         self._ticks_allowed = 0
         self.denied = ""  # why the authorizer refused the last statement
         self.wants_clock = False  # it was refused for a date function
-        self.connection = open_readonly(path)
+        self.connection = self._open(path)
         self._harden()
 
     @property
@@ -131,13 +134,16 @@ class Session:
             return False
         return True
 
+    def _open(self, path: str) -> sqlite3.Connection:
+        return open_readonly(path)
+
     def _execute(self, sql: str, max_steps: int, limits: Limits) -> tuple[list[Row], tuple[str, ...]]:
         self._begin(max_steps)
         cursor = self.connection.execute(sql)
         try:
-            if cursor.description is None:
+            if cursor.description is None and self.needs_statement:
                 raise ValueError("there is no statement")
-            return _fetch(cursor, limits), tuple(column[0] for column in cursor.description)
+            return _fetch(cursor, limits), tuple(column[0] for column in cursor.description or ())
         finally:
             cursor.close()
 
@@ -178,6 +184,9 @@ class Session:
         return sqlite3.SQLITE_DENY
 
 
+Manner = Callable[[str], Session]
+
+
 class Sandbox:
     """Runs statements one after another; none of them changes what a later one answers."""
 
@@ -189,15 +198,16 @@ class Sandbox:
             connection.execute(f"PRAGMA hard_heap_limit={limits.heap_bytes}")
         connection.close()
 
-    def query(self, database: str, sql: str, max_steps: int) -> Result:
+    def query(self, database: str, sql: str, max_steps: int, manner: Manner | None = None) -> Result:
         """Runs one statement. Never raises for what SQL or a database file can do.
 
+        manner: opens a connection of another kind, for this statement alone.
         When memory runs out, the statement runs again with all else closed, so that what ran before does
         not decide.
         """
         for _ in range(2):
             try:
-                return self._query(database, sql, max_steps)
+                return self._query(database, sql, max_steps, manner)
             except MemoryError:
                 self.exhausted = True
                 self.close()
@@ -208,11 +218,13 @@ class Sandbox:
         while self._sessions:
             self._sessions.popitem()[1].connection.close()
 
-    def _query(self, database: str, sql: str, max_steps: int) -> Result:
+    def _query(self, database: str, sql: str, max_steps: int, manner: Manner | None) -> Result:
         word = _first_word(sql)
-        if word in STATEMENTS_DENIED:
+        if word in STATEMENTS_DENIED and manner is None:
             return _failed("denied", f"{word.upper()} is not allowed here; only SELECT, WITH and VALUES are")
         try:
+            if manner is not None:
+                return self._run_alone(manner(database), sql, max_steps)
             session = self._session(database, clocked=False)
             result = self._run(session, sql, max_steps)
             if session.wants_clock:
@@ -220,6 +232,12 @@ class Sandbox:
             return result
         except DatabaseError as error:
             return _failed("runtime_error", str(error))
+
+    def _run_alone(self, session: Session, sql: str, max_steps: int) -> Result:
+        try:
+            return self._run(session, sql, max_steps)
+        finally:
+            session.connection.close()
 
     def _run(self, session: Session, sql: str, max_steps: int) -> Result:
         start = time.perf_counter()

@@ -16,13 +16,16 @@ import struct
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sqlr1_jax.sql.compare import canonical_hash, compare
+from sqlr1_jax.sql import official
+from sqlr1_jax.sql.compare import canonical_hash, cell_overlap, compare
 from sqlr1_jax.sql.database import sqlite_version
 from sqlr1_jax.sql.gold import GoldStore
-from sqlr1_jax.sql.sandbox import Limits, Result, Row, Sandbox
+from sqlr1_jax.sql.official_session import MANNERS
+from sqlr1_jax.sql.sandbox import Limits, Manner, Result, Row, Sandbox
 
 ROWS_SHOWN = 20
 COLUMNS_SHOWN = 50
@@ -70,33 +73,50 @@ class Judge:
         limits = Limits(**{name: settings[name] for name in Limits._fields})
         self._settings = settings
         self._announce = announce
-        self._golds = GoldStore()
+        self._golds: dict[Manner | None, GoldStore] = defaultdict(GoldStore)
         self.sandbox = Sandbox(limits)
 
     def answer(self, job: dict[str, Any]) -> dict[str, Any]:
-        """What became of a job {database, sql, gold, rule, ordered}; gold None: it is run and not judged."""
+        """What became of a job {database, sql, gold, rule, ordered, repeats}; gold None: it is run and not judged.
+
+        repeats: how often a match is run again, and its gold, to be timed.
+        """
         if job["gold"] is None:
             return _reply(self.sandbox.query(job["database"], job["sql"], self._settings["max_steps"]))
-        gold = self._golds.get(job["database"], job["gold"], lambda: self._run_gold(job))
+        manner = MANNERS.get(job["rule"])
+        gold = self._golds[manner].get(job["database"], job["gold"], lambda: self._run_gold(job, manner))
         if gold.kind != "ok":
             message = f"the gold query failed ({gold.kind}): {gold.message}"
             return _reply(Result("gold_error", [], (), gold.steps, gold.milliseconds, message))
-        result = self.sandbox.query(job["database"], job["sql"], self._steps_allowed(gold))
+        result = self.sandbox.query(job["database"], job["sql"], self._steps_allowed(gold), manner)
         if result.kind != "ok":
             return _reply(result, gold)
-        score = float(compare(job["rule"], gold.rows, result.rows, job["ordered"]))
+        score = float(_compare(job["rule"], gold.rows, result.rows, job["ordered"]))
         kind = "mismatch" if score < 1 else "match" if gold.rows else "match_empty"
-        return _reply(result._replace(kind=kind), gold, score)
+        times = [self._time(job, manner) for _ in range(job["repeats"] if score == 1 else 0)]
+        return _reply(result._replace(kind=kind), gold, score) | {"times": times}
 
-    def _run_gold(self, job: dict[str, Any]) -> Result:
+    def _run_gold(self, job: dict[str, Any], manner: Manner | None) -> Result:
         self._announce("gold")
-        result = self.sandbox.query(job["database"], job["gold"], self._settings["max_steps"])
+        result = self.sandbox.query(job["database"], job["gold"], self._settings["max_steps"], manner)
         self._announce("prediction")
         return result
+
+    def _time(self, job: dict[str, Any], manner: Manner | None) -> tuple[float, float]:
+        """Milliseconds of gold and of the prediction, which runs first as in the official code."""
+        steps = self._settings["max_steps"]
+        prediction, gold = (self.sandbox.query(job["database"], job[sql], steps, manner) for sql in ("sql", "gold"))
+        return gold.milliseconds, prediction.milliseconds
 
     def _steps_allowed(self, gold: Result) -> int:
         factor, most = self._settings["gold_factor"], int(self._settings["max_steps"])
         return min(most, max(self._settings["min_steps"], int(factor * gold.steps))) if factor > 0 else most
+
+
+def _compare(rule: str, gold_rows: list[Row], rows: list[Row], ordered: bool) -> bool | float:
+    if rule in official.RULES:
+        return official.RULES[rule].compare(gold_rows, rows, ordered)
+    return compare(rule, gold_rows, rows, ordered)
 
 
 def _reply(result: Result, gold: Result | None = None, score: float = 0.0) -> dict[str, Any]:
@@ -113,6 +133,7 @@ def _reply(result: Result, gold: Result | None = None, score: float = 0.0) -> di
         "result_hash": canonical_hash(result.rows) if ran else "",
         "gold_rows": _show(gold.rows) if gold else [],
         "score": score,
+        "overlap": cell_overlap(gold.rows, result.rows) if ran and gold else 0.0,
     }
 
 

@@ -74,7 +74,7 @@ def test_one_file_for_all_questions(tmp_path: Path, pets: Path) -> None:
 def test_spider_and_bird(tmp_path: Path, pets: Path) -> None:
     for folder in ("database", "dev_databases"):
         shutil.copytree(pets.parent, tmp_path / folder / "pets")
-    spider = {"db_id": "pets", "question": "How many?", "query": "SELECT 1", "query_toks": []}
+    spider = {"db_id": "pets", "question": "How many?", "query": "SELECT 1", "query_toks": [], "sql": {"from": {}}}
     (tmp_path / "train_spider.json").write_text(json.dumps([spider]))
     (one,) = example.read(f"spider:{tmp_path}")
     assert (one.id, one.sql, one.knowledge, one.reasoning) == ("0", "SELECT 1", "", "")

@@ -163,6 +163,13 @@ def _pair(seed: int, databases: int, gain: float) -> tuple[dict[str, bool], dict
     return before, after, {name: name.split("-")[0] for name in names}
 
 
+def test_the_clustered_mean_weighs_items_and_resamples_databases() -> None:
+    values = {"a": 1.0, "b": 0.5, "c": 0.0, "d": 0.0}
+    mean, low, high = execution.clustered_mean(values, {"a": "x", "b": "x", "c": "y", "d": "y"})
+    assert (mean, low, high) == (0.375, 0.0, 0.75)
+    assert execution.clustered_mean(values, dict.fromkeys(values, "x")) == (0.375, 0.375, 0.375)
+
+
 def test_the_paired_gain_is_the_difference_of_accuracies() -> None:
     before, after, cluster = _pair(0, 20, 0.2)
     gain, low, high = execution.paired_gain(before, after, cluster)

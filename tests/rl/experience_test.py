@@ -64,7 +64,7 @@ def test_rewards_right_and_sound_follow_from_the_outcomes(run: Run, executor: Ex
     cfg = dataclasses.replace(run.cfg.grpo, reward=config.Reward(empty_match=empty))
     run = dataclasses.replace(run, cfg=dataclasses.replace(run.cfg, grpo=cfg))
     made, answers, _, outcomes = _outcomes(run, executor, pets)
-    judged = experience.judge(run, made, answers, outcomes)
+    judged = experience.judge(run, _examples(pets), made, answers, outcomes)
     rewards, correct, sound = judged.rewards_PGR, judged.correct_PG, judged.sound_P
     assert rewards.shape == (3, 4, 4)
     for p, g in np.ndindex(3, 4):
@@ -73,12 +73,13 @@ def test_rewards_right_and_sound_follow_from_the_outcomes(run: Run, executor: Ex
     assert sound.tolist() == [True, True, False]
 
 
-def test_length_may_be_counted_in_tokens(run: Run) -> None:
+def test_length_may_be_counted_in_tokens(run: Run, pets: Path) -> None:
     cfg = dataclasses.replace(run.cfg.grpo, reward=config.Reward(length_unit="tokens"))
     run = dataclasses.replace(run, cfg=dataclasses.replace(run.cfg, grpo=cfg))
     made = runs.completions(run, [[_said("SELECT count(*) FROM dogs")]])
     answers, _ = experience.read_answers(run, made)
-    rewards, said = experience.judge(run, made, answers, [[Outcome("match")]]).rewards_PGR, answers[0][0]
+    judged = experience.judge(run, _examples(pets)[:1], made, answers, [[Outcome("match")]])
+    rewards, said = judged.rewards_PGR, answers[0][0]
 
     def count(text: str) -> int:
         return len(run.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -129,12 +130,12 @@ def test_the_reasoning_of_the_data_is_never_shown(run: Run) -> None:
 
 def test_measured_numbers_are_the_batches(run: Run, executor: Executor, pets: Path) -> None:
     made, answers, _, outcomes = _outcomes(run, executor, pets)
-    judged = experience.judge(run, made, answers, outcomes)
+    judged = experience.judge(run, _examples(pets), made, answers, outcomes)
     rewards = judged.rewards_PGR
     clock = Clock()
     for name in ("rollout", "pack", "reward_wait", "update"):
         clock.lap(name)
-    values = experience.measure(judged, clock, executor)
+    values = experience.measure(judged, reward.PAPER, clock, executor)
     kinds = [kind for group in KINDS for kind in group]
     for kind in set(kinds):
         assert values[f"outcome/{kind}"] == kinds.count(kind) / 12
@@ -160,9 +161,9 @@ def test_time_outs_are_the_batches_own_whatever_the_executor_remembers(run: Run,
             answers, _ = experience.read_answers(run, made)
             outcomes = experience.gather(experience.submit(pool, examples, answers, "spider"))
             assert outcomes[0][0].kind == "timeout"
-            judged = experience.judge(run, made, answers, outcomes)
+            judged = experience.judge(run, examples, made, answers, outcomes)
             clock = Clock()
             clock.lap("pack")
             clock.lap("reward_wait")
-            counted.append(experience.measure(judged, clock, pool)["sql/timeouts"])
+            counted.append(experience.measure(judged, reward.PAPER, clock, pool)["sql/timeouts"])
     assert counted == [1, 1]

@@ -87,7 +87,7 @@ def test_a_weight_scales_its_part_alone(a: float, b: float, c: float, d: float, 
     np.testing.assert_allclose(weighted, reward.parts(GOOD, Outcome(kind), config.Reward()) * [a, b, c, d], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "place"), zip(reward.PARTS, itertools.count()))
+@pytest.mark.parametrize(("name", "place"), zip(reward.PAPER, itertools.count()))
 def test_a_part_left_out_is_zero_whatever_happens(name: str, place: int) -> None:
     cfg = config.Reward(**{name: 0.0})
     paid = np.array([reward.parts(GOOD, Outcome(kind), cfg) for kind in RUNNABLE])
@@ -114,3 +114,44 @@ def test_stack_keeps_prompts_samples_and_parts_apart() -> None:
     assert stacked.shape == (2, 3, 4)
     assert stacked.dtype == np.float32
     np.testing.assert_array_equal(stacked[..., 2], [[0, 1, 2], [10, 11, 12]])
+
+
+def test_arctic_pays_what_runs_a_tenth() -> None:
+    cfg = config.Reward(format=0, execution=0, result=0, length=0, arctic=1.0)
+    assert reward.names(cfg) == (*reward.PAPER, "arctic")
+    paid = {kind: float(reward.parts(GOOD, Outcome(kind), cfg).sum()) for kind in RUNNABLE}
+    assert {kind for kind, value in paid.items() if value == 1} == {"match"}
+    tenth = {kind for kind, value in paid.items() if value == pytest.approx(0.1)}
+    assert tenth == {"match_empty", "mismatch", "too_large"}
+    assert {value for kind, value in paid.items() if kind not in tenth | {"match"}} == {0}
+    assert float(reward.parts(Answer("", "", None, "no_sql"), Outcome("no_sql"), cfg).sum()) == 0
+
+
+def test_overlap_pays_the_shared_cells_of_what_ran() -> None:
+    cfg = config.Reward(overlap=2.0)
+    assert reward.parts(GOOD, Outcome("mismatch", overlap=0.4), cfg)[4] == pytest.approx(0.8)
+    assert reward.parts(GOOD, Outcome("timeout", overlap=0.0), cfg)[4] == 0
+    assert reward.parts(GOOD, Outcome("match_empty", overlap=1.0), cfg)[4] == 0
+    paper = config.Reward(overlap=2.0, empty_match="match")
+    assert reward.parts(GOOD, Outcome("match_empty", overlap=1.0), paper)[4] == 2
+
+
+@pytest.mark.parametrize(
+    ("sql", "recall"),
+    [
+        ("SELECT color FROM dogs WHERE age > 3", 3 / 3),
+        ("select COLOR from DOGS", 2 / 3),
+        ("SELECT d.age FROM dogs AS d", 2 / 3),
+        ("SELECT name FROM cats", 0),
+        ("WITH dogs2 AS (SELECT age FROM dogs) SELECT age FROM dogs2", 2 / 3),
+        ("SELECT FROM WHERE", 0),
+        ("", 0),
+    ],
+)
+def test_schema_recall_is_the_share_of_golds_tables_and_columns(sql: str, recall: float) -> None:
+    gold = "SELECT T1.color AS shown FROM dogs AS T1 WHERE T1.age > 3 ORDER BY shown"
+    assert reward.schema_items(gold) == {("table", "dogs"), ("column", "color"), ("column", "age")}
+    assert reward.schema_recall(sql, gold) == pytest.approx(recall)
+    said = Answer("t", f"```sql\n{sql}\n```", sql)
+    paid = reward.parts(said, Outcome("mismatch"), config.Reward(schema_recall=3.0), gold=gold)
+    assert paid.tolist() == pytest.approx([1, 2, -3, 0, 3 * recall])

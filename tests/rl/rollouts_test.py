@@ -8,7 +8,7 @@ import numpy as np
 from sqlr1_jax.data.answer import Answer
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.rl import rollouts
-from sqlr1_jax.rl.reward import PARTS
+from sqlr1_jax.rl.reward import PAPER as PARTS
 from sqlr1_jax.sql.executor import Outcome
 
 
@@ -27,7 +27,7 @@ def _write(workdir: Path, step: int) -> None:
     grouped = [outcomes[:3], outcomes[3:]]
     rewards = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     texts = [[f"text {p}{g}" for g in range(3)] for p in range(2)]
-    rollouts.write(workdir, step, examples, texts, said, grouped, rewards, rewards.sum(-1))
+    rollouts.write(workdir, step, examples, texts, said, grouped, PARTS, rewards, rewards.sum(-1))
 
 
 def test_a_line_holds_a_prompt_with_all_its_samples(tmp_path: Path) -> None:

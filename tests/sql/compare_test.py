@@ -271,6 +271,21 @@ def test_hash_keeps_bytes_that_are_no_text_apart() -> None:
     assert canonical_hash([("\udcff",)]) != canonical_hash([("\udcfe",)])
 
 
+@pytest.mark.parametrize(
+    ("gold", "rows", "share"),
+    [
+        ([(1, "a"), (2, "b")], [("b", 2), ("a", 1)], 1.0),
+        ([(1,), (1,), (2,)], [(1,), (2,)], 0.8),
+        ([(1,)], [(1, 2, 3)], 0.5),
+        ([(1,)], [("1",)], 0.0),
+        ([], [], 1.0),
+        ([], [(1,)], 0.0),
+    ],
+)
+def test_cell_overlap_is_the_f1_of_cells(gold: list[tuple], rows: list[tuple], share: float) -> None:
+    assert compare.cell_overlap(gold, rows) == compare.cell_overlap(rows, gold) == pytest.approx(share)
+
+
 VERDICTS = {"spider": "spider_ts_keep_distinct", "bird": "bird_ex", "soft_f1": "bird_soft_f1"}
 
 

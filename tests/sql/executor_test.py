@@ -4,16 +4,15 @@ import dataclasses
 import os
 import random
 import shutil
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
-from contextlib import closing
 from pathlib import Path
 
+import hostile
 import pytest
 
 from sqlr1_jax.config import Execute
@@ -275,20 +274,46 @@ with Executor(Cfg(*eval(sys.argv[3]))) as executor:
     assert done.stdout == "match\n"
 
 
-def test_256_completions_take_a_fraction_of_a_second(tmp_path: Path) -> None:
-    databases = [tmp_path / f"{i}.sqlite" for i in range(32)]
-    for path in databases:
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute("CREATE TABLE dogs (code INTEGER, color TEXT, age INTEGER)")
-            connection.executemany("INSERT INTO dogs VALUES (?, 'red', ?)", [(i, i % 7) for i in range(15)])
-            connection.commit()
-    with Executor(CFG) as executor:
-        executor.run(databases[0], "SELECT 1").result()
-        seconds = []
-        for step in range(5):
-            start = time.perf_counter()
-            gold = f"SELECT age, count(*) FROM dogs WHERE code > {step} GROUP BY age"
-            futures = [executor.submit(path, f"{gold} LIMIT {g}", gold) for path in databases for g in range(8)]
-            assert sum(future.result().kind == "match" for future in futures) == 32
-            seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.5  # 0.03 on two idle cores
+def test_outcomes_do_not_depend_on_what_else_the_machine_does(pets: Path) -> None:
+    corpus = [sql for _, sql, _ in hostile.CORPUS if not hostile.outlives_its_steps(sql)]
+    corpus = list(dict.fromkeys([*corpus, *hostile.fuzzed(7, 400)]))
+    gold = "SELECT age FROM dogs"
+
+    def scored() -> tuple[list[tuple], float]:
+        with Executor(CFG) as executor:
+            futures = [executor.submit(pets, sql, gold, "bird") for sql in [gold, *corpus]]
+            return [what(future.result()) for future in futures], executor.stats()["sql/wall_kills"]
+
+    idle, kills = scored()
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    try:
+        assert scored() == (idle, kills) and kills == 0
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert len(corpus) >= 500
+    assert {one[0] for one in idle} >= {"match", "mismatch"} | hostile.ANY - {"ok"}
+
+
+def test_a_match_is_repeated_and_timed(executor: Executor, pets: Path) -> None:
+    slow = f"{GOLD} AND (SELECT count(*) FROM dogs, dogs AS b, dogs AS c, dogs AS d, dogs AS e) > 0"
+    outcome = executor.submit(pets, GOLD, slow, "bird", repeats=3).result()
+    assert outcome.kind == "match"
+    assert len(outcome.times) == 3
+    assert all(gold > took > 0 for gold, took in outcome.times)
+    assert executor.submit(pets, "SELECT 1", GOLD, "bird", repeats=3).result().times == ()
+    assert executor.submit(pets, GOLD, GOLD, "bird").result().times == ()
+
+
+def test_an_official_rule_judges_as_the_official_code(executor: Executor, pets: Path) -> None:
+    in_window = "SELECT code, rank() OVER (ORDER BY code) FROM dogs"
+    pairs = [
+        (in_window, f"SELECT * FROM ({in_window}) ORDER BY 1 DESC", "match", "mismatch"),  # the letters decide
+        ("SELECT 1, 1.5", "SELECT 1.0, 1.5", "match", "mismatch"),
+        ("SELECT 1 WHERE 0", "-- nothing", "syntax_error", "match_empty"),
+    ]
+    for gold, sql, ours, theirs in pairs:
+        assert executor.submit(pets, sql, gold, "spider").result().kind == ours
+        assert executor.submit(pets, sql, gold, "official_spider").result().kind == theirs
+    assert executor.submit(pets, "DELETE FROM dogs", "SELECT 1 WHERE 0", "official_bird").result().kind == "denied"

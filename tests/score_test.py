@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sqlr1_jax import score
+from sqlr1_jax.config import Execute
+from sqlr1_jax.data.example import Example
+from sqlr1_jax.evaluate import execution
+from sqlr1_jax.sql.executor import Executor
+
+GOLD = [
+    {"question_id": 11, "db_id": "pets", "SQL": "SELECT DISTINCT age FROM dogs", "difficulty": "simple"},
+    {"question_id": 12, "db_id": "pets", "SQL": "SELECT 1, 2", "difficulty": "moderate"},
+    {"question_id": 13, "db_id": "kennel", "SQL": "SELECT nope FROM dogs", "difficulty": "simple"},
+    {"question_id": 14, "db_id": "kennel", "SQL": "SELECT count(*) FROM dogs", "difficulty": "simple"},
+]
+PREDICTED = [
+    {"id": 11, "db_id": "pets", "sql": "SELECT age FROM dogs"},
+    {"id": 12, "db_id": "pets", "sql": "SELECT 2, 1"},
+    {"id": 13, "db_id": "kennel", "sql": "SELECT 1"},
+    {"id": 99, "db_id": "elsewhere", "sql": "SELECT 1"},
+]
+
+
+@pytest.fixture
+def files(tmp_path: Path, pets: Path) -> Path:
+    for name in ("pets", "kennel"):
+        (tmp_path / "databases" / name).mkdir(parents=True)
+        shutil.copy(pets, tmp_path / "databases" / name / f"{name}.sqlite")
+    (tmp_path / "dev.json").write_text(json.dumps(GOLD))
+    (tmp_path / "said.jsonl").write_text("".join(json.dumps(line) + "\n" for line in PREDICTED))
+    return tmp_path
+
+
+def arguments(files: Path, *more: str) -> list[str]:
+    return [f"--gold={files}/dev.json", f"--predictions={files}/said.jsonl", "--workers=1", *more]
+
+
+def printed(files: Path, capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, Any]:
+    score.main(arguments(files, "--json", *more))
+    return json.loads(capsys.readouterr().out)
+
+
+def verdicts(files: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (files / "verdicts.jsonl").read_text().splitlines()]
+
+
+def test_json_and_verdicts(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = printed(files, capsys, "--metric=spider,bird,soft_f1", f"--output={files}/verdicts.jsonl")
+    assert made["metrics"]["spider"]["all"] == {"n": 4, "score": 0.25, "interval": [0.0, 0.5]}
+    assert made["metrics"]["bird"]["all"]["score"] == 0.25
+    assert made["metrics"]["soft_f1"]["all"]["score"] == 0.5
+    by_difficulty = made["metrics"]["spider"]["by_difficulty"]
+    assert {name: (figure["n"], figure["score"]) for name, figure in by_difficulty.items()} == {
+        "simple": (3, 0.0),
+        "moderate": (1, 1.0),
+    }
+    assert (made["n"], made["databases"], made["missing"], made["ignored"], made["gold_errors"]) == (4, 2, 1, 1, 1)
+    assert made["outcomes"] == {"gold_error": 1, "match": 1, "mismatch": 1, "missing": 1}
+    assert (made["compat"], made["sqlite"]) == (False, sqlite3.sqlite_version)
+    assert verdicts(files) == [
+        {"id": "11", "spider": False, "bird": True, "soft_f1": 1.0, "outcome": "mismatch"},
+        {"id": "12", "spider": True, "bird": False, "soft_f1": 1.0, "outcome": "match"},
+        {"id": "13", "spider": False, "bird": False, "soft_f1": 0.0, "outcome": "gold_error"},
+        {"id": "14", "spider": False, "bird": False, "soft_f1": 0.0, "outcome": "missing"},
+    ]
+
+
+def test_compat_strips_distinct_and_has_no_verdict_where_the_official_code_raises(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = "--compat", "--metric=spider,bird", f"--output={files}/verdicts.jsonl"
+    made = printed(files, capsys, *more)
+    assert made["metrics"]["spider"]["all"]["score"] == 0.5
+    assert made["raised"] == {"spider": 1, "bird": 0}
+    assert (made["compat"], made["keep_distinct"]) == (True, False)
+    assert [line["spider"] for line in verdicts(files)] == [True, True, None, False]
+    assert [line["bird"] for line in verdicts(files)] == [True, False, False, False]
+    assert printed(files, capsys, *more, "--keep_distinct")["metrics"]["spider"]["all"]["score"] == 0.25
+    assert [line["spider"] for line in verdicts(files)] == [False, True, None, False]
+
+
+def test_the_table_says_what_was_counted(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    score.main(arguments(files, "--metric=spider"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["spider", "all", "4", "25.00", "0.0", "to", "50.0"]
+    assert lines[3].split() == ["spider", "moderate", "1", "100.00", "none:", "one", "database"]
+    assert f"4 golds on 2 databases by this project's rules; SQLite {sqlite3.sqlite_version}" in lines
+    assert "1 golds without a prediction, counted as wrong" in lines
+    assert "1 predictions for ids that gold lacks, ignored" in lines
+    assert any(line.startswith("1 golds that fail") for line in lines)
+    (files / "dev.sql").write_text("SELECT 1\tpets\n")
+    (files / "said.txt").write_text("SELECT 1\n")
+    score.main([f"--gold={files}/dev.sql", f"--predictions={files}/said.txt", "--workers=1"])
+    assert "this gold file says nothing of difficulty" in capsys.readouterr().out
+
+
+def test_r_ves_is_timed(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = printed(files, capsys, "--metric=r_ves", "--iterations=3", f"--output={files}/verdicts.jsonl")
+    rewards = [line["r_ves"] for line in verdicts(files)]
+    assert 0 < rewards[0] <= 1.25**0.5  # right as a set; the others are wrong
+    assert rewards[1:] == [0.0, 0.0, 0.0]
+    assert made["metrics"]["r_ves"]["all"]["score"] == pytest.approx(sum(rewards) / 4)
+
+
+def test_an_evaluation_is_scored_as_it_was_judged(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    database = files / "databases" / "pets" / "pets.sqlite"
+    golds = ["SELECT count(*) FROM dogs", "SELECT color FROM dogs WHERE age > 99", "SELECT 1", "SELECT 2"]
+    said = ["<answer>\n```sql\nSELECT 4\n```\n</answer>", "<answer>\n```sql\nSELECT 1 WHERE 0\n```\n</answer>", "no"]
+    said += ["<answer>\n```sql\nDROP TABLE dogs\n```\n</answer>"]
+    examples = [Example(f"h-{i}", "pets", database, "?", sql, complexity="Simple") for i, sql in enumerate(golds)]
+    with Executor(Execute(workers=1)) as executor:
+        judged = execution.judge(executor, examples, [[text] for text in said], "direct", "spider")
+    lines = [execution.record(e, "heldout", g[0]) for e, g in zip(examples, judged, strict=True)]
+    lines.append(lines[0] | {"id": "n-0", "set": "newnames", "db_id": "newnames_0"})
+    (files / "said.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    records = [{"id": e.id, "db_id": "pets", "sql": e.sql, "sql_complexity": e.complexity} for e in examples]
+    (files / "dev.json").write_text(json.dumps(records))
+    made = printed(files, capsys, f"--output={files}/verdicts.jsonl")
+    assert made["metrics"]["spider"]["all"]["score"] == execution.accuracy(g[0].right for g in judged) == 0.5
+    assert [line["outcome"] for line in verdicts(files)] == ["match", "match_empty", "no_sql", "denied"]
+    assert made["ignored"] == 1
+
+
+def test_bad_input_stops_before_anything_runs(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score, "Executor", None)
+    with pytest.raises(SystemExit, match=r"error: .*nowhere.jsonl: no such file; --predictions= names one"):
+        score.main([f"--gold={files}/dev.json", f"--predictions={files}/nowhere.jsonl"])
+    with pytest.raises(SystemExit, match=r"error: 2 of 2 databases are missing, first pets"):
+        score.main(arguments(files, f"--databases={files}/elsewhere"))
+    for wrong, message in [
+        ("--metric=spyder", "there is no metric 'spyder'; name some of spider,bird,soft_f1,r_ves"),
+        ("--keep_distinct", "--keep_distinct belongs to --compat"),
+        ("--iterations=1", "one run has no spread"),
+        ("--workers=0", "0 is no number from 1"),
+        ("--output=nowhere/verdicts.jsonl", "--output=nowhere/verdicts.jsonl is in a folder that is not there"),
+    ]:
+        with pytest.raises(SystemExit):
+            score.main(arguments(files, wrong))
+        assert message in capsys.readouterr().err
+
+
+def test_it_imports_no_jax() -> None:
+    code = "import sys, sqlr1_jax.score; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
