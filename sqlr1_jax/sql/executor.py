@@ -43,6 +43,7 @@ OUTCOMES = (
 
 BATCH = 16  # jobs sent at once at most; a job that was sent cannot be taken by an idle worker
 STEAL_SECONDS = 0.01  # a worker busy on one batch for longer may be robbed
+MAX_WAITING = 65_536  # jobs that no worker has taken, past which `submit` waits
 CACHED_ANSWERS = 8_192
 RECYCLE_AFTER = 20_000  # jobs of one process
 
@@ -156,6 +157,7 @@ class Executor:
         rule: of compare.RULES, or of official.RULES for a metric to the letter. repeats: how often a match is
         run again, beside its gold, to be timed; the wall clock holds for all of them together.
         The same question again gets the same Future. The file must not change while the executor lives.
+        Waits while MAX_WAITING jobs wait, so not to be called from a Future's callback.
         Raises ValueError for an unknown rule, ExecutorError outside the context.
         """
         if rule not in RULES and rule not in official.RULES:
@@ -174,6 +176,8 @@ class Executor:
 
     def _submit(self, key: _Key) -> Future[Outcome]:
         with self._condition:
+            while self._open and sum(len(lane.queue) for lane in self._lanes) >= MAX_WAITING:
+                self._condition.wait()
             if not self._open:
                 raise ExecutorError("The executor is closed: submit inside `with Executor(cfg)`.") from self._error
             known = self._answers.get(key)
@@ -224,6 +228,7 @@ class Executor:
             while self._open:
                 if batch := self._pick(lane):
                     lane.busy_since = time.monotonic()
+                    self._condition.notify_all()  # whoever waits to submit
                     return batch
                 self._condition.wait(STEAL_SECONDS if any(other.queue for other in self._lanes) else None)
         return deque()

@@ -217,6 +217,40 @@ def test_an_idle_worker_takes_over_from_a_stuck_one(pets: Path) -> None:
         assert not stuck.done()
 
 
+def test_submitting_waits_where_too_many_wait(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor_module, "MAX_WAITING", 8)
+    most = []
+    with Executor(dataclasses.replace(CFG, workers=1)) as executor:
+        futures = [executor.run(pets, COUNT_FOR_EVER)]
+        for i in range(100):
+            futures.append(executor.run(pets, f"SELECT {i}"))
+            most.append(len(executor._lanes[0].queue))
+        kinds = [future.result().kind for future in futures]
+    assert kinds == ["timeout"] + ["ok"] * 100
+    assert max(most) == 8
+
+
+def test_who_waits_to_submit_hears_of_the_end(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor_module, "MAX_WAITING", 1)
+    said: list[str] = []
+
+    def submit() -> None:
+        try:
+            for i in range(100):
+                executor.run(pets, f"{BOMB} -- {i}")
+        except ExecutorError as error:
+            said.append(str(error))
+
+    with Executor(dataclasses.replace(CFG, workers=1)) as executor:
+        thread = threading.Thread(target=submit)
+        thread.start()
+        while not executor._lanes[0].queue:
+            time.sleep(0.01)
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+    assert len(said) == 1 and "executor is closed" in said[0]
+
+
 def test_closing_waits_for_nothing(pets: Path) -> None:
     start = time.perf_counter()
     with Executor(CFG) as executor:
