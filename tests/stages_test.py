@@ -91,13 +91,17 @@ def test_an_export_is_the_step_asked_for_in_float32_to_the_bit(finished: Path, t
 def test_grpo_moved_the_weights_that_the_cold_start_left(finished: Path) -> None:
     """And began from them: its step 0 is the cold start's last."""
     run = runs.start(_settings(finished), finished)
-    embeds = [
-        np.asarray(run.checkpoints(stage).load(step, {"params": runs.abstract(run)})["params"]["embed"])
+    params = [
+        run.checkpoints(stage).load(step, {"params": runs.abstract(run)})["params"]
         for stage, step in (("cold_start", 0), ("cold_start", 4), ("grpo", 0), ("grpo", 4))
     ]
-    assert (embeds[0] != embeds[1]).any()
+    embeds = [np.asarray(one["embed"]) for one in params]
+    downs = [np.asarray(one["layers"]["down"]) for one in params]
+    np.testing.assert_array_equal(embeds[0], embeds[1])  # frozen in tiny's cold start
+    assert (downs[0] != downs[1]).any()
     np.testing.assert_array_equal(embeds[1], embeds[2])
-    assert (embeds[2] != embeds[3]).any()
+    np.testing.assert_array_equal(downs[1], downs[2])
+    assert (embeds[2] != embeds[3]).any() and (downs[2] != downs[3]).any()
 
 
 def test_a_run_that_trained_nothing_exports_what_it_began_with(run: runs.Run, home: Path, tmp_path: Path) -> None:
