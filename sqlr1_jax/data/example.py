@@ -133,10 +133,10 @@ class _Reader:
 
     def nothing_left(self) -> str:
         """Why there is no example at all, with the fix where the databases are what is missing."""
-        file = self._source.file
-        reasons = "; ".join(f"{reason}, first in record {ids[0]}" for reason, ids in self._bad().items())
+        file, bad = self._source.file, self._bad()
+        reasons = "; ".join(f"{reason}, first in record {ids[0]}" for reason, ids in bad.items())
         text = f"{file}: none of its {self._count} records can be used ({reasons or 'all excluded'})."
-        if NO_DATABASE in self._bad():
+        if NO_DATABASE in bad:
             folder = self._databases.folder
             text += f" Databases were looked for in {folder}; --config.data.databases= names another."
         return text

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,12 @@ def open_source(prefix: str, path: str) -> Source:
         return Source(path, None, lambda: _numbered(_hub(path), _from_synsql))
     names, folders, rename = _FORMS[prefix]
     file = _find(prefix, Path(path), names)
-    databases = next((file.parent / f for f in folders if (file.parent / f).is_dir()), file.parent / folders[0])
-    return Source(str(file), databases, lambda: _numbered(_raw(file), rename))
+    return Source(str(file), databases_beside(file, folders), lambda: _numbered(_raw(file), rename))
+
+
+def databases_beside(file: Path, folders: Sequence[str]) -> Path:
+    """The first of these folders that lies beside a file, else where the first would."""
+    return next((file.parent / f for f in folders if (file.parent / f).is_dir()), file.parent / folders[0])
 
 
 def json_list(file: Path) -> Iterator[Any]:

@@ -9,8 +9,6 @@ import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import sqlglot
-from sqlglot import expressions
 
 from sqlr1_jax import config
 from sqlr1_jax.data.answer import Answer
@@ -59,12 +57,12 @@ def parts(
         0.0 if not ran else 3.0 if right else -3.0,
         _length(answer, length) if right else 0.0,
     ]
-    if cfg.arctic:
-        values.append(1.0 if right else 0.1 if ran else 0.0)
-    if cfg.overlap:
-        values.append(outcome.overlap if ran and (right or outcome.kind != "match_empty") else 0.0)
-    if cfg.schema_recall:
-        values.append(schema_recall(answer.sql or "", gold) if well_formed else 0.0)
+    others = {
+        "arctic": lambda: 1.0 if right else 0.1 if ran else 0.0,
+        "overlap": lambda: outcome.overlap if ran and (right or outcome.kind != "match_empty") else 0.0,
+        "schema_recall": lambda: schema_recall(answer.sql or "", gold) if well_formed else 0.0,
+    }
+    values += [others[name]() for name in names(cfg)[len(PAPER) :]]
     return np.asarray(values, np.float32) * weights(cfg)
 
 
@@ -80,6 +78,9 @@ def schema_items(sql: str) -> frozenset[tuple[str, str]]:
 
     Names that the statement makes up itself, of its WITH clauses and AS, are not of the schema.
     """
+    import sqlglot
+    from sqlglot import expressions
+
     try:
         tree = sqlglot.parse_one(sql, read="sqlite")
     except (sqlglot.errors.SqlglotError, RecursionError):

@@ -176,7 +176,7 @@ class Executor:
 
     def _submit(self, key: _Key) -> Future[Outcome]:
         with self._condition:
-            while self._open and sum(len(lane.queue) for lane in self._lanes) >= MAX_WAITING:
+            while self._open and key not in self._answers and self._full():
                 self._condition.wait()
             if not self._open:
                 raise ExecutorError("The executor is closed: submit inside `with Executor(cfg)`.") from self._error
@@ -192,6 +192,9 @@ class Executor:
             self._lanes[zlib.crc32(key[0].encode(errors="replace")) % len(self._lanes)].queue.append(job)
             self._condition.notify_all()
         return job.future
+
+    def _full(self) -> bool:
+        return sum(len(lane.queue) for lane in self._lanes) >= MAX_WAITING
 
     def _serve(self, lane: _Lane) -> None:
         """A lane's thread: answers jobs until the executor closes. Whatever fails, nobody waits for ever."""
