@@ -47,6 +47,7 @@ class Model:
     query_chunk: int = 0  # queries at a time in attention, 0 for all: bounds the [T, S] scores
     ffw_chunks: int = 1  # time chunks of the feed-forward: at long rows it holds the peak
     logits_chunk: int = 1024  # places at a time whose logits exist, 0 for all
+    unroll: int = 1  # layers in one turn of the loop over them: more is faster on CPU, and compiles longer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,7 +329,7 @@ CHOICES: dict[str, tuple] = {
     "export.dtype": ("", "float32", "bfloat16"),
 }
 LOWER_BOUNDS: dict[str, float] = {
-    "mesh.replica": 1, "mesh.tensor": 1, "model.ffw_chunks": 1, "model.logits_chunk": 0,
+    "mesh.replica": 1, "mesh.tensor": 1, "model.ffw_chunks": 1, "model.logits_chunk": 0, "model.unroll": 1,
     "data.limit": 0, "data.max_prompt_tokens": 1, "data.synth.workers": 1,
     "data.synth.heldout_databases": 1, "data.synth.heldout_questions": 1,
     "cold_start.steps": 0, "cold_start.databases": 1, "cold_start.questions": 1, "cold_start.rows.per_microbatch": 1,

@@ -28,7 +28,8 @@ def of(size: str) -> ConfigDict:
 
 def _tiny(cfg: ConfigDict) -> None:
     """Cold start and GRPO of a 0.8M-parameter model from random weights, on two CPU cores in minutes."""
-    cfg.model.logits_chunk = 0  # at 1,100 words all logits fit, and need not be made twice
+    # At 1,100 words all logits fit, and need not be made twice.
+    cfg.model.update(logits_chunk=0, unroll=3)
     cfg.cold_start.update(steps=1000, databases=4)
     cfg.cold_start.rows.per_microbatch = 4
     cfg.data.synth.cold_start_databases = 6000

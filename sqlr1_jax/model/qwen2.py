@@ -69,7 +69,6 @@ PRESETS: dict[str, Qwen2Config] = {
         _preset(3, 128, 4, 2, 384, 2048, True),
         embed_init=0.1,
         init="lookup",
-        unroll=3,
         logits_chunk=0,
     ),
     "0.5b": _preset(24, 896, 14, 2, 4864, 151936, True),
