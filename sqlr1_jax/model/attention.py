@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from sqlr1_jax.model.cache import Cache, layer_of, prefix_of, visible
+from sqlr1_jax.model.quantize import Scaled
 
 Rows = tuple[jax.Array, ...]  # what is known of each query: arrays [B or 1, T]
 Pair = tuple[jax.Array, jax.Array]  # keys and values
@@ -210,17 +211,17 @@ def attend_cached(
     if backend != "xla":
         raise ValueError(f"attention backend {backend!r} is unknown; it takes 'xla'.")
     P, G, H, h = q_PGHh.shape
-    K = cache.v[stack].shape[-3]
+    K = cache.v[stack].values.shape[-3]
     q_PGKgh = q_PGHh.reshape(P, G, K, H // K, h)
     prefix_PS, own_PT = visible(cache)
     prefix_k, prefix_v = prefix_of(cache, stack, entry)
-    shared = _products(q_PGKgh.swapaxes(1, 2).reshape(P, K, -1, h), prefix_k)
+    shared = _stored_products(q_PGKgh.swapaxes(1, 2).reshape(P, K, -1, h), prefix_k)
     shared = jnp.where(prefix_PS[:, None, None, :], shared, BLOCKED)
 
     def over(window: int) -> jax.Array:
         k_PGKhW, v_PGKWh = layer_of(cache, stack, entry, window)
-        own = jnp.where(own_PT[:, None, None, None, :window], _products(q_PGKgh, k_PGKhW), BLOCKED)
-        return _mix_cached(shared, prefix_v, own, v_PGKWh)
+        own = jnp.where(own_PT[:, None, None, None, :window], _stored_products(q_PGKgh, k_PGKhW), BLOCKED)
+        return _mix_cached(shared, prefix_v, own, v_PGKWh, q_PGHh.dtype)
 
     windows = _windows(cache.columns)
     reached = jnp.sum(cache.step >= jnp.asarray(windows[:-1], jnp.int32))
@@ -236,12 +237,27 @@ def _windows(T: int, smallest: int = 256) -> list[int]:
     return windows
 
 
-def _mix_cached(shared: jax.Array, prefix_v: jax.Array, own: jax.Array, v: jax.Array) -> jax.Array:
+def _stored_products(q: jax.Array, k: Scaled) -> jax.Array:
+    """Scores of stored keys: a token's scale multiplies its score, so int8 keys are never made wide."""
+    scores = _products(q, k.values.astype(q.dtype))
+    return scores if k.scale is None else scores * k.scale
+
+
+def _weigh_stored(weights: jax.Array, v: Scaled, dtype: jnp.dtype) -> jax.Array:
+    """The same of values: a token's scale multiplies its weight."""
+    if v.scale is not None:
+        weights = weights * v.scale.swapaxes(-1, -2)
+    return _weigh(weights, v.values.astype(dtype))
+
+
+def _mix_cached(
+    shared: jax.Array, prefix_v: Scaled, own: jax.Array, v: Scaled, dtype: jnp.dtype
+) -> jax.Array:
     """Scores [P, K, G·g, S] and [P, G, K, g, W] → [P, G, K, g, h]."""
     P, G, K, g, _ = own.shape
     top = jnp.maximum(shared.max(-1).reshape(P, K, G, g).swapaxes(1, 2), own.max(-1))[..., None]
     shared = jnp.exp(shared - top.swapaxes(1, 2).reshape(P, K, G * g, 1))
     own = jnp.exp(own - top)
     total = shared.sum(-1).reshape(P, K, G, g).swapaxes(1, 2)[..., None] + own.sum(-1, keepdims=True)
-    mixed = _weigh(shared, prefix_v).reshape(P, K, G, g, -1).swapaxes(1, 2) + _weigh(own, v)
-    return mixed / total
+    mixed = _weigh_stored(shared, prefix_v, dtype).reshape(P, K, G, g, -1).swapaxes(1, 2)
+    return (mixed + _weigh_stored(own, v, dtype)) / total
