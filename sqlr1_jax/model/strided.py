@@ -70,7 +70,9 @@ def _over_parts(block: Block, queries: Arrays, keys: Arrays, length_B: jax.Array
     limit = jnp.broadcast_to(length_B[:, None, None, None], (*flat[0].shape[:-1], 1))
     rows, sums = _by_blocks(block, (*flat, limit), prefix_keys, places.chunk)
     shared = tuple(x.reshape(B, K, *like, x.shape[-1]) for x in rows), sums
-    return [_causal(block, prefix, prefix_keys, places.chunk), shared, _causal(block, segments, segment_keys, places.chunk)]
+    alone = ((prefix, prefix_keys), (segments, segment_keys))
+    of_prefix, of_segments = (_causal(block, *part, places.chunk) for part in alone)
+    return [of_prefix, shared, of_segments]
 
 
 def _cut(x: jax.Array, places: Places) -> tuple[jax.Array, jax.Array]:
@@ -113,7 +115,7 @@ def _span(block: Block, queries: Arrays, keys: Arrays, chunk: int, start: int, e
 def _by_blocks(block: Block, queries: Arrays, keys: Arrays, chunk: int) -> tuple[Arrays, Arrays]:
     """`block` on at most `chunk` queries at a time, its sums added up; 0: on all at once."""
     M = queries[0].shape[-2]
-    if not chunk or M <= chunk:
+    if not chunk or chunk >= M:
         return block(queries, keys)
     parts = tuple(split_time(x, chunk) for x in queries)
     shapes = jax.eval_shape(block, tuple(x[0] for x in parts), keys)[1]

@@ -145,10 +145,15 @@ def _microbatch(batch: Batch, i: Any) -> Batch:
 
 
 def _logprobs(params: Any, rows: Rows, program: Program) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities and entropies [b, T] of the places that count, 0 elsewhere."""
     layout = program.layout or Layout(0, 0, 0)
     mask = attention.Mask(rows.prefix, rows.segment, layout.prefix, layout.segment)
     hidden_BTD, _ = qwen2.forward(params, rows.tokens, rows.positions, mask, program.model)
-    return logprobs.token_logprobs(params, hidden_BTD, rows.targets, program.model, program.temperature)
+    behind = layout.prefix  # which asks for nothing
+    asked = hidden_BTD[:, behind:], rows.targets[:, behind:], program.model, program.temperature
+    found = logprobs.token_logprobs(params, *asked, rows.weight[:, behind:] > 0)
+    logp_BT, entropy_BT = (jnp.pad(x_BT, ((0, 0), (behind, 0))) for x_BT in found)
+    return logp_BT, entropy_BT
 
 
 def means(sums: Mapping[str, Any]) -> dict[str, float]:
