@@ -112,7 +112,10 @@ class Optimizer:
 class Rows:
     """What training eats: rows of one shared prefix and the segments that see it."""
 
-    layout: str = "strided"  # every prefix and segment padded to one length; packed: several groups a row, no holes
+    # strided: a group a row, each part padded to one length; for long prompts. packed: several groups a row, without
+    # holes, but under a mask of [T, T]; for groups that are short or differ much.
+    layout: str = "strided"
+    buckets: int = 4  # sizes of strided rows, down from the longest by √2; each is compiled: 1 starts soonest
     prefix: int = 0  # tokens a strided prefix takes; 0: the longest of the stage's data
     segment: int = 0  # likewise of a segment
     length: int = 0  # tokens of a packed row; 0: the longest group
@@ -349,6 +352,7 @@ LOWER_BOUNDS: dict[str, float] = {
     "data.limit": 0, "data.max_prompt_tokens": 1, "data.synth.workers": 1,
     "data.synth.heldout_databases": 1, "data.synth.heldout_questions": 1,
     "cold_start.steps": 0, "cold_start.databases": 1, "cold_start.questions": 1, "cold_start.rows.per_microbatch": 1,
+    "cold_start.rows.buckets": 1, "grpo.rows.buckets": 1,
     "grpo.steps": 0, "grpo.prompts": 1, "grpo.samples": 2, "grpo.sampling.temperature": 1e-3,
     "grpo.sampling.max_tokens": 1, "grpo.clip": 0, "grpo.clip_high": 0, "grpo.rows.per_microbatch": 1,
     "rollout.slots": 0, "rollout.refill": 0, "rollout.buckets": 1, "rollout.chunk": 1,

@@ -46,18 +46,27 @@ def run_stage(run: Run, executor: Executor) -> TrainState:
     problems = experience.load_problems(run)
     held = evaluation.held_out(run)[0]
     engine = run.engine([*problems.prompts, *held.prompts])
-    program = Program(run.model, cfg.optimizer, cfg.steps, _layout(run, engine), cfg.sampling.temperature)
+    layout = _layout(run, engine)
+    program = Program(run.model, cfg.optimizer, cfg.steps, layout, cfg.sampling.temperature, cfg.rows.buckets)
     with jax.set_mesh(run.mesh):
         first = state.create(parameters(run, ("cold_start",)), program)
         microbatches = batch.microbatches(cfg.prompts, cfg.rows, hosts.count())
         longest = batch.with_length(cfg.rows, engine.prompt_tokens + cfg.samples * cfg.sampling.max_tokens)
         stage = Stage(run, executor, problems, engine, program, _reference(run, first), longest, microbatches)
         return loop.train(
-            run, STAGE, cfg.steps, first,
+            run, STAGE, cfg.steps, _warmed(stage, first),
             take=lambda at, step: take(stage, at, step),
             evaluate=lambda at: evaluation.greedy_accuracy(run, engine, executor, at.params, held),
             rewind=lambda step: rollouts.cut(run.workdir, step),
         )  # fmt: skip
+
+
+def _warmed(stage: Stage, first: TrainState) -> TrainState:
+    """The same state, with the programs of rows compiled."""
+    cfg = stage.run.cfg.grpo
+    rows, advantage_PG = batch.to_rows([], stage.program.layout, stage.rows), np.zeros((1, cfg.samples), np.float32)
+    nothing = batch.assemble(rows, stage.run.mesh, cfg.rows.per_microbatch, stage.microbatches, advantage_PG)
+    return state.warm(first, _with_logprobs(stage, first.params, nothing), grpo_loss, cfg, stage.program)
 
 
 def take(stage: Stage, at: TrainState, step: int) -> loop.Step:
