@@ -158,7 +158,7 @@ def pad_rows(rows: Rows, count: int) -> Rows:
     return Rows(*fields)
 
 
-def ladder(longest: int, sizes: int) -> list[int]:
+def lengths(longest: int, sizes: int) -> list[int]:
     """Up to `sizes` lengths to pad to, ascending in equal steps of whole 16s; the last is `longest`."""
     return sorted({min(longest, _up(-(-longest * (i + 1) // sizes), 16)) for i in range(sizes)})
 

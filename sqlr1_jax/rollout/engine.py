@@ -14,7 +14,7 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 
 from sqlr1_jax import config, hosts, sharding
-from sqlr1_jax.data.packing import ladder
+from sqlr1_jax.data.packing import lengths
 from sqlr1_jax.model import quantize, qwen2
 from sqlr1_jax.rollout import decode
 from sqlr1_jax.rollout.decode import Arrivals, Chunk, Slots
@@ -100,7 +100,7 @@ class Engine:
         with jax.set_mesh(self.mesh):
             slots = self._empty(asked)
             nobody = np.full((hosts.count(), self._width(asked)), self._slots(asked))
-            for size in ladder(self.prompt_tokens, self.cfg.buckets):
+            for size in lengths(self.prompt_tokens, self.cfg.buckets):
                 slots = self._fill(weights, slots, nobody, np.full(self._slots(asked), EMPTY), asked, size)
             self._chunk(weights, slots, np.zeros((self._here(asked), asked.samples), bool), asked)
 
@@ -130,7 +130,7 @@ class Engine:
         for slots_HR in seats.take(self._width(asked)):
             taken = slots_HR[slots_HR < len(seats.prompt_P)]
             longest = int(length_N[seats.prompt_P[taken]].max())
-            size = next(size for size in ladder(self.prompt_tokens, self.cfg.buckets) if size >= longest)
+            size = next(size for size in lengths(self.prompt_tokens, self.cfg.buckets) if size >= longest)
             slots = self._fill(weights, slots, slots_HR, seats.prompt_P, asked, size)
         return slots
 
