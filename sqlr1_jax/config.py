@@ -190,6 +190,9 @@ class Grpo:
     entropy: float = 0.001
     aggregation: str = "token"  # token mean over the global batch; sample: mean of means; constant: Dr. GRPO's
     old_logprobs: str = "sampler"  # or trainer: recomputed under the weights that sampled
+    # With the trainer's: a token's policy term weighs min(p_trainer / p_sampler, cap), which corrects for a sampler in
+    # another precision (truncated importance sampling); 0: 1.
+    importance_cap: float = 0.0
     advantage: Advantage = Advantage()
     reward: Reward = Reward()
     rows: Rows = Rows()
@@ -354,7 +357,7 @@ LOWER_BOUNDS: dict[str, float] = {
     "cold_start.steps": 0, "cold_start.databases": 1, "cold_start.questions": 1, "cold_start.rows.per_microbatch": 1,
     "cold_start.rows.buckets": 1, "grpo.rows.buckets": 1,
     "grpo.steps": 0, "grpo.prompts": 1, "grpo.samples": 2, "grpo.sampling.temperature": 1e-3,
-    "grpo.sampling.max_tokens": 1, "grpo.clip": 0, "grpo.clip_high": 0, "grpo.rows.per_microbatch": 1,
+    "grpo.sampling.max_tokens": 1, "grpo.importance_cap": 0, "grpo.clip": 0, "grpo.clip_high": 0, "grpo.rows.per_microbatch": 1,
     "rollout.slots": 0, "rollout.refill": 0, "rollout.buckets": 1, "rollout.chunk": 1,
     "execute.workers": 1, "execute.max_steps": 1000, "execute.wall_seconds": 0.1, "execute.max_rows": 1,
     "evaluate.every": 0, "evaluate.subset": 1, "evaluate.votes": 1, "evaluate.temperature": 1e-3,
