@@ -115,7 +115,7 @@ class Rows:
     # strided: a group a row, each part padded to one length; for long prompts. packed: several groups a row, without
     # holes, but under a mask of [T, T]; for groups that are short or differ much.
     layout: str = "strided"
-    buckets: int = 4  # sizes of strided rows, down from the longest by √2; each is compiled: 1 starts soonest
+    buckets: int = 1  # sizes of strided rows, down from the longest by √2; each is compiled for
     prefix: int = 0  # tokens a strided prefix takes; 0: the longest of the stage's data
     segment: int = 0  # likewise of a segment
     length: int = 0  # tokens of a packed row; 0: the longest group
