@@ -1,7 +1,7 @@
 """Attention over rows of one shared prefix and the segments that see it, and one step of decoding.
 
-`attend` and `attend_cached` are the only places where a backend is chosen. Grouped-query attention never repeats keys
-or values: the query heads that share a key-value head are folded into the query's time.
+`choose` alone says who computes attention within rows: XLA here, or one of `kernels`. Grouped-query attention never
+repeats keys or values here: the query heads that share a key-value head are folded into the query's time.
 """
 
 from __future__ import annotations
@@ -88,8 +88,7 @@ def choose(backend: str, q_BTHh: jax.Array, mask: Mask) -> str:
 def _platform() -> str:
     """Of the mesh that the program is traced for, which need not be this machine's; without one, this machine's."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = device.platform if device is not None else jax.default_backend()
-    return "gpu" if platform in ("cuda", "rocm") else platform
+    return device.platform if device is not None else jax.default_backend()
 
 
 def _kernel(name: str, mask: Mask) -> kernels.Kernel:
@@ -248,16 +247,13 @@ def _attend_segment_block(
     return mixed.astype(q_BKGgMh.dtype).reshape(B, K, G, g, M, h)
 
 
-def attend_cached(
-    q_PGHh: jax.Array, cache: Cache, stack: int, entry: jax.Array | int, backend: str = "xla"
-) -> jax.Array:
+def attend_cached(q_PGHh: jax.Array, cache: Cache, stack: int, entry: jax.Array | int) -> jax.Array:
     """One decode step's queries over their prompt's prefix and their sample's own columns → [P, G, H, h].
 
     The step's keys and values have been written, to that entry of that stack of the cache. Of many columns only those
-    that any step has reached are read, in powers of two.
+    that any step has reached are read, in powers of two. XLA's everywhere: compiled for TPU it holds the scores in VMEM
+    and reads keys and values alone (docs/attention.md).
     """
-    if backend != "xla":
-        raise ValueError(f"attention backend {backend!r} is unknown; it takes 'xla'.")
     P, G, H, h = q_PGHh.shape
     K = cache.v[stack].shape[-3]
     q_PGKgh = q_PGHh.reshape(P, G, K, H // K, h)

@@ -160,8 +160,10 @@ def prefix_of(cache: Cache, stack: int, entry: jax.Array | int) -> tuple[jax.Arr
 def layer_of(cache: Cache, stack: int, entry: jax.Array | int, window: int) -> tuple[jax.Array, jax.Array]:
     """Keys [P, G, K, h, window] and values [P, G, K, window, h] of one layer's first `window` columns."""
     k, v = cache.k[stack], cache.v[stack]
-    if k.ndim == 6:
-        k, v = _entry(k, entry), _entry(v, entry)
+    if k.ndim == 6:  # entry and window in one cut: of two, XLA for TPU copies all columns out where they are many
+        k = jax.lax.dynamic_slice(k, _indices(entry, 0, 0, 0, 0, 0), (1, *k.shape[1:5], window))[0]
+        v = jax.lax.dynamic_slice(v, _indices(entry, 0, 0, 0, 0, 0), (1, *v.shape[1:4], window, v.shape[5]))[0]
+        return k, v
     return jax.lax.slice_in_dim(k, 0, window, axis=4), jax.lax.slice_in_dim(v, 0, window, axis=3)
 
 

@@ -65,11 +65,12 @@ class Sees:
         """Whether the queries see all the keys, or none; None: some."""
         if keys.start >= queries.stop:
             return False
-        first, last = (self.start(np.int32(place)) if self.segment else 0 for place in (queries.start, queries.stop - 1))
-        if keys.start >= self.prefix and keys.stop <= first:
+        ends = queries.start, queries.stop - 1
+        first, last = (self.start(np.int32(place)) if self.segment else 0 for place in ends)
+        if self.prefix <= keys.start and keys.stop <= first:
             return False
-        known = keys.stop <= self.prefix or keys.start >= max(last, self.prefix) or not self.segment
-        return True if known and keys.stop - 1 <= queries.start else None
+        hides = max(keys.start, self.prefix) < min(keys.stop, last)
+        return True if keys.stop - 1 <= queries.start and not hides else None
 
 
 def splash(
@@ -121,7 +122,7 @@ def _splash_kernel(sees: Sees, length: int, heads: int, block: int, interpret: b
             return sees(np.arange(queries.start, queries.stop)[:, None], np.arange(keys.start, keys.stop)[None])
 
     names = [field.name for field in dataclasses.fields(ops.BlockSizes) if field.name.startswith("block_")]
-    sizes = ops.BlockSizes(**dict.fromkeys(names, block))
+    sizes = ops.BlockSizes(**dict.fromkeys(names, block))  # type: ignore[arg-type]
     mask = ops.MultiHeadMask([Rows()] * heads)
     kernel = ops.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
     return lambda q, k, v, ids: kernel(q, k, v, segment_ids=None if ids is None else ops.SegmentIds(ids, ids))
@@ -135,10 +136,10 @@ def cudnn(
     sees: Sees,
     implementation: str = "cudnn",
 ) -> jax.Array:
-    """cuDNN's flash attention → [B, T, H, h].
+    """CuDNN's flash attention → [B, T, H, h].
 
-    The prefix is a causal text. cuDNN's causal mask has no offset, so each segment is handed the prefix's keys beside its
-    own and a mask [C, S + C] of its own: larger than nothing, smaller than scores by the heads and by float32.
+    The prefix is a causal text. cuDNN's causal mask has no offset, so each segment is handed the prefix's keys beside
+    its own and a mask [C, S + C], which all heads share. `implementation` is JAX's name of it; "xla" computes the same.
     """
     attention = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
     S, C = sees.prefix, sees.segment
