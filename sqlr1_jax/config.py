@@ -44,7 +44,8 @@ class Model:
     param_dtype: str = "float32"
     dtype: str = "float32"  # of activations and of the sampler's weights
     remat: str = "none"  # none: keep every residual; full: keep each layer's input alone
-    query_chunk: int = 0  # queries at a time in attention, 0 for all: bounds the [T, S] scores
+    attention: str = "auto"  # of rows: xla, splash (TPU) or cudnn (GPU); auto: docs/attention.md; packed rows are xla's
+    query_chunk: int = 0  # queries at a time in XLA's attention, 0 for all: bounds the [T, S] scores
     ffw_chunks: int = 1  # time chunks of the feed-forward: at long rows it holds the peak
     logits_chunk: int = 1024  # places at a time whose logits exist, 0 for all
     unroll: int = 1  # layers in one turn of the loop over them: more is faster on CPU, and compiles longer
@@ -329,6 +330,7 @@ CHOICES: dict[str, tuple] = {
     "model.param_dtype": ("float32", "bfloat16"),
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "full"),
+    "model.attention": ("auto", "xla", "splash", "cudnn"),
     "data.form": ("reasoning", "direct"),
     "data.schema": ("qualified", "compact", "fixed", "retrieved"),
     "data.instructions": ("brief", "full"),

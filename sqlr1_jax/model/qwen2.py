@@ -43,7 +43,8 @@ class Qwen2Config:
     param_dtype: str = "float32"
     dtype: str = "float32"
     remat: str = "none"  # or full: keep each layer's input alone
-    query_chunk: int = 0  # queries at a time in attention; 0: all
+    attention: str = "auto"  # the backend: attention.choose
+    query_chunk: int = 0  # queries at a time in XLA's attention; 0: all
     ffw_chunks: int = 1  # time chunks of the feed-forward
     logits_chunk: int = 1024  # places at a time whose logits exist; 0: all at once, and kept for the backward pass
     embed_init: float = 0.02  # standard deviation of random embeddings
@@ -168,7 +169,7 @@ def _row_layers(
 
     def layer(x_BTD: jax.Array, w: Params) -> tuple[jax.Array, Any]:
         q_BTHh, k_BTKh, v_BTKh = _project(x_BTD, w, rope, cfg)
-        o_BTHh = attention.attend(q_BTHh, k_BTKh, v_BTKh, mask, cfg.query_chunk)
+        o_BTHh = attention.attend(q_BTHh, k_BTKh, v_BTKh, mask, cfg.query_chunk, cfg.attention)
         x_BTD = _after_attention(x_BTD, o_BTHh, w, cfg, rules)
         return x_BTD, (k_BTKh, v_BTKh) if keep else (None, None)
 
