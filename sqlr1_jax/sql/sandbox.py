@@ -166,7 +166,7 @@ class Session:
 
     def _tick(self) -> bool:
         self._ticks += 1
-        return self.out_of_steps
+        return self._ticks > self._ticks_allowed
 
     def _authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
         if action == sqlite3.SQLITE_FUNCTION:
