@@ -205,6 +205,7 @@ class Execute:
     """The sandbox of sql/executor.py."""
 
     workers: int = 2
+    backend: str = "sqlite3"  # or apsw, whose SQLite is the same on every machine (extra `apsw`)
     max_steps: int = 50_000_000  # SQLite virtual-machine steps a query may take
     gold_factor: float = 0.0  # past 0: a prediction may take this many times gold's own steps, at least min_steps
     min_steps: int = 1_000_000
@@ -350,6 +351,7 @@ CHOICES: dict[str, tuple] = {
     "rollout.weights": ("", "int8"),
     "rollout.cache": ("", "int8"),
     "evaluate.rule": ("spider", "bird", "strict"),
+    "execute.backend": ("sqlite3", "apsw"),
     "export.dtype": ("", "float32", "bfloat16"),
 }
 LOWER_BOUNDS: dict[str, float] = {

@@ -17,7 +17,7 @@ from sqlr1_jax.evaluate import forms, metrics, r_ves
 from sqlr1_jax.evaluate.forms import Gold
 from sqlr1_jax.evaluate.metrics import METRICS, Protocol, Verdict
 from sqlr1_jax.files import write_whole
-from sqlr1_jax.sql.database import sqlite_version
+from sqlr1_jax.sql import backends
 from sqlr1_jax.sql.executor import Executor
 
 # Golds are trusted to end and their databases may be large: 10 s of steps and, as the official code waits, 30 s.
@@ -55,7 +55,7 @@ def score(
         "outcomes": dict(sorted(kinds.items())),
         "compat": protocol.compat,
         "keep_distinct": protocol.keep_distinct or not protocol.compat,
-        "sqlite": sqlite_version(),
+        "sqlite": backends.version(cfg.backend),
     }
     return made, [_line(golds[i], {name: verdicts[name][i] for name in names}) for i in range(len(golds))]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
 import os
 import tempfile
@@ -14,6 +15,7 @@ import hostile
 import pytest
 
 from sqlr1_jax.config import Execute
+from sqlr1_jax.sql import backends
 from sqlr1_jax.sql.executor import Executor, Outcome
 
 WALL_SECONDS = 2.0
@@ -68,11 +70,11 @@ def most_memory(executor: Executor) -> int:
     return max(map(int, peaks)) * 1024
 
 
-@pytest.fixture(scope="module")
-def watch(tmp_path_factory: pytest.TempPathFactory, pets: Path) -> Iterator[Watch]:
+@pytest.fixture(scope="module", params=backends.NAMES)
+def watch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pets: Path) -> Iterator[Watch]:
     database = tmp_path_factory.mktemp("hostile") / "pets.sqlite"
     database.write_bytes(pets.read_bytes())
-    with Executor(CFG) as executor:
+    with Executor(dataclasses.replace(CFG, backend=request.param)) as executor:
         yield Watch(executor, database)
 
 
