@@ -96,7 +96,7 @@ def _started(name: str, job: Mapping[str, Any]) -> Worker:
     worker = Worker(job)
     if worker.usable:
         first = worker.ask("run")
-        worker.facts |= {"first_seconds": first.get("seconds"), "seconds": [], "matmul_flops": []}
+        worker.facts |= {"first_seconds": first.get("seconds"), "seconds": [], "cpu_seconds": [], "matmul_flops": []}
     say(name, worker.facts)
     return worker
 
@@ -107,7 +107,8 @@ def _take_turn(name: str, worker: Worker, turn: int) -> None:
     worker.facts["matmul_flops"].append(worker.ask("matmul").get("flops", 0.0))
     answer = worker.ask("run")
     if "seconds" in answer:
-        worker.facts["seconds"].append(answer.pop("seconds"))
+        for name_of_list in ("seconds", "cpu_seconds"):
+            worker.facts[name_of_list].append(answer.pop(name_of_list))
         worker.facts["peak_bytes"] = max(worker.facts.get("peak_bytes", 0), answer.pop("peak_bytes"))
         worker.facts |= answer
         say(name, {"turn": turn, "seconds": worker.facts["seconds"][-1]})
