@@ -70,15 +70,16 @@ class Asker:
 
     def sample(self, database: Path, question: str, knowledge: str = "") -> list[str]:
         """As many completions as there are votes."""
-        asked = Example("question", database.stem, database.absolute(), question, "", knowledge)
-        prompt = self._run.prompts([asked])[0]
+        example = Example("question", database.stem, database.absolute(), question, "", knowledge)
+        prompt = self._run.prompts([example])[0]
         if prompt.over_budget:
             raise config.ConfigError(
                 f"{database}: schema and question take {len(prompt.ids)} tokens, past the "
                 f"{self.cfg.data.max_prompt_tokens} that the model takes. Ask a database with fewer tables."
             )
         engine = self._run.engine([prompt])
-        made = engine.rollout(engine.weights(self._params), [prompt.ids], self.votes, self.sampling, self.cfg.seed, 0)
+        asked = self._run.request([prompt], self.votes, self.sampling, 0)
+        made = engine.rollout(engine.weights(self._params), asked)
         return self._run.texts([made.ids(0, g).tolist() for g in range(self.votes)])
 
 

@@ -112,7 +112,10 @@ class Optimizer:
 class Rows:
     """What training eats: rows of one shared prefix and the segments that see it."""
 
-    layout: str = "strided"  # every prefix and segment padded to one length; packed: several groups a row, no holes
+    # strided: a group a row, each part padded to one length; for long prompts. packed: several groups a row, without
+    # holes, but under a mask of [T, T]; for groups that are short or differ much.
+    layout: str = "strided"
+    buckets: int = 4  # sizes of strided rows, down from the longest by √2; each is compiled: 1 starts soonest
     prefix: int = 0  # tokens a strided prefix takes; 0: the longest of the stage's data
     segment: int = 0  # likewise of a segment
     length: int = 0  # tokens of a packed row; 0: the longest group
@@ -135,6 +138,19 @@ class Sampling:
     top_k: int = 0
     min_p: float = 0.0
     max_tokens: int = 2048
+    stop: tuple[str, ...] = ()  # texts that end a completion beside the model's own stop tokens, and stay in it
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """How the sampler works; but for rounding, only weights and cache change what it samples."""
+
+    slots: int = 0  # prompts at work at a time, on all hosts; 0: all of a step's
+    refill: int = 0  # prompts of a host that one prefill takes; 0: as many as it has slots
+    buckets: int = 1  # lengths that prefill pads prompts to: fewer tokens wasted, each compiled for
+    chunk: int = 32  # decode steps between two looks at which samples are done
+    weights: str = ""  # int8: the layers' matrices; empty: model.dtype
+    cache: str = ""  # int8: keys and values; empty: model.dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +216,7 @@ class Evaluate:
     subset: int = 200
     votes: int = 8
     temperature: float = 0.8  # of the vote's candidates
-    prompts: int = 64  # a batch
+    prompts: int = 64  # at work at a time
     rule: str = "spider"
 
 
@@ -226,6 +242,7 @@ class Config:
     data: Data = Data()
     cold_start: ColdStart = ColdStart()
     grpo: Grpo = Grpo()
+    rollout: Rollout = Rollout()
     execute: Execute = Execute()
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
@@ -325,6 +342,8 @@ CHOICES: dict[str, tuple] = {
     "grpo.reward.length_unit": ("characters", "tokens"),
     "grpo.reward.rule": ("spider", "bird", "strict"),
     "grpo.reward.empty_match": ("mismatch", "match"),
+    "rollout.weights": ("", "int8"),
+    "rollout.cache": ("", "int8"),
     "evaluate.rule": ("spider", "bird", "strict"),
     "export.dtype": ("", "float32", "bfloat16"),
 }
@@ -333,8 +352,10 @@ LOWER_BOUNDS: dict[str, float] = {
     "data.limit": 0, "data.max_prompt_tokens": 1, "data.synth.workers": 1,
     "data.synth.heldout_databases": 1, "data.synth.heldout_questions": 1,
     "cold_start.steps": 0, "cold_start.databases": 1, "cold_start.questions": 1, "cold_start.rows.per_microbatch": 1,
+    "cold_start.rows.buckets": 1, "grpo.rows.buckets": 1,
     "grpo.steps": 0, "grpo.prompts": 1, "grpo.samples": 2, "grpo.sampling.temperature": 1e-3,
     "grpo.sampling.max_tokens": 1, "grpo.clip": 0, "grpo.clip_high": 0, "grpo.rows.per_microbatch": 1,
+    "rollout.slots": 0, "rollout.refill": 0, "rollout.buckets": 1, "rollout.chunk": 1,
     "execute.workers": 1, "execute.max_steps": 1000, "execute.wall_seconds": 0.1, "execute.max_rows": 1,
     "evaluate.every": 0, "evaluate.subset": 1, "evaluate.votes": 1, "evaluate.temperature": 1e-3,
     "evaluate.prompts": 1, "checkpoint.every": 0, "checkpoint.keep": 1, "export.shard_gigabytes": 1e-6,

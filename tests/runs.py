@@ -193,14 +193,17 @@ class Scripted:
     def __init__(self, run: Any, say: Callable[[str, int], str]):
         self._run, self._say = run, say
         self.asked: list[tuple[int, int, float, int]] = []  # first prompt, prompts, temperature, step
+        self.slots: list[int] = []
 
     def weights(self, params: Any) -> Any:
         return params
 
-    def rollout(
-        self, weights: Any, prompts: Sequence[Any], samples: int, settings: Any, seed: int, step: int, first: int = 0
-    ) -> Any:
-        del weights, seed
-        self.asked.append((first, len(prompts), settings.temperature, step))
-        texts = [[self._say(self._run.tokenizer.decode(ids), g) for g in range(samples)] for ids in prompts]
-        return completions(self._run, texts, settings.max_tokens)
+    def rollout(self, weights: Any, asked: Any) -> Any:
+        del weights
+        self.asked.append((asked.first, len(asked.prompts), asked.settings.temperature, asked.step))
+        self.slots.append(asked.slots)
+        texts = [[self._say(self._run.tokenizer.decode(ids), g) for g in range(asked.samples)] for ids in asked.prompts]
+        made = completions(self._run, texts, asked.settings.max_tokens)
+        for p, g in np.ndindex(made.length_PG.shape) if asked.finished else ():
+            asked.finished(p, g, made.ids(p, g))
+        return made

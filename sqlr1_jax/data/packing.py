@@ -9,6 +9,7 @@ prefix once for all its segments and gives each of them what it would have compu
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -91,6 +92,24 @@ def layout_of(groups: Sequence[Group], multiple: int = 16) -> Layout:
     return Layout(_up(prefix, multiple), count, _up(segment, multiple))
 
 
+def ladder(layout: Layout, count: int) -> tuple[Layout, ...]:
+    """At most `count` layouts of as many segments up to `layout`, each √2 shorter than the next; smallest first."""
+    shares = [2 ** (-i / 2) for i in reversed(range(count))]
+    sizes = [(_shorter(layout.prefix, share), _shorter(layout.segment, share)) for share in shares]
+    return tuple(Layout(prefix, layout.segments, segment) for prefix, segment in dict.fromkeys(sizes))
+
+
+def _shorter(size: int, share: float) -> int:
+    """A share of a size, rounded up to what kernels like: to 8, or where that is little to 128."""
+    return min(size, _up(math.ceil(size * share), 128 if size >= 1024 else 8))
+
+
+def need(group: Group, layout: Layout) -> float:
+    """The share of its layout that a group needs."""
+    longest = max((len(s.tokens) - 1 for s in group.segments), default=0)
+    return max(len(group.prefix) / max(1, layout.prefix), longest / max(1, layout.segment))
+
+
 def strided(groups: Sequence[Group], layout: Layout) -> Rows:
     """One row a group, each part at its layout's place, padded behind. Raises `PackingError`."""
     pieces = []
@@ -137,6 +156,11 @@ def pad_rows(rows: Rows, count: int) -> Rows:
         raise PackingError(f"{len(rows.tokens)} rows do not fit a batch of {count}.")
     fields: list[Any] = [np.pad(field, ((0, missing), (0, 0))) for field in rows]
     return Rows(*fields)
+
+
+def lengths(longest: int, sizes: int) -> list[int]:
+    """Up to `sizes` lengths to pad to, ascending in equal steps of whole 16s; the last is `longest`."""
+    return sorted({min(longest, _up(-(-longest * (i + 1) // sizes), 16)) for i in range(sizes)})
 
 
 def _up(number: int, multiple: int) -> int:

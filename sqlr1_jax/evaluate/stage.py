@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.evaluate import execution
 from sqlr1_jax.evaluate.execution import Candidate
 from sqlr1_jax.files import write_whole
-from sqlr1_jax.rollout.engine import Engine
+from sqlr1_jax.rollout.engine import Engine, Request
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train.run import Run
 
@@ -49,23 +49,29 @@ def held_out(run: Run) -> list[HeldOut]:
 def completions(
     run: Run, engine: Engine, weights: Any, prompts: Sequence[Prompt], samples: int, temperature: float
 ) -> list[list[str]]:
-    """Texts [prompt][sample], in batches of cfg.evaluate.prompts; "" for a prompt over its budget."""
-    settings = Sampling(temperature=temperature, max_tokens=run.cfg.grpo.sampling.max_tokens)
-    size = run.cfg.evaluate.prompts
-    texts: list[list[str]] = []
+    """Texts [prompt][sample], of which cfg.evaluate.prompts are at work at a time; "" for a prompt over its budget."""
     asked = [prompt for prompt in prompts if not prompt.over_budget]
-    for start in tqdm(range(0, len(asked), size), desc="sampling", unit="batch", leave=False, disable=None):
-        part = asked[start : start + size]
-        # The last batch is filled up with its own prompts: one shape, and their extra samples are dropped.
-        mine = hosts.share(size)
-        filled = [part[i % len(part)].ids for i in range(size)[mine]]
-        first = start + mine.start
-        made = engine.rollout(weights, filled, samples, settings, run.cfg.seed, EVALUATION_STEP, first)
-        decoded = run.texts([made.ids(p, g) for p in range(len(filled)) for g in range(samples)])
-        grouped = [decoded[p * samples : (p + 1) * samples] for p in range(len(filled))]
-        texts += hosts.joined(grouped)[: len(part)]
+    # As many for each host: the first ones twice, whose second answers are dropped.
+    even = [asked[i % len(asked)] for i in range(-(-len(asked) // hosts.count()) * hosts.count())]
+    mine = hosts.share(len(even))
+    with tqdm(total=len(even[mine]) * samples, desc="sampling", unit="sample", leave=False, disable=None) as bar:
+        made = engine.rollout(weights, request(run, even[mine], samples, temperature, mine.start, bar.update))
+    decoded = run.texts([made.ids(p, g) for p in range(len(even[mine])) for g in range(samples)])
+    texts = hosts.joined([decoded[p * samples : (p + 1) * samples] for p in range(len(even[mine]))])
     answered = iter(texts)
     return [[""] * samples if prompt.over_budget else next(answered) for prompt in prompts]
+
+
+def request(
+    run: Run, prompts: Sequence[Prompt], samples: int, temperature: float, first: int, tell: Callable[[], Any]
+) -> Request:
+    """What an evaluation asks the sampler; `tell` is called at each sample's end."""
+    sampled = run.cfg.grpo.sampling
+    settings = Sampling(temperature=temperature, max_tokens=sampled.max_tokens, stop=sampled.stop)
+    return dataclasses.replace(
+        run.request(prompts, samples, settings, EVALUATION_STEP),
+        first=first, slots=run.cfg.evaluate.prompts, finished=lambda *_: tell(),
+    )  # fmt: skip
 
 
 def greedy_accuracy(run: Run, engine: Engine, executor: Executor, params: Any, held: HeldOut) -> float:

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from sqlr1_jax.model import strided
 from sqlr1_jax.model.cache import Cache, layer_of, prefix_of, visible
+from sqlr1_jax.model.quantize import Scaled
 
 Rows = tuple[jax.Array, ...]  # what is known of each query: arrays [B or 1, T]
-Pair = tuple[jax.Array, jax.Array]  # keys and values
 BLOCKED = -1e30  # a score that is not allowed; finite, so that a query that sees nothing stays finite
 
 
@@ -142,61 +143,11 @@ def _attend_block(q_BKgMh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array, allo
 
 
 def _attend_strided(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask: Mask, query_chunk: int) -> jax.Array:
-    """Padding stands at the end of each part, so causality alone hides it there; segments mask the prefix's."""
-    S = mask.prefix
     q_BKgTh = _heads_first(q_BTHh, k_BTKh.shape[2])
     k_BKTh, v_BKTh = k_BTKh.transpose(0, 2, 1, 3), v_BTKh.transpose(0, 2, 1, 3)
-    shared = k_BKTh[:, :, :S], v_BKTh[:, :, :S]
-
-    def block(q_BKgMh: jax.Array, rows: Rows) -> jax.Array:
-        past_1MS = _places(S)[:, None, :] <= rows[0][:, :, None]
-        return _attend_block(q_BKgMh, *shared, past_1MS)
-
-    prefix_BKgSh = _by_chunks(block, q_BKgTh[:, :, :, :S], (_places(S),), query_chunk)
-    own = k_BKTh[:, :, S:], v_BKTh[:, :, S:]
-    segments_BKgTh = _attend_segments(q_BKgTh[:, :, :, S:], shared, own, mask, query_chunk)
-    return _heads_last(jnp.concatenate([prefix_BKgSh, segments_BKgTh], axis=3))
-
-
-def _attend_segments(q_BKgTh: jax.Array, shared: Pair, own: Pair, mask: Mask, query_chunk: int) -> jax.Array:
-    """Each segment's queries see the whole prefix and their own segment's past."""
-    B, K, g, T, h = q_BKgTh.shape
-    C = mask.segment
-    G = T // C
-    q_BKGgCh = q_BKgTh.reshape(B, K, g, G, C, h).transpose(0, 1, 3, 2, 4, 5)
-    k_BKGCh, v_BKGCh = (x.reshape(B, K, G, C, h) for x in own)
-    valid_BS = mask.prefix_BT[:, : mask.prefix] > 0
-
-    def segments(q_BKGgCh: jax.Array, k_BKGCh: jax.Array, v_BKGCh: jax.Array) -> jax.Array:
-        def block(q_BKGgMh: jax.Array, rows: Rows) -> jax.Array:
-            past_MC = _places(C) <= rows[0][0][:, None]
-            return _attend_segment_block(q_BKGgMh, shared, (k_BKGCh, v_BKGCh), valid_BS, past_MC)
-
-        return _by_chunks(block, q_BKGgCh, (_places(C),), query_chunk)
-
-    if query_chunk:
-        by_segment = tuple(jnp.moveaxis(x, 2, 0)[:, :, :, None] for x in (q_BKGgCh, k_BKGCh, v_BKGCh))
-        out_BKGgCh = jnp.moveaxis(jax.lax.map(lambda one: segments(*one)[:, :, 0], by_segment), 0, 2)
-    else:
-        out_BKGgCh = segments(q_BKGgCh, k_BKGCh, v_BKGCh)
-    return out_BKGgCh.transpose(0, 1, 3, 2, 4, 5).reshape(B, K, g, T, h)
-
-
-def _attend_segment_block(
-    q_BKGgMh: jax.Array, shared: Pair, own: Pair, valid_BS: jax.Array, past_MC: jax.Array
-) -> jax.Array:
-    B, K, G, g, M, h = q_BKGgMh.shape
-    C, S = past_MC.shape[1], valid_BS.shape[1]
-    prefix = _scores(q_BKGgMh.reshape(B, K, G * g * M, h), shared[0])
-    prefix = jnp.where(valid_BS[:, None, None, :], prefix, BLOCKED).reshape(B, K, G, g * M, S)
-    past = _scores(q_BKGgMh.reshape(B, K, G, g * M, h), own[0]).reshape(B, K, G, g, M, C)
-    past = jnp.where(past_MC[None, None, None, None], past, BLOCKED).reshape(B, K, G, g * M, C)
-    top = jax.lax.stop_gradient(jnp.maximum(prefix.max(-1, keepdims=True), past.max(-1, keepdims=True)))
-    prefix, past = jnp.exp(prefix - top), jnp.exp(past - top)
-    total = prefix.sum(-1, keepdims=True) + past.sum(-1, keepdims=True)
-    mixed = _weigh(prefix.reshape(B, K, G * g * M, S), shared[1]).reshape(B, K, G, g * M, h)
-    mixed = (mixed + _weigh(past, own[1])) / total
-    return mixed.astype(q_BKGgMh.dtype).reshape(B, K, G, g, M, h)
+    length_B = (mask.prefix_BT[:, : mask.prefix] > 0).sum(1, dtype=jnp.int32)
+    places = strided.Places(mask.prefix, mask.segment, query_chunk * q_BKgTh.shape[2])
+    return _heads_last(strided.attend(q_BKgTh, k_BKTh, v_BKTh, length_B, places))
 
 
 def attend_cached(
@@ -210,17 +161,17 @@ def attend_cached(
     if backend != "xla":
         raise ValueError(f"attention backend {backend!r} is unknown; it takes 'xla'.")
     P, G, H, h = q_PGHh.shape
-    K = cache.v[stack].shape[-3]
+    K = cache.v[stack].values.shape[-3]
     q_PGKgh = q_PGHh.reshape(P, G, K, H // K, h)
     prefix_PS, own_PT = visible(cache)
     prefix_k, prefix_v = prefix_of(cache, stack, entry)
-    shared = _products(q_PGKgh.swapaxes(1, 2).reshape(P, K, -1, h), prefix_k)
+    shared = _stored_products(q_PGKgh.swapaxes(1, 2).reshape(P, K, -1, h), prefix_k)
     shared = jnp.where(prefix_PS[:, None, None, :], shared, BLOCKED)
 
     def over(window: int) -> jax.Array:
         k_PGKhW, v_PGKWh = layer_of(cache, stack, entry, window)
-        own = jnp.where(own_PT[:, None, None, None, :window], _products(q_PGKgh, k_PGKhW), BLOCKED)
-        return _mix_cached(shared, prefix_v, own, v_PGKWh)
+        own = jnp.where(own_PT[:, None, None, None, :window], _stored_products(q_PGKgh, k_PGKhW), BLOCKED)
+        return _mix_cached(shared, prefix_v, own, v_PGKWh, q_PGHh.dtype)
 
     windows = _windows(cache.columns)
     reached = jnp.sum(cache.step >= jnp.asarray(windows[:-1], jnp.int32))
@@ -236,12 +187,27 @@ def _windows(T: int, smallest: int = 256) -> list[int]:
     return windows
 
 
-def _mix_cached(shared: jax.Array, prefix_v: jax.Array, own: jax.Array, v: jax.Array) -> jax.Array:
+def _stored_products(q: jax.Array, k: Scaled) -> jax.Array:
+    """Scores of stored keys: a token's scale multiplies its score, so int8 keys are never made wide."""
+    scores = _products(q, k.values.astype(q.dtype))
+    return scores if k.scale is None else scores * k.scale
+
+
+def _weigh_stored(weights: jax.Array, v: Scaled, dtype: jnp.dtype) -> jax.Array:
+    """The same of values: a token's scale multiplies its weight."""
+    if v.scale is not None:
+        weights = weights * v.scale.swapaxes(-1, -2)
+    return _weigh(weights, v.values.astype(dtype))
+
+
+def _mix_cached(
+    shared: jax.Array, prefix_v: Scaled, own: jax.Array, v: Scaled, dtype: jnp.dtype
+) -> jax.Array:
     """Scores [P, K, G·g, S] and [P, G, K, g, W] → [P, G, K, g, h]."""
     P, G, K, g, _ = own.shape
     top = jnp.maximum(shared.max(-1).reshape(P, K, G, g).swapaxes(1, 2), own.max(-1))[..., None]
     shared = jnp.exp(shared - top.swapaxes(1, 2).reshape(P, K, G * g, 1))
     own = jnp.exp(own - top)
     total = shared.sum(-1).reshape(P, K, G, g).swapaxes(1, 2)[..., None] + own.sum(-1, keepdims=True)
-    mixed = _weigh(shared, prefix_v).reshape(P, K, G, g, -1).swapaxes(1, 2) + _weigh(own, v)
-    return mixed / total
+    mixed = _weigh_stored(shared, prefix_v, dtype).reshape(P, K, G, g, -1).swapaxes(1, 2)
+    return (mixed + _weigh_stored(own, v, dtype)) / total

@@ -7,10 +7,13 @@ time last, so that a step's scores are a plain matrix product: on CPU that halve
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from sqlr1_jax.model.quantize import Scaled, to_int8
 from sqlr1_jax.sharding import SAMPLE_RULES, constrain
 
 _PREFIX = (None, "rows", "kv_heads", None, None)
@@ -26,18 +29,18 @@ class Cache:
     axis of entries, and a step reads and writes them in place; on CPU one of many entries is copied out first.
     """
 
-    prefix_k: tuple[jax.Array, ...]  # each [L/U, P, K, h, S], or [P, K, h, S]
-    prefix_v: tuple[jax.Array, ...]  # [L/U, P, K, S, h]
+    prefix_k: tuple[Scaled, ...]  # each [L/U, P, K, h, S], or [P, K, h, S]; a scale has 1 in place of h
+    prefix_v: tuple[Scaled, ...]  # [L/U, P, K, S, h]
     prefix_length_P: jax.Array  # tokens of each prompt that are here: prompt[:-1]
-    k: tuple[jax.Array, ...]  # [L/U, P, G, K, h, T]
-    v: tuple[jax.Array, ...]  # [L/U, P, G, K, T, h]
+    k: tuple[Scaled, ...]  # [L/U, P, G, K, h, T]
+    v: tuple[Scaled, ...]  # [L/U, P, G, K, T, h]
     step: jax.Array  # decode steps since the cache was made; the next one writes column step % T
     start_P: jax.Array  # the step at which each slot's prompt began
 
     @property
     def columns(self) -> int:
         """T."""
-        return self.v[0].shape[-2]
+        return self.v[0].values.shape[-2]
 
 
 def shapes(
@@ -58,23 +61,44 @@ def shapes(
       prefix: S.
       steps: columns at least.
       heads: key-value heads, and their size.
-      dtype: of keys and values.
+      dtype: of keys and values; int8 has scales beside it.
     """
     (stacks, depth), (K, h) = layers, heads
     T = -(-steps // COLUMNS) * COLUMNS
     entries = () if depth == 1 else (depth,)
     shared, own = (*entries, prompts, K), (*entries, prompts, samples, K)
     numbers = jax.ShapeDtypeStruct((prompts,), jnp.int32)
+
+    def keys(lead: tuple[int, ...], time: int) -> tuple[Scaled, ...]:
+        return (_shapes((*lead, h, time), -2, dtype),) * stacks
+
+    def values(lead: tuple[int, ...], time: int) -> tuple[Scaled, ...]:
+        return (_shapes((*lead, time, h), -1, dtype),) * stacks
+
     fields = {
-        "prefix_k": (jax.ShapeDtypeStruct((*shared, h, prefix), dtype),) * stacks,
-        "prefix_v": (jax.ShapeDtypeStruct((*shared, prefix, h), dtype),) * stacks,
+        "prefix_k": keys(shared, prefix),
+        "prefix_v": values(shared, prefix),
         "prefix_length_P": numbers,
-        "k": (jax.ShapeDtypeStruct((*own, h, T), dtype),) * stacks,
-        "v": (jax.ShapeDtypeStruct((*own, T, h), dtype),) * stacks,
+        "k": keys(own, T),
+        "v": values(own, T),
         "step": jax.ShapeDtypeStruct((), jnp.int32),
         "start_P": numbers,
     }
     return Cache(**fields)  # type: ignore[arg-type]
+
+
+def _shapes(shape: tuple[int, ...], axis: int, dtype: jnp.dtype) -> Scaled:
+    values = jax.ShapeDtypeStruct(shape, dtype)
+    if dtype != jnp.int8:
+        return Scaled(values, None)
+    flat = list(shape)
+    flat[axis] = 1
+    return Scaled(values, jax.ShapeDtypeStruct(tuple(flat), jnp.float32))
+
+
+def _store(x: jax.Array, axis: int, like: Scaled) -> Scaled:
+    """Keys or values as `like` keeps them; `axis` is that of h."""
+    return Scaled(x.astype(like.values.dtype), None) if like.scale is None else to_int8(x, axis)
 
 
 def zeros(like: Cache) -> Cache:
@@ -85,8 +109,8 @@ def zeros(like: Cache) -> Cache:
 def _laid_out(cache: Cache) -> Cache:
     """Split over prompts and key-value heads, where there is a mesh."""
 
-    def split(axes: tuple[str | None, ...], stacks: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        return tuple(constrain(stack, axes[-stack.ndim :], SAMPLE_RULES) for stack in stacks)
+    def split(axes: tuple[str | None, ...], stacks: tuple[Scaled, ...]) -> Any:
+        return jax.tree.map(lambda leaf: constrain(leaf, axes[-leaf.ndim :], SAMPLE_RULES), stacks)
 
     return cache.replace(  # type: ignore[attr-defined]
         prefix_k=split(_PREFIX, cache.prefix_k),
@@ -96,37 +120,42 @@ def _laid_out(cache: Cache) -> Cache:
     )
 
 
-def fill(cache: Cache, kept: tuple[jax.Array, jax.Array], length_P: jax.Array) -> Cache:
-    """Every slot's prefix, keys and values [L, P, S, K, h] as prefill computed them; prompts begin at the next step."""
-    k_LPSKh, v_LPSKh = kept
-    k_LPKhS = k_LPSKh.transpose(0, 1, 3, 4, 2).astype(cache.prefix_k[0].dtype)
-    v_LPKSh = v_LPSKh.transpose(0, 1, 3, 2, 4).astype(cache.prefix_v[0].dtype)
-    stacks = [slice(i, None, len(cache.k)) if cache.k[i].ndim == 6 else i for i in range(len(cache.k))]
+def insert(cache: Cache, kept: tuple[jax.Array, jax.Array], length_R: jax.Array, slot_R: jax.Array) -> Cache:
+    """Puts prompts into slots, where they begin at the next step; a slot past all there are takes nothing.
+
+    kept: their keys and values [L, R, S, K, h] as prefill computed them; they may be shorter than the cache's.
+    """
+    k_LRSKh, v_LRSKh = kept
+    k_LRKhS, v_LRKSh = k_LRSKh.transpose(0, 1, 3, 4, 2), v_LRSKh.transpose(0, 1, 3, 2, 4)
+    layers = [slice(i, None, len(cache.k)) if old.values.ndim == 6 else i for i, old in enumerate(cache.k)]
+
+    def put(axis: int, new: jax.Array, old: Scaled) -> Any:
+        return jax.tree.map(lambda into, leaf: _scatter(into, leaf, slot_R), old, _store(new, axis, old))
+
     filled = cache.replace(  # type: ignore[attr-defined]
-        prefix_k=tuple(k_LPKhS[layers] for layers in stacks),
-        prefix_v=tuple(v_LPKSh[layers] for layers in stacks),
-        prefix_length_P=length_P,
-        start_P=jnp.full_like(length_P, cache.step),
+        prefix_k=tuple(put(-2, k_LRKhS[some], old) for some, old in zip(layers, cache.prefix_k, strict=True)),
+        prefix_v=tuple(put(-1, v_LRKSh[some], old) for some, old in zip(layers, cache.prefix_v, strict=True)),
+        prefix_length_P=cache.prefix_length_P.at[slot_R].set(length_R, mode="drop"),
+        start_P=cache.start_P.at[slot_R].set(cache.step, mode="drop"),
     )
     return _laid_out(filled)
 
 
-def insert(cache: Cache, filled: Cache, slot: jax.Array | int) -> Cache:
-    """Puts the prompts of `filled` into the slots from `slot` on, where they begin at the next step.
+def _scatter(into: jax.Array, new: jax.Array, slot_R: jax.Array) -> jax.Array:
+    """Prompts at axis -4 into the slots that they are for; of a longer prefix the front is written."""
+    front = tuple(slice(0, size) for size in new.shape[-3:])
+    entries = (slice(None),) * (into.ndim - 4)
+    return into.at[(*entries, slot_R, *front)].set(new, mode="drop")
 
-    `filled` may hold fewer prompts and a shorter prefix; its own steps are not looked at.
-    """
 
-    def place(stack: jax.Array, new: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(stack, new, slot, stack.ndim - 4)
-
-    starts = jnp.full_like(filled.prefix_length_P, cache.step)
-    lengths = jax.lax.dynamic_update_slice(cache.prefix_length_P, filled.prefix_length_P, _indices(slot))
+def write(cache: Cache, stack: int, entry: jax.Array | int, k_PGKh: jax.Array, v_PGKh: jax.Array) -> Cache:
+    """The keys and values of one layer's step, into the column of this step."""
+    column = cache.step % cache.columns
+    k, v = cache.k[stack], cache.v[stack]
+    k = _update(k, _store(k_PGKh[..., None], -2, k), _indices(entry, 0, 0, 0, 0, column))
+    v = _update(v, _store(v_PGKh[:, :, :, None], -1, v), _indices(entry, 0, 0, 0, column, 0))
     return cache.replace(  # type: ignore[attr-defined]
-        prefix_k=tuple(map(place, cache.prefix_k, filled.prefix_k)),
-        prefix_v=tuple(map(place, cache.prefix_v, filled.prefix_v)),
-        prefix_length_P=lengths,
-        start_P=jax.lax.dynamic_update_slice(cache.start_P, starts, _indices(slot)),
+        k=(*cache.k[:stack], k, *cache.k[stack + 1 :]), v=(*cache.v[:stack], v, *cache.v[stack + 1 :])
     )
 
 
@@ -134,44 +163,39 @@ def _indices(*indices: jax.Array | int) -> tuple[jax.Array, ...]:
     return tuple(jnp.asarray(index, jnp.int32) for index in indices)
 
 
-def write(cache: Cache, stack: int, entry: jax.Array | int, k_PGKh: jax.Array, v_PGKh: jax.Array) -> Cache:
-    """The keys and values of one layer's step, into the column of this step."""
-    column = cache.step % cache.columns
-    k, v = cache.k[stack], cache.v[stack]
-    k_PGKh1, v_PGK1h = k_PGKh[..., None].astype(k.dtype), v_PGKh[:, :, :, None].astype(v.dtype)
-    k = _update(k, k_PGKh1, _indices(entry, 0, 0, 0, 0, column))
-    v = _update(v, v_PGK1h, _indices(entry, 0, 0, 0, column, 0))
-    return cache.replace(  # type: ignore[attr-defined]
-        k=(*cache.k[:stack], k, *cache.k[stack + 1 :]), v=(*cache.v[:stack], v, *cache.v[stack + 1 :])
-    )
+def _update(stack: Scaled, new: Scaled, at: tuple[jax.Array, ...]) -> Any:
+    def one(into: jax.Array, leaf: jax.Array) -> jax.Array:
+        leaf = leaf if into.ndim == leaf.ndim else leaf[None]
+        return jax.lax.dynamic_update_slice(into, leaf, at[-into.ndim :])
+
+    return jax.tree.map(one, stack, new)
 
 
-def _update(stack: jax.Array, new: jax.Array, at: tuple[jax.Array, ...]) -> jax.Array:
-    new = new if stack.ndim == new.ndim else new[None]
-    return jax.lax.dynamic_update_slice(stack, new, at[-stack.ndim :])
-
-
-def prefix_of(cache: Cache, stack: int, entry: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+def prefix_of(cache: Cache, stack: int, entry: jax.Array | int) -> tuple[Scaled, Scaled]:
     """Keys [P, K, h, S] and values [P, K, S, h] of one layer's prompts."""
     k, v = cache.prefix_k[stack], cache.prefix_v[stack]
-    return (_entry(k, entry), _entry(v, entry)) if k.ndim == 5 else (k, v)
+    return (_entry(k, entry), _entry(v, entry)) if k.values.ndim == 5 else (k, v)
 
 
-def layer_of(cache: Cache, stack: int, entry: jax.Array | int, window: int) -> tuple[jax.Array, jax.Array]:
+def layer_of(cache: Cache, stack: int, entry: jax.Array | int, window: int) -> tuple[Scaled, Scaled]:
     """Keys [P, G, K, h, window] and values [P, G, K, window, h] of one layer's first `window` columns."""
     k, v = cache.k[stack], cache.v[stack]
-    if k.ndim == 6:
+    if k.values.ndim == 6:
         k, v = _entry(k, entry), _entry(v, entry)
-    return jax.lax.slice_in_dim(k, 0, window, axis=4), jax.lax.slice_in_dim(v, 0, window, axis=3)
+    return _front(k, window, 4), _front(v, window, 3)
 
 
-def _entry(stack: jax.Array, entry: jax.Array | int) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(stack, entry, keepdims=False)
+def _front(stack: Scaled, window: int, axis: int) -> Any:
+    return jax.tree.map(lambda leaf: jax.lax.slice_in_dim(leaf, 0, window, axis=axis), stack)
+
+
+def _entry(stack: Scaled, entry: jax.Array | int) -> Any:
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, entry, keepdims=False), stack)
 
 
 def visible(cache: Cache) -> tuple[jax.Array, jax.Array]:
     """What this step sees, its own column included: places of the prefix [P, S] and columns [P, T]."""
-    S, T = cache.prefix_k[0].shape[-1], cache.columns
+    S, T = cache.prefix_k[0].values.shape[-1], cache.columns
     prefix_PS = jnp.arange(S)[None, :] < cache.prefix_length_P[:, None]
     age_T = (cache.step - jnp.arange(T)) % T  # steps since the column was written
     own_PT = age_T[None, :] <= (cache.step - cache.start_P)[:, None]

@@ -17,6 +17,7 @@ from sqlr1_jax.model import attention
 from sqlr1_jax.model import cache as caches
 from sqlr1_jax.model.attention import Mask
 from sqlr1_jax.model.cache import Cache
+from sqlr1_jax.model.quantize import Scaled
 from sqlr1_jax.sharding import SAMPLE_RULES, TRAIN_RULES, Rules, constrain
 
 Params = dict[str, Any]
@@ -137,11 +138,13 @@ def forward(
     mask: Mask | None,
     cfg: Qwen2Config,
     cache: Cache | None = None,
+    slot_B: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache | None]:
     """The model up to its final norm: hidden [B, T, D] in cfg.dtype, and the cache.
 
-    Without a cache: rows, as trained on. With a mask and a cache: prefill: the rows' keys and values become the cache's
-    prefixes. With a cache alone: one decode step, in which rows are prompts and time is their samples.
+    Without a cache: rows, as trained on. With a mask and a cache: prefill: the rows' keys and values become prefixes of
+    the cache, in the slots that `slot_B` names (None: row i in slot i). With a cache alone: one decode step, in which
+    rows are prompts and time is their samples.
     """
     rules = TRAIN_RULES if cache is None else SAMPLE_RULES
     x_BTD = jnp.take(params["embed"], tokens_BT, axis=0).astype(cfg.dtype)
@@ -153,7 +156,8 @@ def forward(
         assert mask is not None
         x_BTD, kept = _row_layers(params["layers"], x_BTD, rope, mask, cfg, rules, cache is not None)
         if cache is not None:
-            cache = caches.fill(cache, kept, (mask.prefix_BT > 0).sum(1, dtype=jnp.int32))
+            slot_B = jnp.arange(tokens_BT.shape[0]) if slot_B is None else slot_B
+            cache = caches.insert(cache, kept, (mask.prefix_BT > 0).sum(1, dtype=jnp.int32), slot_B)
     return _norm(x_BTD, params["final_norm"], cfg), cache
 
 
@@ -208,25 +212,29 @@ def _project(x_BTD: jax.Array, w: Params, rope: Rope, cfg: Qwen2Config) -> tuple
     return _rotate(q_BTHh, rope), _rotate(k_BTKh, rope), v_BTKh
 
 
-def _heads(x_BTD: jax.Array, w_DNh: jax.Array, bias_Nh: jax.Array) -> jax.Array:
-    D, N, h = w_DNh.shape
-    y_BTNh = linear(x_BTD, w_DNh.astype(x_BTD.dtype).reshape(D, N * h)).reshape(*x_BTD.shape[:2], N, h)
+def _heads(x_BTD: jax.Array, w_DNh: jax.Array | Scaled, bias_Nh: jax.Array) -> jax.Array:
+    y_BTNh = _product(x_BTD, w_DNh).reshape(*x_BTD.shape[:2], *bias_Nh.shape)
     return y_BTNh + bias_Nh[None, None].astype(x_BTD.dtype)
 
 
+def _product(x_BTM: jax.Array, w: jax.Array | Scaled) -> jax.Array:
+    """Rows [B, T, M] times a matrix whose first axes make M → [B, T, N], its other axes as one."""
+    values, scale = w if isinstance(w, Scaled) else (w, None)
+    y_BTN = linear(x_BTM, values.astype(x_BTM.dtype).reshape(x_BTM.shape[-1], -1))
+    return y_BTN if scale is None else (y_BTN * scale.reshape(1, 1, -1)).astype(x_BTM.dtype)
+
+
 def _after_attention(x_BTD: jax.Array, o_BTHh: jax.Array, w: Params, cfg: Qwen2Config, rules: Rules) -> jax.Array:
-    B, T, D = x_BTD.shape
-    x_BTD = x_BTD + linear(o_BTHh.reshape(B, T, -1), w["o"].astype(cfg.dtype).reshape(-1, D))
+    B, T, _ = x_BTD.shape
+    x_BTD = x_BTD + _product(o_BTHh.reshape(B, T, -1), w["o"])
     x_BTD = constrain(x_BTD, ("rows", "time", None), rules)
     x_BTD = x_BTD + _feed_forward(_norm(x_BTD, w["ffw_norm"], cfg), w, cfg)
     return constrain(x_BTD, ("rows", "time", None), rules)
 
 
 def _feed_forward(x_BTD: jax.Array, w: Params, cfg: Qwen2Config) -> jax.Array:
-    gate_DF, up_DF, down_FD = (w[name].astype(cfg.dtype) for name in ("gate", "up", "down"))
-
     def swiglu(x_BTD: jax.Array) -> jax.Array:
-        return linear(jax.nn.silu(linear(x_BTD, gate_DF)) * linear(x_BTD, up_DF), down_FD)
+        return _product(jax.nn.silu(_product(x_BTD, w["gate"])) * _product(x_BTD, w["up"]), w["down"])
 
     B, T, D = x_BTD.shape
     if cfg.ffw_chunks == 1 or T % cfg.ffw_chunks:

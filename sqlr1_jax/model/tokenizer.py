@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import os
 from pathlib import Path
@@ -54,6 +55,22 @@ def stop_ids(tokenizer: Any, folder: str | Path = "") -> tuple[int, ...]:
     if not stops:
         raise ConfigError('The tokenizer names no end token; set "eos_token" in its tokenizer_config.json.')
     return stops
+
+
+class Ends:
+    """Tells how many of a completion's tokens reach the end of the first text that ends it; None: not there yet."""
+
+    def __init__(self, tokenizer: Any, texts: tuple[str, ...]):
+        self._tokenizer, self._texts = tokenizer, texts
+
+    def __call__(self, ids: Any) -> int | None:
+        if not self._ended(ids):
+            return None
+        return bisect.bisect_left(range(len(ids) + 1), True, key=lambda count: self._ended(ids[:count]))
+
+    def _ended(self, ids: Any) -> bool:
+        text = self._tokenizer.decode(list(map(int, ids)), clean_up_tokenization_spaces=False)
+        return any(end in text for end in self._texts)
 
 
 def pad_id(tokenizer: Any) -> int:

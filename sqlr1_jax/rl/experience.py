@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -67,31 +67,51 @@ def load_problems(run: Run) -> Problems:
     return Problems([e for e, _ in pairs], [p for _, p in pairs])
 
 
-def read_answers(run: Run, completions: Completions) -> tuple[list[list[Answer]], list[list[str]]]:
-    """What each completion says, and its text."""
-    P, G = completions.length_PG.shape
-    texts = run.texts([completions.ids(p, g) for p in range(P) for g in range(G)])
-    grouped = [texts[p * G : (p + 1) * G] for p in range(P)]
-    return [[answer.read(text, run.cfg.data.form) for text in group] for group in grouped], grouped
+class Scoring:
+    """Reads completions and runs their SQL as they end, while the sampler is at work on the others."""
 
+    def __init__(self, run: Run, executor: Executor, examples: Sequence[Example], samples: int):
+        self._run, self._executor, self._examples = run, executor, examples
+        empty: list[Any] = [None] * samples
+        self.texts: list[list[str]] = [empty.copy() for _ in examples]
+        self.answers: list[list[Answer]] = [empty.copy() for _ in examples]
+        self._pending: list[list[Future[Outcome] | Outcome]] = [empty.copy() for _ in examples]
+        self._error: Exception | None = None
+        self._first = self._last = 0.0
 
-def submit(
-    executor: Executor, examples: Sequence[Example], answers: Sequence[Sequence[Answer]], rule: str
-) -> list[list[Future[Outcome] | Outcome]]:
-    """Sends every answer's SQL to the workers; an answer without SQL has its outcome already."""
+    def finished(self, prompt: int, sample: int, ids: npt.NDArray[np.int32]) -> None:
+        """Takes a completion; what goes wrong is raised by `outcomes`, since the sampler waits for no one."""
+        try:
+            [text] = self._run.texts([ids])
+            said = answer.read(text, self._run.cfg.data.form)
+            self.texts[prompt][sample], self.answers[prompt][sample] = text, said
+            self._pending[prompt][sample] = self._submit(self._examples[prompt], said)
+        except Exception as error:
+            self._error = self._error or error
 
-    def one(example: Example, said: Answer) -> Future[Outcome] | Outcome:
+    def _submit(self, example: Example, said: Answer) -> Future[Outcome] | Outcome:
+        """Sends SQL to the workers; an answer without SQL has its outcome already."""
         if said.sql is None:
             return Outcome(said.problem)
-        return executor.submit(example.database, said.sql, example.sql, rule)
+        self._first = self._first or time.perf_counter()
+        future = self._executor.submit(example.database, said.sql, example.sql, self._run.cfg.grpo.reward.rule)
+        future.add_done_callback(self._note)
+        return future
 
-    return [[one(example, said) for said in group] for example, group in zip(examples, answers, strict=True)]
+    def _note(self, _: Future[Outcome]) -> None:
+        self._last = time.perf_counter()
 
+    @property
+    def seconds(self) -> float:
+        """From the first query handed over to the last result."""
+        return max(0.0, self._last - self._first)
 
-def gather(pending: Sequence[Sequence[Future[Outcome] | Outcome]]) -> list[list[Outcome]]:
-    """Waits for all of them."""
-    with waiting("SQL results"):
-        return [[one if isinstance(one, Outcome) else one.result() for one in group] for group in pending]
+    def outcomes(self) -> list[list[Outcome]]:
+        """Waits for all of them."""
+        if self._error is not None:
+            raise self._error
+        with waiting("SQL results"):
+            return [[one if isinstance(one, Outcome) else one.result() for one in group] for group in self._pending]
 
 
 def groups(prompts: Sequence[Prompt], completions: Completions) -> list[Group]:
@@ -146,7 +166,9 @@ def judge(
     )
 
 
-def measure(judged: Judged, parts: Sequence[str], clock: Clock, executor: Executor) -> dict[str, float]:
+def measure(
+    judged: Judged, parts: Sequence[str], clock: Clock, scoring: Scoring, executor: Executor
+) -> dict[str, float]:
     """The step's numbers that the hosts know (docs/design.md, "Numbers on every step"); times are this host's.
 
     Of the executors' numbers counts add up over the hosts, and milliseconds are the slowest host's.
@@ -172,6 +194,5 @@ def measure(judged: Judged, parts: Sequence[str], clock: Clock, executor: Execut
     values |= clock.seconds
     # As a resumed run counts them, whose executor remembers no answers.
     values["sql/timeouts"] = (judged.outcome_PG == OUTCOMES.index("timeout")).sum()
-    # SQL runs beside the packing: from the first query handed over to the last result.
-    values["time/execute"] = clock.seconds["time/pack"] + clock.seconds["time/reward_wait"]
+    values["time/execute"] = scoring.seconds
     return {name: float(value) for name, value in values.items()}

@@ -46,18 +46,27 @@ def run_stage(run: Run, executor: Executor) -> TrainState:
     problems = experience.load_problems(run)
     held = evaluation.held_out(run)[0]
     engine = run.engine([*problems.prompts, *held.prompts])
-    program = Program(run.model, cfg.optimizer, cfg.steps, _layout(run, engine), cfg.sampling.temperature)
+    layout = _layout(run, engine)
+    program = Program(run.model, cfg.optimizer, cfg.steps, layout, cfg.sampling.temperature, cfg.rows.buckets)
     with jax.set_mesh(run.mesh):
         first = state.create(parameters(run, ("cold_start",)), program)
         microbatches = batch.microbatches(cfg.prompts, cfg.rows, hosts.count())
         longest = batch.with_length(cfg.rows, engine.prompt_tokens + cfg.samples * cfg.sampling.max_tokens)
         stage = Stage(run, executor, problems, engine, program, _reference(run, first), longest, microbatches)
         return loop.train(
-            run, STAGE, cfg.steps, first,
+            run, STAGE, cfg.steps, _warmed(stage, first),
             take=lambda at, step: take(stage, at, step),
             evaluate=lambda at: evaluation.greedy_accuracy(run, engine, executor, at.params, held),
             rewind=lambda step: rollouts.cut(run.workdir, step),
         )  # fmt: skip
+
+
+def _warmed(stage: Stage, first: TrainState) -> TrainState:
+    """The same state, with the programs of rows compiled."""
+    cfg = stage.run.cfg.grpo
+    rows, advantage_PG = batch.to_rows([], stage.program.layout, stage.rows), np.zeros((1, cfg.samples), np.float32)
+    nothing = batch.assemble(rows, stage.run.mesh, cfg.rows.per_microbatch, stage.microbatches, advantage_PG)
+    return state.warm(first, _with_logprobs(stage, first.params, nothing), grpo_loss, cfg, stage.program)
 
 
 def take(stage: Stage, at: TrainState, step: int) -> loop.Step:
@@ -66,19 +75,20 @@ def take(stage: Stage, at: TrainState, step: int) -> loop.Step:
     chosen, mine = order.take(len(stage.problems.examples), cfg.prompts, run.cfg.seed, step), hosts.share(cfg.prompts)
     examples, prompts = stage.problems.pick(chosen[mine])
 
-    weights, asked = stage.engine.weights(at.params), [prompt.ids for prompt in prompts]
-    completions = stage.engine.rollout(weights, asked, cfg.samples, cfg.sampling, run.cfg.seed, step, mine.start)
+    scoring = experience.Scoring(run, stage.executor, examples, cfg.samples)
+    asked = run.request(prompts, cfg.samples, cfg.sampling, step)
+    asked = dataclasses.replace(asked, first=mine.start, finished=scoring.finished)
+    weights = stage.engine.weights(at.params)
+    completions = stage.engine.rollout(weights, asked)
     del weights  # the update needs their room
     clock.lap("rollout")
 
     with hosts.together():
-        answers, texts = experience.read_answers(run, completions)
-        pending = experience.submit(stage.executor, examples, answers, cfg.reward.rule)
         rows = batch.to_rows(experience.groups(prompts, completions), stage.program.layout, stage.rows)
         sampling_flops = batch.forward_flops(rows, run.model)
         clock.lap("pack")
-        outcomes = experience.gather(pending)
-        judged = experience.judge(run, examples, completions, answers, outcomes)
+        outcomes = scoring.outcomes()
+        judged = experience.judge(run, examples, completions, scoring.answers, outcomes)
     every = hosts.rows(judged)  # some advantages are relative to the whole batch
     clock.lap("reward_wait")
 
@@ -91,8 +101,9 @@ def take(stage: Stage, at: TrainState, step: int) -> loop.Step:
     clock.lap("update")
 
     parts = reward.names(cfg.reward)
+    texts, answers = scoring.texts, scoring.answers
     rollouts.write(run.workdir, step + 1, examples, texts, answers, outcomes, parts, judged.rewards_PGR, adv_PG)
-    values = experience.measure(every, parts, clock, stage.executor)
+    values = experience.measure(every, parts, clock, scoring, stage.executor)
     passes = 3 + (stage.reference is not None) + (cfg.old_logprobs == "trainer")
     values["flops"] = hosts.total(sampling_flops + passes * batch.forward_flops(rows, run.model))
     return loop.Step(at, sums, values, [stage.problems.examples[i].id for i in chosen])

@@ -80,9 +80,10 @@ class Step:
         self.program = state.Program(self.model, grpo.optimizer, grpo.steps, strided, grpo.sampling.temperature)
         sampling_mesh = sharding.sampling_mesh(self.mesh, self.model.num_kv_heads)
         check_hosts(cfg, self.mesh, sampling_mesh)
-        self.engine = Engine(self.model, sampling_mesh, STOP, S)
-        self.params = _weights(self.model, self.mesh, sharding.TRAIN_RULES, self.model.param_dtype)
-        self.sampler = _weights(self.model, sampling_mesh, sharding.SAMPLE_RULES, self.model.dtype)
+        self.slots = cfg.rollout.slots or grpo.prompts
+        self.refill = min(cfg.rollout.refill * hosts or self.slots, self.slots)
+        self.engine = Engine(self.model, sampling_mesh, STOP, S, cfg.rollout)
+        self.params = _weights(self.model, self.mesh)
         self.state = self._state()
         self.reference = self.params if grpo.kl else None
 
@@ -98,33 +99,50 @@ class Step:
         return Program(self.mesh, self.engine.weights, (self.params,), living)
 
     @functools.cached_property
+    def sampler(self) -> Any:
+        """The sampler's weights, as `weights` makes them."""
+        return _made_by(self.weights)
+
+    @functools.cached_property
+    def empty(self) -> Program:
+        """The slots, with nothing in them."""
+        (S, G, T), kind = dataclasses.astuple(self.sampled), self.cfg.rollout.cache
+
+        def function() -> Any:
+            return decode.empty(self.slots, G, S, T, self.model, kind)
+
+        return Program(self.engine.mesh, function, (), (self.state, self.reference))
+
+    @functools.cached_property
     def prefill(self) -> Program:
-        """The prompts' keys and values."""
-        grpo, P, S = self.cfg.grpo, self.prompts, self.sampled.prefix
-        inputs = self.sampler, self._asked((P, S), jnp.int32), self._asked((P,), jnp.int32)
+        """The keys and values of as many prompts as one prefill takes."""
+        R, (S, G, _) = self.refill, dataclasses.astuple(self.sampled)
+        arrivals = decode.Arrivals(
+            *(self._asked((R, *more), jnp.int32) for more in ((S,), (), (), (), (), (G,)))
+        )
+        step = _array((), jnp.int32, self.engine.mesh)
 
-        def function(params: Any, tokens_PS: Any, length_P: Any) -> Any:
-            return decode.prefill(params, tokens_PS, length_P, grpo.samples, grpo.sampling.max_tokens, self.model)
+        def function(params: Any, slots: Any, arrivals: Any, step: Any) -> Any:
+            return decode.fill(params, slots, arrivals, step, self.cfg.seed, self.model)
 
-        unembedding = 2 * self.model.vocab_size * self.model.hidden_size * P * S  # which prefill leaves out
-        work = flops.forward_flops(self.model, P * S, P * flops.row_keys(S, 0, 0)) - unembedding
-        return Program(self.engine.mesh, function, inputs, (self.state, self.reference), flops=work)
+        unembedding = 2 * self.model.vocab_size * self.model.hidden_size * R * S  # which prefill leaves out
+        work = flops.forward_flops(self.model, R * S, R * flops.row_keys(S, 0, 0)) - unembedding
+        inputs, living = (self.sampler, _made_by(self.empty), arrivals, step), (self.state, self.reference)
+        return Program(self.engine.mesh, function, inputs, living, donated=(1,), flops=work)
 
     @functools.cached_property
     def decode(self) -> Program:
-        """All samples, from a cache that lies as `prefill` hands it over."""
-        before, P, (S, G, T) = self.prefill, self.prompts, dataclasses.astuple(self.sampled)
-        cache = jax.eval_shape(before.function, *before.inputs)
-        cache = jax.tree.map(_laid_out, cache, before.compiled.output_shardings)
-        inputs = self.sampler, cache, self._asked((P,), jnp.int32), self._asked((P, G, T), jnp.float32)
+        """A chunk of steps of all slots, from a cache that lies as `prefill` hands it over."""
+        (S, G, T), P, steps = dataclasses.astuple(self.sampled), self.slots, self.engine.steps(self.cfg.grpo.sampling)
+        inputs = self.sampler, _made_by(self.prefill), self._asked((P, G), jnp.bool_)
 
-        def function(params: Any, cache: Any, last_P: Any, uniform_PGT: Any) -> Any:
-            return decode.decode(params, cache, last_P, uniform_PGT, STOP, self.model, self.cfg.grpo.sampling)
+        def function(params: Any, slots: Any, halt_PG: Any) -> Any:
+            return decode.chunk(params, slots, halt_PG, steps, STOP, self.model, self.cfg.grpo.sampling)
 
-        keys = P * (flops.row_keys(S, G, T) - flops.row_keys(S, 0, 0))
-        work = flops.forward_flops(self.model, P * G * T, keys)
+        keys = P * (flops.row_keys(S, G, T) - flops.row_keys(S, 0, 0)) * steps / T
+        work = flops.forward_flops(self.model, P * G * steps, keys)
         living = self.state, self.reference
-        return Program(self.engine.mesh, function, inputs, living, donated=(1,), turns=T, flops=work)
+        return Program(self.engine.mesh, function, inputs, living, donated=(1,), turns=steps, flops=work)
 
     @functools.cached_property
     def score(self) -> Program:
@@ -185,8 +203,15 @@ def _laid_out(leaf: jax.ShapeDtypeStruct, layout: jax.sharding.Sharding) -> jax.
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
 
 
-def _weights(model: qwen2.Qwen2Config, mesh: Mesh, rules: sharding.Rules, dtype: str) -> Any:
+def _made_by(program: Program) -> Any:
+    """What a program hands to the next one, as it lies there."""
+    return jax.tree.map(
+        _laid_out, jax.eval_shape(program.function, *program.inputs), program.compiled.output_shardings
+    )
+
+
+def _weights(model: qwen2.Qwen2Config, mesh: Mesh) -> Any:
     def one(spec: qwen2.ParamSpec) -> jax.ShapeDtypeStruct:
-        return _array(spec.shape, dtype, mesh, spec.logical_axes, rules)
+        return _array(spec.shape, model.param_dtype, mesh, spec.logical_axes)
 
     return jax.tree.map(one, qwen2.abstract(model), is_leaf=qwen2.is_spec)

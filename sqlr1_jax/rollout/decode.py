@@ -1,4 +1,4 @@
-"""The sampler's two programs: prefill prompts once, then decode all their samples in one loop on the device."""
+"""The sampler's programs: fill slots with prompts, and decode all their samples for a chunk of steps on the device."""
 
 from __future__ import annotations
 
@@ -7,88 +7,159 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from sqlr1_jax import config
 from sqlr1_jax.model import attention, qwen2
 from sqlr1_jax.model.cache import Cache
 from sqlr1_jax.rollout import sampling
+from sqlr1_jax.sharding import SAMPLE_RULES, constrain
 
 
-class Decoded(NamedTuple):
-    """What the loop wrote; a sample's places past its length hold zeros."""
+@struct.dataclass
+class Slots:
+    """P prompts at work, each with its G samples; T is the most tokens that a sample may have."""
 
-    tokens_PGT: jax.Array
-    logprobs_PGT: jax.Array
-    length_PG: jax.Array  # tokens sampled, the stop token counted
-    stopped_PG: jax.Array  # False: cut off at T
+    cache: Cache
+    token_PG: jax.Array  # each sample's newest token
+    length_PG: jax.Array  # tokens that it has
+    done_PG: jax.Array  # it is at its end; so is all of an empty slot
+    limit_PG: jax.Array  # tokens after which it is cut off
+    uniform_PGT: jax.Array  # the random number of each of its tokens
 
 
-@functools.partial(jax.jit, static_argnames=("samples", "max_tokens", "cfg"))
-def prefill(
-    params: Any, tokens_PS: jax.Array, length_P: jax.Array, samples: int, max_tokens: int, cfg: qwen2.Qwen2Config
-) -> Cache:
-    """The cache of prompts without their last token, with room for `samples` × `max_tokens` behind each.
+Array = Any  # numpy where it is made or read, JAX's on the device
 
-    A prompt's last token is left for the first decode step: that step samples, and prefill needs no logits.
+
+class Arrivals(NamedTuple):
+    """R prompts for the slots."""
+
+    tokens_RS: Array  # without their last tokens, padded behind
+    length_R: Array  # tokens of those
+    last_R: Array  # the last tokens
+    slot_R: Array  # where each goes; past all slots: nowhere
+    index_R: Array  # its number within the step, for its random numbers
+    limit_RG: Array  # most tokens of each sample
+
+
+class Chunk(NamedTuple):
+    """What a chunk of C steps gave; a sample's new tokens stand in front."""
+
+    tokens_PGC: Array
+    logprobs_PGC: Array
+    length_PG: Array  # tokens of the sample so far, the stop token counted
+    done_PG: Array
+    busy_P: Array  # a sample of the slot goes on; every host has all of it
+
+
+@functools.partial(jax.jit, static_argnames=("prompts", "samples", "prefix", "max_tokens", "cfg", "cache_dtype"))
+def empty(
+    prompts: int, samples: int, prefix: int, max_tokens: int, cfg: qwen2.Qwen2Config, cache_dtype: str = ""
+) -> Slots:
+    """Slots that hold nothing, for prompts of up to `prefix` + 1 tokens."""
+    cache = qwen2.empty_cache(cfg, prompts, samples, prefix, max_tokens, cache_dtype)
+    zeros_PG = jnp.zeros((prompts, samples), jnp.int32)
+    uniform_PGT = jnp.zeros((prompts, samples, max_tokens), jnp.float32)
+    return _laid_out(Slots(cache, zeros_PG, zeros_PG, zeros_PG == 0, zeros_PG, uniform_PGT))
+
+
+@functools.partial(jax.jit, static_argnames=("seed", "cfg"), donate_argnames=("slots",))
+def fill(
+    params: Any, slots: Slots, arrivals: Arrivals, step: jax.Array, seed: int, cfg: qwen2.Qwen2Config
+) -> Slots:
+    """The slots with those prompts in them, computed without their last tokens.
+
+    A prompt's last token is left for its first decode step: that step samples, and prefill needs no logits.
     """
-    positions_PS = jnp.broadcast_to(jnp.arange(tokens_PS.shape[1], dtype=jnp.int32), tokens_PS.shape)
-    mask = attention.causal(tokens_PS, length_P)
-    P, S = tokens_PS.shape
-    cache: Cache | None = qwen2.empty_cache(cfg, P, samples, S, max_tokens)
-    _, cache = qwen2.forward(params, tokens_PS, positions_PS, mask, cfg, cache)
+    tokens_RS, length_R, last_R, slot_R, index_R, limit_RG = arrivals
+    (R, S), (_, G, T) = tokens_RS.shape, slots.uniform_PGT.shape
+    positions_RS = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), tokens_RS.shape)
+    mask = attention.causal(tokens_RS, length_R)
+    _, cache = qwen2.forward(params, tokens_RS, positions_RS, mask, cfg, slots.cache, slot_R)
     assert cache is not None
-    return cache
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old.at[slot_R].set(new, mode="drop")
+
+    zeros_RG = jnp.zeros((R, G), jnp.int32)
+    uniform_RGT = sampling.uniforms(seed, step, index_R, G, T)
+    return _laid_out(
+        Slots(
+            cache=cache,
+            token_PG=put(slots.token_PG, jnp.broadcast_to(last_R[:, None], (R, G))),
+            length_PG=put(slots.length_PG, zeros_RG),
+            done_PG=put(slots.done_PG, limit_RG <= 0),
+            limit_PG=put(slots.limit_PG, limit_RG),
+            uniform_PGT=put(slots.uniform_PGT, uniform_RGT),
+        )
+    )
 
 
-@functools.partial(jax.jit, static_argnames=("stop", "cfg", "settings"), donate_argnames=("cache",))
-def decode(
+@functools.partial(jax.jit, static_argnames=("steps", "stop", "cfg", "settings"), donate_argnames=("slots",))
+def chunk(
     params: Any,
-    cache: Cache,
-    last_P: jax.Array,
-    uniform_PGT: jax.Array,
+    slots: Slots,
+    halt_PG: jax.Array,
+    steps: int,
     stop: tuple[int, ...],
     cfg: qwen2.Qwen2Config,
     settings: config.Sampling,
-) -> tuple[Decoded, Cache]:
-    """Samples until every sample has stopped or T tokens are made.
+) -> tuple[Slots, Chunk]:
+    """Samples until every sample is at its end, `steps` times at most.
 
     Args:
       params: the sampler's weights.
-      cache: of `prefill`, spent here (and handed back so that its memory serves the next one).
-      last_P: each prompt's last token.
-      uniform_PGT: the random numbers, as `sampling.uniforms` makes them.
+      slots: of `empty` and `fill`, spent here.
+      halt_PG: samples that the host has found to be at their end.
+      steps: C.
       stop: token ids that end a sample.
       cfg: the model's shape.
       settings: temperature and truncation.
     """
-    P, G, T = uniform_PGT.shape
+    P, G = slots.token_PG.shape
     stop_N = jnp.asarray(stop, jnp.int32)
 
     def going(carry: tuple) -> jax.Array:
-        t, _, _, done_PG, _, _ = carry
-        return (t < T) & ~done_PG.all()
+        i, slots, _, _ = carry
+        return (i < steps) & ~slots.done_PG.all()
 
     def step(carry: tuple) -> tuple:
-        t, token_PG, cache, done_PG, tokens_PGT, logprobs_PGT = carry
-        positions_PG = jnp.broadcast_to((cache.prefix_length_P + t)[:, None], (P, G))
-        hidden_PGD, cache = qwen2.forward(params, token_PG, positions_PG, None, cfg, cache)
-        logits_PGV = qwen2.unembed(params, hidden_PGD, cfg)
-        uniform_PG = jax.lax.dynamic_index_in_dim(uniform_PGT, t, 2, keepdims=False)
-        token_PG, logprob_PG = sampling.next_token(logits_PGV, uniform_PG, settings)
-        token_PG = jnp.where(done_PG, 0, token_PG)
-        tokens_PGT = jax.lax.dynamic_update_index_in_dim(tokens_PGT, token_PG, t, 2)
-        logprobs_PGT = jax.lax.dynamic_update_index_in_dim(
-            logprobs_PGT, jnp.where(done_PG, 0.0, logprob_PG), t, 2
+        i, slots, tokens_PGC, logprobs_PGC = carry
+        token_PG, logprob_PG, cache = _next(params, slots, cfg, settings)
+        token_PG = jnp.where(slots.done_PG, 0, token_PG)
+        logprob_PG = jnp.where(slots.done_PG, 0.0, logprob_PG)
+        length_PG = slots.length_PG + ~slots.done_PG
+        ended_PG = jnp.isin(token_PG, stop_N) | (length_PG >= slots.limit_PG)
+        slots = slots.replace(
+            cache=cache, token_PG=token_PG, length_PG=length_PG, done_PG=slots.done_PG | ended_PG
         )
-        # A step that a finished sample went through is told from its stop token by the lengths, not here.
-        done_PG = done_PG | jnp.isin(token_PG, stop_N)
-        return t + 1, token_PG, cache, done_PG, tokens_PGT, logprobs_PGT
+        tokens_PGC = jax.lax.dynamic_update_index_in_dim(tokens_PGC, token_PG, i, 2)
+        return i + 1, slots, tokens_PGC, jax.lax.dynamic_update_index_in_dim(logprobs_PGC, logprob_PG, i, 2)
 
-    first_PG = jnp.broadcast_to(last_P[:, None], (P, G))
-    empty = jnp.zeros((P, G), bool), jnp.zeros((P, G, T), jnp.int32), jnp.zeros((P, G, T), jnp.float32)
-    steps, _, cache, done_PG, tokens_PGT, logprobs_PGT = jax.lax.while_loop(
-        going, step, (jnp.int32(0), first_PG, cache, *empty)
-    )
-    stopped_PGT = jnp.isin(tokens_PGT, stop_N)
-    length_PG = jnp.where(done_PG, jnp.argmax(stopped_PGT, axis=-1) + 1, steps)
-    return Decoded(tokens_PGT, logprobs_PGT, length_PG.astype(jnp.int32), done_PG), cache
+    slots = slots.replace(done_PG=slots.done_PG | halt_PG)  # type: ignore[attr-defined]
+    none = jnp.zeros((P, G, steps), jnp.int32), jnp.zeros((P, G, steps), jnp.float32)
+    _, slots, tokens_PGC, logprobs_PGC = jax.lax.while_loop(going, step, (jnp.int32(0), slots, *none))
+    slots = _laid_out(slots)
+    busy_P = constrain((~slots.done_PG).any(1), (None,), SAMPLE_RULES)
+    return slots, Chunk(tokens_PGC, logprobs_PGC, slots.length_PG, slots.done_PG, busy_P)
+
+
+def _next(
+    params: Any, slots: Slots, cfg: qwen2.Qwen2Config, settings: config.Sampling
+) -> tuple[jax.Array, jax.Array, Cache]:
+    """Each sample's next token, its log-probability, and the cache that holds the token before it."""
+    cache = slots.cache
+    age_P = cache.step - cache.start_P
+    positions_PG = jnp.broadcast_to((cache.prefix_length_P + age_P)[:, None], slots.token_PG.shape)
+    hidden_PGD, after = qwen2.forward(params, slots.token_PG, positions_PG, None, cfg, cache)
+    assert after is not None
+    logits_PGV = qwen2.unembed(params, hidden_PGD, cfg)
+    place_P = jnp.minimum(age_P, slots.uniform_PGT.shape[2] - 1)  # an idle slot grows older than any sample
+    uniform_PG = jnp.take_along_axis(slots.uniform_PGT, place_P[:, None, None], axis=2)[..., 0]
+    return *sampling.next_token(logits_PGV, uniform_PG, settings), after
+
+
+def _laid_out(slots: Slots) -> Slots:
+    """Split over prompts, where there is a mesh; the cache is already."""
+    cache, *arrays = (getattr(slots, name) for name in Slots.__dataclass_fields__)
+    return Slots(cache, *(constrain(x, ("rows", None, None)[: x.ndim], SAMPLE_RULES) for x in arrays))

@@ -1,10 +1,11 @@
-"""Prompts in, completions out: batches of one shape, prefilled once a prompt and decoded for all its samples."""
+"""Prompts in, completions out: slots that are filled, decoded for a chunk of steps, read and filled again."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +13,14 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
-from sqlr1_jax import config, sharding
-from sqlr1_jax.model import qwen2
-from sqlr1_jax.rollout import decode, sampling
+from sqlr1_jax import config, hosts, sharding
+from sqlr1_jax.data.packing import lengths
+from sqlr1_jax.model import quantize, qwen2
+from sqlr1_jax.rollout import decode
+from sqlr1_jax.rollout.decode import Arrivals, Chunk, Slots
+from sqlr1_jax.rollout.seats import EMPTY, Seats
+
+Ids = npt.NDArray[np.int32]
 
 
 class Completions(NamedTuple):
@@ -25,77 +31,192 @@ class Completions(NamedTuple):
     length_PG: npt.NDArray[np.int32]  # the stop token counted
     stopped_PG: npt.NDArray[np.bool_]  # False: cut off
 
-    def ids(self, prompt: int, sample: int) -> npt.NDArray[np.int32]:
+    def ids(self, prompt: int, sample: int) -> Ids:
         """A sample's tokens, its stop token (where it has one) included."""
         return self.tokens_PGT[prompt, sample, : self.length_PG[prompt, sample]]
 
 
 @dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of each of a rollout's prompts, those of this host."""
+
+    prompts: Sequence[Ids]
+    samples: int  # G
+    settings: config.Sampling
+    seed: int  # with step, prompt and sample index the whole source of chance
+    step: int  # of training; evaluations take one of their own
+    first: int = 0  # index of the first prompt within the step (or set), so that a batch's cut changes nothing
+    slots: int = 0  # prompts at work at a time, on all hosts; 0: cfg.slots, or all
+    limit_PG: npt.NDArray[np.int32] | None = None  # most tokens of each sample; None: settings.max_tokens
+    ends: Callable[[Ids], int | None] | None = None  # how many of the tokens make a whole answer; None: not yet
+    finished: Callable[[int, int, Ids], None] | None = None  # told prompt, sample and tokens of each sample at its end
+
+    @property
+    def limits_PG(self) -> npt.NDArray[np.int32]:
+        """`limit_PG`, or its default."""
+        if self.limit_PG is None:
+            return np.full((len(self.prompts), self.samples), self.settings.max_tokens, np.int32)
+        return np.minimum(self.limit_PG, self.settings.max_tokens).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
 class Engine:
-    """What stays the same from rollout to rollout. Prompts are padded to `prompt_tokens`: one shape, compiled once."""
+    """What stays the same from rollout to rollout; prompts take at most `prompt_tokens`."""
 
     model: qwen2.Qwen2Config  # in the sampler's dtype
     mesh: Mesh
     stop: tuple[int, ...]
     prompt_tokens: int
+    cfg: config.Rollout
 
     def weights(self, params: Any) -> Any:
-        """The sampler's copy of the training weights: cast, and laid out by SAMPLE_RULES."""
-        return _reshard(params, self.model, self.mesh)
+        """The sampler's copy of the training weights: cast or quantised, and laid out by SAMPLE_RULES."""
+        return _sampling_weights(params, self.model, self.mesh, self.cfg.weights)
 
-    def rollout(
-        self,
-        weights: Any,
-        prompts: Sequence[npt.NDArray[np.int32]],
-        samples: int,
-        settings: config.Sampling,
-        seed: int,
-        step: int,
-        first: int = 0,
-    ) -> Completions:
-        """Samples every prompt `samples` times.
+    def rollout(self, weights: Any, asked: Request) -> Completions:
+        """Samples every prompt; each host passes its own, as many as the others.
 
-        Args:
-          weights: of `weights`.
-          prompts: token ids, each at most prompt_tokens long.
-          samples: G.
-          settings: temperature, truncation, length.
-          seed: with step, prompt and sample index the whole source of chance.
-          step: of training; evaluations take one of their own.
-          first: index of the first prompt within the step (or set), so that a batch's cut changes nothing.
+        While a chunk of steps is on the device the one before it is read, so a slot is filled again one chunk after
+        its last sample ended. On several hosts `asked.finished` must not raise, or the others wait for ever.
         """
-        tokens_PS, length_P, last_P = self._pad(prompts)
-        put = functools.partial(sharding.put, mesh=self.mesh, rules=sharding.SAMPLE_RULES)
+        seats = Seats(self._slots(asked), len(asked.prompts) * hosts.count(), hosts.count())
+        record = _Record(asked, self.stop)
+        length_N = hosts.rows(np.asarray([len(prompt) - 1 for prompt in asked.prompts], np.int32))
+        unread: deque[tuple[npt.NDArray[np.int64], Chunk]] = deque()
         with jax.set_mesh(self.mesh):
-            cache = decode.prefill(
-                weights, put(tokens_PS), put(length_P), samples, settings.max_tokens, self.model
-            )
-            index_P = put(first + np.arange(len(prompts), dtype=np.int32))
-            uniform_PGT = _uniforms(np.int32(step), index_P, seed, samples, settings.max_tokens)
-            decoded, _ = decode.decode(
-                weights, cache, put(last_P), uniform_PGT, self.stop, self.model, settings
-            )
-        return Completions(*map(sharding.fetch, decoded))
+            slots = self._seat(weights, self._empty(asked), seats, asked, length_N)
+            while not seats.over:
+                slots, chunk = self._chunk(weights, slots, record.halt(seats), asked)
+                unread.append((seats.prompt_P.copy(), chunk))
+                if len(unread) > 1:
+                    seated_P, chunk = unread.popleft()
+                    record.read(seated_P, chunk)
+                    seats.leave(sharding.fetch(chunk.busy_P), seated_P)
+                    slots = self._seat(weights, slots, seats, asked, length_N)
+        return record.made
 
-    def _pad(self, prompts: Sequence[npt.NDArray[np.int32]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Prompts without their last tokens [P, S], their lengths, and the last tokens."""
-        tokens_PS = np.zeros((len(prompts), self.prompt_tokens), np.int32)
-        for row, prompt in zip(tokens_PS, prompts, strict=True):
-            row[: len(prompt) - 1] = prompt[:-1]
-        length_P = np.asarray([len(prompt) - 1 for prompt in prompts], np.int32)
-        return tokens_PS, length_P, np.asarray([prompt[-1] for prompt in prompts], np.int32)
+    def compile(self, weights: Any, asked: Request) -> None:
+        """Compiles what a rollout like `asked` can need: its programs, run on slots that stay empty."""
+        with jax.set_mesh(self.mesh):
+            slots = self._empty(asked)
+            nobody = np.full((hosts.count(), self._width(asked)), self._slots(asked))
+            for size in lengths(self.prompt_tokens, self.cfg.buckets):
+                slots = self._fill(weights, slots, nobody, np.full(self._slots(asked), EMPTY), asked, size)
+            self._chunk(weights, slots, np.zeros((self._here(asked), asked.samples), bool), asked)
+
+    def steps(self, settings: config.Sampling) -> int:
+        """C, of a chunk."""
+        return min(self.cfg.chunk, settings.max_tokens)
+
+    def _slots(self, asked: Request) -> int:
+        """P, on all hosts."""
+        return asked.slots or self.cfg.slots or len(asked.prompts) * hosts.count()
+
+    def _here(self, asked: Request) -> int:
+        """Slots of this host."""
+        return self._slots(asked) // hosts.count()
+
+    def _width(self, asked: Request) -> int:
+        """Prompts of one host that one prefill takes."""
+        return min(self.cfg.refill or self._here(asked), self._here(asked))
+
+    def _empty(self, asked: Request) -> Slots:
+        return decode.empty(
+            self._slots(asked), asked.samples, self.prompt_tokens, asked.settings.max_tokens, self.model, self.cfg.cache
+        )
+
+    def _seat(self, weights: Any, slots: Slots, seats: Seats, asked: Request, length_N: Any) -> Slots:
+        """Fills free slots with prompts that wait, each round in the shortest shape that takes its prompts."""
+        for slots_HR in seats.take(self._width(asked)):
+            taken = slots_HR[slots_HR < len(seats.prompt_P)]
+            longest = int(length_N[seats.prompt_P[taken]].max())
+            size = next(size for size in lengths(self.prompt_tokens, self.cfg.buckets) if size >= longest)
+            slots = self._fill(weights, slots, slots_HR, seats.prompt_P, asked, size)
+        return slots
+
+    def _fill(
+        self, weights: Any, slots: Slots, slots_HR: npt.NDArray, prompt_P: npt.NDArray, asked: Request, size: int
+    ) -> Slots:
+        slot_R = slots_HR[hosts.index()]
+        arrivals = _arrivals(asked, slot_R, np.append(prompt_P, EMPTY)[slot_R], size)
+        put = functools.partial(sharding.put, mesh=self.mesh, rules=sharding.SAMPLE_RULES)
+        return decode.fill(weights, slots, put(arrivals), np.int32(asked.step), asked.seed, self.model)
+
+    def _chunk(self, weights: Any, slots: Slots, halt_PG: npt.NDArray, asked: Request) -> tuple[Slots, Chunk]:
+        halt_PG = sharding.put(halt_PG, self.mesh, rules=sharding.SAMPLE_RULES)
+        steps = self.steps(asked.settings)
+        return decode.chunk(weights, slots, halt_PG, steps, self.stop, self.model, asked.settings)
 
 
-_uniforms = jax.jit(
-    lambda step, index_P, seed, samples, length: sampling.uniforms(seed, step, index_P, samples, length),
-    static_argnums=(2, 3, 4),
-)
+def _arrivals(asked: Request, slot_R: npt.NDArray, prompt_R: npt.NDArray, size: int) -> Arrivals:
+    """Prompts by their numbers over all hosts, padded to `size` tokens; EMPTY stands for none."""
+    offset = hosts.index() * len(asked.prompts)
+    tokens_RS, limit_RG = np.zeros((len(slot_R), size), np.int32), np.zeros((len(slot_R), asked.samples), np.int32)
+    length_R, last_R, index_R = (np.zeros(len(slot_R), np.int32) for _ in range(3))
+    limits_PG = asked.limits_PG
+    for r, place in enumerate(prompt_R - offset):
+        if prompt_R[r] == EMPTY:
+            continue
+        ids = asked.prompts[place]
+        length_R[r], last_R[r], index_R[r] = len(ids) - 1, ids[-1], asked.first + place
+        tokens_RS[r, : len(ids) - 1], limit_RG[r] = ids[:-1], limits_PG[place]
+    return Arrivals(tokens_RS, length_R, last_R, slot_R.astype(np.int32), index_R, limit_RG)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "mesh"))
-def _reshard(params: Any, cfg: qwen2.Qwen2Config, mesh: Mesh) -> Any:
-    def one(spec: qwen2.ParamSpec, param: jax.Array) -> jax.Array:
-        layout = sharding.named(mesh, spec.logical_axes, sharding.SAMPLE_RULES, spec.shape)
-        return jax.lax.with_sharding_constraint(param.astype(cfg.dtype), layout)
+class _Record:
+    """What this host has read of its prompts' samples."""
 
-    return jax.tree.map(one, qwen2.abstract(cfg), params, is_leaf=qwen2.is_spec)
+    def __init__(self, asked: Request, stop: tuple[int, ...]):
+        N, G, T = len(asked.prompts), asked.samples, asked.settings.max_tokens
+        self._asked, self._stop = asked, stop
+        self.made = Completions(
+            np.zeros((N, G, T), np.int32), np.zeros((N, G, T), np.float32), np.zeros((N, G), np.int32),
+            np.zeros((N, G), bool),
+        )  # fmt: skip
+        self._over_NG = np.zeros((N, G), bool)
+
+    def halt(self, seats: Seats) -> npt.NDArray[np.bool_]:
+        """Samples in this host's slots that are at their end, whether or not the device knows."""
+        here = seats.prompt_P[hosts.share(len(seats.prompt_P))] - hosts.index() * len(self._over_NG)
+        return np.where((here >= 0)[:, None], self._over_NG[here], False)
+
+    def read(self, seated_P: npt.NDArray[np.int64], chunk: Chunk) -> None:
+        """Takes a chunk's tokens, for which the prompts sat as in `seated_P`."""
+        local = Chunk(*(sharding.fetch(x) for x in chunk))
+        here = seated_P[hosts.share(len(seated_P))] - hosts.index() * len(self._over_NG)
+        for slot in np.flatnonzero(here >= 0):
+            for g in np.flatnonzero(~self._over_NG[here[slot]]):
+                self._take(int(here[slot]), int(g), int(slot), local)
+
+    def _take(self, n: int, g: int, slot: int, chunk: Chunk) -> None:
+        had, has = self.made.length_PG[n, g], chunk.length_PG[slot, g]
+        self.made.tokens_PGT[n, g, had:has] = chunk.tokens_PGC[slot, g, : has - had]
+        self.made.logprobs_PGT[n, g, had:has] = chunk.logprobs_PGC[slot, g, : has - had]
+        self.made.length_PG[n, g] = has
+        end = self._asked.ends(self.made.ids(n, g)) if self._asked.ends else None
+        if end is not None:
+            for field in (self.made.tokens_PGT, self.made.logprobs_PGT):
+                field[n, g, end:] = 0
+            self.made.length_PG[n, g] = end
+        if end is not None or chunk.done_PG[slot, g]:
+            self._over_NG[n, g] = True
+            ids = self.made.ids(n, g)
+            self.made.stopped_PG[n, g] = end is not None or (len(ids) > 0 and ids[-1] in self._stop)
+            if self._asked.finished:
+                self._asked.finished(n, g, ids)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "mesh", "kind"))
+def _sampling_weights(params: Any, cfg: qwen2.Qwen2Config, mesh: Mesh, kind: str) -> Any:
+    axes = jax.tree.map(lambda spec: spec.logical_axes, qwen2.abstract(cfg), is_leaf=qwen2.is_spec)
+
+    def lay_out(leaf: jax.Array, axes: sharding.LogicalAxes) -> jax.Array:
+        layout = sharding.named(mesh, axes, sharding.SAMPLE_RULES, leaf.shape)
+        return jax.lax.with_sharding_constraint(leaf, layout)
+
+    def one(param: Any, axes: sharding.LogicalAxes) -> Any:
+        param = param if isinstance(param, quantize.Scaled) else param.astype(cfg.dtype)
+        return jax.tree.map(lambda leaf: lay_out(leaf, axes), param)
+
+    made = quantize.layers(params) if kind == "int8" else params
+    return jax.tree.map(one, made, axes, is_leaf=lambda leaf: isinstance(leaf, quantize.Scaled))

@@ -49,13 +49,13 @@ def microbatches(groups: int, cfg: config.Rows, on: int) -> int:
 
 
 def to_rows(groups: Sequence[Group], layout: Layout | None, cfg: config.Rows) -> Rows:
-    """Groups in rows of the stage's layout.
+    """Groups in rows of the stage's layout, short ones first, so that those of a microbatch fit one bucket.
 
     Raises:
       packing.PackingError: a group does not fit; the message names the setting to raise.
     """
     if layout is not None:
-        return packing.strided(groups, layout)
+        return packing.strided(sorted(groups, key=lambda group: packing.need(group, layout)), layout)
     return packing.packed(groups, cfg.length)
 
 

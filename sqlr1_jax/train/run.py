@@ -16,7 +16,7 @@ from sqlr1_jax.data import example
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.prompt import Prompt, PromptRenderer
 from sqlr1_jax.model import huggingface, qwen2, random_weights, tokenizer
-from sqlr1_jax.rollout.engine import Engine
+from sqlr1_jax.rollout.engine import Engine, Request
 from sqlr1_jax.train.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
@@ -42,10 +42,15 @@ class Run:
         return Checkpoints(self.workdir / "checkpoints" / stage, self.cfg.checkpoint.keep, always=(0,))
 
     def engine(self, prompts: Sequence[Prompt]) -> Engine:
-        """A sampler whose one prompt shape takes the longest of `prompts` that are within the budget."""
+        """A sampler that takes the longest of `prompts` that are within the budget."""
         longest = max((len(prompt.ids) for prompt in prompts if not prompt.over_budget), default=1)
-        return Engine(self.model, sharding.sampling_mesh(self.mesh, self.model.num_kv_heads),
-                      tokenizer.stop_ids(self.tokenizer), -(-longest // 16) * 16)  # fmt: skip
+        mesh = sharding.sampling_mesh(self.mesh, self.model.num_kv_heads)
+        return Engine(self.model, mesh, tokenizer.stop_ids(self.tokenizer), -(-longest // 16) * 16, self.cfg.rollout)
+
+    def request(self, prompts: Sequence[Prompt], samples: int, settings: config.Sampling, step: int) -> Request:
+        """What an engine is asked for those prompts."""
+        ends = tokenizer.Ends(self.tokenizer, settings.stop) if settings.stop else None
+        return Request([prompt.ids for prompt in prompts], samples, settings, self.cfg.seed, step, ends=ends)
 
     def examples(self, spec: str, split: str) -> list[Example]:
         """The examples that a source names; of the embedded data set, its `split`.

@@ -35,7 +35,7 @@ def run_stage(run: Run) -> TrainState:
     groups, names = make_groups(run, examples)
     layout = batch.layout_for(groups, cfg.rows)
     rows_cfg = batch.with_length(cfg.rows, max(map(packing.size, groups)))
-    program = state.Program(run.model, cfg.optimizer, cfg.steps, layout)
+    program = state.Program(run.model, cfg.optimizer, cfg.steps, layout, buckets=cfg.rows.buckets)
     microbatches = batch.microbatches(cfg.databases, cfg.rows, hosts.count())
     asked = sum(len(group.segments) for group in groups)
     log.info("cold start: %d examples in %d groups, rows %s", asked, len(groups), layout or "packed")
@@ -56,7 +56,9 @@ def run_stage(run: Run) -> TrainState:
         return loop.Step(at, sums, values, [names[i] for i in chosen])
 
     with jax.set_mesh(run.mesh):
-        return loop.train(run, STAGE, cfg.steps, state.create(parameters(run, ()), program), take)
+        nothing = batch.assemble(batch.to_rows([], layout, rows_cfg), run.mesh, cfg.rows.per_microbatch, microbatches)
+        first = state.warm(state.create(parameters(run, ()), program), nothing, sft_loss, None, program)
+        return loop.train(run, STAGE, cfg.steps, first, take)
 
 
 def sft_loss(

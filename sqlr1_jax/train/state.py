@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.struct
 import jax
@@ -21,9 +21,10 @@ from sqlr1_jax import config
 from sqlr1_jax.data.packing import Layout, Rows
 from sqlr1_jax.model import attention, logprobs, qwen2
 from sqlr1_jax.sharding import TRAIN_RULES, constrain
-from sqlr1_jax.train import optimizer
+from sqlr1_jax.train import buckets, optimizer
 from sqlr1_jax.train.batch import Batch
 
+Value = TypeVar("Value")
 # name -> (sum, count), divided once, on the host, after all microbatches and hosts are added.
 Sums = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -46,6 +47,7 @@ class Program:
     steps: int  # of the stage, for the schedule
     layout: Layout | None = None  # of strided rows
     temperature: float = 1.0  # log-probabilities are those of logits / temperature
+    buckets: int = 1  # sizes of strided rows, the layout's the longest
 
 
 # (logp_BT, entropy_BT, a microbatch with arrays [b, T], settings) -> (objective, sums)
@@ -94,23 +96,31 @@ def update(
     return new, sums | {"not_finite": (1.0 - finite, one)}
 
 
+def warm(state: TrainState, nothing: Batch, loss: Loss, settings: Any, program: Program) -> TrainState:
+    """The same state, now that `update` is compiled for what a stage feeds, of which `nothing` holds no row."""
+    state, _ = update(state, nothing, loss, settings, program)
+    return state.replace(step=state.step - 1)  # type: ignore[attr-defined]
+
+
 def gradients(
     params: Any, batch: Batch, loss: Loss, settings: Any, program: Program
 ) -> tuple[Any, jax.Array, Sums]:
     """Gradient tree, objective and sums of a batch: what `update` feeds the optimiser."""
 
-    def objective(params: Any, micro: Batch) -> tuple[jax.Array, Sums]:
-        logp_BT, entropy_BT = _logprobs(params, micro.rows, program)
-        return loss(logp_BT, entropy_BT, micro, settings)
+    def compute(micro: Batch, program: Program) -> tuple[tuple[jax.Array, Sums], Any]:
+        def objective(params: Any) -> tuple[jax.Array, Sums]:
+            logp_BT, entropy_BT = _logprobs(params, micro.rows, program)
+            return loss(logp_BT, entropy_BT, micro, settings)
+
+        return jax.value_and_grad(objective, has_aux=True)(params)
 
     def body(i: jax.Array, carry: tuple) -> tuple:
-        micro = _microbatch(batch, i)
-        (value, sums), grads = jax.value_and_grad(objective, has_aux=True)(params, micro)
+        (value, sums), grads = _bucketed(compute, _microbatch(batch, i), program)
         total_grads, total, total_sums = carry
         grads = jax.tree.map(jnp.add, total_grads, grads)
         return grads, total + value, {name: _add(name, total_sums[name], sums[name]) for name in sums}
 
-    shapes = jax.eval_shape(lambda: jax.value_and_grad(objective, has_aux=True)(params, _microbatch(batch, 0)))
+    shapes = jax.eval_shape(lambda: compute(_microbatch(batch, 0), program))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), ((shapes[1]), *shapes[0]))
     return jax.lax.fori_loop(0, batch.count, body, zeros)
 
@@ -119,8 +129,12 @@ def gradients(
 def score(params: Any, batch: Batch, program: Program) -> jax.Array:
     """Log-probabilities [M, b, T] of a batch's targets under other weights (the reference, or the old policy)."""
 
+    def compute(micro: Batch, cut: Program) -> jax.Array:
+        logp_BT, _ = _logprobs(params, micro.rows, cut)
+        return buckets.restore(logp_BT, program.layout, cut.layout) if program.layout and cut.layout else logp_BT
+
     def body(i: jax.Array, out: jax.Array) -> jax.Array:
-        logp_BT, _ = _logprobs(params, _microbatch(batch, i).rows, program)
+        logp_BT = _bucketed(compute, _microbatch(batch, i), program)
         return jax.lax.dynamic_update_index_in_dim(out, logp_BT, i, 0)
 
     wide = jnp.promote_types(program.model.dtype, jnp.float32)
@@ -139,16 +153,37 @@ def _microbatch(batch: Batch, i: Any) -> Batch:
         x_BT = jax.lax.dynamic_index_in_dim(x_MBT, i, 0, keepdims=False)
         return constrain(x_BT, ("rows", None), TRAIN_RULES)
 
-    rows, *arrays = jax.tree.map(one, (batch.rows, batch.advantage_MBT, batch.old_MBT, batch.reference_MBT))
-    advantage_BT, old_BT, reference_BT = arrays
+    rows, advantage_BT, old_BT, reference_BT = jax.tree.map(one, _arrays(batch))
     return Batch(rows, advantage_BT, old_BT, reference_BT, batch.count)
 
 
+def _arrays(batch: Batch) -> tuple[Rows, jax.Array, jax.Array, jax.Array]:
+    return batch.rows, batch.advantage_MBT, batch.old_MBT, batch.reference_MBT
+
+
+def _bucketed(compute: Callable[[Batch, Program], Value], micro: Batch, program: Program) -> Value:
+    """`compute` on a microbatch cut to the smallest layout that takes it."""
+    if program.layout is None:
+        return compute(micro, program)
+
+    def one(cut: Callable[[Any], Any], layout: Layout) -> Any:
+        rows, advantage_BT, old_BT, reference_BT = cut(_arrays(micro))
+        part = Batch(rows, advantage_BT, old_BT, reference_BT, micro.count)
+        return compute(part, dataclasses.replace(program, layout=layout))
+
+    return buckets.smallest(one, micro.rows, program.layout, program.buckets)
+
+
 def _logprobs(params: Any, rows: Rows, program: Program) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities and entropies [b, T] of the places that count, 0 elsewhere."""
     layout = program.layout or Layout(0, 0, 0)
     mask = attention.Mask(rows.prefix, rows.segment, layout.prefix, layout.segment)
     hidden_BTD, _ = qwen2.forward(params, rows.tokens, rows.positions, mask, program.model)
-    return logprobs.token_logprobs(params, hidden_BTD, rows.targets, program.model, program.temperature)
+    behind = layout.prefix  # which asks for nothing
+    asked = hidden_BTD[:, behind:], rows.targets[:, behind:], program.model, program.temperature
+    found = logprobs.token_logprobs(params, *asked, rows.weight[:, behind:] > 0)
+    logp_BT, entropy_BT = (jnp.pad(x_BT, ((0, 0), (behind, 0))) for x_BT in found)
+    return logp_BT, entropy_BT
 
 
 def means(sums: Mapping[str, Any]) -> dict[str, float]:

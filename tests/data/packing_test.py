@@ -159,3 +159,11 @@ def test_a_step_is_packed_in_milliseconds() -> None:
         return time.perf_counter() - start
 
     assert min(seconds() for _ in itertools.repeat(None, 10)) < 0.02
+
+
+@given(st.integers(1, 5000), st.integers(1, 8))
+def test_lengths_to_pad_to_ascend_to_the_longest(longest: int, sizes: int) -> None:
+    made = packing.lengths(longest, sizes)
+    assert made[-1] == longest and len(made) <= sizes
+    assert made == sorted(set(made)) and all(size % 16 == 0 for size in made[:-1])
+    assert all(b - a <= -(-longest // sizes) + 16 for a, b in itertools.pairwise(made))

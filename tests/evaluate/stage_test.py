@@ -71,13 +71,13 @@ def test_sets_are_the_two_splits_of_the_embedded_data_or_the_one_of_another(run:
     assert [(held.name, len(held.examples)) for held in evaluation.held_out(other)] == [("heldout", 12)]
 
 
-def test_batches_have_one_shape_and_an_item_its_own_place_in_the_set(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_is_asked_whole_so_many_prompts_at_a_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run = _with(run, prompts=4)
     engine: Any = _engine(run, monkeypatch, lambda example, g: f"{example.id} {g}")
     held = evaluation.held_out(run)[0]
     texts = evaluation.completions(run, engine, None, held.prompts, 2, 0.8)
     assert texts == [[f"{example.id} {g}" for g in range(2)] for example in held.examples]
-    assert engine.asked == [(0, 4, 0.8, evaluation.EVALUATION_STEP), (4, 4, 0.8, evaluation.EVALUATION_STEP)]
+    assert (engine.asked, engine.slots) == ([(0, 6, 0.8, evaluation.EVALUATION_STEP)], [4])
 
 
 def test_a_prompt_over_the_budget_is_asked_nothing_and_counts_as_wrong(
@@ -91,7 +91,7 @@ def test_a_prompt_over_the_budget_is_asked_nothing_and_counts_as_wrong(
     assert [text == "" for [text] in texts] == [False, False, True, False, False, False]
     judged = execution.judge(executor, held.examples, texts, "reasoning", "spider")
     assert [group[0].right for group in judged] == [True, True, False, True, True, True]
-    assert sum(count for _, count, _, _ in engine.asked) == 8, "two batches of four, filled up"
+    assert [count for _, count, _, _ in engine.asked] == [5]
 
 
 def test_greedy_accuracy_is_of_the_fixed_subset(run: Run, monkeypatch: pytest.MonkeyPatch, executor: Executor) -> None:

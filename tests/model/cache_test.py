@@ -12,6 +12,7 @@ from decoding import decode_step, prefilled
 
 from sqlr1_jax import config, sharding
 from sqlr1_jax.model import attention, cache, qwen2
+from sqlr1_jax.model.quantize import Scaled
 
 PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [10, 11, 12, 13, 14, 15, 16]]
 SAMPLES, STEPS = 2, 20
@@ -70,7 +71,9 @@ def test_a_slot_begun_anew_is_as_good_as_a_fresh_cache() -> None:
         state = prefilled(params, PROMPTS, SAMPLES, STEPS, cfg)
         for seed in (1, 2):  # 40 steps into 32 columns, which then are full and of two ages
             state, _ = step_by_step(cfg, state, samples(len(PROMPTS), seed))
-        state = cache.insert(state, prefilled(params, [[20, 21, 22]], SAMPLES, 1, cfg), 1)
+        tokens_1S = jnp.asarray([[20, 21]])
+        mask = attention.causal(tokens_1S, jnp.array([2]))
+        _, state = forward(params, tokens_1S, jnp.arange(2)[None], mask, cfg, state, jnp.array([1]))
         tokens_PGT = samples(len(PROMPTS))
         _, ours = step_by_step(cfg, state, tokens_PGT)
         for g in range(SAMPLES):
@@ -79,33 +82,33 @@ def test_a_slot_begun_anew_is_as_good_as_a_fresh_cache() -> None:
 
 def test_a_prompt_is_kept_once_whatever_its_samples() -> None:
     few, many = (qwen2.cache_shapes(small.MODEL, 3, samples, 5, 7) for samples in (1, 9))
-    assert [k.shape for k in few.prefix_k] == [k.shape for k in many.prefix_k] == [(2, 3, 2, 4, 5)]
-    assert [v.shape for v in few.prefix_v] == [v.shape for v in many.prefix_v] == [(2, 3, 2, 5, 4)]
-    assert [k.shape for k in many.k] == [(2, 3, 9, 2, 4, 16)] and many.columns == 16  # 7 steps in whole columns
-    assert [v.shape for v in many.v] == [(2, 3, 9, 2, 16, 4)]
+    assert [k.values.shape for k in few.prefix_k] == [k.values.shape for k in many.prefix_k] == [(2, 3, 2, 4, 5)]
+    assert [v.values.shape for v in few.prefix_v] == [v.values.shape for v in many.prefix_v] == [(2, 3, 2, 5, 4)]
+    assert [k.values.shape for k in many.k] == [(2, 3, 9, 2, 4, 16)] and many.columns == 16  # 7 steps in whole columns
+    assert [v.values.shape for v in many.v] == [(2, 3, 9, 2, 16, 4)]
 
 
 @pytest.mark.parametrize(("unroll", "stacks", "depth"), [(1, 1, 6), (2, 2, 3), (6, 6, 1), (4, 1, 6), (9, 6, 1)])
 def test_layers_lie_in_stacks_as_they_are_unrolled(unroll: int, stacks: int, depth: int) -> None:
     cfg = dataclasses.replace(small.MODEL, num_layers=6, unroll=unroll)
     shapes = qwen2.cache_shapes(cfg, 3, 2, 5, 7)
-    assert [k.shape[:-5] for k in shapes.k] == [(depth,) if depth > 1 else ()] * stacks
+    assert [k.values.shape[:-5] for k in shapes.k] == [(depth,) if depth > 1 else ()] * stacks
 
 
 def test_a_step_writes_its_own_column_alone() -> None:
     state = qwen2.empty_cache(small.MODEL, 3, SAMPLES, 5, 16).replace(step=jnp.int32(18))
     ones = jnp.ones((3, SAMPLES, 2, 4))
     after = cache.write(state, 0, 1, ones, 2 * ones)
-    assert float(after.k[0][1, ..., 2].min()) == 1 and float(after.k[0].sum()) == ones.sum()
-    assert float(after.v[0][1, ..., 2, :].min()) == 2 and float(after.v[0].sum()) == 2 * ones.sum()
+    assert float(after.k[0].values[1, ..., 2].min()) == 1 and float(after.k[0].values.sum()) == ones.sum()
+    assert float(after.v[0].values[1, ..., 2, :].min()) == 2 and float(after.v[0].values.sum()) == 2 * ones.sum()
 
 
 def test_a_cache_is_split_over_prompts_and_heads() -> None:
     mesh = sharding.make_mesh(config.Mesh(fsdp=4, tensor=2), jax.devices()[:8])
     with jax.set_mesh(mesh):
         made = jax.jit(lambda: qwen2.empty_cache(small.MODEL, 8, 3, 5, 16))()
-    assert made.k[0].addressable_shards[0].data.shape == (2, 2, 3, 1, 4, 16)
-    assert made.prefix_v[0].addressable_shards[0].data.shape == (2, 2, 1, 5, 4)
+    assert made.k[0].values.addressable_shards[0].data.shape == (2, 2, 3, 1, 4, 16)
+    assert made.prefix_v[0].values.addressable_shards[0].data.shape == (2, 2, 1, 5, 4)
 
 
 def test_of_many_columns_only_those_reached_are_read() -> None:
@@ -114,11 +117,43 @@ def test_of_many_columns_only_those_reached_are_read() -> None:
     with jax.enable_x64(True):
         state = prefilled(small.params(small.wide()), PROMPTS, SAMPLES, 600, small.wide())
         rng = np.random.default_rng(0)
-        q_PGHh, noise = jnp.asarray(rng.standard_normal((3, SAMPLES, 4, 4))), rng.standard_normal(state.k[0].shape)
-        state = state.replace(k=(jnp.asarray(noise),), v=(jnp.asarray(noise.swapaxes(-1, -2)),))
+        q_PGHh = jnp.asarray(rng.standard_normal((3, SAMPLES, 4, 4)))
+        noise = rng.standard_normal(state.k[0].values.shape)
+        state = state.replace(
+            k=(Scaled(jnp.asarray(noise), None),), v=(Scaled(jnp.asarray(noise.swapaxes(-1, -2)), None),)
+        )
         for step in (3, 151, 152, 303, 304, 607):
             at = state.replace(step=jnp.int32(step))
             reached = attend(q_PGHh, at, 0, 1)
-            k, v = at.k[0].at[..., step + 1 :].set(9), at.v[0].at[..., step + 1 :, :].set(9)
-            blank = at.replace(k=(k,), v=(v,))
+            k, v = at.k[0].values.at[..., step + 1 :].set(9), at.v[0].values.at[..., step + 1 :, :].set(9)
+            blank = at.replace(k=(Scaled(k, None),), v=(Scaled(v, None),))
             assert jnp.abs(reached - attend(q_PGHh, blank, 0, 1)).max() < 1e-12
+
+
+def test_in_int8_a_step_attends_to_what_was_rounded() -> None:
+    """Scales multiply scores and weights, which is attention over the keys and values that they stand for."""
+    cfg = small.MODEL
+    state = qwen2.empty_cache(cfg, 3, SAMPLES, 5, 16, "int8").replace(prefix_length_P=jnp.array([5, 0, 2]))
+    rng = np.random.default_rng(0)
+
+    def filled(stack: Scaled) -> Scaled:
+        values = jnp.asarray(rng.integers(-127, 128, stack.values.shape), jnp.int8)
+        return Scaled(values, jnp.asarray(rng.uniform(0.01, 0.03, stack.scale.shape), jnp.float32))
+
+    names = ("prefix_k", "prefix_v", "k", "v")
+    state = state.replace(**{name: tuple(map(filled, getattr(state, name))) for name in names}, step=jnp.int32(3))
+    wide = {name: tuple(Scaled(s.values * s.scale, None) for s in getattr(state, name)) for name in names}
+    q_PGHh = jnp.asarray(rng.standard_normal((3, SAMPLES, 4, 4)), jnp.float32)
+    ours, theirs = (attention.attend_cached(q_PGHh, one, 0, 1) for one in (state, state.replace(**wide)))
+    np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-5)
+
+
+def test_a_column_written_in_int8_is_near_what_was_written() -> None:
+    state = qwen2.empty_cache(small.MODEL, 3, SAMPLES, 5, 16, "int8")
+    k = jnp.asarray(np.random.default_rng(0).standard_normal((3, SAMPLES, 2, 4)), jnp.float32)
+    after = cache.write(state, 0, 1, k, 2 * k)
+    for stack, want in ((after.k[0], k[..., None]), (after.v[0], 2 * k[:, :, :, None])):
+        got = (stack.values * stack.scale)[1]
+        got = got[..., :1] if want.shape[-1] == 1 else got[..., :1, :]
+        axis = -2 if want.shape[-1] == 1 else -1
+        assert (jnp.abs(got - want) <= jnp.abs(want).max(axis, keepdims=True) / 254 + 1e-6).all()

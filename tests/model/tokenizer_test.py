@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sqlr1_jax.config import ConfigError
@@ -58,3 +59,13 @@ def test_qwens_own_tokenizer(shared_data: Path) -> None:
     assert tokenizer.count_tokens(folder) == len(loaded) == 151665
     assert tokenizer.stop_ids(loaded) == (151643, 151645) and tokenizer.pad_id(loaded) == 151643
     assert loaded("SELECT count(*) FROM dogs")["input_ids"] == [4858, 1760, 28671, 4295, 12590]
+
+
+def test_a_completion_ends_with_the_token_that_completes_an_ending_text(tiny_tokenizer: Any) -> None:
+    words = tiny_tokenizer
+    ends = tokenizer.Ends(words, ("</answer>", "FROM"))
+    ids = words("<answer> SELECT count(*) FROM dogs </answer> more", add_special_tokens=False)["input_ids"]
+    count = ends(np.asarray(ids))
+    assert count is not None
+    assert "FROM" in words.decode(ids[:count]) and "FROM" not in words.decode(ids[: count - 1])
+    assert ends(np.asarray(ids[: count - 1])) is None

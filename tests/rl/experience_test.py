@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from sqlr1_jax.data import answer
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.rl import experience, reward
 from sqlr1_jax.rl.experience import Clock
-from sqlr1_jax.sql.executor import Executor, Outcome
+from sqlr1_jax.sql.executor import Executor, ExecutorError, Outcome
 from sqlr1_jax.train.run import Run
 
 
@@ -47,16 +48,34 @@ def _examples(pets: Path) -> list[Example]:
 
 def _outcomes(run: Run, executor: Executor, pets: Path) -> tuple:
     made = runs.completions(run, TEXTS)
-    answers, texts = experience.read_answers(run, made)
-    pending = experience.submit(executor, _examples(pets), answers, "spider")
-    return made, answers, texts, experience.gather(pending)
+    scoring = _scored(run, executor, _examples(pets), made)
+    return made, scoring.answers, scoring, scoring.outcomes()
+
+
+def _scored(run: Run, executor: Executor, examples: list[Example], made: Any) -> experience.Scoring:
+    """Completions handed over as they might end: the last sample first."""
+    scoring = experience.Scoring(run, executor, examples, made.length_PG.shape[1])
+    for p, g in reversed(list(np.ndindex(made.length_PG.shape))):
+        scoring.finished(p, g, made.ids(p, g))
+    return scoring
 
 
 def test_completions_are_read_run_and_judged(run: Run, executor: Executor, pets: Path) -> None:
-    _, answers, texts, outcomes = _outcomes(run, executor, pets)
-    assert texts == [[text.removesuffix("…") for text in group] for group in TEXTS]
+    _, answers, scoring, outcomes = _outcomes(run, executor, pets)
+    assert scoring.texts == [[text.removesuffix("…") for text in group] for group in TEXTS]
     assert [one.sql for one in answers[0]] == ["SELECT 4", "SELECT 5", None, None]
     assert [[one.kind for one in group] for group in outcomes] == KINDS
+    assert scoring.seconds > 0
+
+
+def test_what_goes_wrong_while_sampling_is_raised_afterwards(run: Run, pets: Path) -> None:
+    """The sampler of other hosts must not be left alone."""
+    with Executor(config.Execute(workers=1)) as pool:
+        pass
+    made = runs.completions(run, TEXTS[:1])
+    scoring = _scored(run, pool, _examples(pets)[:1], made)
+    with pytest.raises(ExecutorError, match="The executor is closed"):
+        scoring.outcomes()
 
 
 @pytest.mark.parametrize("empty", ["mismatch", "match"])
@@ -77,9 +96,9 @@ def test_length_may_be_counted_in_tokens(run: Run, pets: Path) -> None:
     cfg = dataclasses.replace(run.cfg.grpo, reward=config.Reward(length_unit="tokens"))
     run = dataclasses.replace(run, cfg=dataclasses.replace(run.cfg, grpo=cfg))
     made = runs.completions(run, [[_said("SELECT count(*) FROM dogs")]])
-    answers, _ = experience.read_answers(run, made)
-    judged = experience.judge(run, _examples(pets)[:1], made, answers, [[Outcome("match")]])
-    rewards, said = judged.rewards_PGR, answers[0][0]
+    said = answer.read(_said("SELECT count(*) FROM dogs"), "reasoning")
+    judged = experience.judge(run, _examples(pets)[:1], made, [[said]], [[Outcome("match")]])
+    rewards = judged.rewards_PGR
 
     def count(text: str) -> int:
         return len(run.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -129,13 +148,14 @@ def test_the_reasoning_of_the_data_is_never_shown(run: Run) -> None:
 
 
 def test_measured_numbers_are_the_batches(run: Run, executor: Executor, pets: Path) -> None:
-    made, answers, _, outcomes = _outcomes(run, executor, pets)
+    made, answers, scoring, outcomes = _outcomes(run, executor, pets)
     judged = experience.judge(run, _examples(pets), made, answers, outcomes)
     rewards = judged.rewards_PGR
     clock = Clock()
     for name in ("rollout", "pack", "reward_wait", "update"):
         clock.lap(name)
-    values = experience.measure(judged, reward.PAPER, clock, executor)
+    values = experience.measure(judged, reward.PAPER, clock, scoring, executor)
+    assert values["time/execute"] == scoring.seconds
     kinds = [kind for group in KINDS for kind in group]
     for kind in set(kinds):
         assert values[f"outcome/{kind}"] == kinds.count(kind) / 12
@@ -158,12 +178,9 @@ def test_time_outs_are_the_batches_own_whatever_the_executor_remembers(run: Run,
         counted = []
         for _ in range(2):
             made = runs.completions(run, [[_said(endless), _said("SELECT 4")]])
-            answers, _ = experience.read_answers(run, made)
-            outcomes = experience.gather(experience.submit(pool, examples, answers, "spider"))
+            scoring = _scored(run, pool, examples, made)
+            outcomes = scoring.outcomes()
             assert outcomes[0][0].kind == "timeout"
-            judged = experience.judge(run, examples, made, answers, outcomes)
-            clock = Clock()
-            clock.lap("pack")
-            clock.lap("reward_wait")
-            counted.append(experience.measure(judged, reward.PAPER, clock, pool)["sql/timeouts"])
+            judged = experience.judge(run, examples, made, scoring.answers, outcomes)
+            counted.append(experience.measure(judged, reward.PAPER, Clock(), scoring, pool)["sql/timeouts"])
     assert counted == [1, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from sqlr1_jax.data.packing import Group, Segment
 from sqlr1_jax.model import qwen2, random_weights
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.rl.programs import STOP, Step
+from sqlr1_jax.rollout import engine
+from sqlr1_jax.rollout.engine import Request
 from sqlr1_jax.train import batch, state
 
 CONFIG = config.Config(
@@ -69,22 +72,32 @@ def test_the_batch_is_the_one_that_training_makes(step: Step) -> None:
     _assert_same(step.update.inputs[1], batch.assemble(rows, step.mesh, step.rows, step.microbatches))
 
 
-def test_sampling_takes_the_cache_as_prefill_hands_it_over(step: Step, real: state.TrainState) -> None:
+def test_sampling_goes_through_the_planned_programs(step: Step, real: state.TrainState) -> None:
+    """Each program takes what the one before it hands over, and together they say what a rollout does."""
     with jax.set_mesh(step.mesh):
         weights = step.engine.weights(real.params)
-    prompts = [np.arange(1, 20, dtype=np.int32)] * 8
-    tokens_PS, length_P, last_P = step.engine._pad(prompts)
-    put = {"mesh": step.engine.mesh, "rules": sharding.SAMPLE_RULES}
-    with jax.set_mesh(step.engine.mesh):
-        asked = sharding.put(tokens_PS, **put), sharding.put(length_P, **put)
-        _assert_same(step.prefill.inputs[1:], asked)
-        cache = step.prefill.compiled((real, real.params), weights, *asked)
-        _assert_same(step.decode.inputs[1], cache)
-        uniform_PGT = sharding.put(np.full((8, 2, 8), 0.5, np.float32), **put)
-        decoded, _ = step.decode.compiled((real, real.params), weights, cache, sharding.put(last_P, **put), uniform_PGT)
-    completions = step.engine.rollout(weights, prompts, 2, CONFIG.grpo.sampling, seed=0, step=0)
-    assert decoded.tokens_PGT.shape == completions.tokens_PGT.shape
-    assert np.asarray(decoded.length_PG).min() >= 1
+    asked = Request([np.arange(1, 20, dtype=np.int32)] * 8, 2, CONFIG.grpo.sampling, seed=0, step=0)
+    put = functools.partial(sharding.put, mesh=step.engine.mesh, rules=sharding.SAMPLE_RULES)
+    living = real, real.params
+    arrivals = put(engine._arrivals(asked, np.arange(8), np.arange(8), step.sampled.prefix))
+    slots = step.empty.compiled(living)
+    _assert_same(step.prefill.inputs[1:3], (slots, arrivals))
+    at = jax.device_put(np.int32(0), sharding.replicated(step.engine.mesh))
+    slots = step.prefill.compiled(living, weights, slots, arrivals, at)
+    halt_PG = put(np.zeros((8, 2), bool))
+    _assert_same(step.decode.inputs[1:], (slots, halt_PG))
+    _, chunk = step.decode.compiled(living, weights, slots, halt_PG)
+    completions = step.engine.rollout(weights, asked)
+    np.testing.assert_array_equal(chunk.tokens_PGC, completions.tokens_PGT)
+    np.testing.assert_array_equal(chunk.length_PG, completions.length_PG)
+
+
+def test_slots_and_refills_are_the_configs() -> None:
+    few = dataclasses.replace(CONFIG, rollout=config.Rollout(slots=4, refill=2, cache="int8", weights="int8"))
+    step = Step(few, jax.devices()[:4], hosts=1)
+    _, slots, arrivals, _ = step.prefill.inputs
+    assert slots.token_PG.shape == (4, 2) and arrivals.tokens_RS.shape == (2, 32)
+    assert slots.cache.k[0].values.dtype == "int8" and step.sampler["layers"]["q"].values.dtype == "int8"
 
 
 def test_the_compiled_update_does_what_training_does(step: Step, real: state.TrainState) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import small
 from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config
-from sqlr1_jax.model import qwen2
+from sqlr1_jax.model import attention, qwen2
 from sqlr1_jax.rollout import decode, sampling
 
 P, G, S, T = 3, 2, 8, 7
@@ -31,15 +32,31 @@ def _uniform() -> np.ndarray:
     return np.asarray(sampling.uniforms(0, jnp.int32(1), jnp.arange(P), G, T))
 
 
-def _decoded(settings: config.Sampling, stop: tuple[int, ...] = STOP) -> decode.Decoded:
+class Decoded(NamedTuple):
+    tokens_PGT: np.ndarray
+    logprobs_PGT: np.ndarray
+    length_PG: np.ndarray
+
+
+def _arrivals() -> decode.Arrivals:
     tokens = np.zeros((P, S), np.int32)
     for row, prompt in zip(tokens, _prompts(), strict=True):
         row[: len(prompt) - 1] = prompt[:-1]
-    lengths = np.array([len(prompt) - 1 for prompt in _prompts()], np.int32)
-    last = np.array([prompt[-1] for prompt in _prompts()], np.int32)
-    cache = decode.prefill(small.params(), tokens, lengths, G, T, small.MODEL)
-    made, _ = decode.decode(small.params(), cache, last, _uniform(), stop, small.MODEL, settings)
-    return decode.Decoded(*map(np.asarray, made))
+    lengths, last = ([f(prompt) for prompt in _prompts()] for f in (lambda p: len(p) - 1, lambda p: p[-1]))
+    limit = np.full((P, G), T, np.int32)
+    return decode.Arrivals(tokens, *(np.array(x, np.int32) for x in (lengths, last, range(P), range(P))), limit)
+
+
+def _decoded(settings: config.Sampling, stop: tuple[int, ...] = STOP, steps: int = T) -> Decoded:
+    params = small.params()
+    slots = decode.fill(params, decode.empty(P, G, S, T, small.MODEL), _arrivals(), jnp.int32(1), 0, small.MODEL)
+    nobody, chunks = np.zeros((P, G), bool), []
+    for _ in range(-(-T // steps)):
+        slots, chunk = decode.chunk(params, slots, nobody, steps, stop, small.MODEL, settings)
+        chunks.append(jax.device_get(chunk))
+    assert not chunks[-1].busy_P.any()
+    tokens, logprobs = (np.concatenate([chunk[i] for chunk in chunks], axis=2)[..., :T] for i in (0, 1))
+    return Decoded(tokens, logprobs, chunks[-1].length_PG)
 
 
 @functools.partial(jax.jit, static_argnames=("settings",))
@@ -47,7 +64,7 @@ def _next(tokens_N: jax.Array, count: jax.Array, uniform: jax.Array, settings: c
     """The token after the first `count` of a text, by the model over the whole text so far: no cache, no sharing."""
     tokens_1N = tokens_N[None]
     positions = jnp.arange(tokens_N.shape[0])[None]
-    mask = decode.attention.causal(tokens_1N, count[None])
+    mask = attention.causal(tokens_1N, count[None])
     hidden_1ND, _ = qwen2.forward(small.params(), tokens_1N, positions, mask, small.MODEL)
     logits_11V = qwen2.unembed(small.params(), hidden_1ND[:, count - 1][:, None], small.MODEL)
     token, logprob = sampling.next_token(logits_11V, uniform.reshape(1, 1), settings)
@@ -81,8 +98,26 @@ def test_decoding_is_one_forward_pass_a_token(settings: config.Sampling, stop: t
             np.testing.assert_allclose(made.logprobs_PGT[p, g, :n], logprobs, rtol=1e-4, atol=1e-5)
             assert not made.logprobs_PGT[p, g, n:].any()
             assert made.length_PG[p, g] == n
-            assert made.stopped_PG[p, g] == (tokens[-1] in stop)
     assert len(lengths) > 1 or stop == (1,)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_chunks_of_steps_are_one_run(steps: int) -> None:
+    whole, made = _decoded(WARM), _decoded(WARM, steps=steps)
+    for ours, theirs in zip(made, whole, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_halted_sample_says_nothing_more() -> None:
+    slots = decode.fill(
+        small.params(), decode.empty(P, G, S, T, small.MODEL), _arrivals(), jnp.int32(1), 0, small.MODEL
+    )
+    halt = np.zeros((P, G), bool)
+    halt[0, 1] = True
+    _, chunk = decode.chunk(small.params(), slots, halt, T, (1,), small.MODEL, WARM)
+    assert chunk.length_PG[0, 1] == 0 and not chunk.tokens_PGC[0, 1].any()
+    np.testing.assert_array_equal(np.delete(chunk.tokens_PGC.reshape(P * G, T), 1, 0), np.delete(
+        _decoded(WARM, (1,)).tokens_PGT.reshape(P * G, T), 1, 0))  # fmt: skip
 
 
 def test_greedy_samples_of_a_prompt_are_one_and_the_same() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +14,8 @@ from sqlr1_jax import config, sharding
 from sqlr1_jax.data import packing
 from sqlr1_jax.data.packing import Group, Segment
 from sqlr1_jax.model import qwen2
-from sqlr1_jax.rollout.engine import Completions, Engine
+from sqlr1_jax.rollout import decode
+from sqlr1_jax.rollout.engine import Completions, Engine, Request
 from sqlr1_jax.train import batch, state
 
 SETTINGS = config.Sampling(temperature=1.1, max_tokens=9)
@@ -28,14 +30,15 @@ def _prompts() -> tuple[np.ndarray, ...]:
 
 
 def _engine(mesh: jax.sharding.Mesh | None = None, model: qwen2.Qwen2Config = small.MODEL) -> Engine:
-    return Engine(model, mesh or small.one_device(), STOP, 10)
+    return Engine(model, mesh or small.one_device(), STOP, 10, config.Rollout())
 
 
 def _rolled(
-    prompts: tuple[np.ndarray, ...], engine: Engine | None = None, samples: int = G, step: int = 2, **more: int
+    prompts: tuple[np.ndarray, ...], engine: Engine | None = None, samples: int = G, step: int = 2, **more: Any
 ) -> Completions:
     engine = engine or _engine()
-    return engine.rollout(engine.weights(small.params()), prompts, samples, SETTINGS, 7, step, **more)
+    asked = Request(prompts, samples, SETTINGS, 7, step)
+    return engine.rollout(engine.weights(small.params()), dataclasses.replace(asked, **more))
 
 
 @functools.cache
@@ -76,12 +79,7 @@ def test_samples_do_not_depend_on_their_neighbours_or_the_padding() -> None:
 
 
 def test_seed_and_step_change_the_samples() -> None:
-    engine = _engine()
-    weights = engine.weights(small.params())
-    tokens = [
-        engine.rollout(weights, _prompts(), G, SETTINGS, seed, step).tokens_PGT.tolist()
-        for seed, step in ((7, 2), (7, 3), (8, 2))
-    ]
+    tokens = [_rolled(_prompts(), seed=seed, step=step).tokens_PGT.tolist() for seed, step in ((7, 2), (7, 3), (8, 2))]
     assert tokens[0] == _whole().tokens_PGT.tolist()
     assert tokens[0] != tokens[1] != tokens[2] != tokens[0]
 
@@ -90,6 +88,79 @@ def test_eight_devices_sample_what_one_does() -> None:
     mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), small.MODEL.num_kv_heads)
     assert dict(mesh.shape) == {"replica": 1, "fsdp": 4, "tensor": 2}
     _same(_rolled(_prompts(), _engine(mesh)), _whole())
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"slots": 4, "refill": 4, "chunk": 9},
+        {"slots": 1, "chunk": 2},
+        {"slots": 2, "chunk": 3},
+        {"slots": 3, "refill": 2, "chunk": 1},
+        {"slots": 2, "refill": 1, "chunk": 4, "buckets": 3},
+    ],
+    ids=str,
+)
+def test_samples_do_not_depend_on_slots_chunks_or_who_is_filled_in_when(how: dict[str, int]) -> None:
+    engine = dataclasses.replace(_engine(), cfg=config.Rollout(**how))
+    _same(_rolled(_prompts(), engine), _whole())
+
+
+def test_a_sample_is_cut_off_at_its_own_limit() -> None:
+    limit_PG = np.random.default_rng(0).integers(1, 12, (4, G)).astype(np.int32)
+    made = _rolled(_prompts(), dataclasses.replace(_engine(), cfg=config.Rollout(slots=2, chunk=4)), limit_PG=limit_PG)
+    np.testing.assert_array_equal(made.length_PG, np.minimum(_whole().length_PG, limit_PG))
+    for p, g in np.ndindex(made.length_PG.shape):
+        np.testing.assert_array_equal(made.ids(p, g), _whole().ids(p, g)[: limit_PG[p, g]])
+        assert made.stopped_PG[p, g] == (made.ids(p, g)[-1] in STOP)
+
+
+def test_each_sample_is_told_of_once_and_before_the_longest_are_made() -> None:
+    told: list[tuple[int, int, list[int]]] = []
+    engine = dataclasses.replace(_engine(), cfg=config.Rollout(slots=2, chunk=2))
+    made = _rolled(_prompts(), engine, finished=lambda p, g, ids: told.append((p, g, ids.tolist())))
+    assert sorted(told) == [(p, g, made.ids(p, g).tolist()) for p, g in np.ndindex(made.length_PG.shape)]
+    places = {(p, g): place for place, (p, g, _) in enumerate(told)}
+    first = made.length_PG[:2]
+    shortest, longest = (np.unravel_index(find(first), first.shape) for find in (np.argmin, np.argmax))
+    assert places[tuple(map(int, shortest))] < places[tuple(map(int, longest))]
+
+
+def test_a_completion_ends_where_its_caller_says_so() -> None:
+    """Here: after an odd token; the device learns of it a chunk late, and what it made meanwhile is dropped."""
+
+    def ends(ids: np.ndarray) -> int | None:
+        odd = np.flatnonzero(ids % 2 == 1)
+        return int(odd[0]) + 1 if len(odd) else None
+
+    made = _rolled(_prompts(), dataclasses.replace(_engine(), cfg=config.Rollout(slots=2, chunk=2)), ends=ends)
+    for p, g in np.ndindex(made.length_PG.shape):
+        whole = _whole().ids(p, g)
+        want = whole[: ends(whole)]
+        np.testing.assert_array_equal(made.ids(p, g), want)
+        assert not made.tokens_PGT[p, g, len(want) :].any() and not made.logprobs_PGT[p, g, len(want) :].any()
+        assert made.stopped_PG[p, g] == (want[-1] % 2 == 1 or want[-1] in STOP)
+
+
+def test_what_is_compiled_ahead_is_all_that_a_rollout_needs() -> None:
+    engine = dataclasses.replace(_engine(), cfg=config.Rollout(slots=2, refill=1, chunk=4, buckets=2))
+    weights, asked = engine.weights(small.params()), Request(_prompts(), G + 1, SETTINGS, 7, 2)
+    engine.compile(weights, asked)
+    before = [program._cache_size() for program in (decode.empty, decode.fill, decode.chunk)]
+    engine.rollout(weights, asked)
+    assert [program._cache_size() for program in (decode.empty, decode.fill, decode.chunk)] == before
+
+
+@pytest.mark.parametrize("how", [{"weights": "int8"}, {"cache": "int8"}], ids=str)
+def test_int8_samples_nearly_what_full_precision_does(how: dict[str, str]) -> None:
+    """Log-probabilities of the same greedy tokens, where both took the same."""
+    greedy = dataclasses.replace(SETTINGS, temperature=0.0)
+    whole = _rolled(_prompts(), settings=greedy)
+    made = _rolled(_prompts(), dataclasses.replace(_engine(), cfg=config.Rollout(**how)), settings=greedy)
+    same = made.tokens_PGT[..., 0] == whole.tokens_PGT[..., 0]
+    assert same.mean() > 0.5
+    gap = np.abs(made.logprobs_PGT - whole.logprobs_PGT)[..., 0][same]
+    assert 0 < gap.max() < 0.1
 
 
 def test_ids_end_with_the_stop_token_and_leave_the_padding_out() -> None:

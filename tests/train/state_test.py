@@ -18,6 +18,7 @@ from small import compiles_fast  # noqa: F401
 from sqlr1_jax import config, sharding
 from sqlr1_jax.data import packing
 from sqlr1_jax.data.packing import Group, Layout, Rows, Segment
+from sqlr1_jax.model import attention, qwen2
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.train import batch, optimizer, state
 from sqlr1_jax.train.batch import Batch
@@ -203,7 +204,7 @@ def _alone(tokens: range) -> Segment:
 
 @pytest.mark.parametrize("layout", [Layout(4, 2, 4), None], ids=["padded", "packed"])
 def test_no_completion_sees_another_and_no_token_the_future(layout: Layout | None) -> None:
-    """All tokens differ, so the gradient of one log-probability by the embedding names what that place has seen."""
+    """All tokens differ, so the gradient of one hidden state by the embedding names what that place has seen."""
     model = dataclasses.replace(small.MODEL, tied=False)
     groups = [
         Group(list(range(2, 5)), [_alone(range(5, 9)), _alone(range(9, 13))]),
@@ -211,10 +212,12 @@ def test_no_completion_sees_another_and_no_token_the_future(layout: Layout | Non
     ]
     rows = batch.to_rows(groups, layout, config.Rows(length=24))
 
-    def logp(params: Any, row: int, place: int) -> jax.Array:
-        return state._logprobs(params, rows, Program(model, ADAM, 1, layout))[0][row, place]
+    def summed(params: Any, row: int, place: int) -> jax.Array:
+        fixed = layout or Layout(0, 0, 0)
+        mask = attention.Mask(rows.prefix, rows.segment, fixed.prefix, fixed.segment)
+        return qwen2.forward(params, rows.tokens, rows.positions, mask, model)[0][row, place].sum()
 
-    slope, params = jax.jit(jax.grad(logp)), small.params(model)
+    slope, params = jax.jit(jax.grad(summed)), small.params(model)
     looked_at = 0
     for row, place in zip(*np.nonzero(rows.prefix), strict=True):
         seen = np.flatnonzero(np.asarray(slope(params, row, place)["embed"]).any(1))
