@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ from sqlr1_jax.data.packing import Group, Layout, Segment
 from sqlr1_jax.model import huggingface
 from sqlr1_jax.model.qwen2 import Qwen2Config
 from sqlr1_jax.rl.loss import grpo_loss
-from sqlr1_jax.rollout.engine import Engine
+from sqlr1_jax.rollout.engine import Engine, Request
 from sqlr1_jax.train import batch, state
 from sqlr1_jax.train.batch import Batch
 from sqlr1_jax.train.state import Program, TrainState
@@ -45,19 +44,16 @@ def _on_device() -> Facts:
 def rollout(job: dict[str, Any], work: Workload) -> Callable[[], Facts]:
     """One call samples every completion to its planned length."""
     model, mesh = _model(job, work), _mesh()
-    engine = Engine(model, sharding.sampling_mesh(mesh, model.num_kv_heads), (), work.prompt)
+    engine = Engine(model, sharding.sampling_mesh(mesh, model.num_kv_heads), (), work.prompt, config.Rollout())
     weights = engine.weights(huggingface.load(job["weights"], model, mesh))
-    settings = config.Sampling(max_tokens=work.longest)
-    prompts, samples, limits_PG = list(work.prompts_PS()), work.samples, work.lengths_PG()
+    prompts, samples, limit_PG = list(work.prompts_PS()), work.samples, work.lengths_PG()
     if job["engine"] == "naive":
-        prompts, samples, limits_PG = [p for p in prompts for _ in range(samples)], 1, limits_PG.reshape(-1, 1)
-    limited = "limits_PG" in inspect.signature(Engine.rollout).parameters
-    extra: dict[str, Any] = {"limits_PG": limits_PG} if limited else {}
+        prompts, samples, limit_PG = [p for p in prompts for _ in range(samples)], 1, limit_PG.reshape(-1, 1)
+    asked = Request(prompts, samples, config.Sampling(max_tokens=work.longest), seed=0, step=0, limit_PG=limit_PG)
 
     def run() -> Facts:
-        made = engine.rollout(weights, prompts, samples, settings, seed=0, step=0, **extra)
-        short = made.length_PG < limits_PG
-        assert not short.any(), f"{short.sum()} samples are shorter than planned"
+        made = engine.rollout(weights, asked)
+        assert (made.length_PG == limit_PG).all(), "a sample is not as long as planned"
         return {"made": int(made.length_PG.sum()), **_on_device()}
 
     return run
