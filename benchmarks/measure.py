@@ -156,14 +156,16 @@ def _speed(facts: Facts) -> float:
 
 def table(result: Mapping[str, Any]) -> str:
     """The result for reading, in Markdown."""
-    lines = ["| way | seconds (median) | useful tokens/s | peak MB | ours ÷ it |", "|---|---|---|---|---|"]
+    heads = ("way", "seconds (median)", "processor seconds", "useful tokens/s", "peak MB", "ours ÷ it")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, facts in {"ours": result["ours"], **result["peers"]}.items():
         if not facts.get("seconds"):
-            lines.append(f"| {name} | {facts.get('absent') or facts.get('failed')} | | | |")
+            lines.append(f"| {name} | {facts.get('absent') or facts.get('failed')} | | | | |")
             continue
         share = f"{result['ratio'][name]:.2f}" if name in result["ratio"] else ""
-        median = statistics.median(facts["seconds"])
-        lines.append(f"| {name} | {median:.2f} | {_speed(facts):.0f} | {facts['peak_bytes'] / 1e6:.0f} | {share} |")
+        median, spent = (statistics.median(facts[field]) for field in ("seconds", "cpu_seconds"))
+        cells = f"{median:.2f} | {spent:.2f} | {_speed(facts):.0f} | {facts['peak_bytes'] / 1e6:.0f} | {share}"
+        lines.append(f"| {name} | {cells} |")
     if "floor_fraction" in result:
         lines.append(
             f"\nfloor {result['floor_seconds']:.2f} s at {result['matmul_flops'] / 1e9:.0f} GFLOP/s: "

@@ -60,7 +60,7 @@ def rollout(job: dict[str, Any], work: Workload) -> Callable[[], Facts]:
 
 
 def groups(work: Workload) -> list[Group]:
-    """The workload as training groups; every target weighs 1, and the sampler's log-probabilities are those of chance."""
+    """The workload as training groups; targets weigh 1, and the sampler's log-probabilities are those of chance."""
     chance = -np.log(work.config.vocab_size)
 
     def segment(p: int, g: int, last: int, ids: np.ndarray) -> Segment:

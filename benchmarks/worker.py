@@ -20,7 +20,8 @@ import shapes
 
 from sqlr1_jax import memory
 
-MODULES = {"ours": "ours", "naive": "ours", "tunix": "peers.tunix", "transformers": "peers.transformers", "trl": "peers.trl"}
+PEERS = ("tunix", "transformers", "trl")
+MODULES = {"ours": "ours", "naive": "ours"} | {name: f"peers.{name}" for name in PEERS}
 
 
 def serve(job: dict[str, Any], output: Any) -> None:
