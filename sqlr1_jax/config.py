@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ml_collections import ConfigDict
+if TYPE_CHECKING:  # only config files need it, and a machine that samples or trains by other means may lack it
+    from ml_collections import ConfigDict
 
 SIZES = ("tiny", "0.5b", "1.5b", "3b", "7b", "14b", "32b")
 STAGES = ("data", "cold_start", "grpo", "evaluate", "export")
@@ -267,6 +268,8 @@ def default() -> ConfigDict:
 
 
 def _thaw(node: Any) -> Any:
+    from ml_collections import ConfigDict
+
     if not dataclasses.is_dataclass(node):
         return node
     return ConfigDict({f.name: _thaw(getattr(node, f.name)) for f in dataclasses.fields(node)})
@@ -278,7 +281,7 @@ def freeze(tree: ConfigDict | dict) -> Config:
     Raises:
       ConfigError: a key that does not exist (with the one that was meant), a value of another type or out of range.
     """
-    cfg = _freeze(tree.to_dict() if isinstance(tree, ConfigDict) else tree, Config, "")
+    cfg = _freeze(tree if isinstance(tree, dict) else tree.to_dict(), Config, "")
     check(cfg)
     return cfg
 

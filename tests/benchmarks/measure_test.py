@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from typing import Any
+
+import measure
+import numpy as np
+import pytest
+import worker
+
+
+def _facts(seconds: list[float], tokens: int = 100, **more: Any) -> dict[str, Any]:
+    return {"tokens": tokens, "seconds": seconds, "cpu_seconds": seconds, "peak_bytes": 3_000_000, **more}
+
+
+def test_a_line_divides_useful_tokens_a_second_by_medians() -> None:
+    measured = {
+        "ours": _facts([1.0, 9.0, 2.0], matmul_flops=[10.0, 30.0]),
+        "tunix": _facts([8.0, 8.0, 1.0], tokens=50, matmul_flops=[20.0]),
+        "trl": {"absent": "No module named 'trl'"},
+    }
+    made = measure.line("update", "w3", measured, 20.0, {"groups": 1})
+    assert made["ratio"] == {"tunix": (100 / 2) / (50 / 8)}
+    assert made["peers"]["trl"] == {"absent": "No module named 'trl'"}
+    assert made["ours"]["seconds"] == [1.0, 9.0, 2.0]
+    assert made["matmul_flops"] == 20.0 and made["floor_seconds"] == 1.0 and made["floor_fraction"] == 0.5
+    assert {"benchmark", "workload", "ours", "peers", "ratio", "floor_seconds", "floor_fraction"} <= set(made)
+    json.dumps(made)
+
+
+def test_the_table_has_a_line_for_each_engine_and_says_who_is_missing() -> None:
+    measured = {"ours": _facts([2.0]), "naive": _facts([5.0]), "trl": {"absent": "no trl"}}
+    text = measure.table(measure.line("rollout", "w1", measured, 1.0, {}))
+    assert "| ours | 2.00 | 2.00 | 50 | 3 |  |" in text
+    assert "| naive | 5.00 | 5.00 | 20 | 3 | 2.50 |" in text
+    assert "| trl | no trl |" in text
+
+
+def _served(job: dict[str, Any], requests: str, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    output = io.StringIO()
+    monkeypatch.setattr(sys, "stdin", io.StringIO(requests))
+    worker.serve(job, output)
+    return [json.loads(line) for line in output.getvalue().splitlines()]
+
+
+JOB = {
+    "engine": "trl", "task": "update", "platform": "cpu",
+    "workload": {"model": "nano", "prompts": 1, "samples": 2, "prompt": 4, "shortest": 3, "longest": 3, "seed": 0},
+}  # fmt: skip
+
+
+def test_an_engine_that_is_not_installed_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(worker.MODULES, "trl", "no_such_module")
+    assert _served(JOB, "run\n", monkeypatch) == [{"absent": "No module named 'no_such_module'"}]
+
+
+def test_a_worker_answers_each_run_with_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[np.ndarray] = []
+
+    class Engine:
+        @staticmethod
+        def update(job: dict[str, Any], work: Any) -> Any:
+            return lambda: (made.append(np.ones(40_000_000 // 8)), {"loss": 2.0})[1]
+
+    monkeypatch.setitem(worker.MODULES, "trl", "an_engine")
+    monkeypatch.setitem(sys.modules, "an_engine", Engine)  # type: ignore[arg-type]
+    began, first, second = _served(JOB, "run\nrun\n", monkeypatch)
+    assert began == {"tokens": 6, "prompts": 1, "samples": 2}
+    assert first["loss"] == 2.0 and 0 < first["seconds"] < 60 and first["cpu_seconds"] >= 0
+    assert first["peak_bytes"] >= 40_000_000 and first["peak_bytes"] + 39_000_000 <= second["peak_bytes"]
+
+
+def test_a_worker_that_dies_is_told_apart_from_one_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = subprocess.Popen
+    code = "import sys; print('{}', flush=True); sys.stdin.readline(); sys.exit(7)"
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: start([sys.executable, "-c", code], **options))
+    facts = measure.in_turns({"ours": {"platform": "cpu"}}, 2, together=True)
+    assert facts["ours"]["failed"] == "its process ended with code 7" and facts["ours"]["seconds"] == []
+
+
+def test_an_unknown_peer_is_named() -> None:
+    assert measure.names("naive,trl", ("naive", "trl", "tunix")) == ["naive", "trl"]
+    with pytest.raises(SystemExit, match="--peers has vllm; there are naive, trl"):
+        measure.names("naive,vllm", ("naive", "trl"))
+
+
+def test_the_matmul_rate_is_that_of_a_machine() -> None:
+    assert 1e9 < measure.matmul_rate("cpu") < 1e13

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ours
+import pytest
+import shapes
+import update
+import weights
+from small import compiles_fast  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def job() -> Iterator[dict[str, Any]]:
+    with weights.written("nano") as folder:
+        yield {"platform": "cpu", "weights": folder}
+
+
+@pytest.mark.parametrize("engine", ["ours", "naive"])
+def test_every_sample_is_as_long_as_planned(job: dict[str, Any], engine: str) -> None:
+    work = shapes.ROLLOUT["nano"]
+    made = ours.rollout(job | {"engine": engine}, work)()
+    assert made["made"] == work.tokens == work.lengths_PG().sum()
+
+
+def test_groups_are_the_workload(job: dict[str, Any]) -> None:
+    work = shapes.UPDATE["nano"]
+    for p, (prompt, group) in enumerate(zip(work.prompts_PS(), ours.groups(work), strict=True)):
+        for g, segment in enumerate(group.segments):
+            tokens = np.concatenate([prompt, work.completions_PGT()[p, g]])
+            np.testing.assert_array_equal(np.concatenate([group.prefix, segment.tokens]), tokens)
+            assert segment.weight.sum() == work.lengths_PG()[p, g] == len(segment.logprob)
+
+
+def test_shared_and_naive_rows_have_one_loss_and_one_gradient(job: dict[str, Any], tmp_path: Path) -> None:
+    work, losses = shapes.UPDATE["nano"], {}
+    for engine, microbatch in (("ours", 1), ("naive", 2)):
+        asked = job | {"engine": engine, "microbatch": microbatch, "gradient": f"{tmp_path}/{engine}.npy"}
+        losses[engine] = ours.update(asked, work)()["loss"]
+    assert losses["ours"] == pytest.approx(losses["naive"], rel=1e-5) and losses["ours"] != 0
+    distance = update.gradient_distance(tmp_path)
+    assert distance is not None and distance < 1e-5

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import shapes
+from shapes import Workload
+
+from sqlr1_jax.model import qwen2
+
+WORK = Workload("nano", prompts=1, samples=2, prompt=4, shortest=3, longest=3)
+
+
+def test_the_shapes_are_what_they_are_called() -> None:
+    assert qwen2.count_params(shapes.MODELS["14.5m"]) == pytest.approx(14.5e6, rel=0.01)
+    assert qwen2.count_params(shapes.MODELS["0.5b"]) == pytest.approx(494e6, rel=0.01)
+
+
+def test_lengths_are_planned_within_bounds_and_the_same_each_time() -> None:
+    work = shapes.ROLLOUT["w1"]
+    lengths_PG = work.lengths_PG()
+    assert lengths_PG.shape == (8, 8)
+    assert (lengths_PG.min(), lengths_PG.max()) == (18, 126)  # of 16 … 128, by this seed
+    np.testing.assert_array_equal(lengths_PG, dataclasses.replace(work).lengths_PG())
+    assert work.tokens == lengths_PG.sum() == 4501
+
+
+def test_prompts_and_completions_use_neither_padding_nor_end() -> None:
+    work = shapes.ROLLOUT["nano"]
+    lengths_PG, ids_PGT = work.lengths_PG(), work.completions_PGT()
+    assert work.prompts_PS().shape == (2, 12) and work.prompts_PS().min() >= 2
+    np.testing.assert_array_equal((ids_PGT >= 2).sum(-1), lengths_PG)
+    np.testing.assert_array_equal((ids_PGT > 0).sum(-1), lengths_PG)
+
+
+def test_the_floor_counts_each_prompt_once_and_logits_of_completions_alone() -> None:
+    # nano: hidden 16, 2 layers, 2 query heads and 1 key-value head of 8, ffw 32, vocabulary 64.
+    layer = 16 * 16 + 2 * 16 * 8 + 16 * 16 + 3 * 16 * 32  # q, k and v, o, feed-forward
+    places = 3 + 2 * 3  # prompt[:-1], and for each completion the prompt's last token and all but its own last
+    keys = (1 + 2 + 3) + 2 * (4 + 5 + 6)
+    attention = 2 * 2 * (2 * 8 * 2 * keys)  # two products of 2 operations each, two layers, two heads of eight
+    assert attention == 4 * 2 * 2 * 8 * keys
+    logits = 2 * 16 * 64 * 6
+    assert shapes.forward_floor(WORK) == 2 * 2 * layer * places + attention + logits
+    assert shapes.rollout_floor(WORK) == shapes.forward_floor(WORK)
+    assert shapes.update_floor(WORK) == 3 * shapes.forward_floor(WORK)
