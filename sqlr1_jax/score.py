@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -119,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--output={args.output} is in a folder that is not there: make it first.")
     protocol = Protocol(args.compat, args.keep_distinct, args.iterations)
     steps = args.max_steps or (COMPAT_MAX_STEPS if args.compat else MAX_STEPS)
-    cfg = Execute(workers=args.workers, max_steps=steps, wall_seconds=120.0, **(LARGEST if args.compat else {}))
+    cfg = Execute(workers=args.workers, max_steps=steps, wall_seconds=120.0)
+    cfg = dataclasses.replace(cfg, **(LARGEST if args.compat else {}))
     databases = args.databases or forms.default_databases(args.gold)
     try:
         made, lines = score(args.metric, args.gold, args.predictions, databases, protocol, cfg)
