@@ -24,7 +24,7 @@ from sqlr1_jax.sql.executor import Executor
 # Golds are trusted to end and their databases may be large: 10 s of steps and, as the official code waits, 30 s.
 MAX_STEPS, COMPAT_MAX_STEPS = 1_000_000_000, 3_000_000_000
 # The official code has no cap: one beyond which a prediction is hardly right.
-LARGEST = {"max_rows": 1_000_000, "max_bytes": 256 * 2**20}
+LARGEST: dict[str, Any] = {"max_rows": 1_000_000, "max_bytes": 256 * 2**20}
 
 
 def score(
