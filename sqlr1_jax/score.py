@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -23,7 +24,7 @@ from sqlr1_jax.sql.executor import Executor
 # Golds are trusted to end and their databases may be large: 10 s of steps and, as the official code waits, 30 s.
 MAX_STEPS, COMPAT_MAX_STEPS = 1_000_000_000, 3_000_000_000
 # The official code has no cap: one beyond which a prediction is hardly right.
-LARGEST = {"max_rows": 1_000_000, "max_bytes": 256 * 2**20}
+LARGEST: dict[str, Any] = {"max_rows": 1_000_000, "max_bytes": 256 * 2**20}
 
 
 def score(
@@ -119,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--output={args.output} is in a folder that is not there: make it first.")
     protocol = Protocol(args.compat, args.keep_distinct, args.iterations)
     steps = args.max_steps or (COMPAT_MAX_STEPS if args.compat else MAX_STEPS)
-    cfg = Execute(workers=args.workers, max_steps=steps, wall_seconds=120.0, **(LARGEST if args.compat else {}))
+    cfg = Execute(workers=args.workers, max_steps=steps, wall_seconds=120.0)
+    cfg = dataclasses.replace(cfg, **LARGEST) if args.compat else cfg
     databases = args.databases or forms.default_databases(args.gold)
     try:
         made, lines = score(args.metric, args.gold, args.predictions, databases, protocol, cfg)
