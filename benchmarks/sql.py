@@ -6,7 +6,8 @@
 `runaways`: the same with four that never end. Their peer is `serial`, SQL-R1's scheme from its description: one
 completion at a time, a fresh connection for each query, gold run again each time, 30 s for each query. (A query past
 them is interrupted here; there its thread goes on.) `raw` and `raw_scan`: aggregates
-of a millisecond and more, with and without a sort of all rows, against one connection in one process: what a worker loses, and what a second worker gains.
+of a millisecond and more, with and without a sort of all rows, against one connection in one process: what a worker
+loses, and what a second worker gains.
 
 Ours and the peer take turns. Each of our repeats has a new pool, so nothing is known from the last. Prints a table, and
 with --json one line: {benchmark, workload, ours: {seconds, completions, p50_ms, p99_ms, outcomes}, peers, ratio}.
