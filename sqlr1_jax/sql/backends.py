@@ -139,7 +139,7 @@ class ApswCursor:
         if self.description is None:
             self.description = cursor.description or None
             alone = self._sql.startswith(statement) and _BLANK.fullmatch(self._sql, len(statement))
-            if not alone or (self.description and statement.lstrip().startswith(";")):
+            if not alone:
                 raise sqlite3.ProgrammingError("You can only execute one statement at a time.")
         return True
 
