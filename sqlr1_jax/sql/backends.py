@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from typing import Any
 
 NAMES = ("sqlite3", "apsw")
+# What sqlite3 allows behind a statement: not even an empty one.
+_BLANK = re.compile(r"(?:\s|--[^\n]*|/\*.*?(?:\*/|\Z))*+", re.DOTALL)
 _LEADING = re.compile(r"(?:[\s;]|--[^\n]*|/\*.*?(?:\*/|\Z))*+(\w*)", re.DOTALL)
 
 
@@ -136,8 +138,8 @@ class ApswCursor:
         """Called before each statement of the text, comments behind the first too."""
         if self.description is None:
             self.description = cursor.description or None
-            rest = self._sql[len(statement) :] if self._sql.startswith(statement) else ""
-            if not _LEADING.fullmatch(rest) or first_word(rest):
+            alone = self._sql.startswith(statement) and _BLANK.fullmatch(self._sql, len(statement))
+            if not alone:
                 raise sqlite3.ProgrammingError("You can only execute one statement at a time.")
         return True
 

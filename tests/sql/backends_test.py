@@ -71,10 +71,11 @@ def test_a_cursor_tells_rows_and_columns(name: str, sql: str, rows: list[tuple],
 
 
 @EACH
-def test_of_several_statements_none_runs(name: str) -> None:
+@pytest.mark.parametrize("sql", ["CREATE TABLE t (a); SELECT 1", "CREATE TABLE t (a); -- x\nDROP TABLE t"])
+def test_of_several_statements_none_runs(name: str, sql: str) -> None:
     with closing(backends.connect(name, ":memory:")) as connection:
         with pytest.raises((sqlite3.ProgrammingError, sqlite3.Warning), match="one statement at a time"):
-            connection.execute("CREATE TABLE t (a); SELECT 1")
+            connection.execute(sql)
         assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
 
 
