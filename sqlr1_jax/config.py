@@ -44,7 +44,8 @@ class Model:
     path: str = ""  # Hugging Face folder or repository id; empty: random weights
     param_dtype: str = "float32"
     dtype: str = "float32"  # of activations and of the sampler's weights
-    remat: str = "none"  # none: keep every residual; full: keep each layer's input alone
+    # none: keep every residual; full: each layer's input alone; offload: that in the host's memory (on CPU: as full).
+    remat: str = "none"
     attention: str = "auto"  # of rows: xla, splash (TPU) or cudnn (GPU); auto: docs/attention.md; packed rows are xla's
     query_chunk: int = 0  # queries at a time in XLA's attention, 0 for all: bounds the [T, S] scores
     ffw_chunks: int = 1  # time chunks of the feed-forward: at long rows it holds the peak
@@ -333,7 +334,7 @@ CHOICES: dict[str, tuple] = {
     "model.size": SIZES,
     "model.param_dtype": ("float32", "bfloat16"),
     "model.dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "full"),
+    "model.remat": ("none", "full", "offload"),
     "model.attention": ("auto", "xla", "splash", "cudnn"),
     "data.form": ("reasoning", "direct"),
     "data.schema": ("qualified", "compact", "fixed", "retrieved"),
