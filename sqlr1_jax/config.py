@@ -43,7 +43,8 @@ class Model:
     path: str = ""  # Hugging Face folder or repository id; empty: random weights
     param_dtype: str = "float32"
     dtype: str = "float32"  # of activations and of the sampler's weights
-    remat: str = "none"  # none: keep every residual; full: keep each layer's input alone
+    # none: keep every residual; full: each layer's input alone; offload: that in the host's memory (on CPU: as full).
+    remat: str = "none"
     query_chunk: int = 0  # queries at a time in attention, 0 for all: bounds the [T, S] scores
     ffw_chunks: int = 1  # time chunks of the feed-forward: at long rows it holds the peak
     logits_chunk: int = 1024  # places at a time whose logits exist, 0 for all
@@ -310,7 +311,7 @@ CHOICES: dict[str, tuple] = {
     "model.size": SIZES,
     "model.param_dtype": ("float32", "bfloat16"),
     "model.dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "full"),
+    "model.remat": ("none", "full", "offload"),
     "data.form": ("reasoning", "direct"),
     "data.schema": ("qualified", "compact", "fixed", "retrieved"),
     "data.instructions": ("brief", "full"),

@@ -106,8 +106,7 @@ class Step:
         def function(params: Any, tokens_PS: Any, length_P: Any) -> Any:
             return decode.prefill(params, tokens_PS, length_P, grpo.samples, grpo.sampling.max_tokens, self.model)
 
-        unembedding = 2 * self.model.vocab_size * self.model.hidden_size * P * S  # which prefill leaves out
-        work = flops.forward_flops(self.model, P * S, P * flops.row_keys(S, 0, 0)) - unembedding
+        work = flops.forward_flops(self.model, P * S, P * flops.row_keys(S, 0, 0), asked=0)
         return Program(self.engine.mesh, function, inputs, (self.state, self.reference), flops=work)
 
     @functools.cached_property
@@ -164,10 +163,11 @@ class Step:
         rows = Rows(*[real if name in ("weight", "logprob") else whole for name in Rows._fields])
         return Batch(rows, real, real, real, _array((), jnp.int32, self.mesh))
 
-    def _work(self) -> tuple[float, float]:
-        """Tokens of all microbatches, and the keys that they see: of groups as long as they may be."""
-        rows = self.microbatches * self.rows
-        return rows * self.row_tokens, rows * flops.row_keys(*dataclasses.astuple(self.layout))
+    def _work(self) -> tuple[float, float, float]:
+        """Tokens of all microbatches, the keys that they see, and those asked: of groups as long as they may be."""
+        rows, layout = self.microbatches * self.rows, self.layout
+        keys, asked = flops.row_keys(*dataclasses.astuple(layout)), layout.segments * layout.segment
+        return rows * self.row_tokens, rows * keys, rows * asked
 
 
 def _array(
