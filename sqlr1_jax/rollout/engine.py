@@ -177,14 +177,19 @@ class _Record:
 
     def halt(self, seats: Seats) -> npt.NDArray[np.bool_]:
         """Samples in this host's slots that are at their end, whether or not the device knows."""
-        here = seats.prompt_P[hosts.share(len(seats.prompt_P))] - hosts.index() * len(self._over_NG)
-        return np.where((here >= 0)[:, None], self._over_NG[here], False)
+        here = self._here(seats.prompt_P)
+        return np.where((here != EMPTY)[:, None], self._over_NG[here], False)
+
+    def _here(self, seated_P: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Who sits in this host's slots, by their places among its own prompts."""
+        seated = seated_P[hosts.share(len(seated_P))]
+        return np.where(seated == EMPTY, EMPTY, seated - hosts.index() * len(self._over_NG))
 
     def read(self, seated_P: npt.NDArray[np.int64], chunk: Chunk) -> None:
         """Takes a chunk's tokens, for which the prompts sat as in `seated_P`."""
         local = Chunk(*(sharding.fetch(x) for x in chunk))
-        here = seated_P[hosts.share(len(seated_P))] - hosts.index() * len(self._over_NG)
-        for slot in np.flatnonzero(here >= 0):
+        here = self._here(seated_P)
+        for slot in np.flatnonzero(here != EMPTY):
             for g in np.flatnonzero(~self._over_NG[here[slot]]):
                 self._take(int(here[slot]), int(g), int(slot), local)
 
