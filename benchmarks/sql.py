@@ -5,8 +5,9 @@
 `mixed`: 512 completions, 8 a question, on the embedded data's held-out databases: right, wrong, failing, refused.
 `runaways`: the same with four that never end. Their peer is `serial`, SQL-R1's scheme from its description: one
 completion at a time, a fresh connection for each query, gold run again each time, 30 s for each query. (A query past
-them is interrupted here; there its thread goes on.) `raw`: aggregates of a millisecond and more, each its own, against
-one connection in one process: what a worker loses, and what a second worker gains.
+them is interrupted here; there its thread goes on.) `raw` and `raw_scan`: aggregates
+of a millisecond and more, with and without a sort of all rows, against one connection in one process: what a worker
+loses, and what a second worker gains.
 
 Ours and the peer take turns. Each of our repeats has a new pool, so nothing is known from the last. Prints a table, and
 with --json one line: {benchmark, workload, ours: {seconds, completions, p50_ms, p99_ms, outcomes}, peers, ratio}.
@@ -39,6 +40,10 @@ QUESTIONS, SAMPLES = 64, 8
 SERIAL_SECONDS = 30.0
 RUNAWAY = "WITH RECURSIVE t(a) AS (SELECT {} UNION ALL SELECT a + 1 FROM t) SELECT count(*) FROM t"
 RAW_ROWS, RAW_QUERIES = 20_000, 400
+RAW = {  # `raw` sorts all its rows, each an allocation where temporary data stay in memory; `raw_scan` sorts none
+    "raw": "SELECT shop, count(*), sum(price) FROM sales WHERE day > {} AND price > {} GROUP BY shop",
+    "raw_scan": "SELECT count(*), sum(price * price), max(shop) FROM sales WHERE day > {} AND price > {}",
+}
 
 
 class Completion(NamedTuple):
@@ -119,8 +124,8 @@ def _rows(database: Path, sql: str) -> list[tuple] | None:
     return rows[0] if rows else None
 
 
-def heavy(folder: Path) -> list[Completion]:
-    """Aggregates over some thousands of rows, no two alike."""
+def heavy(folder: Path, kind: str) -> list[Completion]:
+    """Queries over some thousands of rows, no two alike."""
     path = folder / "heavy.sqlite"
     rng = random.Random(0)
     with closing(sqlite3.connect(path)) as connection:
@@ -128,7 +133,7 @@ def heavy(folder: Path) -> list[Completion]:
         rows = ((rng.randrange(50), rng.randrange(365), rng.random()) for _ in range(RAW_ROWS))
         connection.executemany("INSERT INTO sales VALUES (?, ?, ?)", rows)
         connection.commit()
-    sql = "SELECT shop, count(*), sum(price) FROM sales WHERE day > {} AND price > {} GROUP BY shop"
+    sql = RAW[kind]
     return [Completion(path, sql.format(i % 300, i / (2 * RAW_QUERIES)), "") for i in range(RAW_QUERIES)]
 
 
@@ -166,8 +171,8 @@ def run(workload: str, repeats: int, workers: int) -> dict[str, Any]:
     """One workload's result, as printed."""
     with tempfile.TemporaryDirectory() as folder:
         ways: dict[str, Callable[[], dict[str, Any]]]
-        if workload == "raw":
-            work = heavy(Path(folder))
+        if workload in RAW:
+            work = heavy(Path(folder), workload)
             two, one = (functools.partial(unjudged, work, count) for count in (2, 1))
             ways = {"ours": two, "one_worker": one, "raw": functools.partial(raw, work)}
         else:
@@ -177,12 +182,14 @@ def run(workload: str, repeats: int, workers: int) -> dict[str, Any]:
     mine = figures.pop("ours") | {"completions": len(work)}
     seconds = statistics.median(mine["seconds"])
     ratio = {name: statistics.median(peer["seconds"]) / seconds for name, peer in figures.items()}
+    if workload in RAW:
+        ratio["raw_per_worker"] = ratio["raw"] / ratio["one_worker"]  # of one worker to a bare connection
     return {"benchmark": "sql", "workload": workload, "ours": mine, "peers": figures, "ratio": ratio}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", choices=("mixed", "runaways", "raw"), default="mixed")
+    parser.add_argument("--workload", choices=("mixed", "runaways", *RAW), default="mixed")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="one JSON object and nothing else")

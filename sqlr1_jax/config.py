@@ -44,8 +44,10 @@ class Model:
     path: str = ""  # Hugging Face folder or repository id; empty: random weights
     param_dtype: str = "float32"
     dtype: str = "float32"  # of activations and of the sampler's weights
-    remat: str = "none"  # none: keep every residual; full: keep each layer's input alone
-    query_chunk: int = 0  # queries at a time in attention, 0 for all: bounds the [T, S] scores
+    # none: keep every residual; full: each layer's input alone; offload: that in the host's memory (on CPU: as full).
+    remat: str = "none"
+    attention: str = "auto"  # of rows: xla, splash (TPU) or cudnn (GPU); auto: docs/attention.md; packed rows are xla's
+    query_chunk: int = 0  # queries at a time in XLA's attention, 0 for all: bounds the [T, S] scores
     ffw_chunks: int = 1  # time chunks of the feed-forward: at long rows it holds the peak
     logits_chunk: int = 1024  # places at a time whose logits exist, 0 for all
     unroll: int = 1  # layers in one turn of the loop over them: more is faster on CPU, and compiles longer
@@ -116,7 +118,7 @@ class Rows:
     # strided: a group a row, each part padded to one length; for long prompts. packed: several groups a row, without
     # holes, but under a mask of [T, T]; for groups that are short or differ much.
     layout: str = "strided"
-    buckets: int = 4  # sizes of strided rows, down from the longest by √2; each is compiled: 1 starts soonest
+    buckets: int = 1  # sizes of strided rows, down from the longest by √2; each is compiled for
     prefix: int = 0  # tokens a strided prefix takes; 0: the longest of the stage's data
     segment: int = 0  # likewise of a segment
     length: int = 0  # tokens of a packed row; 0: the longest group
@@ -191,6 +193,9 @@ class Grpo:
     entropy: float = 0.001
     aggregation: str = "token"  # token mean over the global batch; sample: mean of means; constant: Dr. GRPO's
     old_logprobs: str = "sampler"  # or trainer: recomputed under the weights that sampled
+    # With the trainer's: a token's policy term weighs min(p_trainer / p_sampler, cap), which corrects for a sampler in
+    # another precision (truncated importance sampling); 0: 1.
+    importance_cap: float = 0.0
     advantage: Advantage = Advantage()
     reward: Reward = Reward()
     rows: Rows = Rows()
@@ -202,6 +207,7 @@ class Execute:
     """The sandbox of sql/executor.py."""
 
     workers: int = 2
+    backend: str = "sqlite3"  # or apsw, whose SQLite is the same on every machine (extra `apsw`)
     max_steps: int = 50_000_000  # SQLite virtual-machine steps a query may take
     gold_factor: float = 0.0  # past 0: a prediction may take this many times gold's own steps, at least min_steps
     min_steps: int = 1_000_000
@@ -328,7 +334,8 @@ CHOICES: dict[str, tuple] = {
     "model.size": SIZES,
     "model.param_dtype": ("float32", "bfloat16"),
     "model.dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "full"),
+    "model.remat": ("none", "full", "offload"),
+    "model.attention": ("auto", "xla", "splash", "cudnn"),
     "data.form": ("reasoning", "direct"),
     "data.schema": ("qualified", "compact", "fixed", "retrieved"),
     "data.instructions": ("brief", "full"),
@@ -348,6 +355,7 @@ CHOICES: dict[str, tuple] = {
     "rollout.weights": ("", "int8"),
     "rollout.cache": ("", "int8"),
     "evaluate.rule": ("spider", "bird", "strict"),
+    "execute.backend": ("sqlite3", "apsw"),
     "export.dtype": ("", "float32", "bfloat16"),
 }
 LOWER_BOUNDS: dict[str, float] = {
@@ -357,7 +365,8 @@ LOWER_BOUNDS: dict[str, float] = {
     "cold_start.steps": 0, "cold_start.databases": 1, "cold_start.questions": 1, "cold_start.rows.per_microbatch": 1,
     "cold_start.rows.buckets": 1, "grpo.rows.buckets": 1,
     "grpo.steps": 0, "grpo.prompts": 1, "grpo.samples": 2, "grpo.sampling.temperature": 1e-3,
-    "grpo.sampling.max_tokens": 1, "grpo.clip": 0, "grpo.clip_high": 0, "grpo.rows.per_microbatch": 1,
+    "grpo.sampling.max_tokens": 1, "grpo.clip": 0, "grpo.clip_high": 0, "grpo.importance_cap": 0,
+    "grpo.rows.per_microbatch": 1,
     "rollout.slots": 0, "rollout.refill": 0, "rollout.buckets": 1, "rollout.chunk": 1,
     "execute.workers": 1, "execute.max_steps": 1000, "execute.wall_seconds": 0.1, "execute.max_rows": 1,
     "evaluate.every": 0, "evaluate.subset": 1, "evaluate.votes": 1, "evaluate.temperature": 1e-3,

@@ -50,13 +50,14 @@ class Compiled:
     arguments: int = 0
     temporaries: int = 0
     host: int = 0  # offloaded to the host's memory
+    offloads: bool = False  # which the config asks for
     flops: float = 0.0
     collective_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
     compile_seconds: float = 0.0
     refused: str = ""  # the compiler's reason, where it gave up
 
     def fits(self, hbm: int) -> bool:
-        return not self.refused and not self.host and self.peak <= (1 - HEADROOM) * hbm
+        return not self.refused and (self.offloads or not self.host) and self.peak <= (1 - HEADROOM) * hbm
 
 
 def describe(topology: str) -> Chips:
@@ -110,6 +111,7 @@ def compile_program(step: Step, name: str) -> Compiled:
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         host=memory.host_temp_size_in_bytes + memory.host_argument_size_in_bytes,
+        offloads=step.model.remat == "offload",
         flops=program.flops,
         collective_bytes=hlo.collective_bytes(done.as_text(), program.turns),
         compile_seconds=seconds,
@@ -200,7 +202,7 @@ def table(found: dict[str, Any]) -> str:
 def _why(one: dict[str, Any]) -> str:
     if one["refused"]:
         return f"REFUSED: {one['refused']}"
-    return "OFFLOADED to the host" if one["host"] else "TOO LARGE"
+    return "OFFLOADED to the host" if one["host"] and not one["offloads"] else "TOO LARGE"
 
 
 def main(argv: list[str]) -> None:

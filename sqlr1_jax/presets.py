@@ -67,6 +67,6 @@ def _paper(cfg: ConfigDict) -> None:
     cfg.model.update(dtype="bfloat16", remat="full", query_chunk=256, ffw_chunks=5)
     cfg.data.update(schema="retrieved", instructions="full")
     cfg.cold_start.rows.update(layout="packed", per_microbatch=1)
-    cfg.grpo.rows.per_microbatch = 1
-    cfg.grpo.rows.prefix = cfg.data.max_prompt_tokens
+    cfg.grpo.rows.update(per_microbatch=1, prefix=cfg.data.max_prompt_tokens, buckets=4)
+    cfg.rollout.update(buckets=4, refill=1)
     cfg.cold_start.optimizer.update(learning_rate=5e-5, schedule="cosine")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -17,13 +18,13 @@ from sqlr1_jax.evaluate import forms, metrics, r_ves
 from sqlr1_jax.evaluate.forms import Gold
 from sqlr1_jax.evaluate.metrics import METRICS, Protocol, Verdict
 from sqlr1_jax.files import write_whole
-from sqlr1_jax.sql.database import sqlite_version
+from sqlr1_jax.sql import backends
 from sqlr1_jax.sql.executor import Executor
 
 # Golds are trusted to end and their databases may be large: 10 s of steps and, as the official code waits, 30 s.
 MAX_STEPS, COMPAT_MAX_STEPS = 1_000_000_000, 3_000_000_000
 # The official code has no cap: one beyond which a prediction is hardly right.
-LARGEST = {"max_rows": 1_000_000, "max_bytes": 256 * 2**20}
+LARGEST: dict[str, Any] = {"max_rows": 1_000_000, "max_bytes": 256 * 2**20}
 
 
 def score(
@@ -55,7 +56,7 @@ def score(
         "outcomes": dict(sorted(kinds.items())),
         "compat": protocol.compat,
         "keep_distinct": protocol.keep_distinct or not protocol.compat,
-        "sqlite": sqlite_version(),
+        "sqlite": backends.version(cfg.backend),
     }
     return made, [_line(golds[i], {name: verdicts[name][i] for name in names}) for i in range(len(golds))]
 
@@ -119,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--output={args.output} is in a folder that is not there: make it first.")
     protocol = Protocol(args.compat, args.keep_distinct, args.iterations)
     steps = args.max_steps or (COMPAT_MAX_STEPS if args.compat else MAX_STEPS)
-    cfg = Execute(workers=args.workers, max_steps=steps, wall_seconds=120.0, **(LARGEST if args.compat else {}))
+    cfg = Execute(workers=args.workers, max_steps=steps, wall_seconds=120.0)
+    cfg = dataclasses.replace(cfg, **(LARGEST if args.compat else {}))
     databases = args.databases or forms.default_databases(args.gold)
     try:
         made, lines = score(args.metric, args.gold, args.predictions, databases, protocol, cfg)

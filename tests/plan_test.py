@@ -66,10 +66,11 @@ def test_the_table_says_it_in_words(tiny: dict[str, Any]) -> None:
         (Compiled(peak=95), True),
         (Compiled(peak=96), False),
         (Compiled(peak=10, host=1), False),
+        (Compiled(peak=10, host=1, offloads=True), True),
         (Compiled(peak=10, refused="RESOURCE_EXHAUSTED"), False),
     ],
 )
-def test_five_percent_stay_free_and_nothing_is_offloaded(compiled: Compiled, fits: bool) -> None:
+def test_five_percent_stay_free_and_nothing_is_offloaded_unasked(compiled: Compiled, fits: bool) -> None:
     assert compiled.fits(hbm=100) is fits
 
 
@@ -151,5 +152,5 @@ def test_half_a_billion_fit_four_small_chips() -> None:
     assert programs["decode"]["collective_bytes"] == 0, "rows are apart, weights whole: nothing to exchange"
     assert programs["update"]["collective_bytes"] > 2 * 2 * 494_032_768
     tokens, keys = 8 * 20480, 8 * flops.row_keys(4096, 8, 2048)
-    work = flops.update_flops(qwen2.PRESETS["0.5b"], tokens, keys)
+    work = flops.update_flops(qwen2.PRESETS["0.5b"], tokens, keys, asked=8 * 8 * 2048)
     assert programs["update"]["flops"] == pytest.approx(work)

@@ -198,6 +198,9 @@ class Scripted:
     def weights(self, params: Any) -> Any:
         return params
 
+    def compile(self, weights: Any, asked: Any) -> None:
+        """Nothing to do for one who only speaks."""
+
     def rollout(self, weights: Any, asked: Any) -> Any:
         del weights
         self.asked.append((asked.first, len(asked.prompts), asked.settings.temperature, asked.step))

@@ -63,7 +63,12 @@ def completions(
 
 
 def request(
-    run: Run, prompts: Sequence[Prompt], samples: int, temperature: float, first: int, tell: Callable[[], Any]
+    run: Run,
+    prompts: Sequence[Prompt],
+    samples: int,
+    temperature: float,
+    first: int = 0,
+    tell: Callable[[], Any] = lambda: None,
 ) -> Request:
     """What an evaluation asks the sampler; `tell` is called at each sample's end."""
     sampled = run.cfg.grpo.sampling

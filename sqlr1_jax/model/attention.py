@@ -1,22 +1,24 @@
 """Attention over rows of one shared prefix and the segments that see it, and one step of decoding.
 
-`attend` and `attend_cached` are the only places where a backend is chosen. Grouped-query attention never repeats keys
-or values: the query heads that share a key-value head are folded into the query's time.
+`choose` alone says who computes attention within rows: XLA here, or one of `kernels`. Grouped-query attention never
+repeats keys or values here: the query heads that share a key-value head are folded into the query's time.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sqlr1_jax.model import strided
+from sqlr1_jax.model import kernels, strided
 from sqlr1_jax.model.cache import Cache, layer_of, prefix_of, visible
 from sqlr1_jax.model.quantize import Scaled
 
 Rows = tuple[jax.Array, ...]  # what is known of each query: arrays [B or 1, T]
+BACKENDS = ("auto", "xla", "splash", "cudnn")
 BLOCKED = -1e30  # a score that is not allowed; finite, so that a query that sees nothing stays finite
 
 
@@ -24,32 +26,77 @@ BLOCKED = -1e30  # a score that is not allowed; finite, so that a query that see
 class Mask:
     """What may see what in a row: query t sees key s ≤ t of its own prefix group, in the prefix or its own segment.
 
-    A strided row (`prefix` and `segment` past 0) is [prefix | segment | segment | …] with padding at the end of each
-    part only; its scores are then made part by part and never take the room of [T, T].
+    A strided row (`prefix` past 0) is [prefix | segment | segment | …] with padding at the end of each part only; its
+    scores are then made part by part and never take the room of [T, T]. A plain text is such a row without segments.
     """
 
     prefix_BT: jax.Array  # which prefix group a token belongs to, from 1; 0: padding
     segment_BT: jax.Array  # 0: the prefix itself; from 1: a segment that sees it
     prefix: int = struct.field(pytree_node=False, default=0)  # tokens a strided row's prefix takes
-    segment: int = struct.field(pytree_node=False, default=0)  # tokens each of its segments takes
+    segment: int = struct.field(pytree_node=False, default=0)  # tokens each of its segments takes; 0: it has none
 
 
 def causal(tokens_BT: jax.Array, length_B: jax.Array) -> Mask:
     """Plain rows of one text each, `length_B` tokens long, padded behind."""
     places_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
     valid_BT = (places_BT < length_B[:, None]).astype(jnp.int32)
-    return Mask(prefix_BT=valid_BT, segment_BT=jnp.zeros_like(valid_BT))
+    return Mask(prefix_BT=valid_BT, segment_BT=jnp.zeros_like(valid_BT), prefix=tokens_BT.shape[1])
 
 
 def attend(
-    q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask: Mask, query_chunk: int = 0, backend: str = "xla"
+    q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask: Mask, query_chunk: int = 0, backend: str = "auto"
 ) -> jax.Array:
-    """Attention within rows → [B, T, H, h]; `query_chunk` queries at a time bound the scores' memory, 0: all."""
-    if backend != "xla":
-        raise ValueError(f"attention backend {backend!r} is unknown; it takes 'xla'.")
+    """Attention within rows → [B, T, H, h].
+
+    Args:
+      q_BTHh: queries.
+      k_BTKh: keys.
+      v_BTKh: values.
+      mask: what may see what.
+      query_chunk: queries at a time in XLA's attention, which bounds the scores' memory; 0: all.
+      backend: as `choose` takes it.
+    """
+    if (kernel := choose(backend, q_BTHh, mask)) != "xla":
+        return kernels.by_device(_kernel(kernel, mask), q_BTHh, k_BTKh, v_BTKh, mask.prefix_BT)
     if mask.segment:
         return _attend_strided(q_BTHh, k_BTKh, v_BTKh, mask, query_chunk)
     return _attend_general(q_BTHh, k_BTKh, v_BTKh, mask, query_chunk)
+
+
+def choose(backend: str, q_BTHh: jax.Array, mask: Mask) -> str:
+    """Who computes attention within rows: "xla", "splash" or "cudnn".
+
+    Asked for "auto", it is splash on TPU and cuDNN on GPU where they take such rows. Packed rows, whose mask is known
+    when they run, are XLA's whatever is asked.
+
+    Raises:
+      ValueError: there is no such backend.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"attention backend {backend!r} is unknown; it takes {', '.join(map(repr, BACKENDS))}.")
+    if backend == "xla" or not mask.prefix:
+        return "xla"
+    if backend != "auto":
+        return backend
+    T, h, parts = q_BTHh.shape[1], q_BTHh.shape[3], (mask.prefix, mask.segment)
+    sixteen_bits, even = q_BTHh.dtype in (jnp.bfloat16, jnp.float16), not any(part % 2 for part in parts)
+    suits = {"tpu": T >= 128 and h % 64 == 0, "gpu": sixteen_bits and even and h % 8 == 0 and h <= 128}
+    platform = _platform()
+    return {"tpu": "splash", "gpu": "cudnn"}[platform] if suits.get(platform) else "xla"
+
+
+def _platform() -> str:
+    """Of the mesh that the program is traced for, which need not be this machine's; without one, this machine's."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
+
+
+def _kernel(name: str, mask: Mask) -> kernels.Kernel:
+    """Splash is interpreted where there is no TPU, which is slow and for tests."""
+    sees = kernels.Sees(mask.prefix, mask.segment)
+    if name == "cudnn":
+        return functools.partial(kernels.cudnn, sees=sees)
+    return functools.partial(kernels.splash, sees=sees, interpret=_platform() != "tpu")
 
 
 def _heads_first(q_BTHh: jax.Array, kv_heads: int) -> jax.Array:
@@ -150,16 +197,13 @@ def _attend_strided(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mas
     return _heads_last(strided.attend(q_BKgTh, k_BKTh, v_BKTh, length_B, places))
 
 
-def attend_cached(
-    q_PGHh: jax.Array, cache: Cache, stack: int, entry: jax.Array | int, backend: str = "xla"
-) -> jax.Array:
+def attend_cached(q_PGHh: jax.Array, cache: Cache, stack: int, entry: jax.Array | int) -> jax.Array:
     """One decode step's queries over their prompt's prefix and their sample's own columns → [P, G, H, h].
 
     The step's keys and values have been written, to that entry of that stack of the cache. Of many columns only those
-    that any step has reached are read, in powers of two.
+    that any step has reached are read, in powers of two. XLA's everywhere: compiled for TPU it holds the scores in VMEM
+    and reads keys and values alone (docs/attention.md).
     """
-    if backend != "xla":
-        raise ValueError(f"attention backend {backend!r} is unknown; it takes 'xla'.")
     P, G, H, h = q_PGHh.shape
     K = cache.v[stack].values.shape[-3]
     q_PGKgh = q_PGHh.reshape(P, G, K, H // K, h)

@@ -180,13 +180,20 @@ def prefix_of(cache: Cache, stack: int, entry: jax.Array | int) -> tuple[Scaled,
 def layer_of(cache: Cache, stack: int, entry: jax.Array | int, window: int) -> tuple[Scaled, Scaled]:
     """Keys [P, G, K, h, window] and values [P, G, K, window, h] of one layer's first `window` columns."""
     k, v = cache.k[stack], cache.v[stack]
-    if k.values.ndim == 6:
-        k, v = _entry(k, entry), _entry(v, entry)
-    return _front(k, window, 4), _front(v, window, 3)
+    return _front(k, entry, window, -1), _front(v, entry, window, -2)
 
 
-def _front(stack: Scaled, window: int, axis: int) -> Any:
-    return jax.tree.map(lambda leaf: jax.lax.slice_in_dim(leaf, 0, window, axis=axis), stack)
+def _front(stack: Scaled, entry: jax.Array | int, window: int, axis: int) -> Any:
+    """Entry and window in one cut: of two, XLA for TPU copies all columns out where they are many."""
+
+    def one(leaf: jax.Array) -> jax.Array:
+        if leaf.ndim < 6:
+            return jax.lax.slice_in_dim(leaf, 0, window, axis=axis)
+        sizes = [1, *leaf.shape[1:]]
+        sizes[axis] = window
+        return jax.lax.dynamic_slice(leaf, _indices(entry, 0, 0, 0, 0, 0), sizes)[0]
+
+    return jax.tree.map(one, stack)
 
 
 def _entry(stack: Scaled, entry: jax.Array | int) -> Any:

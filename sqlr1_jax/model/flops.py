@@ -40,15 +40,19 @@ def matmul_params(cfg: Qwen2Config) -> int:
     return cfg.num_layers * layer + cfg.vocab_size * cfg.hidden_size
 
 
-def forward_flops(cfg: Qwen2Config, tokens: float, keys: float) -> float:
-    """Of one forward pass over `tokens`, which see `keys` keys in all (summed over the tokens)."""
+def forward_flops(cfg: Qwen2Config, tokens: float, keys: float, asked: float | None = None) -> float:
+    """Of one forward pass over `tokens`, which see `keys` keys in all (summed over the tokens).
+
+    `asked` of the tokens are asked for the next one, and need logits; None: all.
+    """
     attention = 4 * cfg.num_layers * cfg.num_heads * cfg.head_size * keys
-    return 2 * matmul_params(cfg) * tokens + attention
+    silent = 0 if asked is None else tokens - asked
+    return 2 * matmul_params(cfg) * tokens + attention - 2 * cfg.vocab_size * cfg.hidden_size * silent
 
 
-def update_flops(cfg: Qwen2Config, tokens: float, keys: float) -> float:
+def update_flops(cfg: Qwen2Config, tokens: float, keys: float, asked: float | None = None) -> float:
     """Of forward and backward, without what rematerialisation does again: the model's, not the machine's."""
-    return 3 * forward_flops(cfg, tokens, keys)
+    return 3 * forward_flops(cfg, tokens, keys, asked)
 
 
 def row_keys(prefix: float, segments: float, segment: float) -> float:

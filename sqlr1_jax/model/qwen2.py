@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from sqlr1_jax.model import attention
 from sqlr1_jax.model import cache as caches
@@ -21,6 +23,7 @@ from sqlr1_jax.model.quantize import Scaled
 from sqlr1_jax.sharding import SAMPLE_RULES, TRAIN_RULES, Rules, constrain
 
 Params = dict[str, Any]
+RESIDUAL = "layer_input"  # its name under rematerialisation
 MASKED_LOGIT = -1e30  # of ids past the tokenizer's; finite, so that 0 · log 0 never arises
 
 
@@ -42,8 +45,9 @@ class Qwen2Config:
     max_positions: int = 32768  # what the model was trained for; written into an export
     param_dtype: str = "float32"
     dtype: str = "float32"
-    remat: str = "none"  # or full: keep each layer's input alone
-    query_chunk: int = 0  # queries at a time in attention; 0: all
+    remat: str = "none"  # or full: keep each layer's input alone; offload: in the host's memory
+    attention: str = "auto"  # the backend: attention.choose
+    query_chunk: int = 0  # queries at a time in XLA's attention; 0: all
     ffw_chunks: int = 1  # time chunks of the feed-forward
     logits_chunk: int = 1024  # places at a time whose logits exist; 0: all at once, and kept for the backward pass
     embed_init: float = 0.02  # standard deviation of random embeddings
@@ -167,14 +171,27 @@ def _row_layers(
     """Hidden states [B, T, D] and, to `keep`, each layer's keys and values [L, B, T, K, h]."""
 
     def layer(x_BTD: jax.Array, w: Params) -> tuple[jax.Array, Any]:
+        x_BTD = checkpoint_name(x_BTD, RESIDUAL)
         q_BTHh, k_BTKh, v_BTKh = _project(x_BTD, w, rope, cfg)
-        o_BTHh = attention.attend(q_BTHh, k_BTKh, v_BTKh, mask, cfg.query_chunk)
+        o_BTHh = attention.attend(q_BTHh, k_BTKh, v_BTKh, mask, cfg.query_chunk, cfg.attention)
         x_BTD = _after_attention(x_BTD, o_BTHh, w, cfg, rules)
         return x_BTD, (k_BTKh, v_BTKh) if keep else (None, None)
 
-    if cfg.remat == "full":
-        layer = jax.checkpoint(layer, prevent_cse=False)
+    if cfg.remat != "none":
+        layer = jax.checkpoint(layer, prevent_cse=False, policy=_kept_by(cfg.remat))
     return jax.lax.scan(layer, x_BTD, layers, unroll=min(cfg.unroll, cfg.num_layers))
+
+
+def _kept_by(remat: str) -> Callable[..., Any] | None:
+    """What the backward pass finds of a layer: its input, on the device or, asynchronously copied, on the host."""
+    if remat == "full":
+        return None
+    return jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[RESIDUAL],
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
 
 
 def _decode_layers(

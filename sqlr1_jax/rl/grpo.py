@@ -54,16 +54,22 @@ def run_stage(run: Run, executor: Executor) -> TrainState:
         longest = batch.with_length(cfg.rows, engine.prompt_tokens + cfg.samples * cfg.sampling.max_tokens)
         stage = Stage(run, executor, problems, engine, program, _reference(run, first), longest, microbatches)
         return loop.train(
-            run, STAGE, cfg.steps, _warmed(stage, first),
+            run, STAGE, cfg.steps, _compiled(stage, first),
             take=lambda at, step: take(stage, at, step),
             evaluate=lambda at: evaluation.greedy_accuracy(run, engine, executor, at.params, held),
             rewind=lambda step: rollouts.cut(run.workdir, step),
         )  # fmt: skip
 
 
-def _warmed(stage: Stage, first: TrainState) -> TrainState:
-    """The same state, with the programs of rows compiled."""
-    cfg = stage.run.cfg.grpo
+def _compiled(stage: Stage, first: TrainState) -> TrainState:
+    """The same state, with all that the stage will run compiled: nothing compiles once steps are on their way."""
+    run, cfg = stage.run, stage.run.cfg.grpo
+    weights, mine = stage.engine.weights(first.params), hosts.share(cfg.prompts)
+    like = stage.problems.prompts[:1] * (mine.stop - mine.start)
+    stage.engine.compile(weights, run.request(like, cfg.samples, cfg.sampling, 0))
+    if run.cfg.evaluate.every:
+        stage.engine.compile(weights, evaluation.request(run, like, 1, 0.0))
+    del weights
     rows, advantage_PG = batch.to_rows([], stage.program.layout, stage.rows), np.zeros((1, cfg.samples), np.float32)
     nothing = batch.assemble(rows, stage.run.mesh, cfg.rows.per_microbatch, stage.microbatches, advantage_PG)
     return state.warm(first, _with_logprobs(stage, first.params, nothing), grpo_loss, cfg, stage.program)

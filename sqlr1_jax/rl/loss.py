@@ -26,7 +26,10 @@ def grpo_loss(logp_BT: jax.Array, entropy_BT: jax.Array, micro: Batch, cfg: conf
     )
     ratio_BT = jnp.exp(logp_BT - old_BT)
     clipped_BT = jnp.clip(ratio_BT, 1 - cfg.clip, 1 + cfg.clip_high)
-    objective_BT = -jnp.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT) - cfg.entropy * entropy_BT
+    policy_BT = jnp.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT)
+    if cfg.importance_cap:
+        policy_BT *= jnp.minimum(jnp.exp(old_BT - sampled_BT), cfg.importance_cap)
+    objective_BT = -policy_BT - cfg.entropy * entropy_BT
     binding_BT = jnp.where(advantage_BT > 0, ratio_BT > 1 + cfg.clip_high, ratio_BT < 1 - cfg.clip)
     metrics = {
         "entropy": entropy_BT,

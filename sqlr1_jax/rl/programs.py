@@ -125,8 +125,7 @@ class Step:
         def function(params: Any, slots: Any, arrivals: Any, step: Any) -> Any:
             return decode.fill(params, slots, arrivals, step, self.cfg.seed, self.model)
 
-        unembedding = 2 * self.model.vocab_size * self.model.hidden_size * R * S  # which prefill leaves out
-        work = flops.forward_flops(self.model, R * S, R * flops.row_keys(S, 0, 0)) - unembedding
+        work = flops.forward_flops(self.model, R * S, R * flops.row_keys(S, 0, 0), asked=0)
         inputs, living = (self.sampler, _made_by(self.empty), arrivals, step), (self.state, self.reference)
         return Program(self.engine.mesh, function, inputs, living, donated=(1,), flops=work)
 
@@ -182,10 +181,11 @@ class Step:
         rows = Rows(*[real if name in ("weight", "logprob") else whole for name in Rows._fields])
         return Batch(rows, real, real, real, _array((), jnp.int32, self.mesh))
 
-    def _work(self) -> tuple[float, float]:
-        """Tokens of all microbatches, and the keys that they see: of groups as long as they may be."""
-        rows = self.microbatches * self.rows
-        return rows * self.row_tokens, rows * flops.row_keys(*dataclasses.astuple(self.layout))
+    def _work(self) -> tuple[float, float, float]:
+        """Tokens of all microbatches, the keys that they see, and those asked: of groups as long as they may be."""
+        rows, layout = self.microbatches * self.rows, self.layout
+        keys, asked = flops.row_keys(*dataclasses.astuple(layout)), layout.segments * layout.segment
+        return rows * self.row_tokens, rows * keys, rows * asked
 
 
 def _array(

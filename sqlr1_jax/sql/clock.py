@@ -8,9 +8,10 @@ all others are SQLite's own.
 from __future__ import annotations
 
 import functools
-import sqlite3
 from collections.abc import Callable
 from typing import Any
+
+from sqlr1_jax.sql import backends
 
 NOW = "2025-01-01 00:00:00"
 _FUNCTIONS = "date time datetime julianday unixepoch strftime timediff current_date current_time current_timestamp"
@@ -21,9 +22,9 @@ _TIME_ARGUMENTS = {
 }  # where a moment stands; elsewhere it is the first argument
 
 
-def stop_clock(connection: sqlite3.Connection) -> None:
+def stop_clock(connection: Any, backend: str = "sqlite3") -> None:
     """Replaces the date functions of a connection by ones whose now is NOW."""
-    helper = sqlite3.connect(":memory:", isolation_level=None)
+    helper = backends.connect(backend, ":memory:")
     known = {name for (name,) in helper.execute("SELECT name FROM pragma_function_list")}
     for name in FUNCTIONS & known:
         connection.create_function(name, -1, _fixed(helper, name), deterministic=True)
@@ -33,7 +34,7 @@ def stop_clock(connection: sqlite3.Connection) -> None:
         connection.create_function(constant, 0, functools.partial(str, moment), deterministic=True)
 
 
-def _fixed(helper: sqlite3.Connection, name: str) -> Callable[..., Any]:
+def _fixed(helper: Any, name: str) -> Callable[..., Any]:
     places = _TIME_ARGUMENTS.get(name, (0,))
 
     @functools.lru_cache(maxsize=16_384, typed=True)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+from typing import Any
+
+from sqlr1_jax.sql import backends
 
 
 class DatabaseError(Exception):
     """A database file that cannot be read; the message names the file and the fix."""
 
 
-def open_readonly(path: str | os.PathLike[str]) -> sqlite3.Connection:
+def open_readonly(path: str | os.PathLike[str], backend: str = "sqlite3") -> Any:
     """Opens a database file read-only and immutable: no locks, no journal, no write, whatever SQL says.
 
-    The connection is in autocommit mode and caches no statement, so that a statement's steps are counted
-    from 0. Raises DatabaseError when the file is missing, empty or no SQLite database.
+    backend: of sql/backends.py. Raises DatabaseError when the file is missing, empty or no SQLite database.
     """
     name = os.path.abspath(os.fspath(path))
     _check_file(name)
@@ -23,7 +25,7 @@ def open_readonly(path: str | os.PathLike[str]) -> sqlite3.Connection:
     uri = f"file://{escaped}?mode=ro&immutable=1"
     connection = None
     try:
-        connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)
+        connection = backends.connect(backend, uri)
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.Error as error:
         if connection is not None:
@@ -39,11 +41,6 @@ def _check_file(name: str) -> None:
         raise DatabaseError(f"{name} does not exist: check the folder of databases and the record's db_id.")
     if os.path.getsize(name) == 0:
         raise DatabaseError(f"{name} is empty (0 bytes), so it has no tables: restore the file.")
-
-
-def sqlite_version() -> str:
-    """The version of the SQLite library that answers; results are comparable within one version."""
-    return sqlite3.sqlite_version
 
 
 def content_hash(path: str | os.PathLike[str]) -> str:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlr1_jax.files import write_whole
+from sqlr1_jax.sql import backends
 from sqlr1_jax.sql.clock import NOW
-from sqlr1_jax.sql.database import content_hash, sqlite_version
+from sqlr1_jax.sql.database import content_hash
 from sqlr1_jax.sql.executor import Outcome, outcome_from
 from sqlr1_jax.sql.sandbox import Limits
 
@@ -32,7 +33,8 @@ class GoldFile:
     def __init__(self, folder: Path, database: Path, cfg: Execute) -> None:
         """Reads what `folder` knows of a database's content. Raises DatabaseError when it has no such file."""
         limits = [getattr(cfg, name) for name in Limits._fields]
-        rest = hashlib.blake2b(json.dumps([FORM, sqlite_version(), NOW, limits]).encode(), digest_size=6).hexdigest()
+        key = json.dumps([FORM, backends.version(cfg.backend), NOW, limits])
+        rest = hashlib.blake2b(key.encode(), digest_size=6).hexdigest()
         self.path = folder / f"{content_hash(database)}-{rest}.jsonl"
         self._outcomes = _read(self.path)
         self._new: dict[str, Outcome] = {}

@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import os
 import sqlite3
+from typing import Any
 
-from sqlr1_jax.sql import clock, official
+from sqlr1_jax.sql import backends, clock, official
 from sqlr1_jax.sql.sandbox import Limits, Manner, Row, Session
 
 _FUNCTIONS = """
@@ -29,9 +30,9 @@ class OfficialSession(Session):
 
     needs_statement = False
 
-    def __init__(self, path: str, drops_bytes: bool):
+    def __init__(self, path: str, backend: str, drops_bytes: bool):
         """Raises DatabaseError when the file is there and cannot be read."""
-        super().__init__(path, clocked=False)
+        super().__init__(path, clocked=False, backend=backend)
         self.connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 1)
         if drops_bytes:
             self.connection.text_factory = _decode
@@ -40,10 +41,10 @@ class OfficialSession(Session):
         """All rows and the columns' names; none of either for a comment."""
         return self._execute(sql, max_steps, limits)
 
-    def _open(self, path: str) -> sqlite3.Connection:
+    def _open(self, path: str) -> Any:
         if os.path.exists(path) and os.path.getsize(path):
             return super()._open(path)
-        return sqlite3.connect(":memory:", isolation_level=None, cached_statements=0)
+        return backends.connect(self._backend, ":memory:")
 
     def _authorize(self, action: int, first: str | None, second: str | None, *rest: str | None) -> int:
         harmless = (

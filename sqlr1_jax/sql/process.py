@@ -10,6 +10,7 @@ import sys
 import time
 from typing import Any
 
+from sqlr1_jax.sql import backends
 from sqlr1_jax.sql.worker import FrameReader, encode_frame
 
 START_SECONDS = 60.0  # an import on a cold, loaded machine
@@ -38,7 +39,11 @@ class WorkerProcess:
     """One `python -m sqlr1_jax.sql.worker`: no site packages, no environment, its own session, nothing inherited."""
 
     def __init__(self, settings: dict[str, Any]):
-        """settings: the fields of config.Execute. Returns at once; the first answer waits for the start."""
+        """settings: the fields of config.Execute. Returns at once; the first answer waits for the start.
+
+        Raises BackendError where the backend is not installed.
+        """
+        file = backends.find(settings["backend"])
         self.jobs = 0  # sent so far
         self._reader = FrameReader()
         self._process = subprocess.Popen(
@@ -55,7 +60,7 @@ class WorkerProcess:
         self._sink, self._source = self._process.stdin.fileno(), self._process.stdout.fileno()
         self._poll = select.poll()
         self._poll.register(self._source, select.POLLIN)
-        self._send(settings)
+        self._send(settings | {"backend_file": file})
         self._ready = False
 
     @property

@@ -8,15 +8,15 @@ version.
 
 from __future__ import annotations
 
-import re
 import sqlite3
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import closing
 from itertools import chain
 from typing import Any, NamedTuple
 
-from sqlr1_jax.sql import clock
+from sqlr1_jax.sql import backends, clock
 from sqlr1_jax.sql.database import DatabaseError, open_readonly
 
 STEPS_PER_TICK = 1000  # resolution of the step count: each tick costs a call into Python, 0.1 µs of about 10
@@ -24,7 +24,6 @@ MAX_SESSIONS = 32  # connections kept open
 ROWS_AT_A_TIME = 64  # fetched between two looks at the caps
 
 _SIZED = (str, bytes)
-_LEADING = re.compile(r"(?:[\s;]|--[^\n]*|/\*.*?(?:\*/|\Z))*+(\w*)", re.DOTALL)
 
 LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: 1_000_000,  # bytes of a value or row: one step works on no more than that
@@ -92,9 +91,9 @@ class Session:
 
     needs_statement = True  # a text without any, a comment say, is an error
 
-    def __init__(self, path: str, clocked: bool):
-        """Raises DatabaseError when the file cannot be read."""
-        self._clocked = clocked
+    def __init__(self, path: str, clocked: bool, backend: str = "sqlite3"):
+        """backend: of sql/backends.py. Raises DatabaseError when the file cannot be read."""
+        self._clocked, self._backend = clocked, backend
         self._ticks = 0
         self._ticks_allowed = 0
         self.denied = ""  # why the authorizer refused the last statement
@@ -134,8 +133,8 @@ class Session:
             return False
         return True
 
-    def _open(self, path: str) -> sqlite3.Connection:
-        return open_readonly(path)
+    def _open(self, path: str) -> Any:
+        return open_readonly(path, self._backend)
 
     def _execute(self, sql: str, max_steps: int, limits: Limits) -> tuple[list[Row], tuple[str, ...]]:
         self._begin(max_steps)
@@ -160,13 +159,13 @@ class Session:
         for limit, value in LIMITS.items():
             connection.setlimit(limit, min(value, connection.getlimit(limit)))
         if self._clocked:
-            clock.stop_clock(connection)
+            clock.stop_clock(connection, self._backend)
         connection.set_authorizer(self._authorize)
         connection.set_progress_handler(self._tick, STEPS_PER_TICK)
 
     def _tick(self) -> bool:
         self._ticks += 1
-        return self.out_of_steps
+        return self._ticks > self._ticks_allowed
 
     def _authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
         if action == sqlite3.SQLITE_FUNCTION:
@@ -184,19 +183,18 @@ class Session:
         return sqlite3.SQLITE_DENY
 
 
-Manner = Callable[[str], Session]
+Manner = Callable[[str, str], Session]  # of a database and a backend
 
 
 class Sandbox:
     """Runs statements one after another; none of them changes what a later one answers."""
 
-    def __init__(self, limits: Limits):
-        self.limits = limits
+    def __init__(self, limits: Limits, backend: str = "sqlite3"):
+        self.limits, self._backend = limits, backend
         self.exhausted = False  # memory ran out once: the process should be replaced
         self._sessions: OrderedDict[tuple[str, bool], Session] = OrderedDict()
-        with sqlite3.connect(":memory:") as connection:
+        with closing(backends.connect(backend, ":memory:")) as connection:
             connection.execute(f"PRAGMA hard_heap_limit={limits.heap_bytes}")
-        connection.close()
 
     def query(self, database: str, sql: str, max_steps: int, manner: Manner | None = None) -> Result:
         """Runs one statement. Never raises for what SQL or a database file can do.
@@ -219,12 +217,12 @@ class Sandbox:
             self._sessions.popitem()[1].connection.close()
 
     def _query(self, database: str, sql: str, max_steps: int, manner: Manner | None) -> Result:
-        word = _first_word(sql)
+        word = backends.first_word(sql)
         if word in STATEMENTS_DENIED and manner is None:
             return _failed("denied", f"{word.upper()} is not allowed here; only SELECT, WITH and VALUES are")
         try:
             if manner is not None:
-                return self._run_alone(manner(database), sql, max_steps)
+                return self._run_alone(manner(database, self._backend), sql, max_steps)
             session = self._session(database, clocked=False)
             result = self._run(session, sql, max_steps)
             if session.wants_clock:
@@ -255,14 +253,14 @@ class Sandbox:
 
     def _session(self, database: str, clocked: bool) -> Session:
         key = database, clocked
-        session = self._sessions.pop(key, None) or Session(database, clocked)
+        session = self._sessions.pop(key, None) or Session(database, clocked, self._backend)
         self._sessions[key] = session
         if len(self._sessions) > MAX_SESSIONS:
             self._sessions.popitem(last=False)[1].connection.close()
         return session
 
 
-def _fetch(cursor: sqlite3.Cursor, limits: Limits) -> list[Row]:
+def _fetch(cursor: Any, limits: Limits) -> list[Row]:
     rows: list[Row] = []
     size = 0
     while chunk := cursor.fetchmany(ROWS_AT_A_TIME):
@@ -293,11 +291,6 @@ def _classify(error: Exception, session: Session, sql: str) -> tuple[str, str]:
 
 def _failed(kind: str, message: str) -> Result:
     return Result(kind, [], (), 0, 0.0, message)
-
-
-def _first_word(sql: str) -> str:
-    """The first word in lower case, after white space, comments and empty statements."""
-    return _LEADING.match(sql).group(1).lower()  # type: ignore[union-attr]  # matches the empty string too
 
 
 def _decode(text: bytes) -> str:

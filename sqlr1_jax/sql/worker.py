@@ -20,9 +20,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sqlr1_jax.sql import official
+from sqlr1_jax.sql import backends, official
 from sqlr1_jax.sql.compare import canonical_hash, cell_overlap, compare
-from sqlr1_jax.sql.database import sqlite_version
 from sqlr1_jax.sql.gold import GoldStore
 from sqlr1_jax.sql.official_session import MANNERS
 from sqlr1_jax.sql.sandbox import Limits, Manner, Result, Row, Sandbox
@@ -74,7 +73,7 @@ class Judge:
         self._settings = settings
         self._announce = announce
         self._golds: dict[Manner | None, GoldStore] = defaultdict(GoldStore)
-        self.sandbox = Sandbox(limits)
+        self.sandbox = Sandbox(limits, settings["backend"])
 
     def answer(self, job: dict[str, Any]) -> dict[str, Any]:
         """What became of a job {database, sql, gold, rule, ordered, repeats}; gold None: it is run and not judged.
@@ -212,9 +211,10 @@ def _serve(source: int, sink: _Sink) -> None:
     """Answers until the other end closes. A query that outlives its parent is ended by the alarm."""
     frames = _frames(source)
     settings = next(frames)
+    backends.load(settings["backend"], settings["backend_file"])
     _restrict(settings)
     judge = Judge(settings, lambda phase: sink.put({"phase": phase}))
-    sink.put({"ready": sqlite_version()})
+    sink.put({"ready": backends.version(settings["backend"])})
     sink.flush()
     for jobs in frames:
         for job in jobs:

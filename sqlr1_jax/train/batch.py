@@ -77,10 +77,10 @@ def place_weights(rows: Rows, aggregation: str, constant: int = 1) -> npt.NDArra
 
 
 def forward_flops(rows: Rows, model: qwen2.Qwen2Config) -> float:
-    """Floating-point operations of one forward pass over the rows' tokens, padding not counted."""
-    held = rows.prefix > 0
+    """Floating-point operations of one forward pass over the rows' tokens: no padding, logits where they are asked."""
+    held, asked = rows.prefix > 0, float((rows.weight > 0).sum())
     # A token sees its prefix and its own segment up to itself, so as many keys as its position says.
-    return flops.forward_flops(model, float(held.sum()), float((rows.positions[held] + 1).sum()))
+    return flops.forward_flops(model, float(held.sum()), float((rows.positions[held] + 1).sum()), asked)
 
 
 def assemble(

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sqlr1_jax import config, sharding
 from sqlr1_jax.model import attention
 from sqlr1_jax.model.attention import Mask, attend
 
@@ -112,6 +113,63 @@ def test_a_query_that_sees_nothing_stays_finite() -> None:
 def test_causal_hides_padding() -> None:
     mask = attention.causal(jnp.zeros((2, 4), jnp.int32), jnp.array([2, 4]))
     assert mask.prefix_BT.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]] and not mask.segment_BT.any()
+
+
+STRIDED, PLAIN, PACKED = (4096, 2048), (4096, 0), (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "platform", "parts", "dtype", "head_size", "chosen"),
+    [
+        ("auto", "cpu", STRIDED, "bfloat16", 128, "xla"),
+        ("auto", "tpu", STRIDED, "bfloat16", 128, "splash"),
+        ("auto", "tpu", STRIDED, "float32", 64, "splash"),
+        ("auto", "tpu", PLAIN, "bfloat16", 64, "splash"),
+        ("auto", "tpu", PACKED, "bfloat16", 128, "xla"),
+        ("auto", "tpu", STRIDED, "bfloat16", 32, "xla"),  # half of a register's lanes empty, and more
+        ("auto", "tpu", (64, 0), "bfloat16", 128, "xla"),  # less than a block
+        ("auto", "gpu", STRIDED, "bfloat16", 128, "cudnn"),
+        ("auto", "gpu", PLAIN, "float16", 64, "cudnn"),
+        ("auto", "gpu", STRIDED, "float32", 128, "xla"),
+        ("auto", "gpu", (4097, 601), "bfloat16", 128, "xla"),  # cuDNN's masks have even sides
+        ("auto", "gpu", PACKED, "bfloat16", 128, "xla"),
+        ("xla", "tpu", STRIDED, "bfloat16", 128, "xla"),
+        ("splash", "cpu", STRIDED, "float32", 4, "splash"),
+        ("splash", "tpu", PACKED, "bfloat16", 128, "xla"),
+        ("cudnn", "gpu", STRIDED, "bfloat16", 128, "cudnn"),
+    ],
+)
+def test_who_computes(
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str,
+    platform: str,
+    parts: tuple[int, int],
+    dtype: str,
+    head_size: int,
+    chosen: str,
+) -> None:
+    monkeypatch.setattr(attention, "_platform", lambda: platform)
+    length = parts[0] + 8 * parts[1] or 4096
+    ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    queries = jax.ShapeDtypeStruct((1, length, 14, head_size), jnp.dtype(dtype))
+    assert attention.choose(asked, queries, Mask(ids, ids, *parts)) == chosen  # type: ignore[arg-type]
+
+
+def test_a_backend_that_is_asked_for_computes() -> None:
+    prefix, segment = (jnp.asarray(x) for x in strided())
+    mask, narrow = Mask(prefix, segment, PREFIX, SEGMENT), tuple(x.astype(jnp.float32) for x in inputs())
+    jaxpr = str(jax.make_jaxpr(lambda *x: attend(*x, mask, backend="splash"))(*narrow))
+    assert "pallas_call" in jaxpr
+    assert "pallas_call" not in str(jax.make_jaxpr(lambda *x: attend(*x, mask))(*narrow))
+
+
+def test_the_platform_is_that_of_the_mesh() -> None:
+    with jax.set_mesh(sharding.make_mesh(config.Mesh())):
+        assert jax.jit(lambda: jnp.int32(attention._platform() == "cpu"))() == 1
+    device = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("rows",), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert attention._platform() == "tpu"
 
 
 def test_an_unknown_backend_is_named() -> None:

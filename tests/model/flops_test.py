@@ -39,6 +39,13 @@ def test_an_update_is_three_forward_passes() -> None:
     assert flops.update_flops(small.MODEL, 10, 40) == 3 * flops.forward_flops(small.MODEL, 10, 40)
 
 
+def test_a_token_that_is_not_asked_saves_its_logits() -> None:
+    cfg = small.MODEL
+    some, every = flops.forward_flops(cfg, 10, 40, asked=7), flops.forward_flops(cfg, 10, 40)
+    assert every - some == 3 * 2 * cfg.vocab_size * cfg.hidden_size
+    assert flops.update_flops(cfg, 10, 40, asked=7) == 3 * some
+
+
 def test_keys_of_a_row_are_those_its_mask_allows() -> None:
     by_loop = sum(t + 1 for t in range(5)) + 3 * sum(5 + t + 1 for t in range(4))
     assert flops.row_keys(5, 3, 4) == by_loop

@@ -148,6 +148,45 @@ def test_a_step_writes_its_rollouts_and_takes_the_data_in_order(run: Run, execut
     assert engine.asked == [(0, 4, 1.0, step) for step in range(3)]
 
 
+@pytest.mark.parametrize("steps", [4, pytest.param(200, marks=pytest.mark.nightly)])
+def test_all_sizes_are_compiled_before_the_first_step(
+    run: Run, executor: Executor, steps: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Answers of a few words and of dozens, by JAX's own log of what it compiles."""
+
+    def say(example: Any, g: int) -> str:
+        words = 1 if g == 0 else int(rng.integers(1, longest))
+        return answer.write("the " * words, example.sql if g == 0 else "SELECT 'wrong'", "reasoning")
+
+    rng, longest = np.random.default_rng(0), 40
+    rows = config.Rows(per_microbatch=2, buckets=3, prefix=192, segment=96)
+    stage = _stage(_with(run, rows=rows, kl=0.1, old_logprobs="trainer"), executor, say)
+    assert [layout.segment for layout in packing.ladder(packing.Layout(192, 2, 96), 3)] == [48, 72, 96]
+    compiled: list[list[str]] = []
+    lengths = []
+    with jax.set_mesh(run.mesh), jax.log_compiles(), caplog.at_level("WARNING"):
+        at = grpo._compiled(stage, state.create(initial(run), stage.program))
+        assert int(at.step) == 0
+        before = _compiled(caplog)
+        for step in range(steps):
+            longest = 40 if step % 2 else 4
+            taken = grpo.take(stage, at, step)
+            at = taken.state
+            compiled.append(_compiled(caplog))
+            lengths.append(_values(taken)["completion/max_tokens"])
+    assert min(lengths) <= 48 and max(lengths) > 72
+    assert {"jit(update)", "jit(score)"} <= set(before)
+    assert not {"jit(update)", "jit(score)"} & set(compiled[0])
+    assert not any(compiled[1:])
+
+
+def _compiled(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Names of the programs compiled since it was last asked."""
+    said = [record.getMessage() for record in caplog.records]
+    caplog.clear()
+    return [line.split()[1] for line in said if line.startswith("Compiling ")]
+
+
 @given(st.integers(0, 10**6), st.lists(st.booleans(), min_size=6, max_size=6))
 def test_kept_rows_hold_the_groups_that_count_and_no_row_of_nothing(seed: int, keep: list[bool]) -> None:
     rows = packing.packed(small.groups(6, 2, seed), 40)

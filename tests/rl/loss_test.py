@@ -44,6 +44,8 @@ def _by_hand(logp: np.ndarray, entropy: np.ndarray, fed: Batch, cfg: config.Grpo
             advantage = float(fed.advantage_MBT[b, t])
             clipped = min(max(ratio, 1 - cfg.clip), 1 + cfg.clip_high)
             policy = -min(ratio * advantage, clipped * advantage)
+            if cfg.importance_cap:
+                policy *= min(math.exp(fed.old_MBT[b, t] - fed.rows.logprob[b, t]), cfg.importance_cap)
             gap = float(fed.reference_MBT[b, t]) - float(logp[b, t])
             kl = math.exp(gap) - gap - 1
             total += weight * (policy + cfg.kl * kl - cfg.entropy * float(entropy[b, t]))
@@ -55,13 +57,14 @@ def _by_hand(logp: np.ndarray, entropy: np.ndarray, fed: Batch, cfg: config.Grpo
     return total, means | {"ratio/max": max(row[3] for row in seen)}
 
 
-@given(st.integers(0, 10**6))
-def test_value_and_metrics_are_the_formulas(seed: int) -> None:
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.5, 2.0]))
+def test_value_and_metrics_are_the_formulas(seed: int, cap: float) -> None:
     logp, entropy, fed = _fed(seed)
     if not fed.rows.weight.any():
         return
-    value, sums = grpo_loss(logp, entropy, fed, CFG)
-    want, means = _by_hand(logp, entropy, fed, CFG)
+    cfg = dataclasses.replace(CFG, importance_cap=cap)
+    value, sums = grpo_loss(logp, entropy, fed, cfg)
+    want, means = _by_hand(logp, entropy, fed, cfg)
     assert float(value) == pytest.approx(want, rel=1e-4, abs=1e-5)
     assert {name: float(a / b) for name, (a, b) in sums.items()} == pytest.approx(means, rel=1e-4)
 

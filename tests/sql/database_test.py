@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sqlr1_jax.sql.database import DatabaseError, content_hash, open_readonly, sqlite_version
+from sqlr1_jax.sql.database import DatabaseError, content_hash, open_readonly
 
 
 def test_reads_rows_and_leaves_no_trace(pets: Path) -> None:
@@ -48,7 +48,3 @@ def test_content_hash_follows_the_bytes(tmp_path: Path) -> None:
     assert content_hash(tmp_path / "a") == content_hash(tmp_path / "b") != content_hash(tmp_path / "c")
     with pytest.raises(DatabaseError, match="does not exist"):
         content_hash(tmp_path / "d")
-
-
-def test_version_is_the_librarys() -> None:
-    assert sqlite_version() == sqlite3.sqlite_version

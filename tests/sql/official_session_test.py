@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sqlr1_jax.sql import backends
 from sqlr1_jax.sql.database import content_hash
 from sqlr1_jax.sql.official_session import MANNERS
 from sqlr1_jax.sql.sandbox import Limits, Result, Sandbox
@@ -14,9 +15,9 @@ from sqlr1_jax.sql.sandbox import Limits, Result, Sandbox
 LIMITS = Limits(max_steps=1_000_000, max_rows=1000, max_bytes=100_000, heap_bytes=0)  # 0: none, tests share a process
 
 
-@pytest.fixture
-def box() -> Iterator[Sandbox]:
-    with closing(Sandbox(LIMITS)) as box:
+@pytest.fixture(params=backends.NAMES)
+def box(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    with closing(Sandbox(LIMITS, request.param)) as box:
         yield box
 
 
@@ -56,6 +57,7 @@ def test_defect_03_and_13_what_could_write_or_reach_out_is_denied(box: Sandbox, 
     assert run(box, pets, "SELECT count(*) FROM dogs").rows == [(4,)]
 
 
+@pytest.mark.parametrize("box", ["sqlite3"], indirect=True)
 def test_bytes_that_are_no_text_are_dropped_or_an_error(box: Sandbox, pets: Path) -> None:
     sql = "SELECT CAST(x'FF41' AS TEXT)"
     assert run(box, pets, sql, "official_spider").rows == [("A",)]
