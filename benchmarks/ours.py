@@ -23,6 +23,7 @@ from sqlr1_jax.train.batch import Batch
 from sqlr1_jax.train.state import Program, TrainState
 
 LOSS = config.Grpo(kl=0.0, entropy=0.0)
+OPTIMIZER = config.Optimizer(learning_rate=1e-6, clip_norm=0.0)
 
 
 def _model(job: dict[str, Any], work: Workload) -> Qwen2Config:
@@ -85,13 +86,17 @@ def fed(work: Workload, naive: bool, microbatch: int, mesh: jax.sharding.Mesh) -
 
 
 def update(job: dict[str, Any], work: Workload) -> Callable[[], Facts]:
-    """One call is one optimiser step. The first also writes its gradient to job["gradient"], where that is given."""
-    model, mesh = _model(job, work), _mesh()
-    optimizer = config.Optimizer(learning_rate=1e-6, clip_norm=0.0)
+    """One call is one optimiser step. The first also writes its gradient to job["gradient"], where that is given.
+
+    `temporaries` are the bytes that XLA asks for beside arguments and results; of the naive way also with a group a
+    microbatch, which is compiled and never run.
+    """
+    model, mesh, naive = _model(job, work), _mesh(), job["engine"] == "naive"
     with jax.set_mesh(mesh):
-        rows, layout = fed(work, job["engine"] == "naive", job.get("microbatch", 1), mesh)
-        program = Program(model, optimizer, 1000, layout)
+        rows, layout = fed(work, naive, job.get("microbatch", 1), mesh)
+        program = Program(model, OPTIMIZER, 1000, layout)
         held = state.create(huggingface.load(job["weights"], model, mesh), program)
+        sizes: Facts = {}
         compiled: Any = None
 
     def run() -> Facts:
@@ -100,20 +105,28 @@ def update(job: dict[str, Any], work: Workload) -> Callable[[], Facts]:
             first = compiled is None
             if first:
                 compiled = state.update.lower(held, rows, grpo_loss, LOSS, program).compile()
+                sizes["temporaries"] = _temporaries(compiled)
+                if naive:
+                    whole, _ = fed(work, naive, work.samples, mesh)
+                    by_group = state.update.lower(held, whole, grpo_loss, LOSS, program).compile()
+                    sizes["temporaries_of_a_group"] = _temporaries(by_group)
             held, sums = compiled(held, rows)
             means = state.means(sums)
             jax.block_until_ready(held)
         if first and job.get("gradient"):
-            _write_gradient(held, optimizer, job["gradient"])
-        temporaries = compiled.memory_analysis().temp_size_in_bytes
-        return {"loss": means["loss"], "temporaries": temporaries, **_on_device()}
+            _write_gradient(held, job["gradient"])
+        return {"loss": means["loss"], **sizes, **_on_device()}
 
     return run
 
 
-def _write_gradient(held: TrainState, optimizer: config.Optimizer, path: str) -> None:
+def _temporaries(compiled: Any) -> int:
+    return int(compiled.memory_analysis().temp_size_in_bytes)
+
+
+def _write_gradient(held: TrainState, path: str) -> None:
     """Adam's first moment after one step is (1 − b1) times the gradient."""
     leaves = jax.tree_util.tree_leaves_with_path(held.opt_state)
     moments = [leaf for at, leaf in leaves if any(getattr(key, "name", "") == "mu" for key in at)]
     flat = np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in moments])
-    np.save(path, flat / (1 - optimizer.b1))
+    np.save(path, flat / (1 - OPTIMIZER.b1))

@@ -68,22 +68,16 @@ class Workload:
         return int(self.lengths_PG().sum())
 
 
-def unembedding_flops(cfg: Qwen2Config, tokens: float) -> float:
-    """Of the logits at `tokens` places."""
-    return 2.0 * cfg.vocab_size * cfg.hidden_size * tokens
-
-
 def forward_floor(work: Workload) -> float:
     """Operations of one forward pass over every prompt, once, and its completions; logits of completions alone.
 
     A prompt's last token is counted with each completion that it begins: what it predicts there is the first token.
     """
-    cfg, prefix = work.config, work.prompt - 1
+    prefix = work.prompt - 1
     lengths_N = work.lengths_PG().ravel().astype(float)
     keys = work.prompts * prefix * (prefix + 1) / 2 + (lengths_N * prefix + lengths_N * (lengths_N + 1) / 2).sum()
     prefixes = float(work.prompts * prefix)
-    whole = flops.forward_flops(cfg, prefixes + lengths_N.sum(), keys)
-    return whole - unembedding_flops(cfg, prefixes)
+    return flops.forward_flops(work.config, prefixes + lengths_N.sum(), keys, asked=lengths_N.sum())
 
 
 def rollout_floor(work: Workload) -> float:

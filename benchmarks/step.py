@@ -7,7 +7,7 @@ The parts follow each other in a step and are given as fractions of it: `rollout
 made anew, sampling, SQL handed over as samples end), `pack`, `reward_wait` (what SQL and rewards still take when
 sampling and packing are done), `update` (log-probabilities of the reference, loss, gradient, optimiser), and `rest`.
 `execute` is how long SQL was at work beside them. The host goes on while the device is still at the update, so what is
-left of an update counts to the next `rollout`; --sync makes a run's own host wait, and each part's device time its own.
+left of an update counts to the next `rollout`.
 The first steps compile and are left out; evaluations and checkpoints stand between steps and are not counted.
 """
 
@@ -54,13 +54,13 @@ def result(name: str, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def run(size: str, steps: int, workdir: Path, sync: bool, more: Sequence[str]) -> None:
-    """A run of `size` with so many steps of GRPO, nothing evaluated; `sync`: the host waits for the CPU as a device."""
+def run(size: str, steps: int, workdir: Path, more: Sequence[str]) -> None:
+    """A run of `size` with so many steps of GRPO, nothing evaluated."""
     command = [sys.executable, "-m", "sqlr1_jax.main", f"--config=configs/grpo.py:{size}", f"--workdir={workdir}"]
     command += ["--config.stages=('data','cold_start','grpo')", f"--config.grpo.steps={steps}"]
     command += ["--config.evaluate.every=0", *more]
     root = measure.HERE.parent
-    environment = os.environ | {"PYTHONPATH": str(root), "JAX_CPU_ENABLE_ASYNC_DISPATCH": str(not sync)}
+    environment = os.environ | {"PYTHONPATH": str(root)}
     subprocess.run(command, check=True, cwd=root, env=environment, stdout=sys.stderr)
 
 
@@ -78,14 +78,13 @@ def main() -> None:
     parser.add_argument("--size", default="smoke", help="of configs/grpo.py, for a run of its own")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--skip", type=int, default=2, help="first steps to leave out")
-    parser.add_argument("--sync", action="store_true", help="the host waits for the device; on CPU")
     parser.add_argument("--json", action="store_true", help="one JSON line at the end")
     args, more = parser.parse_known_args()
     if args.workdir:
         lines, name = steps_of(args.workdir, args.skip), args.workdir.name
     else:
         with tempfile.TemporaryDirectory() as folder:
-            run(args.size, args.steps, Path(folder), args.sync, more)
+            run(args.size, args.steps, Path(folder), more)
             lines, name = steps_of(Path(folder), args.skip), args.size
     made = result(name, lines)
     print("| part | of a step |\n|---|---|")
