@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--naive-microbatch", type=int, default=1, help="rows")
     parser.add_argument("--trl-microbatch", type=int, default=1, help="rows")
-    parser.add_argument("--ours", default="{}", help="settings of the model for ours and naive, as JSON")
+    parser.add_argument("--ours", default='{"query_chunk": 128}', help="settings of ours and naive's model, JSON")
     parser.add_argument("--platform", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument("--json", action="store_true", help="one JSON line at the end")
     args = parser.parse_args()

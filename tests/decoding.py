@@ -66,7 +66,7 @@ def _greedy(
         token_PG = jnp.argmax(logits_PGV, axis=-1).astype(jnp.int32)
         return (token_PG, cache), (token_PG, logits_PGV)
 
-    return jax.lax.scan(step, (jnp.full(cache.v[0].shape[-5:-3], last, jnp.int32), cache), None, length=steps)[1]
+    return jax.lax.scan(step, (jnp.full(cache.v[0].values.shape[-5:-3], last, jnp.int32), cache), None, length=steps)[1]
 
 
 def decode_step(

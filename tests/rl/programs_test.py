@@ -117,7 +117,9 @@ def test_the_compiled_update_does_what_training_does(step: Step, real: state.Tra
 def test_work_is_counted_for_all_chips(step: Step) -> None:
     tokens = 8 * (32 + 2 * 8)
     assert step.update.flops == pytest.approx(3 * step.score.flops)
-    assert step.update.flops > 6 * tokens * (qwen2.count_params(step.model) - step.model.hidden_size * 100)
+    unembedding = step.model.vocab_size * step.model.hidden_size
+    layers = qwen2.count_params(step.model) - unembedding - step.model.hidden_size * 100
+    assert step.update.flops > 6 * (tokens * layers + 8 * 2 * 8 * unembedding)
     assert step.decode.turns == 8
     assert step.update.turns == 2
 
