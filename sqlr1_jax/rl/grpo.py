@@ -54,10 +54,11 @@ def run_stage(run: Run, executor: Executor) -> TrainState:
         longest = batch.with_length(cfg.rows, engine.prompt_tokens + cfg.samples * cfg.sampling.max_tokens)
         stage = Stage(run, executor, problems, engine, program, _reference(run, first), longest, microbatches)
         return loop.train(
-            run, STAGE, cfg.steps, _compiled(stage, first),
+            run, STAGE, cfg.steps, first,
             take=lambda at, step: take(stage, at, step),
             evaluate=lambda at: evaluation.greedy_accuracy(run, engine, executor, at.params, held),
             rewind=lambda step: rollouts.cut(run.workdir, step),
+            prepare=lambda at: _compiled(stage, at),
         )  # fmt: skip
 
 

@@ -43,6 +43,7 @@ def train(
     take: Callable[[TrainState, int], Step],
     evaluate: Callable[[TrainState], float] | None = None,
     rewind: Callable[[int], None] = lambda step: None,
+    prepare: Callable[[TrainState], TrainState] = lambda state: state,
 ) -> TrainState:
     """Runs `take` from where the stage's checkpoints end up to `steps`.
 
@@ -54,6 +55,7 @@ def train(
       take: one step, by state and step number from 0.
       evaluate: scores the weights every cfg.evaluate.every steps and at the end; the best step is kept.
       rewind: told the step that the stage goes on from, to drop what lies past it.
+      prepare: compiles what the steps run, where there are steps left; gives the state back as it was.
 
     Raises:
       Interrupted: after a signal, once the state is saved.
@@ -62,6 +64,7 @@ def train(
     checkpoints = run.checkpoints(stage)
     state, done = _resume(checkpoints, state)
     rewind(done)
+    state = prepare(state) if done < steps else state
     every, due = run.cfg.evaluate.every, run.cfg.checkpoint.every
     metrics = Metrics(run.workdir, stage, hosts.first())
     with metrics, Interrupt() as interrupt, _bar(stage, done, steps) as bar:

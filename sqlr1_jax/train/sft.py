@@ -57,8 +57,10 @@ def run_stage(run: Run) -> TrainState:
 
     with jax.set_mesh(run.mesh):
         nothing = batch.assemble(batch.to_rows([], layout, rows_cfg), run.mesh, cfg.rows.per_microbatch, microbatches)
-        first = state.warm(state.create(parameters(run, ()), program), nothing, sft_loss, None, program)
-        return loop.train(run, STAGE, cfg.steps, first, take)
+        return loop.train(
+            run, STAGE, cfg.steps, state.create(parameters(run, ()), program), take,
+            prepare=lambda at: state.warm(at, nothing, sft_loss, None, program),
+        )  # fmt: skip
 
 
 def sft_loss(

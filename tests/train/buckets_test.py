@@ -81,6 +81,7 @@ def test_gradients_are_those_of_the_longest_layout(dtype: str, close: float) -> 
     assert state.means(sums) == pytest.approx(state.means(want_sums), rel=1e-5)
 
 
+@pytest.mark.nightly
 def test_eight_devices_choose_alike() -> None:
     mesh = sharding.make_mesh(config.Mesh(fsdp=2, tensor=4))
     slope, want = _computed(mesh, 4, small.MODEL)[0], _computed(small.one_device(), 1, small.MODEL)[0]
