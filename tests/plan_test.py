@@ -147,9 +147,11 @@ def test_half_a_billion_fit_four_small_chips() -> None:
     rows = 10 * 4 * 2 * 20480  # bytes a chip: ten fields, two microbatches of one row
     assert programs["update"]["arguments"] == pytest.approx(4 * weights + 1.2 * rows, rel=0.02)
     sampler = 494_032_768 * 2  # bfloat16, whole on every chip
-    assert programs["prefill"]["arguments"] == pytest.approx(4 * weights + sampler, rel=0.02)
+    slots = 2 * 24 * 20480 * 2 * 2 * 64 * 2  # bytes a chip: two prompts' keys and values in bfloat16
+    assert programs["prefill"]["arguments"] == pytest.approx(4 * weights + sampler + slots, rel=0.02)
     assert programs["update"]["temporaries"] > programs["score"]["temporaries"]
-    assert programs["decode"]["collective_bytes"] == 0, "rows are apart, weights whole: nothing to exchange"
+    # Rows are apart and weights whole: there is nothing to exchange but a few numbers of who is done.
+    assert programs["decode"]["collective_bytes"] < 4096
     assert programs["update"]["collective_bytes"] > 2 * 2 * 494_032_768
     tokens, keys = 8 * 20480, 8 * flops.row_keys(4096, 8, 2048)
     work = flops.update_flops(qwen2.PRESETS["0.5b"], tokens, keys, asked=8 * 8 * 2048)
