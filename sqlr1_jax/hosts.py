@@ -155,6 +155,7 @@ def check(cfg: Config, training: Mesh, sampling: Mesh) -> None:
         ("cold_start", "cold_start.rows.per_microbatch", cfg.cold_start.rows.per_microbatch * hosts, len(rows)),
         ("grpo", "grpo.rows.per_microbatch", cfg.grpo.rows.per_microbatch * hosts, len(rows)),
         ("grpo", "grpo.prompts", cfg.grpo.prompts, len(sampled)),
+        ("grpo", "rollout.slots", cfg.rollout.slots, len(sampled)),
         ("evaluate", "evaluate.prompts", cfg.evaluate.prompts, len(sampled)),
     ):
         if stage in cfg.stages and size % parts:

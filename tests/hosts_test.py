@@ -102,6 +102,7 @@ FITS = {"stages": ("cold_start", "grpo", "evaluate"), "grpo__prompts": 16, "eval
     ("changed", "key"),
     [
         ({"grpo__prompts": 12}, "grpo.prompts"),
+        ({"rollout__slots": 6}, "rollout.slots"),
         ({"evaluate__prompts": 10}, "evaluate.prompts"),
         ({"grpo__rows__per_microbatch": 2}, "grpo.rows.per_microbatch"),
         ({"cold_start__rows__per_microbatch": 3}, "cold_start.rows.per_microbatch"),

@@ -202,11 +202,13 @@ class Scripted:
         """Nothing to do for one who only speaks."""
 
     def rollout(self, weights: Any, asked: Any) -> Any:
+        from sqlr1_jax.rollout.engine import Ended
+
         del weights
         self.asked.append((asked.first, len(asked.prompts), asked.settings.temperature, asked.step))
         self.slots.append(asked.slots)
         texts = [[self._say(self._run.tokenizer.decode(ids), g) for g in range(asked.samples)] for ids in asked.prompts]
         made = completions(self._run, texts, asked.settings.max_tokens)
-        for p, g in np.ndindex(made.length_PG.shape) if asked.finished else ():
-            asked.finished(p, g, made.ids(p, g))
+        if asked.finished:
+            asked.finished([Ended(p, g, made.ids(p, g)) for p, g in np.ndindex(made.length_PG.shape)])
         return made

@@ -68,14 +68,14 @@ def request(
     samples: int,
     temperature: float,
     first: int = 0,
-    tell: Callable[[], Any] = lambda: None,
+    tell: Callable[[int], Any] = lambda ended: None,
 ) -> Request:
-    """What an evaluation asks the sampler; `tell` is called at each sample's end."""
+    """What an evaluation asks the sampler; `tell` is told how many samples have ended since."""
     sampled = run.cfg.grpo.sampling
     settings = Sampling(temperature=temperature, max_tokens=sampled.max_tokens, stop=sampled.stop)
     return dataclasses.replace(
         run.request(prompts, samples, settings, EVALUATION_STEP),
-        first=first, slots=run.cfg.evaluate.prompts, finished=lambda *_: tell(),
+        first=first, slots=run.cfg.evaluate.prompts, finished=lambda ended: tell(len(ended)),
     )  # fmt: skip
 
 

@@ -136,26 +136,9 @@ def _by_chunks(block: Callable[[jax.Array, Rows], jax.Array], q: jax.Array, rows
         return block(q, rows)
     T = q.shape[-2]
     chunk = min(chunk, T)
-    chunks = _split_time(q, q.ndim - 2, chunk), tuple(_split_time(row, 1, chunk) for row in rows)
+    chunks = strided.split_time(q, chunk), tuple(strided.split_time(row[..., None], chunk)[..., 0] for row in rows)
     out = jax.lax.map(lambda part: jax.checkpoint(block)(*part), chunks)
-    return _join_time(out, q.ndim - 2, T)
-
-
-def _split_time(x: jax.Array, axis: int, chunk: int) -> jax.Array:
-    """Time at `axis`, padded to whole chunks, → chunks in front: [N, …, chunk, …]."""
-    count = -(-x.shape[axis] // chunk)
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, count * chunk - x.shape[axis])
-    x = jnp.pad(x, widths)
-    x = x.reshape(*x.shape[:axis], count, chunk, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x, axis, 0)
-
-
-def _join_time(x: jax.Array, axis: int, length: int) -> jax.Array:
-    """The inverse of `_split_time`, padding cut off."""
-    x = jnp.moveaxis(x, 0, axis)
-    x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
-    return jax.lax.slice_in_dim(x, 0, length, axis=axis)
+    return strided.join_time(out, T)
 
 
 def _attend_general(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask: Mask, query_chunk: int) -> jax.Array:

@@ -19,7 +19,7 @@ from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.packing import Group, Segment
 from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.rl import reward
-from sqlr1_jax.rollout.engine import Completions
+from sqlr1_jax.rollout.engine import Completions, Ended
 from sqlr1_jax.sql.executor import OUTCOMES, Executor, Outcome
 from sqlr1_jax.train.interrupt import waiting
 from sqlr1_jax.train.run import Run
@@ -79,13 +79,14 @@ class Scoring:
         self._error: Exception | None = None
         self._first = self._last = 0.0
 
-    def finished(self, prompt: int, sample: int, ids: npt.NDArray[np.int32]) -> None:
-        """Takes a completion; what goes wrong is raised by `outcomes`, since the sampler waits for no one."""
+    def finished(self, ended: Sequence[Ended]) -> None:
+        """Takes completions; what goes wrong is raised by `outcomes`, since the sampler waits for no one."""
         try:
-            [text] = self._run.texts([ids])
-            said = answer.read(text, self._run.cfg.data.form)
-            self.texts[prompt][sample], self.answers[prompt][sample] = text, said
-            self._pending[prompt][sample] = self._submit(self._examples[prompt], said)
+            texts = self._run.texts([one.ids for one in ended])  # a call each would cost more than decoding all
+            for (prompt, sample, _), text in zip(ended, texts, strict=True):
+                said = answer.read(text, self._run.cfg.data.form)
+                self.texts[prompt][sample], self.answers[prompt][sample] = text, said
+                self._pending[prompt][sample] = self._submit(self._examples[prompt], said)
         except Exception as error:
             self._error = self._error or error
 

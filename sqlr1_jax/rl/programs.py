@@ -81,8 +81,8 @@ class Step:
         sampling_mesh = sharding.sampling_mesh(self.mesh, self.model.num_kv_heads)
         check_hosts(cfg, self.mesh, sampling_mesh)
         self.slots = cfg.rollout.slots or grpo.prompts
-        self.refill = min(cfg.rollout.refill * hosts or self.slots, self.slots)
         self.engine = Engine(self.model, sampling_mesh, STOP, S, cfg.rollout)
+        self.refill = self.engine.refill(self.slots, hosts)
         self.params = _weights(self.model, self.mesh)
         self.state = self._state()
         self.reference = self.params if grpo.kl else None

@@ -36,6 +36,14 @@ class Completions(NamedTuple):
         return self.tokens_PGT[prompt, sample, : self.length_PG[prompt, sample]]
 
 
+class Ended(NamedTuple):
+    """A sample at its end."""
+
+    prompt: int
+    sample: int
+    ids: Ids
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """What is asked of each of a rollout's prompts, those of this host."""
@@ -49,7 +57,7 @@ class Request:
     slots: int = 0  # prompts at work at a time, on all hosts; 0: cfg.slots, or all
     limit_PG: npt.NDArray[np.int32] | None = None  # most tokens of each sample; None: settings.max_tokens
     ends: Callable[[Ids], int | None] | None = None  # how many of the tokens make a whole answer; None: not yet
-    finished: Callable[[int, int, Ids], None] | None = None  # told prompt, sample and tokens of each sample at its end
+    finished: Callable[[Sequence[Ended]], None] | None = None  # told the samples that end, those of a chunk together
 
     @property
     def limits_PG(self) -> npt.NDArray[np.int32]:
@@ -118,7 +126,16 @@ class Engine:
 
     def _width(self, asked: Request) -> int:
         """Prompts of one host that one prefill takes."""
-        return min(self.cfg.refill or self._here(asked), self._here(asked))
+        return self.refill(self._slots(asked), hosts.count()) // hosts.count()
+
+    def refill(self, slots: int, on: int) -> int:
+        """Prompts that one prefill of `on` hosts takes: as cfg.refill says, in whole turns of the mesh's rows.
+
+        Fewer would be computed by several chips at once, or not part over the hosts at all.
+        """
+        rows = self.mesh.shape["replica"] * self.mesh.shape["fsdp"]
+        asked = self.cfg.refill * on or slots
+        return min(-(-asked // rows) * rows, slots)
 
     def _empty(self, asked: Request) -> Slots:
         return decode.empty(
@@ -189,11 +206,16 @@ class _Record:
         """Takes a chunk's tokens, for which the prompts sat as in `seated_P`."""
         local = Chunk(*(sharding.fetch(x) for x in chunk))
         here = self._here(seated_P)
+        ended = []
         for slot in np.flatnonzero(here != EMPTY):
             for g in np.flatnonzero(~self._over_NG[here[slot]]):
-                self._take(int(here[slot]), int(g), int(slot), local)
+                if self._take(int(here[slot]), int(g), int(slot), local):
+                    ended.append(Ended(int(here[slot]), int(g), self.made.ids(int(here[slot]), int(g))))
+        if ended and self._asked.finished:
+            self._asked.finished(ended)
 
-    def _take(self, n: int, g: int, slot: int, chunk: Chunk) -> None:
+    def _take(self, n: int, g: int, slot: int, chunk: Chunk) -> bool:
+        """One sample's new tokens; whether it is at its end."""
         had, has = self.made.length_PG[n, g], chunk.length_PG[slot, g]
         self.made.tokens_PGT[n, g, had:has] = chunk.tokens_PGC[slot, g, : has - had]
         self.made.logprobs_PGT[n, g, had:has] = chunk.logprobs_PGC[slot, g, : has - had]
@@ -203,12 +225,12 @@ class _Record:
             for field in (self.made.tokens_PGT, self.made.logprobs_PGT):
                 field[n, g, end:] = 0
             self.made.length_PG[n, g] = end
-        if end is not None or chunk.done_PG[slot, g]:
+        over = end is not None or bool(chunk.done_PG[slot, g])
+        if over:
             self._over_NG[n, g] = True
             ids = self.made.ids(n, g)
             self.made.stopped_PG[n, g] = end is not None or (len(ids) > 0 and ids[-1] in self._stop)
-            if self._asked.finished:
-                self._asked.finished(n, g, ids)
+        return over
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "mesh", "kind"))

@@ -165,7 +165,7 @@ class Session:
 
     def _tick(self) -> bool:
         self._ticks += 1
-        return self._ticks > self._ticks_allowed
+        return self._ticks > self._ticks_allowed  # out_of_steps, less a call each time
 
     def _authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
         if action == sqlite3.SQLITE_FUNCTION:

@@ -15,6 +15,7 @@ from sqlr1_jax.data import answer
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.rl import experience, reward
 from sqlr1_jax.rl.experience import Clock
+from sqlr1_jax.rollout.engine import Ended
 from sqlr1_jax.sql.executor import Executor, ExecutorError, Outcome
 from sqlr1_jax.train.run import Run
 
@@ -56,7 +57,7 @@ def _scored(run: Run, executor: Executor, examples: list[Example], made: Any) ->
     """Completions handed over as they might end: the last sample first."""
     scoring = experience.Scoring(run, executor, examples, made.length_PG.shape[1])
     for p, g in reversed(list(np.ndindex(made.length_PG.shape))):
-        scoring.finished(p, g, made.ids(p, g))
+        scoring.finished([Ended(p, g, made.ids(p, g))])
     return scoring
 
 

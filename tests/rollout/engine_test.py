@@ -118,7 +118,7 @@ def test_a_sample_is_cut_off_at_its_own_limit() -> None:
 def test_each_sample_is_told_of_once_and_before_the_longest_are_made() -> None:
     told: list[tuple[int, int, list[int]]] = []
     engine = dataclasses.replace(_engine(), cfg=config.Rollout(slots=2, chunk=2))
-    made = _rolled(_prompts(), engine, finished=lambda p, g, ids: told.append((p, g, ids.tolist())))
+    made = _rolled(_prompts(), engine, finished=lambda ended: told.extend((p, g, ids.tolist()) for p, g, ids in ended))
     assert sorted(told) == [(p, g, made.ids(p, g).tolist()) for p, g in np.ndindex(made.length_PG.shape)]
     places = {(p, g): place for place, (p, g, _) in enumerate(told)}
     first = made.length_PG[:2]
@@ -161,6 +161,22 @@ def test_int8_samples_nearly_what_full_precision_does(how: dict[str, str]) -> No
     assert same.mean() > 0.5
     gap = np.abs(made.logprobs_PGT - whole.logprobs_PGT)[..., 0][same]
     assert 0 < gap.max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("refill", "slots", "on", "want"),
+    [(0, 8, 1, 8), (1, 8, 1, 4), (5, 8, 1, 8), (1, 8, 2, 4), (3, 16, 2, 8), (1, 2, 1, 2)],
+)
+def test_a_prefill_takes_a_prompt_for_each_row_of_the_mesh(refill: int, slots: int, on: int, want: int) -> None:
+    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), small.MODEL.num_kv_heads)
+    assert dataclasses.replace(_engine(mesh), cfg=config.Rollout(refill=refill)).refill(slots, on) == want
+
+
+def test_eight_devices_fill_slots_again_as_one_does() -> None:
+    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), small.MODEL.num_kv_heads)
+    engine = dataclasses.replace(_engine(mesh), cfg=config.Rollout(slots=4, refill=1, chunk=3))
+    prompts = (*_prompts(), *_prompts())
+    _same(_rolled(prompts, engine), _rolled(prompts))
 
 
 def test_ids_end_with_the_stop_token_and_leave_the_padding_out() -> None:

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small import compiles_fast  # noqa: F401
+
+from sqlr1_jax.model import strided
+from sqlr1_jax.model.strided import Places
+
+B, K, g, h = 2, 2, 3, 4
+LENGTHS = (9, 4)  # of the prefixes, which may take 9
+
+
+def _inputs(length: int) -> tuple[jax.Array, ...]:
+    rng = np.random.default_rng(0)
+    shapes = (B, K, g, length, h), (B, K, length, h), (B, K, length, h)
+    return tuple(jnp.asarray(2 * rng.standard_normal(shape)) for shape in shapes)
+
+
+def _plain(q_BKgTh: jax.Array, k_BKTh: jax.Array, v_BKTh: jax.Array, prefix: int, segment: int) -> jax.Array:
+    """Softmax over all pairs under a mask that is made place by place."""
+    T = k_BKTh.shape[2]
+    seen_BTT = np.zeros((B, T, T), bool)
+    for b, t, s in np.ndindex(B, T, T):
+        own = s >= prefix and t >= prefix and (s - prefix) // segment == (t - prefix) // segment
+        shared = s < prefix and (t < prefix or s < LENGTHS[b])
+        seen_BTT[b, t, s] = s <= t and (own or shared)
+    scores = jnp.einsum("bkgth,bksh->bkgts", q_BKgTh, k_BKTh) / h**0.5
+    weights = jax.nn.softmax(jnp.where(seen_BTT[:, None, None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bkgts,bksh->bkgth", weights, v_BKTh)
+
+
+@pytest.mark.parametrize("chunk", [0, 3, 8])
+@pytest.mark.parametrize("spans", [1, 4])
+def test_outputs_and_gradients_are_those_of_the_whole_mask(
+    chunk: int, spans: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strided, "NARROW", 9 // spans)
+    places = Places(9, 5, chunk)
+    with jax.enable_x64(True):
+        given_, length_B = _inputs(9 + 3 * 5), jnp.asarray(LENGTHS)
+        ours = strided.attend(*given_, length_B, places)
+        theirs = _plain(*given_, 9, 5)
+        assert jnp.abs(ours - theirs).max() < 1e-12
+        slopes = [
+            jax.grad(lambda *x, way=way: jnp.sin(way(*x)).sum(), argnums=(0, 1, 2))(*given_)
+            for way in (lambda *x: strided.attend(*x, length_B, places), lambda *x: _plain(*x, 9, 5))
+        ]
+        for one, other in zip(*slopes, strict=True):
+            assert jnp.abs(one - other).max() < 1e-11
+
+
+@given(st.integers(1, 40), st.integers(1, 50))
+def test_time_is_split_into_equal_chunks_and_joined_again(length: int, chunk: int) -> None:
+    x = jnp.arange(2 * length * 3).reshape(2, length, 3)
+    parts = strided.split_time(x, chunk)
+    assert len(parts) == -(-length // chunk) and parts.shape[-2] <= max(chunk, 8)
+    np.testing.assert_array_equal(strided.join_time(parts, length), x)
+
+
+@given(st.integers(1, 5000))
+def test_spans_cover_a_part_without_overlap(length: int) -> None:
+    spans = list(strided._spans(length))
+    assert [start for start, _ in spans] == [0, *(end for _, end in spans[:-1])] and spans[-1][1] == length
+    assert len(spans) <= strided.SPANS
