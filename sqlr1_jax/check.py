@@ -49,15 +49,14 @@ def check(args: argparse.Namespace) -> Checked:
       config.ConfigError, PromptError: a setting or the tokenizer cannot be used.
     """
     begin = time.monotonic()
-    settings = config.Execute(workers=args.workers, max_steps=args.max_steps)
+    settings = config.Execute(workers=args.workers, max_steps=args.max_steps, golds=args.cache)
     data = config.Data(schema=args.schema, instructions="full", max_prompt_tokens=args.max_prompt_tokens)
     config.check(config.Config(execute=settings, data=data))
     prompts = PromptRenderer(tokenizer.load(args.tokenizer), data) if args.tokenizer else None
     examples, set_aside = example.read_all(args.data, args.databases, args.limit)
     findings = preflight.of_records(set_aside)
-    cache = Path(args.cache) if args.cache else None
     with Executor(settings) as executor, tqdm(total=len(examples), unit=" golds", disable=args.quiet) as bar:
-        run = preflight.Preflight(executor, settings, cache, prompts)
+        run = preflight.Preflight(executor, prompts)
         for count, found in run.findings(examples):
             findings += found
             bar.update(count)

@@ -215,6 +215,7 @@ class Execute:
     max_rows: int = 100_000
     max_bytes: int = 64 * 2**20
     heap_bytes: int = 256 * 2**20
+    golds: str = ""  # folder where golds' results are kept for other runs, as check's are; empty: nowhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +260,7 @@ class Config:
 # Keys that change nothing that a run has already done, so that it may resume under others.
 FREE_ON_RESUME = (
     "stages", "cold_start.steps", "grpo.steps", "evaluate.every", "checkpoint.every", "checkpoint.keep",
-    "execute.workers", "export.step", "export.dtype", "export.shard_gigabytes", "data.synth.workers",
+    "execute.workers", "execute.golds", "export.step", "export.dtype", "export.shard_gigabytes", "data.synth.workers",
 )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """What is wrong with a data set before it is trained on: every gold run, and read by the rules of `data/lint`.
 
 Works database by database: its tables are counted, its golds run, then the queries by which suspicions are decided.
-All SQL runs in the sandbox, and outcomes are kept on disk (sql/gold_files.py), so a second run is quick.
+All SQL runs in the sandbox, which may keep results on disk (config.execute.golds), so a second run is quick.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,10 +16,8 @@ from sqlr1_jax.data import example, lint, schema
 from sqlr1_jax.data.lint.statement import Statement, StatementError
 from sqlr1_jax.sql.database import DatabaseError
 from sqlr1_jax.sql.executor import Executor, Outcome
-from sqlr1_jax.sql.gold_files import GoldFile
 
 if TYPE_CHECKING:
-    from sqlr1_jax.config import Execute
     from sqlr1_jax.data.example import Example, SetAside
     from sqlr1_jax.data.prompt import PromptRenderer
 
@@ -81,53 +78,39 @@ _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
 class Runner:
-    """Runs queries on one database, those whose outcome the disk knows from there."""
+    """Runs queries on one database, each once."""
 
-    def __init__(self, executor: Executor, database: Path, known: GoldFile | None) -> None:
+    def __init__(self, executor: Executor, database: Path) -> None:
         self._executor = executor
         self._database = database
-        self._known = known
         self._found: dict[str, Outcome] = {}
-        self.asked = self.from_disk = 0  # queries, and those that did not run
+
+    @property
+    def asked(self) -> int:
+        """Queries so far."""
+        return len(self._found)
 
     def run(self, queries: Iterable[str]) -> dict[str, Outcome]:
         """Each query's outcome."""
         wanted = list(dict.fromkeys(queries))
-        pending: dict[str, Future[Outcome]] = {}
-        for sql in wanted:
-            if sql in self._found:
-                continue
-            self.asked += 1
-            outcome = self._known.get(sql) if self._known else None
-            if outcome:
-                self._found[sql] = outcome
-                self.from_disk += 1
-            else:
-                pending[sql] = self._executor.run(self._database, sql)
-        for sql, future in pending.items():
-            self._found[sql] = future.result()
-            if self._known:
-                self._known.put(sql, self._found[sql])
+        pending = {sql: self._executor.run(self._database, sql) for sql in wanted if sql not in self._found}
+        self._found |= {sql: future.result() for sql, future in pending.items()}
         return {sql: self._found[sql] for sql in wanted}
 
 
 class Preflight:
     """Checks examples against one executor."""
 
-    def __init__(
-        self, executor: Executor, cfg: Execute, cache: Path | None = None, prompts: PromptRenderer | None = None
-    ) -> None:
-        """cache: folder of outcomes on disk; None: none is kept. prompts: None: lengths are not checked."""
+    def __init__(self, executor: Executor, prompts: PromptRenderer | None = None) -> None:
+        """prompts: None: lengths are not checked."""
         self._executor = executor
-        self._cfg = cfg
-        self._cache = cache
         self._prompts = prompts
-        self._asked = self._known = 0
+        self._asked = 0
 
     @property
     def from_disk(self) -> float:
         """The fraction of queries so far whose outcome was known from disk."""
-        return self._known / max(self._asked, 1)
+        return self._executor.from_disk / max(self._asked, 1)
 
     def findings(self, examples: Sequence[Example]) -> Iterator[tuple[int, list[Finding]]]:
         """Database by database: how many examples were checked, and what was found, at most one finding a rule each."""
@@ -156,11 +139,10 @@ class Preflight:
     def _reasons(self, database: Path, golds: Sequence[str]) -> dict[str, Reasons]:
         """What the rules say of each gold of a database."""
         try:
-            known = GoldFile(self._cache, database, self._cfg) if self._cache else None
             tables = schema.read_schema(database, sampled=False)
         except DatabaseError as error:
             return {sql: {"broken_database": [Reason(str(error))]} for sql in golds}
-        runner = Runner(self._executor, database, known)
+        runner = Runner(self._executor, database)
         empty, broken = _count(runner, tables)
         if broken:
             return {sql: {"broken_database": [Reason(broken)]} for sql in golds}
@@ -169,9 +151,7 @@ class Preflight:
         for kind in ("ok", "timeout", "too_large"):
             understood = {sql: reasons[sql] for sql in golds if outcomes[sql].kind == kind}
             _read(runner, tables, empty, understood, variants=kind == "ok")
-        self._asked, self._known = self._asked + runner.asked, self._known + runner.from_disk
-        if known:
-            known.save()
+        self._asked += runner.asked
         return reasons
 
 

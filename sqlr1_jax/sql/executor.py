@@ -15,11 +15,15 @@ import zlib
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from sqlr1_jax.sql import official
 from sqlr1_jax.sql.compare import RULES, orders_at_top_level
+from sqlr1_jax.sql.gold import decode
+from sqlr1_jax.sql.gold_files import GoldFiles
 from sqlr1_jax.sql.process import Failure, WallClock, WorkerProcess
+from sqlr1_jax.sql.worker import reply
 
 if TYPE_CHECKING:
     from sqlr1_jax.config import Execute
@@ -96,13 +100,14 @@ class _Job:
     future: Future[Outcome]
     crashed: bool = False
 
-    def payload(self) -> dict[str, Any]:
-        """What the worker is told."""
+    def payload(self, known: str | None) -> dict[str, Any]:
+        """What the worker is told; `known`: gold's result."""
         database, sql, gold, rule, repeats = self.key
         orders = official.orders if rule in official.RULES else orders_at_top_level
         ordered = gold is not None and orders(gold)
         return {
-            "database": database, "sql": sql, "gold": gold, "rule": rule, "ordered": ordered, "repeats": repeats,
+            "database": database, "sql": sql, "gold": gold, "known": known, "rule": rule, "ordered": ordered,
+            "repeats": repeats,
         }  # fmt: skip
 
 
@@ -123,12 +128,14 @@ class Executor:
         """cfg: config.Execute. Workers start on entering the context."""
         self._cfg = cfg
         self._settings = dataclasses.asdict(cfg)
+        self._golds = GoldFiles(Path(cfg.golds), cfg) if cfg.golds else None
         self._condition = threading.Condition()  # guards all below
         self._open = False
         self._error: Exception | None = None  # why the pool broke
         self._answers: OrderedDict[_Key, Future[Outcome]] = OrderedDict()
         self._killed_golds: dict[tuple[str, str | None], str] = {}  # (database, gold): what to say of it
         self._counts = _Counts()
+        self._from_disk = 0
         self._lanes: list[_Lane] = []
         self._threads: list[threading.Thread] = []
 
@@ -167,6 +174,11 @@ class Executor:
     def run(self, database: str | os.PathLike[str], sql: str) -> Future[Outcome]:
         """Runs `sql` with nothing to compare it with: kind ok, or why it did not run."""
         return self._submit((os.path.abspath(os.fspath(database)), sql, None, "", 0))
+
+    @property
+    def from_disk(self) -> int:
+        """Queries of `run`, so far, whose outcome was known."""
+        return self._from_disk
 
     def stats(self) -> dict[str, float]:
         """Since the last call: queries' p50 and p99 in milliseconds, time-outs, wall kills, crashes, cache hits."""
@@ -251,15 +263,19 @@ class Executor:
     def _work(self, lane: _Lane, batch: deque[_Job]) -> None:
         """Answers a batch, whatever becomes of the worker meanwhile."""
         while batch:
+            self._settle_known(batch)
             self._settle_hopeless(batch)
+            if not batch:
+                return
             if lane.tired or lane.worker.jobs >= RECYCLE_AFTER:
                 self._replace(lane)
             self._check_open()
-            lane.worker.send([job.payload() for job in batch])
+            lane.worker.send([job.payload(self._known(job)) for job in batch])
             try:
                 while batch:
                     answer = lane.worker.answer(self._cfg.wall_seconds)
                     lane.tired |= answer.pop("tired")
+                    self._keep(batch[0], answer.pop("kept"))
                     self._resolve(batch.popleft(), outcome_from(answer))
             except Failure as failure:
                 self._check_open()
@@ -293,6 +309,25 @@ class Executor:
             self._killed_golds[job.key[0], job.key[2]] = f"the gold query failed ({kind}): {message}"
         else:
             self._resolve(batch.popleft(), Outcome(kind, message=message))
+
+    def _known(self, job: _Job) -> str | None:
+        """The result on disk of the job's gold; of its query, where it has no gold."""
+        database, sql, gold, *_ = job.key
+        return self._golds.get(database, sql if gold is None else gold) if self._golds else None
+
+    def _keep(self, job: _Job, result: str | None) -> None:
+        database, sql, gold, *_ = job.key
+        if result is not None and self._golds:
+            self._golds.put(database, sql if gold is None else gold, result)
+
+    def _settle_known(self, batch: deque[_Job]) -> None:
+        """Answers the queries without gold whose result is on disk."""
+        for job in [job for job in batch if job.key[2] is None] if self._golds else []:
+            if (known := self._known(job)) is not None:
+                batch.remove(job)
+                with self._condition:
+                    self._from_disk += 1
+                self._resolve(job, outcome_from(reply(decode(known))))
 
     def _settle_hopeless(self, batch: deque[_Job]) -> None:
         """Answers the jobs whose gold is known to take its worker down."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from sqlr1_jax.sql.sandbox import Result
+from sqlr1_jax.sql.sandbox import Result
+
+KEPT_CHARACTERS = 2**18  # of a result's text; a longer one costs more to read back than most golds to run
 
 
 class GoldStore:
@@ -31,6 +33,24 @@ class GoldStore:
             _, dropped = self._results.popitem(last=False)
             self._cells -= _cells(dropped)
         return result
+
+
+def encode(result: Result) -> str | None:
+    """A result as text, exact to the last bit; None where it is too long, or did not run at all."""
+    if not result.milliseconds:
+        return None
+    text = json.dumps(result, separators=(",", ":"), default=lambda blob: {"blob": blob.hex()})
+    return text if len(text) <= KEPT_CHARACTERS else None
+
+
+def decode(text: str) -> Result:
+    """The inverse of `encode`. Raises ValueError, KeyError or TypeError for a text that is none of its."""
+    kind, rows, columns, *rest = json.loads(text, object_hook=_blob)
+    return Result(kind, [tuple(row) for row in rows], tuple(columns), *rest)
+
+
+def _blob(said: dict[str, Any]) -> bytes:
+    return bytes.fromhex(said["blob"])
 
 
 def _cells(result: Result) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 
 from sqlr1_jax.sql import backends, official
 from sqlr1_jax.sql.compare import canonical_hash, cell_overlap, compare
-from sqlr1_jax.sql.gold import GoldStore
+from sqlr1_jax.sql.gold import GoldStore, decode, encode
 from sqlr1_jax.sql.official_session import MANNERS
 from sqlr1_jax.sql.sandbox import Limits, Manner, Result, Row, Sandbox
 
@@ -73,33 +73,46 @@ class Judge:
         self._settings = settings
         self._announce = announce
         self._golds: dict[Manner | None, GoldStore] = defaultdict(GoldStore)
+        self._fresh: str | None = None  # the result of the gold that this job was the first to run
         self.sandbox = Sandbox(limits, settings["backend"])
 
     def answer(self, job: dict[str, Any]) -> dict[str, Any]:
-        """What became of a job {database, sql, gold, rule, ordered, repeats}; gold None: it is run and not judged.
+        """What became of a job {database, sql, gold, known, rule, ordered, repeats}; gold None: it is not judged.
 
-        repeats: how often a match is run again, and its gold, to be timed.
+        known: gold's result from disk, or None. repeats: how often a match is run again, and its gold, to be
+        timed. Beside an Outcome's fields the answer has `kept`, a result for the disk, or None.
         """
         if job["gold"] is None:
-            return _reply(self.sandbox.query(job["database"], job["sql"], self._settings["max_steps"]))
+            result = self.sandbox.query(job["database"], job["sql"], self._settings["max_steps"])
+            return reply(result) | {"kept": self._kept(result)}
+        self._fresh = None
+        return self._judge(job) | {"kept": self._fresh}
+
+    def _judge(self, job: dict[str, Any]) -> dict[str, Any]:
         manner = MANNERS.get(job["rule"])
-        gold = self._golds[manner].get(job["database"], job["gold"], lambda: self._run_gold(job, manner))
+        gold = self._golds[manner].get(job["database"], job["gold"], lambda: self._gold(job, manner))
         if gold.kind != "ok":
             message = f"the gold query failed ({gold.kind}): {gold.message}"
-            return _reply(Result("gold_error", [], (), gold.steps, gold.milliseconds, message))
+            return reply(Result("gold_error", [], (), gold.steps, gold.milliseconds, message))
         result = self.sandbox.query(job["database"], job["sql"], self._steps_allowed(gold), manner)
         if result.kind != "ok":
-            return _reply(result, gold)
+            return reply(result, gold)
         score = float(_compare(job["rule"], gold.rows, result.rows, job["ordered"]))
         kind = "mismatch" if score < 1 else "match" if gold.rows else "match_empty"
         times = [self._time(job, manner) for _ in range(job["repeats"] if score == 1 else 0)]
-        return _reply(result._replace(kind=kind), gold, score) | {"times": times}
+        return reply(result._replace(kind=kind), gold, score) | {"times": times}
 
-    def _run_gold(self, job: dict[str, Any], manner: Manner | None) -> Result:
+    def _gold(self, job: dict[str, Any], manner: Manner | None) -> Result:
+        if job["known"] is not None and manner is None:
+            return decode(job["known"])
         self._announce("gold")
         result = self.sandbox.query(job["database"], job["gold"], self._settings["max_steps"], manner)
         self._announce("prediction")
+        self._fresh = self._kept(result) if manner is None else None
         return result
+
+    def _kept(self, result: Result) -> str | None:
+        return encode(result) if self._settings["golds"] else None
 
     def _time(self, job: dict[str, Any], manner: Manner | None) -> tuple[float, float]:
         """Milliseconds of gold and of the prediction, which runs first as in the official code."""
@@ -118,7 +131,7 @@ def _compare(rule: str, gold_rows: list[Row], rows: list[Row], ordered: bool) ->
     return compare(rule, gold_rows, rows, ordered)
 
 
-def _reply(result: Result, gold: Result | None = None, score: float = 0.0) -> dict[str, Any]:
+def reply(result: Result, gold: Result | None = None, score: float = 0.0) -> dict[str, Any]:
     """The fields of an Outcome, ready for JSON."""
     ran = result.kind in ("ok", "match", "match_empty", "mismatch")
     return {

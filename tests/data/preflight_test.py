@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def check() -> Iterator[Check]:
 
         def one(its: Sequence[Example], **settings: Any) -> dict[str, dict[str, str]]:
             found: dict[str, dict[str, str]] = {}
-            for _, findings in Preflight(executor, CFG, **settings).findings(its):
+            for _, findings in Preflight(executor, **settings).findings(its):
                 for finding in findings:
                     found.setdefault(finding.id, {})[finding.rule] = finding.reason
             return found
@@ -101,7 +102,7 @@ def test_a_broken_database_is_told_for_each_of_its_examples(check: Check, databa
     bad.write_bytes(data)
     found = check(examples(bad, ["SELECT name FROM shop", "SELECT 1"]))
     assert found == {name: {"broken_database": "table shop: database disk image is malformed"} for name in "01"}
-    gone = check(examples(tmp_path / "gone.sqlite", ["SELECT 1"]), cache=tmp_path)
+    gone = check(examples(tmp_path / "gone.sqlite", ["SELECT 1"]))
     assert "gone.sqlite does not exist" in gone["0"]["broken_database"]
 
 
@@ -118,15 +119,13 @@ def test_prompts_over_budget_are_found_where_a_tokenizer_is_given(
 
 def test_a_second_run_asks_the_disk_alone(database: Path, tmp_path: Path) -> None:
     its = examples(database, ["SELECT name FROM shop ORDER BY seats DESC LIMIT 1", "SELECT name FROM ship"])
-    with Executor(CFG) as executor:
-        first = Preflight(executor, CFG, tmp_path)
-        found = list(first.findings(its))
-        assert first.from_disk == 0
-        executor.stats()
-        second = Preflight(executor, CFG, tmp_path)
-        assert list(second.findings(its)) == found
-        assert second.from_disk == 1
-        assert executor.stats()["sql/cache_hits"] == 0
+    seen = []
+    for _ in range(2):
+        with Executor(dataclasses.replace(CFG, golds=str(tmp_path))) as executor:
+            run = Preflight(executor)
+            seen.append((list(run.findings(its)), run.from_disk))
+    (found, none), (again, of_all) = seen
+    assert (found, none, of_all) == (again, 0, 1)
     assert [finding.rule for finding in found[0][1]] == ["ties", "fails"]
 
 
@@ -134,7 +133,7 @@ def test_examples_are_counted_database_by_database(database: Path, tmp_path: Pat
     other = shop.make(tmp_path)
     its = [*examples(database, ["SELECT 1", "SELECT 2"]), *examples(other, ["SELECT 1"])]
     with Executor(CFG) as executor:
-        assert [count for count, _ in Preflight(executor, CFG).findings(its)] == [2, 1]
+        assert [count for count, _ in Preflight(executor).findings(its)] == [2, 1]
 
 
 def test_records_set_aside_are_findings() -> None:

@@ -10,94 +10,135 @@ import pytest
 from sqlr1_jax import config
 from sqlr1_jax.sql.database import DatabaseError
 from sqlr1_jax.sql.executor import Executor, Outcome
-from sqlr1_jax.sql.gold_files import GoldFile
+from sqlr1_jax.sql.gold_files import GoldFiles
 
 CFG = config.Execute(workers=1)
-RED = Outcome("ok", ((10, "é", None, 2.5),), ("a", "b", "c", "d"), 1, 1000, 0.5, "", "f00")
+LONG = "SELECT hex(zeroblob(200000))"  # longer than a result that is kept
 
 
-def test_an_outcome_comes_back_as_it_was(tmp_path: Path, pets: Path) -> None:
-    first = GoldFile(tmp_path / "golds", pets, CFG)
-    first.put("SELECT 1", RED)
-    assert first.get("SELECT 1") == RED
-    first.save()
-    second = GoldFile(tmp_path / "golds", pets, CFG)
-    assert second.get("SELECT 1") == RED
-    assert second.get("SELECT 2") is None
+def _files(folder: Path, **changed: object) -> GoldFiles:
+    return GoldFiles(folder, dataclasses.replace(CFG, **changed))  # type: ignore[arg-type]
 
 
-def test_what_the_sandbox_answers_comes_back(tmp_path: Path, pets: Path) -> None:
-    with Executor(CFG) as executor:
-        outcomes = {sql: executor.run(pets, sql).result() for sql in ("SELECT * FROM dogs", "SELECT fur FROM dogs")}
-    file = GoldFile(tmp_path, pets, CFG)
-    for sql, outcome in outcomes.items():
-        file.put(sql, outcome)
-    file.save()
-    again = GoldFile(tmp_path, pets, CFG)
-    assert {sql: again.get(sql) for sql in outcomes} == outcomes
-    assert [one.kind for one in outcomes.values()] == ["ok", "syntax_error"]
+def _lines(folder: Path) -> list[str]:
+    """The SQL of each line of a folder's one file."""
+    [path] = folder.iterdir()
+    return [json.loads(line)[0] for line in path.read_text().splitlines()]
+
+
+def _judged(folder: Path, database: Path, asked: list[tuple[str, str, str]]) -> list[Outcome]:
+    with Executor(dataclasses.replace(CFG, golds=str(folder))) as executor:
+        outcomes = [executor.submit(database, *one).result() for one in asked]
+    return [dataclasses.replace(outcome, milliseconds=0.0) for outcome in outcomes]
+
+
+def test_a_result_comes_back_in_the_next_process(tmp_path: Path, pets: Path) -> None:
+    first = _files(tmp_path / "golds")
+    assert first.get(str(pets), "SELECT 1") is None
+    first.put(str(pets), "SELECT 1", "what it gave")
+    second = _files(tmp_path / "golds")
+    assert first.get(str(pets), "SELECT 1") == second.get(str(pets), "SELECT 1") == "what it gave"
+    assert second.get(str(pets), "SELECT 2") is None
 
 
 def test_the_key_is_content_and_limits_not_the_path(tmp_path: Path, pets: Path) -> None:
-    here = GoldFile(tmp_path, pets, CFG).path
+    here = _files(tmp_path).path(str(pets))
     copy = tmp_path / "copy.sqlite"
     shutil.copy(pets, copy)
-    assert GoldFile(tmp_path, copy, CFG).path == here
-    assert GoldFile(tmp_path, pets, dataclasses.replace(CFG, max_steps=5000)).path != here
-    assert GoldFile(tmp_path, pets, dataclasses.replace(CFG, workers=7, wall_seconds=9.0)).path == here
+    assert _files(tmp_path).path(str(copy)) == here
+    assert _files(tmp_path, max_steps=5000).path(str(pets)) != here
+    assert _files(tmp_path, workers=7, wall_seconds=9.0, gold_factor=3.0).path(str(pets)) == here
     with copy.open("ab") as file:
         file.write(b"\0" * 4096)
-    assert GoldFile(tmp_path, copy, CFG).path != here
+    assert _files(tmp_path).path(str(copy)) != here
 
 
 def test_another_version_of_sqlite_has_other_files(tmp_path: Path, pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = GoldFile(tmp_path, pets, CFG).path
+    here = _files(tmp_path).path(str(pets))
     monkeypatch.setattr("sqlr1_jax.sql.backends.version", lambda name: "9.9.9")
-    assert GoldFile(tmp_path, pets, CFG).path != here
+    assert _files(tmp_path).path(str(pets)) != here
 
 
-def test_a_truncated_file_loses_no_more_than_its_last_line(tmp_path: Path, pets: Path) -> None:
-    file = GoldFile(tmp_path, pets, CFG)
-    for number in range(5):
-        file.put(f"SELECT {number}", RED)
-    file.save()
-    data = file.path.read_bytes()
-    file.path.write_bytes(data[:-30])
-    again = GoldFile(tmp_path, pets, CFG)
-    assert [again.get(f"SELECT {number}") == RED for number in range(5)] == [True] * 4 + [False]
-    again.put("SELECT 4", RED)
-    again.save()
-    assert file.path.read_bytes() == data
+def test_a_line_broken_off_costs_itself_alone(tmp_path: Path, pets: Path) -> None:
+    file = _files(tmp_path)
+    for number in range(3):
+        file.put(str(pets), f"SELECT {number}", str(number))
+    path = file.path(str(pets))
+    path.write_bytes(path.read_bytes()[:-4])
+    again = _files(tmp_path)
+    assert [again.get(str(pets), f"SELECT {number}") for number in range(3)] == ["0", "1", None]
+    again.put(str(pets), "SELECT 2", "2")
+    assert [_files(tmp_path).get(str(pets), f"SELECT {number}") for number in range(3)] == ["0", "1", "2"]
 
 
-@pytest.mark.parametrize("line", ["", "[]", '{"sql": "SELECT 0"}', '{"sql": "SELECT 0", "kind": "ok"}', "\x00\xff"])
-def test_a_line_that_is_no_outcome_is_as_if_absent(tmp_path: Path, pets: Path, line: str) -> None:
-    file = GoldFile(tmp_path, pets, CFG)
-    file.path.write_text(f"{line}\n{json.dumps({'sql': 'SELECT 1', **dataclasses.asdict(RED)})}\n")
-    again = GoldFile(tmp_path, pets, CFG)
-    assert again.get("SELECT 0") is None
-    assert again.get("SELECT 1") == RED
+@pytest.mark.parametrize("line", [b"", b"[]", b'["SELECT 0"]', b'["SELECT 0", 1]', b'{"a": 1, "b": 2}', b"\x00\xff"])
+def test_a_line_that_is_no_result_is_as_if_absent(tmp_path: Path, pets: Path, line: bytes) -> None:
+    path = _files(tmp_path).path(str(pets))
+    path.write_bytes(line + b'\n["SELECT 1", "one"]\n')
+    file = _files(tmp_path)
+    assert [file.get(str(pets), sql) for sql in ("SELECT 0", "SELECT 1")] == [None, "one"]
 
 
-def test_two_that_write_in_turn_keep_each_others_outcomes(tmp_path: Path, pets: Path) -> None:
-    one, other = GoldFile(tmp_path, pets, CFG), GoldFile(tmp_path, pets, CFG)
-    one.put("SELECT 1", RED)
-    other.put("SELECT 2", RED)
-    one.save()
-    other.save()
-    third = GoldFile(tmp_path, pets, CFG)
-    assert third.get("SELECT 1") == third.get("SELECT 2") == RED
-    assert [path.name for path in tmp_path.iterdir()] == [one.path.name]
+def test_two_that_write_in_turn_keep_each_others_results(tmp_path: Path, pets: Path) -> None:
+    one, other = _files(tmp_path), _files(tmp_path)
+    one.put(str(pets), "SELECT 1", "1")
+    other.put(str(pets), "SELECT 2", "2")
+    one.put(str(pets), "SELECT 3", "3")
+    assert [_files(tmp_path).get(str(pets), f"SELECT {number}") for number in (1, 2, 3)] == ["1", "2", "3"]
+
+
+def test_a_database_that_is_missing_has_no_results(tmp_path: Path) -> None:
+    lost = str(tmp_path / "lost.sqlite")
+    _files(tmp_path / "golds").put(lost, "SELECT 1", "1")
+    assert _files(tmp_path / "golds").get(lost, "SELECT 1") is None
+    with pytest.raises(DatabaseError, match=r"lost\.sqlite does not exist"):
+        _files(tmp_path).path(lost)
+
+
+def test_the_executor_judges_by_golds_from_disk_as_by_golds_that_it_ran(tmp_path: Path, pets: Path) -> None:
+    asked = [
+        ("SELECT color FROM dogs", "SELECT color FROM dogs WHERE age > 1", "spider"),
+        ("SELECT x'00ff', 1e999, 2.5, NULL, 'é'", "SELECT x'00ff', 1e999, 2.5, NULL, 'é'", "strict"),
+        ("SELECT 1", "SELECT fur FROM dogs", "bird"),
+        ("SELECT 1", LONG, "spider"),
+    ]
+    ran = _judged(tmp_path, pets, asked)
+    assert [outcome.kind for outcome in ran] == ["match", "match", "gold_error", "mismatch"]
+    assert _lines(tmp_path) == [gold for _, gold, _ in asked[:3]]
+    assert _judged(tmp_path, pets, asked) == ran
+    assert _lines(tmp_path) == [gold for _, gold, _ in asked[:3]]
+
+
+def test_a_gold_that_is_on_disk_is_not_run(tmp_path: Path, pets: Path) -> None:
+    gold, lie = "SELECT count(*) FROM dogs", json.dumps(["ok", [[77]], ["n"], 0, 1.0, ""])
+    _files(tmp_path).put(str(pets), gold, lie)
+    [outcome] = _judged(tmp_path, pets, [("SELECT 77", gold, "spider")])
+    assert (outcome.kind, outcome.gold_rows) == ("match", ((77,),))
+
+
+def test_an_official_rule_runs_its_own_golds(tmp_path: Path, pets: Path) -> None:
+    gold = "SELECT count(*) FROM dogs"
+    _files(tmp_path).put(str(pets), gold, json.dumps(["ok", [[77]], ["n"], 0, 1.0, ""]))
+    [outcome] = _judged(tmp_path, pets, [("SELECT 4", gold, "official_bird")])
+    assert outcome.kind == "match"
+    assert _lines(tmp_path) == [gold]
+
+
+def test_a_query_without_gold_is_answered_from_disk(tmp_path: Path, pets: Path) -> None:
+    seen = []
+    for _ in range(2):
+        with Executor(dataclasses.replace(CFG, golds=str(tmp_path))) as executor:
+            outcomes = [executor.run(pets, sql).result() for sql in ("SELECT * FROM dogs", "SELECT fur FROM dogs")]
+            seen.append((outcomes, executor.from_disk))
+    assert seen[0] == (seen[1][0], 0)
+    assert seen[1][1] == 2
+    assert [outcome.kind for outcome in seen[1][0]] == ["ok", "syntax_error"]
 
 
 def test_what_the_wall_clock_decided_is_not_kept(tmp_path: Path, pets: Path) -> None:
-    file = GoldFile(tmp_path, pets, CFG)
-    file.put("SELECT 1", Outcome("timeout", message="killed, no word for 30 s"))
-    file.save()
-    assert file.get("SELECT 1") is None
+    slow = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT sum(i) FROM n"
+    cfg = dataclasses.replace(CFG, golds=str(tmp_path), wall_seconds=0.2, max_steps=10**12)
+    with Executor(cfg) as executor:
+        assert executor.run(pets, slow).result().kind == "timeout"
+        assert executor.run(pets, "DROP TABLE dogs").result().kind == "denied"
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_database_that_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DatabaseError, match=r"lost\.sqlite does not exist"):
-        GoldFile(tmp_path, tmp_path / "lost.sqlite", CFG)

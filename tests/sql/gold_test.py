@@ -1,6 +1,9 @@
 from __future__ import annotations
 
-from sqlr1_jax.sql.gold import GoldStore
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sqlr1_jax.sql.gold import KEPT_CHARACTERS, GoldStore, decode, encode
 from sqlr1_jax.sql.sandbox import Result
 
 
@@ -36,3 +39,21 @@ def test_a_result_larger_than_the_store_is_not_kept() -> None:
     store = GoldStore(max_cells=10)
     assert len(store.get("db", "big", lambda: result(50)).rows) == 50
     assert len(store.get("db", "big", lambda: result(1)).rows) == 1
+
+
+cells = st.none() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters()) | st.binary()
+
+
+@given(st.lists(st.tuples(cells, cells)), st.text())
+def test_a_result_is_read_back_exactly(rows: list, message: str) -> None:
+    made = Result("ok", rows, ("a", "b"), 12_000, 0.1 + 0.2, message)
+    text = encode(made)
+    assert text is not None
+    back = decode(text)
+    assert back == made
+    assert [[type(cell) for cell in row] for row in back.rows] == [[type(cell) for cell in row] for row in rows]
+
+
+def test_what_never_ran_or_is_long_is_not_kept() -> None:
+    assert encode(result(3)._replace(milliseconds=0.0)) is None
+    assert encode(Result("ok", [("x" * KEPT_CHARACTERS,)], ("a",), 0, 1.0)) is None

@@ -26,7 +26,7 @@ BOMB = "SELECT instr(replace(hex(zeroblob(450000)), '0', 'a'), replace(hex(zerob
 
 
 def job(database: Path, sql: str, gold: str | None = None, **others: Any) -> dict[str, Any]:
-    plain = {"rule": "spider", "ordered": False, "repeats": 0}
+    plain = {"known": None, "rule": "spider", "ordered": False, "repeats": 0}
     return {"database": str(database), "sql": sql, "gold": gold} | plain | others
 
 
