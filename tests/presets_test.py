@@ -27,6 +27,7 @@ def test_a_real_model_trains_as_the_paper_says(size: str) -> None:
     assert cfg.stages == ("grpo", "evaluate", "export")
     assert dataclasses.replace(cfg.grpo, rows=config.Rows()) == config.Grpo()
     assert (cfg.model.dtype, cfg.model.param_dtype, cfg.model.remat) == ("bfloat16", "float32", "full")
+    assert cfg.execute.golds == "~/.cache/sqlr1_jax/golds"
     assert (cfg.data.schema, cfg.data.instructions) == ("retrieved", "full")
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import small
 from jax.sharding import PartitionSpec
+from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, sharding
 from sqlr1_jax.model import attention, qwen2

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, sharding
 from sqlr1_jax.model import attention

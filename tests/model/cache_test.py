@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import small
 from decoding import decode_step, prefilled
+from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, sharding
 from sqlr1_jax.model import attention, cache, qwen2

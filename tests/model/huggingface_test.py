@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import small
 from decoding import FIXTURE, greedy
+from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, sharding
 from sqlr1_jax.model import huggingface, qwen2, safetensors

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
+from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, sharding
 from sqlr1_jax.model import qwen2

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import small
 from decoding import FIXTURE, greedy, logits
+from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax.model import attention, huggingface, qwen2
 

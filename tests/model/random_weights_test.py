@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
+from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax.model import attention, qwen2, random_weights
 

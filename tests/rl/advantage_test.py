@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config
 from sqlr1_jax.data import answer

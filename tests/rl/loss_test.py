@@ -9,6 +9,7 @@ import pytest
 import small
 from hypothesis import given
 from hypothesis import strategies as st
+from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config
 from sqlr1_jax.data.packing import Rows

@@ -11,6 +11,7 @@ import runs
 import small
 from hypothesis import given
 from hypothesis import strategies as st
+from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, hosts, sharding
 from sqlr1_jax.data import packing
