@@ -192,6 +192,9 @@ class Grpo:
     kl: float = 0.001
     entropy: float = 0.001
     aggregation: str = "token"  # token mean over the global batch; sample: mean of means; constant: Dr. GRPO's
+    # Each batch is sampled before the update of the one before it, under which its SQL runs: no step waits for rewards,
+    # and every batch but the first is one update old.
+    ahead: bool = False
     old_logprobs: str = "sampler"  # or trainer: recomputed under the weights that sampled
     # With the trainer's: a token's policy term weighs min(p_trainer / p_sampler, cap), which corrects for a sampler in
     # another precision (truncated importance sampling); 0: 1.

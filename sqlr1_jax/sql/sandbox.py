@@ -8,11 +8,12 @@ version.
 
 from __future__ import annotations
 
+import resource
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ MAX_SESSIONS = 32  # connections kept open
 ROWS_AT_A_TIME = 64  # fetched between two looks at the caps
 
 _SIZED = (str, bytes)
+_WANTS_FILE = ("unable to open database file", "disk I/O error")  # what SQLite says where it may not open one
 
 LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: 1_000_000,  # bytes of a value or row: one step works on no more than that
@@ -87,13 +89,17 @@ class _TooLarge(Exception):
 
 
 class Session:
-    """One hardened connection; `clocked` ones tell the (fixed) time, at the price of slower date functions."""
+    """One hardened connection; `clocked` ones tell the (fixed) time, at the price of slower date functions.
+
+    Where all temporary data stay in memory SQLite sorts with an allocation a row, which costs a third. `quick` ones
+    sort in one buffer, past whose 2 MB they ask for a file, which they don't get: such a statement needs another.
+    """
 
     needs_statement = True  # a text without any, a comment say, is an error
 
-    def __init__(self, path: str, clocked: bool, backend: str = "sqlite3"):
+    def __init__(self, path: str, clocked: bool, backend: str = "sqlite3", quick: bool = False):
         """backend: of sql/backends.py. Raises DatabaseError when the file cannot be read."""
-        self._clocked, self._backend = clocked, backend
+        self._clocked, self._backend, self._quick = clocked, backend, quick
         self._ticks = 0
         self._ticks_allowed = 0
         self.denied = ""  # why the authorizer refused the last statement
@@ -152,7 +158,8 @@ class Session:
 
     def _harden(self) -> None:
         connection = self.connection
-        for pragma in ("query_only=ON", "temp_store=MEMORY", "cell_size_check=ON", "mmap_size=0"):
+        temporary = "FILE" if self._quick else "MEMORY"
+        for pragma in ("query_only=ON", f"temp_store={temporary}", "cell_size_check=ON", "mmap_size=0"):
             connection.execute(f"PRAGMA {pragma}").close()
         for name in TABLE_FUNCTIONS:
             connection.execute(f"SELECT 1 FROM {name}('[]')").close()
@@ -192,7 +199,7 @@ class Sandbox:
     def __init__(self, limits: Limits, backend: str = "sqlite3"):
         self.limits, self._backend = limits, backend
         self.exhausted = False  # memory ran out once: the process should be replaced
-        self._sessions: OrderedDict[tuple[str, bool], Session] = OrderedDict()
+        self._sessions: OrderedDict[tuple[str, bool, bool], Session] = OrderedDict()
         with closing(backends.connect(backend, ":memory:")) as connection:
             connection.execute(f"PRAGMA hard_heap_limit={limits.heap_bytes}")
 
@@ -223,13 +230,20 @@ class Sandbox:
         try:
             if manner is not None:
                 return self._run_alone(manner(database, self._backend), sql, max_steps)
-            session = self._session(database, clocked=False)
-            result = self._run(session, sql, max_steps)
-            if session.wants_clock:
-                result = self._run(self._session(database, clocked=True), sql, max_steps)
-            return result
+            return self._run_kept(database, sql, max_steps)
         except DatabaseError as error:
             return _failed("runtime_error", str(error))
+
+    def _run_kept(self, database: str, sql: str, max_steps: int) -> Result:
+        """Runs it on the cheapest connection that can, each kind of which is kept open."""
+        clocked, quick = False, True
+        while True:
+            session = self._session(database, clocked, quick)
+            result = self._run(session, sql, max_steps)
+            wants_memory = quick and result.message in _WANTS_FILE
+            if not wants_memory and not (session.wants_clock and not clocked):
+                return result
+            clocked, quick = clocked or session.wants_clock, quick and not wants_memory
 
     def _run_alone(self, session: Session, sql: str, max_steps: int) -> Result:
         try:
@@ -243,7 +257,8 @@ class Sandbox:
         columns: tuple[str, ...] = ()
         failure: Exception | None = None
         try:
-            rows, columns = session.execute(sql, max_steps, self.limits)
+            with _no_new_files():
+                rows, columns = session.execute(sql, max_steps, self.limits)
         except (sqlite3.Error, sqlite3.Warning, ValueError, _TooLarge) as error:
             failure = error
         milliseconds = (time.perf_counter() - start) * 1000
@@ -251,13 +266,24 @@ class Sandbox:
         kind, message = _classify(failure, session, sql) if failure else ("ok", "")
         return Result(kind, rows, columns, steps, milliseconds, message)
 
-    def _session(self, database: str, clocked: bool) -> Session:
-        key = database, clocked
-        session = self._sessions.pop(key, None) or Session(database, clocked, self._backend)
+    def _session(self, database: str, clocked: bool, quick: bool) -> Session:
+        key = database, clocked, quick
+        session = self._sessions.pop(key, None) or Session(database, clocked, self._backend, quick)
         self._sessions[key] = session
         if len(self._sessions) > MAX_SESSIONS:
             self._sessions.popitem(last=False)[1].connection.close()
         return session
+
+
+@contextmanager
+def _no_new_files() -> Iterator[None]:
+    """The process can open none meanwhile, whatever SQLite wants it for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def _fetch(cursor: Any, limits: Limits) -> list[Row]:

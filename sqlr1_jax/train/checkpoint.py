@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 
@@ -19,6 +20,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2, always: tuple[int, ...] = ()):
         policies = ocp.training.preservation_policies
         self.folder = folder
+        self._writing: Any = None  # what Orbax has not finished
         self._manager = ocp.training.Checkpointer(
             folder.absolute(),
             preservation_policy=policies.AnyPreservationPolicy(
@@ -32,9 +34,24 @@ class Checkpoints:
         )
 
     def save(self, step: int, trees: dict[str, Any], score: float | None = None) -> None:
-        """Writes named pytrees under `step`, all or none; `score` (higher is better) ranks the step for best()."""
+        """Writes named pytrees under `step`, all or none; `score` (higher is better) ranks the step for best().
+
+        Returns once they are copied to the host, so that they may be donated; the disk gets them meanwhile, and `wait`
+        or whatever asks for a step waits for it. An error of the disk is raised there.
+        """
+        self.wait()
+        if jax.default_backend() == "cpu":  # there the host's copy would be the array itself
+            trees = jax.tree.map(jnp.copy, trees)
         metrics = None if score is None else {"score": score}
-        self._manager.save_checkpointables(step, trees, force=True, overwrite=True, metrics=metrics)
+        self._writing = self._manager.save_checkpointables_async(
+            step, trees, force=True, overwrite=True, metrics=metrics
+        )
+
+    def wait(self) -> None:
+        """Until all that was saved is on disk."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def load(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """Those of the pytrees saved under `step` that `like` names, in its shapes, dtypes and shardings.
@@ -47,6 +64,7 @@ class Checkpoints:
         return self._manager.load_checkpointables(step, jax.tree.map(_abstract, like))
 
     def steps(self) -> list[int]:
+        self.wait()
         return sorted(c.step for c in self._manager.checkpoints)
 
     def latest(self) -> int | None:
@@ -54,6 +72,7 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the highest score, of equals the latest (which is kept); the latest if none is scored."""
+        self.wait()
         scored = [(_score(c.metrics), c.step) for c in self._manager.checkpoints if c.metrics]
         return max(scored)[1] if scored else self.latest()
 
@@ -69,6 +88,7 @@ class Checkpoints:
         return step
 
     def close(self) -> None:
+        self.wait()
         self._manager.close()
 
 

@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from tqdm import tqdm
@@ -35,6 +35,16 @@ class Step(NamedTuple):
     items: Sequence[str]  # ids of what the step was fed
 
 
+class Carried(Protocol):
+    """What is state beside the state: a checkpoint keeps its arrays, of which there are as many at every step."""
+
+    def tree(self) -> Any:
+        """The arrays, the same on every host."""
+
+    def restore(self, tree: Any) -> None:
+        """Takes what `tree` gave."""
+
+
 def train(
     run: Run,
     stage: str,
@@ -44,6 +54,7 @@ def train(
     evaluate: Callable[[TrainState], float] | None = None,
     rewind: Callable[[int], None] = lambda step: None,
     prepare: Callable[[TrainState], TrainState] = lambda state: state,
+    carried: Carried | None = None,
 ) -> TrainState:
     """Runs `take` from where the stage's checkpoints end up to `steps`.
 
@@ -55,6 +66,7 @@ def train(
       take: one step, by state and step number from 0.
       evaluate: scores the weights every cfg.evaluate.every steps and at the end; the best step is kept.
       rewind: told the step that the stage goes on from, to drop what lies past it.
+      carried: what a step hands to the next beside the state.
       prepare: compiles what the steps run, where there are steps left; gives the state back as it was.
 
     Raises:
@@ -62,7 +74,7 @@ def train(
       NotFinite: three steps in a row were not finite.
     """
     checkpoints = run.checkpoints(stage)
-    state, done = _resume(checkpoints, state)
+    state, done = _resume(checkpoints, state, carried)
     rewind(done)
     state = prepare(state) if done < steps else state
     every, due = run.cfg.evaluate.every, run.cfg.checkpoint.every
@@ -80,11 +92,12 @@ def train(
                 writer.record("evaluate/ex", score)
             if last or asked or (due and (step + 1) % due == 0) or score is not None:
                 writer.flush()
-                writer.timed("checkpoint", _save, checkpoints, state, score)
+                writer.timed("checkpoint", _save, checkpoints, state, carried, score)
             bar.update()
             if asked:
                 break
         if hosts.largest(interrupt.asked):
+            checkpoints.wait()
             raise Interrupted(f"stopped after step {int(state.step)} of {stage}, saved. To go on: {_command()}")
     checkpoints.close()
     return state
@@ -98,20 +111,27 @@ def _bar(stage: str, done: int, steps: int) -> tqdm:
     return tqdm(initial=done, total=steps, desc=stage, unit="step", dynamic_ncols=True, disable=None)
 
 
-def _resume(checkpoints: Any, state: TrainState) -> tuple[TrainState, int]:
+def _resume(checkpoints: Any, state: TrainState, carried: Carried | None) -> tuple[TrainState, int]:
     step = hosts.agreed(checkpoints.latest())
     if step is None:
-        _save(checkpoints, state, None)
+        _save(checkpoints, state, carried, None)
         return state, 0
-    saved = checkpoints.load(step, {"params": state.params, "optimizer": (state.step, state.opt_state)})
+    saved = checkpoints.load(step, _trees(state, carried))
     count, opt_state = saved["optimizer"]
+    if carried:
+        carried.restore(saved["carried"])
     if step:
         log.info("resuming at step %d of %s", step, checkpoints.folder)
     return TrainState(count, saved["params"], opt_state), step
 
 
-def _save(checkpoints: Any, state: TrainState, score: float | None) -> None:
-    checkpoints.save(int(state.step), {"params": state.params, "optimizer": (state.step, state.opt_state)}, score)
+def _save(checkpoints: Any, state: TrainState, carried: Carried | None, score: float | None) -> None:
+    checkpoints.save(int(state.step), _trees(state, carried), score)
+
+
+def _trees(state: TrainState, carried: Carried | None) -> dict[str, Any]:
+    trees = {"params": state.params, "optimizer": (state.step, state.opt_state)}
+    return trees | {"carried": carried.tree()} if carried else trees
 
 
 class _Late:

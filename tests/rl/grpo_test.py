@@ -219,3 +219,51 @@ def test_sizes_of_the_config_win_over_those_of_the_data(run: Run) -> None:
     wider = _with(run, rows=config.Rows(prefix=128, segment=112))
     assert grpo._layout(wider, engine) == packing.Layout(128, 2, 112)
     assert grpo._layout(_with(run, rows=config.Rows(layout="packed")), engine) is None
+
+
+def _same_state(one: TrainState, other: TrainState) -> None:
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), jax.device_get(other))
+
+
+def test_ahead_a_batch_is_sampled_before_the_update_of_the_one_before(run: Run, executor: Executor) -> None:
+    run = _with(run, ahead=True, steps=3)
+    stage = grpo.with_ahead(_stage(run, executor, _right_and_wrong))
+    engine: Any = stage.engine
+    sampled_under: list[tuple[int, float]] = []
+    rollout, seen = engine.rollout, []
+    engine.weights = lambda params: float(np.asarray(params["layers"]["q"]).sum())
+    engine.rollout = lambda weights, asked: sampled_under.append((asked.step, weights)) or rollout(weights, asked)
+    with jax.set_mesh(run.mesh):
+        at = state.create(initial(run), stage.program)
+        for step in range(3):
+            seen.append(engine.weights(at.params))
+            at = grpo.take(stage, at, step).state
+    assert len(set(seen)) == 3, "each update moved the weights"
+    assert sampled_under == [(0, seen[0]), (1, seen[0]), (2, seen[1])]
+
+
+def test_ahead_the_batch_in_flight_survives_a_checkpoint(run: Run, executor: Executor) -> None:
+    run = _with(run, ahead=True, steps=3)
+    stage, again = (grpo.with_ahead(_stage(run, executor, _right_and_wrong)) for _ in range(2))
+    assert stage.ahead is not None and again.ahead is not None
+    at = _step(stage)[0].state
+    held = jax.tree.map(lambda leaf: np.asarray(leaf).copy(), stage.ahead.tree())
+    assert int(held["step"]) == 1
+    kept = jax.tree.map(lambda leaf: leaf.copy(), at)
+    went_on = _step(stage, at, 1)[0]
+    again.ahead.restore(jax.tree.map(jax.numpy.asarray, held))
+    resumed = _step(again, kept, 1)[0]
+    _same_state(resumed.state, went_on.state)
+    assert resumed.items == went_on.items
+    engine: Any = again.engine
+    assert [asked[3] for asked in engine.asked] == [2], "step 1 was not sampled again"
+
+
+def test_ahead_no_batch_is_sampled_past_the_last_step(run: Run, executor: Executor) -> None:
+    run = _with(run, ahead=True, steps=1)
+    stage = grpo.with_ahead(_stage(run, executor, _right_and_wrong))
+    assert stage.ahead is not None
+    _step(stage)
+    assert int(stage.ahead.tree()["step"]) == -1
+    stage.ahead.restore(stage.ahead.tree())
+    assert stage.ahead.take(0) is None

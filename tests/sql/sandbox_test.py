@@ -154,13 +154,16 @@ def test_tables_of_state_are_hidden(backend: str, pets: Path, table: str) -> Non
         assert session._authorize(sqlite3.SQLITE_READ, "dogs", "age", "main", None) == sqlite3.SQLITE_OK
 
 
-def test_the_file_is_read_only_and_memory_holds_what_is_temporary(backend: str, pets: Path) -> None:
+@pytest.mark.parametrize(("quick", "temp_store"), [(False, 2), (True, 1)])
+def test_the_file_is_read_only_and_what_is_temporary_has_its_place(
+    backend: str, pets: Path, quick: bool, temp_store: int
+) -> None:
     """Without the authorizer: the layers below it."""
-    session = Session(str(pets), clocked=False, backend=backend)
+    session = Session(str(pets), clocked=False, backend=backend, quick=quick)
     with closing(session.connection) as connection:
         connection.set_authorizer(None)
         assert connection.execute("PRAGMA query_only").fetchone() == (1,)
-        assert connection.execute("PRAGMA temp_store").fetchone() == (2,)
+        assert connection.execute("PRAGMA temp_store").fetchone() == (temp_store,)
         for sql in ("DELETE FROM dogs", "CREATE TABLE x (a)", "ATTACH ':memory:' AS other"):
             with pytest.raises(sqlite3.OperationalError):
                 connection.execute(sql)
@@ -182,6 +185,50 @@ def test_steps_are_counted_and_alike_each_time(query: Any) -> None:
     assert 20_000 < runs[0].steps < 200_000
     assert query(sql, runs[0].steps).kind == "ok"
     assert query(sql, runs[0].steps - 1000).kind == "timeout"
+
+
+NUMBERS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 30000)"
+PAD = "hex(zeroblob(100))"
+SPILLS = {
+    "a sort": f"{NUMBERS} SELECT max(pad), sum(i) FROM (SELECT i, {PAD} || i AS pad FROM n ORDER BY -i LIMIT 20000)",
+    "a set": f"{NUMBERS} SELECT count(*) FROM (SELECT DISTINCT i, {PAD} FROM n)",
+    "a sort by the clock": f"{NUMBERS} SELECT max(p) FROM (SELECT {PAD} || i AS p FROM n ORDER BY date('now'), -i LIMIT 20000)",
+}
+
+
+@pytest.mark.parametrize("sql", SPILLS.values(), ids=list(SPILLS))
+def test_what_wants_a_temporary_file_gets_memory(backend: str, pets: Path, sql: str) -> None:
+    with closing(Sandbox(LIMITS, backend)) as box:
+        result = box.query(str(pets), sql, 50_000_000)
+        assert result.kind == "ok"
+        kept = [quick for _, _, quick in box._sessions]
+        assert True in kept and False in kept
+        asked = Session(str(pets), clocked="date" in sql, backend=backend)
+        with closing(asked.connection):
+            rows, columns = asked.execute(sql, 50_000_000, LIMITS)
+        assert (result.rows, result.columns, result.steps) == (rows, columns, asked.steps)
+
+
+def test_a_small_sort_needs_no_second_connection(box: Sandbox, pets: Path) -> None:
+    assert box.query(str(pets), "SELECT color FROM dogs ORDER BY age, code", 10**6).rows[0] == ("red",)
+    assert [quick for _, _, quick in box._sessions] == [True]
+
+
+def test_no_file_can_be_opened_while_a_statement_runs(
+    box: Sandbox, pets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def execute(self: Session, sql: str, max_steps: int, limits: Limits) -> tuple[list, tuple]:
+        with pytest.raises(OSError, match="Too many open files"):
+            pets.read_bytes()
+        tried.append(sql)
+        return [], ()
+
+    monkeypatch.setattr(Session, "execute", execute)
+    box.query(str(pets), "SELECT 1", 1000)
+    assert tried == ["SELECT 1"]
+    assert pets.read_bytes().startswith(b"SQLite")
 
 
 def test_a_failure_leaves_nothing_behind(query: Any) -> None:

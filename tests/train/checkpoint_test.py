@@ -27,6 +27,12 @@ def _same_bits(tree: Any, other: Any) -> None:
     jax.tree.map(one, tree, other)
 
 
+def _saved(folder: Path, step: int, trees: dict[str, Any]) -> None:
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(step, trees)
+    checkpoints.wait()
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("frozen", [(), ("embed",)])
 def test_a_training_state_comes_back_bit_for_bit(tmp_path: Path, name: str, frozen: tuple[str, ...]) -> None:
@@ -34,8 +40,7 @@ def test_a_training_state_comes_back_bit_for_bit(tmp_path: Path, name: str, froz
     at = state.create(small.params(), program)
     at = at.replace(opt_state=jax.tree.map(lambda x: x + jnp.asarray(0.1).astype(x.dtype), at.opt_state))
     trees = {"params": at.params, "optimizer": (at.step, at.opt_state)}
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(3, trees)
+    _saved(tmp_path, 3, trees)
     like = state.create(small.params(seed=1), program)
     loaded = Checkpoints(tmp_path).load(3, {"params": like.params, "optimizer": (like.step, like.opt_state)})
     assert jax.tree.structure(loaded) == jax.tree.structure(trees)
@@ -45,12 +50,12 @@ def test_a_training_state_comes_back_bit_for_bit(tmp_path: Path, name: str, froz
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int32"])
 def test_every_dtype_comes_back(tmp_path: Path, dtype: str) -> None:
     tree = {"params": {"w": jnp.asarray([1.5, -0.0, 3e30]).astype(dtype)}}
-    Checkpoints(tmp_path).save(1, tree)
+    _saved(tmp_path, 1, tree)
     _same_bits(Checkpoints(tmp_path).load(1, tree), tree)
 
 
 def test_a_part_of_what_was_saved_can_be_had_alone(tmp_path: Path) -> None:
-    Checkpoints(tmp_path).save(1, _tree(1))
+    _saved(tmp_path, 1, _tree(1))
     loaded = Checkpoints(tmp_path).load(1, {"params": _tree(0)["params"]})
     assert list(loaded) == ["params"]
     np.testing.assert_array_equal(loaded["params"]["w"], np.ones(4))
@@ -60,7 +65,7 @@ def test_weights_load_into_the_layout_asked_for(tmp_path: Path) -> None:
     """Saved from one device, read by eight."""
     mesh = sharding.make_mesh(config.Mesh(fsdp=4, tensor=2))
     values = jnp.arange(32.0).reshape(8, 4)
-    Checkpoints(tmp_path).save(1, {"params": values})
+    _saved(tmp_path, 1, {"params": values})
     layout = sharding.named(mesh, ("embed", "heads"), sharding.TRAIN_RULES, (8, 4))
     loaded = Checkpoints(tmp_path).load(1, {"params": jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=layout)})
     assert loaded["params"].sharding.is_equivalent_to(layout, 2)
@@ -94,20 +99,42 @@ def test_where_nothing_was_scored_the_last_is_the_best(tmp_path: Path) -> None:
 
 def test_a_step_saved_again_is_replaced(tmp_path: Path) -> None:
     """As a run does that was killed between a step's checkpoint and the next."""
-    Checkpoints(tmp_path).save(1, _tree(1))
-    Checkpoints(tmp_path).save(1, _tree(7))
+    _saved(tmp_path, 1, _tree(1))
+    _saved(tmp_path, 1, _tree(7))
     np.testing.assert_array_equal(Checkpoints(tmp_path).load(1, _tree(0))["params"]["w"], np.full(4, 7))
+
+
+def test_what_is_saved_may_be_donated_at_once(tmp_path: Path) -> None:
+    overwrite = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)
+    checkpoints = Checkpoints(tmp_path)
+    for step in range(3):
+        tree = {"params": {f"w{i}": jnp.full((512, 1024), step + i, jnp.float32) for i in range(8)}}
+        checkpoints.save(step, tree)
+        jax.block_until_ready([overwrite(leaf) for leaf in tree["params"].values()])
+        loaded = checkpoints.load(step, {"params": {f"w{i}": jnp.zeros((512, 1024)) for i in range(8)}})
+        assert [float(leaf.mean()) for leaf in loaded["params"].values()] == [float(step + i) for i in range(8)]
+
+
+def test_who_asks_for_a_step_waits_until_it_is_whole(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"params": {"w": jnp.ones((2048, 2048))}}, score=0.5)
+    assert (checkpoints.latest(), checkpoints.best(), checkpoints.steps()) == (1, 1, [1])
+    checkpoints.save(2, {"params": {"w": jnp.ones((2048, 2048))}})
+    checkpoints.close()
+    assert Checkpoints(tmp_path).steps() == [1, 2]
 
 
 def test_what_a_kill_left_half_written_is_no_checkpoint(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, _tree(1))
+    checkpoints.wait()
     half = tmp_path / "2.orbax-checkpoint-tmp"
     half.mkdir()
     (half / "params").mkdir()
     again = Checkpoints(tmp_path)
     assert again.steps() == [1]
     again.save(2, _tree(2))
+    again.wait()
     assert Checkpoints(tmp_path).steps() == [1, 2]
 
 

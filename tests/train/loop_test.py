@@ -32,9 +32,13 @@ class Run:
         every = checkpoint.pop("evaluate_every", 0)
         cfg = config.Config(checkpoint=config.Checkpoint(**{"every": 2, **checkpoint}))
         self.cfg = dataclasses.replace(cfg, evaluate=config.Evaluate(every=every))
+        self._last: Checkpoints | None = None
 
     def checkpoints(self, stage: str) -> Checkpoints:
-        return Checkpoints(self.workdir / "checkpoints" / stage, self.cfg.checkpoint.keep, always=(0,))
+        if self._last:  # one who was killed here writes on, as a dead process would not
+            self._last.wait()
+        self._last = Checkpoints(self.workdir / "checkpoints" / stage, self.cfg.checkpoint.keep, always=(0,))
+        return self._last
 
 
 def _fresh() -> TrainState:
@@ -262,3 +266,41 @@ def test_a_run_is_all_that_the_loop_needs() -> None:
     for name in ("workdir", "cfg"):
         assert name in Real.__dataclass_fields__
     assert isinstance(Real.checkpoints, types.FunctionType)
+
+
+class _Tally:
+    """What steps hand on beside the state: how many there were, in a sum that forgets none."""
+
+    def __init__(self) -> None:
+        self.sum = 0
+
+    def take(self, at: TrainState, step: int) -> loop.Step:
+        self.sum = 3 * self.sum + step + 1
+        return _take(at, step)._replace(values={"tokens": float(self.sum)})
+
+    def tree(self) -> dict[str, Any]:
+        return {"sum": jnp.int32(self.sum)}
+
+    def restore(self, tree: dict[str, Any]) -> None:
+        self.sum = int(tree["sum"])
+
+
+@pytest.mark.parametrize("death", [1, 3, 4])
+def test_what_steps_hand_on_survives_a_kill(tmp_path: Path, death: int) -> None:
+    whole, run = Run(tmp_path / "whole"), Run(tmp_path / "killed")
+    for one in (whole, run):
+        one.workdir.mkdir()
+    tally = _Tally()
+    want = _train(whole, 6, tally.take, carried=tally)
+    first, second = _Tally(), _Tally()
+
+    def dies(at: TrainState, step: int) -> loop.Step:
+        if step == death:
+            raise Killed
+        return first.take(at, step)
+
+    with pytest.raises(Killed):
+        _train(run, 6, dies, carried=first)
+    assert _weights(_train(run, 6, second.take, carried=second)) == _weights(want)
+    assert second.sum == tally.sum
+    assert _lines(run) == _lines(whole)
