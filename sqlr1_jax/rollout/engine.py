@@ -246,4 +246,5 @@ def _sampling_weights(params: Any, cfg: qwen2.Qwen2Config, mesh: Mesh, kind: str
         return jax.tree.map(lambda leaf: lay_out(leaf, axes), param)
 
     made = quantize.layers(params) if kind == "int8" else params
-    return jax.tree.map(one, made, axes, is_leaf=lambda leaf: isinstance(leaf, quantize.Scaled))
+    made = jax.tree.map(one, made, axes, is_leaf=lambda leaf: isinstance(leaf, quantize.Scaled))
+    return qwen2.apart(made, cfg)
