@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections import Counter
@@ -26,6 +25,7 @@ from sqlr1_jax.data.prompt import PromptError, PromptRenderer
 from sqlr1_jax.files import write_whole
 from sqlr1_jax.model import tokenizer
 from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.sql.gold_files import default_folder
 
 IDS_SHOWN = 3
 
@@ -151,7 +151,6 @@ def _parser() -> argparse.ArgumentParser:
     what = "Says what is wrong with a data set, and lists what training should leave out."
     parser = argparse.ArgumentParser(prog="python -m sqlr1_jax.check", description=what)
     default = config.Data()
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     add = parser.add_argument
     add("--data", required=True, help="PREFIX:PATH, as in spider:/data/spider")
     add("--databases", default="", help="folder of <db_id>/<db_id>.sqlite; beside the data unless given")
@@ -161,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=2, help="processes that run SQL")
     add("--max_steps", type=int, default=config.Execute().max_steps, help="SQLite's steps a gold may take")
     add("--limit", type=int, default=0, help="first N examples; 0 for all")
-    add("--cache", default=str(home / "sqlr1_jax" / "golds"), help="folder of known outcomes; empty: none is kept")
+    add("--cache", default=default_folder(), help="folder of known results; empty: none is kept")
     add("--tokenizer", default="", help="folder of the model's tokenizer; prompts' lengths are checked only with it")
     add("--schema", default="retrieved", help="form in which prompts show the schema: data/schema.py")
     add("--max_prompt_tokens", type=int, default=default.max_prompt_tokens, help="a prompt's budget")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from sqlr1_jax import config
+from sqlr1_jax.sql.gold_files import default_folder
 
 
 def of(size: str) -> ConfigDict:
@@ -66,7 +67,7 @@ def _paper(cfg: ConfigDict) -> None:
     cfg.stages = ("grpo", "evaluate", "export")
     cfg.model.update(dtype="bfloat16", remat="full", query_chunk=256, ffw_chunks=5)
     cfg.data.update(schema="retrieved", instructions="full")
-    cfg.execute.golds = "~/.cache/sqlr1_jax/golds"  # where check keeps them
+    cfg.execute.golds = default_folder()  # where check keeps them
     cfg.cold_start.rows.update(layout="packed", per_microbatch=1)
     cfg.grpo.rows.update(per_microbatch=1, prefix=cfg.data.max_prompt_tokens, buckets=4)
     cfg.rollout.update(buckets=4, refill=1)

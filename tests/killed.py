@@ -1,6 +1,7 @@
 """python tests/killed.py STAGE STEP MOMENT FLAGS…: main, which kills itself at a moment of a stage's step.
 
-Moments: stepped (the step is on its way, its line is not written), saving (before its checkpoint), saved (after it).
+Moments: stepped (the step is on its way, its line is not written), saving (before its checkpoint), writing (during
+it), saved (after it).
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ def _arm(stage: str, at: int, moment: str) -> None:
             _die()
         save(self, step, *arguments)
         if here and moment == "saved":
+            self.wait()
+        if here and moment in ("writing", "saved"):
             _die()
 
     loop._Late.push, checkpoint.Checkpoints.save = pushing, saving  # type: ignore[method-assign]

@@ -83,8 +83,8 @@ def test_every_number_of_the_design_is_on_every_step(finished: Path) -> None:
     assert [line["step"] for line in lines if "evaluate/ex" in line] == [2, 4]
 
 
-def _killed_and_resumed(home: Path, workdir: Path, stage: str, step: int, moment: str) -> None:
-    arguments = runs.flags(home, workdir)
+def _killed_and_resumed(home: Path, workdir: Path, stage: str, step: int, moment: str, **changed: Any) -> None:
+    arguments = runs.flags(home, workdir, **changed)
     killed = runs.execute(home, ["tests/killed.py", stage, str(step), moment, *arguments], check=False)
     assert killed.returncode == -9, killed.stderr[-2000:]
     runs.execute(home, ["-m", "sqlr1_jax.main", *arguments])
@@ -105,7 +105,7 @@ def test_killed_in_a_step_of_grpo_the_run_ends_bit_for_bit_alike(home: Path, fin
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("moment", ["stepped", "saving", "saved"])
+@pytest.mark.parametrize("moment", ["stepped", "saving", "writing", "saved"])
 @pytest.mark.parametrize("step", [1, 2, 3, 4])
 @pytest.mark.parametrize("stage", ["cold_start", "grpo"])
 def test_killed_anywhere_the_run_ends_bit_for_bit_alike(
@@ -116,6 +116,17 @@ def test_killed_anywhere_the_run_ends_bit_for_bit_alike(
     workdir = runs.begin(home, tmp_path / "run")
     _killed_and_resumed(home, workdir, stage, step, moment)
     _ends_alike(workdir, finished)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("step", "moment"), [(2, "saved"), (3, "stepped")])
+def test_killed_with_a_batch_in_flight_the_run_ends_bit_for_bit_alike(
+    home: Path, tmp_path: Path, step: int, moment: str
+) -> None:
+    whole, workdir = (runs.begin(home, tmp_path / name) for name in ("whole", "killed"))
+    runs.execute(home, ["-m", "sqlr1_jax.main", *runs.flags(home, whole, grpo__ahead=True)])
+    _killed_and_resumed(home, workdir, "grpo", step, moment, grpo__ahead=True)
+    _ends_alike(workdir, whole)
 
 
 @pytest.mark.nightly

@@ -6,6 +6,7 @@ import pytest
 
 from sqlr1_jax import config, presets
 from sqlr1_jax.model import qwen2
+from sqlr1_jax.sql.gold_files import default_folder
 
 
 @pytest.mark.parametrize("size", ["smoke", *config.SIZES])
@@ -27,7 +28,7 @@ def test_a_real_model_trains_as_the_paper_says(size: str) -> None:
     assert cfg.stages == ("grpo", "evaluate", "export")
     assert dataclasses.replace(cfg.grpo, rows=config.Rows()) == config.Grpo()
     assert (cfg.model.dtype, cfg.model.param_dtype, cfg.model.remat) == ("bfloat16", "float32", "full")
-    assert cfg.execute.golds == "~/.cache/sqlr1_jax/golds"
+    assert cfg.execute.golds == default_folder()
     assert (cfg.data.schema, cfg.data.instructions) == ("retrieved", "full")
 
 

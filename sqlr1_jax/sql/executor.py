@@ -15,7 +15,6 @@ import zlib
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from concurrent.futures import Future
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from sqlr1_jax.sql import official
@@ -119,6 +118,7 @@ class _Lane:
     queue: deque[_Job]
     busy_since: float = float("inf")
     tired: bool = False  # the worker asks to be replaced
+    told: set[tuple[str, str]] = dataclasses.field(default_factory=set)  # (database, gold) whose result it was sent
 
 
 class Executor:
@@ -128,7 +128,7 @@ class Executor:
         """cfg: config.Execute. Workers start on entering the context."""
         self._cfg = cfg
         self._settings = dataclasses.asdict(cfg)
-        self._golds = GoldFiles(Path(cfg.golds), cfg) if cfg.golds else None
+        self._golds = GoldFiles(cfg.golds, cfg) if cfg.golds else None
         self._condition = threading.Condition()  # guards all below
         self._open = False
         self._error: Exception | None = None  # why the pool broke
@@ -270,7 +270,7 @@ class Executor:
             if lane.tired or lane.worker.jobs >= RECYCLE_AFTER:
                 self._replace(lane)
             self._check_open()
-            lane.worker.send([job.payload(self._known(job)) for job in batch])
+            lane.worker.send([job.payload(self._untold(lane, job)) for job in batch])
             try:
                 while batch:
                     answer = lane.worker.answer(self._cfg.wall_seconds)
@@ -292,6 +292,7 @@ class Executor:
         with self._condition:
             if self._open:
                 lane.worker, lane.tired = WorkerProcess(self._settings), False
+                lane.told.clear()
 
     def _blame(self, batch: deque[_Job], failure: Failure) -> None:
         """Settles the job at which a worker failed: a kill is an answer, a crash gets one more try."""
@@ -310,10 +311,13 @@ class Executor:
         else:
             self._resolve(batch.popleft(), Outcome(kind, message=message))
 
-    def _known(self, job: _Job) -> str | None:
-        """The result on disk of the job's gold; of its query, where it has no gold."""
-        database, sql, gold, *_ = job.key
-        return self._golds.get(database, sql if gold is None else gold) if self._golds else None
+    def _untold(self, lane: _Lane, job: _Job) -> str | None:
+        """The result on disk of the job's gold, once for each worker, which remembers it."""
+        database, _, gold, rule, _ = job.key
+        if not self._golds or gold is None or rule in official.RULES or (database, gold) in lane.told:
+            return None
+        lane.told.add((database, gold))
+        return self._golds.get(database, gold)
 
     def _keep(self, job: _Job, result: str | None) -> None:
         database, sql, gold, *_ = job.key
@@ -322,8 +326,10 @@ class Executor:
 
     def _settle_known(self, batch: deque[_Job]) -> None:
         """Answers the queries without gold whose result is on disk."""
-        for job in [job for job in batch if job.key[2] is None] if self._golds else []:
-            if (known := self._known(job)) is not None:
+        if not self._golds:
+            return
+        for job in [job for job in batch if job.key[2] is None]:
+            if (known := self._golds.get(*job.key[:2])) is not None:
                 batch.remove(job)
                 with self._condition:
                     self._from_disk += 1

@@ -36,8 +36,8 @@ class GoldStore:
 
 
 def encode(result: Result) -> str | None:
-    """A result as text, exact to the last bit; None where it is too long, or did not run at all."""
-    if not result.milliseconds:
+    """A result as text, exact to the last bit; None where it is too long, or may not be the data's doing."""
+    if not result.milliseconds or result.kind == "runtime_error" or _length(result) > KEPT_CHARACTERS:
         return None
     text = json.dumps(result, separators=(",", ":"), default=lambda blob: {"blob": blob.hex()})
     return text if len(text) <= KEPT_CHARACTERS else None
@@ -47,6 +47,13 @@ def decode(text: str) -> Result:
     """The inverse of `encode`. Raises ValueError, KeyError or TypeError for a text that is none of its."""
     kind, rows, columns, *rest = json.loads(text, object_hook=_blob)
     return Result(kind, [tuple(row) for row in rows], tuple(columns), *rest)
+
+
+def _length(result: Result) -> int:
+    """A lower bound of its text's, without making it."""
+    cells = 2 * len(result.rows) * len(result.columns)
+    sized = (len(cell) for row in result.rows for cell in row if isinstance(cell, (str, bytes)))
+    return cells if cells > KEPT_CHARACTERS else cells + sum(sized)
 
 
 def _blob(said: dict[str, Any]) -> bytes:

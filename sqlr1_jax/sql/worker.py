@@ -103,12 +103,12 @@ class Judge:
         return reply(result._replace(kind=kind), gold, score) | {"times": times}
 
     def _gold(self, job: dict[str, Any], manner: Manner | None) -> Result:
-        if job["known"] is not None and manner is None:
+        if job["known"] is not None:
             return decode(job["known"])
         self._announce("gold")
         result = self.sandbox.query(job["database"], job["gold"], self._settings["max_steps"], manner)
-        self._announce("prediction")
         self._fresh = self._kept(result) if manner is None else None
+        self._announce("prediction")
         return result
 
     def _kept(self, result: Result) -> str | None:

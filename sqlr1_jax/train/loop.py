@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from sqlr1_jax import hosts
 from sqlr1_jax.model import flops
+from sqlr1_jax.train.checkpoint import Checkpoints
 from sqlr1_jax.train.interrupt import Interrupt, Interrupted
 from sqlr1_jax.train.metrics import Metrics
 from sqlr1_jax.train.run import Run
@@ -73,7 +75,22 @@ def train(
       Interrupted: after a signal, once the state is saved.
       NotFinite: three steps in a row were not finite.
     """
-    checkpoints = run.checkpoints(stage)
+    with contextlib.closing(run.checkpoints(stage)) as checkpoints:  # whatever ends it, what was saved gets to disk
+        return _train(checkpoints, run, stage, steps, state, take, evaluate, rewind, prepare, carried)
+
+
+def _train(
+    checkpoints: Checkpoints,
+    run: Run,
+    stage: str,
+    steps: int,
+    state: TrainState,
+    take: Callable[[TrainState, int], Step],
+    evaluate: Callable[[TrainState], float] | None,
+    rewind: Callable[[int], None],
+    prepare: Callable[[TrainState], TrainState],
+    carried: Carried | None,
+) -> TrainState:
     state, done = _resume(checkpoints, state, carried)
     rewind(done)
     state = prepare(state) if done < steps else state
@@ -99,7 +116,6 @@ def train(
         if hosts.largest(interrupt.asked):
             checkpoints.wait()
             raise Interrupted(f"stopped after step {int(state.step)} of {stage}, saved. To go on: {_command()}")
-    checkpoints.close()
     return state
 
 

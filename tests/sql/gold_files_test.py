@@ -17,7 +17,11 @@ LONG = "SELECT hex(zeroblob(200000))"  # longer than a result that is kept
 
 
 def _files(folder: Path, **changed: object) -> GoldFiles:
-    return GoldFiles(folder, dataclasses.replace(CFG, **changed))  # type: ignore[arg-type]
+    return GoldFiles(str(folder), dataclasses.replace(CFG, **changed))  # type: ignore[arg-type]
+
+
+def _result(number: int) -> str:
+    return json.dumps(["ok", [[number]], ["n"], 0, 1.0, ""])
 
 
 def _lines(folder: Path) -> list[str]:
@@ -35,9 +39,9 @@ def _judged(folder: Path, database: Path, asked: list[tuple[str, str, str]]) -> 
 def test_a_result_comes_back_in_the_next_process(tmp_path: Path, pets: Path) -> None:
     first = _files(tmp_path / "golds")
     assert first.get(str(pets), "SELECT 1") is None
-    first.put(str(pets), "SELECT 1", "what it gave")
+    first.put(str(pets), "SELECT 1", _result(1))
     second = _files(tmp_path / "golds")
-    assert first.get(str(pets), "SELECT 1") == second.get(str(pets), "SELECT 1") == "what it gave"
+    assert first.get(str(pets), "SELECT 1") == second.get(str(pets), "SELECT 1") == _result(1)
     assert second.get(str(pets), "SELECT 2") is None
 
 
@@ -48,6 +52,7 @@ def test_the_key_is_content_and_limits_not_the_path(tmp_path: Path, pets: Path) 
     assert _files(tmp_path).path(str(copy)) == here
     assert _files(tmp_path, max_steps=5000).path(str(pets)) != here
     assert _files(tmp_path, workers=7, wall_seconds=9.0, gold_factor=3.0).path(str(pets)) == here
+    assert _files(tmp_path, backend="apsw").path(str(pets)) != here
     with copy.open("ab") as file:
         file.write(b"\0" * 4096)
     assert _files(tmp_path).path(str(copy)) != here
@@ -62,34 +67,38 @@ def test_another_version_of_sqlite_has_other_files(tmp_path: Path, pets: Path, m
 def test_a_line_broken_off_costs_itself_alone(tmp_path: Path, pets: Path) -> None:
     file = _files(tmp_path)
     for number in range(3):
-        file.put(str(pets), f"SELECT {number}", str(number))
+        file.put(str(pets), f"SELECT {number}", _result(number))
     path = file.path(str(pets))
     path.write_bytes(path.read_bytes()[:-4])
     again = _files(tmp_path)
-    assert [again.get(str(pets), f"SELECT {number}") for number in range(3)] == ["0", "1", None]
-    again.put(str(pets), "SELECT 2", "2")
-    assert [_files(tmp_path).get(str(pets), f"SELECT {number}") for number in range(3)] == ["0", "1", "2"]
+    assert [again.get(str(pets), f"SELECT {number}") for number in range(3)] == [_result(0), _result(1), None]
+    again.put(str(pets), "SELECT 2", _result(2))
+    assert [_files(tmp_path).get(str(pets), f"SELECT {n}") for n in range(3)] == [_result(n) for n in range(3)]
 
 
-@pytest.mark.parametrize("line", [b"", b"[]", b'["SELECT 0"]', b'["SELECT 0", 1]', b'{"a": 1, "b": 2}', b"\x00\xff"])
+@pytest.mark.parametrize("line", [b"", b"[]", b'["SELECT 0"]', b'["SELECT 0", 1]', b'{"a": 1, "b": 2}', b"\x00\xff", b'["SELECT 0", "[]"]'])
 def test_a_line_that_is_no_result_is_as_if_absent(tmp_path: Path, pets: Path, line: bytes) -> None:
     path = _files(tmp_path).path(str(pets))
-    path.write_bytes(line + b'\n["SELECT 1", "one"]\n')
+    path.write_bytes(line + b"\n" + json.dumps(["SELECT 1", _result(1)]).encode() + b"\n")
     file = _files(tmp_path)
-    assert [file.get(str(pets), sql) for sql in ("SELECT 0", "SELECT 1")] == [None, "one"]
+    assert [file.get(str(pets), sql) for sql in ("SELECT 0", "SELECT 1")] == [None, _result(1)]
+    file.put(str(pets), "SELECT 0", _result(0))
+    assert [_files(tmp_path).get(str(pets), f"SELECT {n}") for n in (0, 1)] == [_result(0), _result(1)]
 
 
 def test_two_that_write_in_turn_keep_each_others_results(tmp_path: Path, pets: Path) -> None:
     one, other = _files(tmp_path), _files(tmp_path)
-    one.put(str(pets), "SELECT 1", "1")
-    other.put(str(pets), "SELECT 2", "2")
-    one.put(str(pets), "SELECT 3", "3")
-    assert [_files(tmp_path).get(str(pets), f"SELECT {number}") for number in (1, 2, 3)] == ["1", "2", "3"]
+    one.put(str(pets), "SELECT 1", _result(1))
+    other.put(str(pets), "SELECT 2", _result(2))
+    one.put(str(pets), "SELECT 3", _result(3))
+    assert [_files(tmp_path).get(str(pets), f"SELECT {number}") for number in (1, 2, 3)] == [
+        _result(number) for number in (1, 2, 3)
+    ]
 
 
 def test_a_database_that_is_missing_has_no_results(tmp_path: Path) -> None:
     lost = str(tmp_path / "lost.sqlite")
-    _files(tmp_path / "golds").put(lost, "SELECT 1", "1")
+    _files(tmp_path / "golds").put(lost, "SELECT 1", _result(1))
     assert _files(tmp_path / "golds").get(lost, "SELECT 1") is None
     with pytest.raises(DatabaseError, match=r"lost\.sqlite does not exist"):
         _files(tmp_path).path(lost)
@@ -110,7 +119,7 @@ def test_the_executor_judges_by_golds_from_disk_as_by_golds_that_it_ran(tmp_path
 
 
 def test_a_gold_that_is_on_disk_is_not_run(tmp_path: Path, pets: Path) -> None:
-    gold, lie = "SELECT count(*) FROM dogs", json.dumps(["ok", [[77]], ["n"], 0, 1.0, ""])
+    gold, lie = "SELECT count(*) FROM dogs", _result(77)
     _files(tmp_path).put(str(pets), gold, lie)
     [outcome] = _judged(tmp_path, pets, [("SELECT 77", gold, "spider")])
     assert (outcome.kind, outcome.gold_rows) == ("match", ((77,),))
@@ -118,7 +127,7 @@ def test_a_gold_that_is_on_disk_is_not_run(tmp_path: Path, pets: Path) -> None:
 
 def test_an_official_rule_runs_its_own_golds(tmp_path: Path, pets: Path) -> None:
     gold = "SELECT count(*) FROM dogs"
-    _files(tmp_path).put(str(pets), gold, json.dumps(["ok", [[77]], ["n"], 0, 1.0, ""]))
+    _files(tmp_path).put(str(pets), gold, _result(77))
     [outcome] = _judged(tmp_path, pets, [("SELECT 4", gold, "official_bird")])
     assert outcome.kind == "match"
     assert _lines(tmp_path) == [gold]
@@ -142,3 +151,23 @@ def test_what_the_wall_clock_decided_is_not_kept(tmp_path: Path, pets: Path) -> 
         assert executor.run(pets, slow).result().kind == "timeout"
         assert executor.run(pets, "DROP TABLE dogs").result().kind == "denied"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_costs_no_answer(
+    tmp_path: Path, pets: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "golds").write_text("a file where a folder should be")
+    asked = [("SELECT 4", "SELECT count(*) FROM dogs", "spider"), ("SELECT 5", "SELECT count(*) FROM dogs", "spider")]
+    assert [outcome.kind for outcome in _judged(tmp_path / "golds", pets, asked)] == ["match", "mismatch"]
+    assert caplog.text.count("no results of golds are kept for") == 1
+
+
+def test_a_workers_gold_is_sent_to_it_once(tmp_path: Path, pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gold = "SELECT count(*) FROM dogs"
+    _files(tmp_path).put(str(pets), gold, _result(4))
+    read = []
+    get = GoldFiles.get
+    monkeypatch.setattr(GoldFiles, "get", lambda self, *asked: read.append(asked) or get(self, *asked))
+    outcomes = _judged(tmp_path, pets, [(f"SELECT {n}", gold, "spider") for n in (3, 4, 5)])
+    assert [outcome.kind for outcome in outcomes] == ["mismatch", "match", "mismatch"]
+    assert read == [(str(pets), gold)]

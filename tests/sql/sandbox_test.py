@@ -192,7 +192,8 @@ PAD = "hex(zeroblob(100))"
 SPILLS = {
     "a sort": f"{NUMBERS} SELECT max(pad), sum(i) FROM (SELECT i, {PAD} || i AS pad FROM n ORDER BY -i LIMIT 20000)",
     "a set": f"{NUMBERS} SELECT count(*) FROM (SELECT DISTINCT i, {PAD} FROM n)",
-    "a sort by the clock": f"{NUMBERS} SELECT max(p) FROM (SELECT {PAD} || i AS p FROM n ORDER BY date('now'), -i LIMIT 20000)",
+    "a sort by the clock": f"{NUMBERS} SELECT max(p) FROM "
+    f"(SELECT {PAD} || i AS p FROM n ORDER BY date('now'), -i LIMIT 20000)",
 }
 
 

@@ -32,13 +32,9 @@ class Run:
         every = checkpoint.pop("evaluate_every", 0)
         cfg = config.Config(checkpoint=config.Checkpoint(**{"every": 2, **checkpoint}))
         self.cfg = dataclasses.replace(cfg, evaluate=config.Evaluate(every=every))
-        self._last: Checkpoints | None = None
 
     def checkpoints(self, stage: str) -> Checkpoints:
-        if self._last:  # one who was killed here writes on, as a dead process would not
-            self._last.wait()
-        self._last = Checkpoints(self.workdir / "checkpoints" / stage, self.cfg.checkpoint.keep, always=(0,))
-        return self._last
+        return Checkpoints(self.workdir / "checkpoints" / stage, self.cfg.checkpoint.keep, always=(0,))
 
 
 def _fresh() -> TrainState:
