@@ -76,7 +76,13 @@ def test_a_line_broken_off_costs_itself_alone(tmp_path: Path, pets: Path) -> Non
     assert [_files(tmp_path).get(str(pets), f"SELECT {n}") for n in range(3)] == [_result(n) for n in range(3)]
 
 
-@pytest.mark.parametrize("line", [b"", b"[]", b'["SELECT 0"]', b'["SELECT 0", 1]', b'{"a": 1, "b": 2}', b"\x00\xff", b'["SELECT 0", "[]"]'])
+LINES = [
+    b"", b"[]", b'["SELECT 0"]', b'["SELECT 0", 1]', b'{"a": 1, "b": 2}', b"\x00\xff", b'["SELECT 0", "[]"]',
+    b'["SELECT 0", "{}"]',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", LINES)
 def test_a_line_that_is_no_result_is_as_if_absent(tmp_path: Path, pets: Path, line: bytes) -> None:
     path = _files(tmp_path).path(str(pets))
     path.write_bytes(line + b"\n" + json.dumps(["SELECT 1", _result(1)]).encode() + b"\n")
