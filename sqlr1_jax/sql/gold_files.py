@@ -83,7 +83,8 @@ class _File:
             try:
                 return self._get(sql)
             except (OSError, DatabaseError) as error:
-                return self._give_up(error)
+                self._give_up(error)
+                return None
 
     def put(self, sql: str, result: str) -> None:
         with self._lock:
