@@ -143,21 +143,21 @@ class Preflight:
         except DatabaseError as error:
             return {sql: {"broken_database": [Reason(str(error))]} for sql in golds}
         runner = Runner(self._executor, database)
-        try:
-            return self._reasons_of(runner, tables, golds)
-        finally:
-            self._asked += runner.asked
-
-    def _reasons_of(self, runner: Runner, tables: schema.Schema, golds: Sequence[str]) -> dict[str, Reasons]:
-        empty, broken = _count(runner, tables)
-        if broken:
-            return {sql: {"broken_database": [Reason(broken)]} for sql in golds}
-        outcomes = runner.run(golds)
-        reasons = {sql: _judge(outcome) for sql, outcome in outcomes.items()}
-        for kind in ("ok", "timeout", "too_large"):
-            understood = {sql: reasons[sql] for sql in golds if outcomes[sql].kind == kind}
-            _read(runner, tables, empty, understood, variants=kind == "ok")
+        reasons = _reasons_of(runner, tables, golds)
+        self._asked += runner.asked
         return reasons
+
+
+def _reasons_of(runner: Runner, tables: schema.Schema, golds: Sequence[str]) -> dict[str, Reasons]:
+    empty, broken = _count(runner, tables)
+    if broken:
+        return {sql: {"broken_database": [Reason(broken)]} for sql in golds}
+    outcomes = runner.run(golds)
+    reasons = {sql: _judge(outcome) for sql, outcome in outcomes.items()}
+    for kind in ("ok", "timeout", "too_large"):
+        understood = {sql: reasons[sql] for sql in golds if outcomes[sql].kind == kind}
+        _read(runner, tables, empty, understood, variants=kind == "ok")
+    return reasons
 
 
 def _count(runner: Runner, tables: schema.Schema) -> tuple[frozenset[str], str]:

@@ -18,7 +18,7 @@ from sqlr1_jax import hosts, sharding
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.rl.experience import Scoring
-from sqlr1_jax.rollout.engine import Completions, Ended
+from sqlr1_jax.rollout.engine import Completions, none_yet
 
 NONE = -1
 
@@ -55,7 +55,7 @@ class Ahead:
     def tree(self) -> dict[str, Any]:
         """What a checkpoint keeps: completions of all hosts, the same on each, and their step."""
         held = self._held
-        made = hosts.rows(held.completions) if held else _nothing(self._shape)
+        made = hosts.rows(held.completions) if held else none_yet(*self._shape)
         everywhere = sharding.replicated(self._mesh)
 
         def put(array: np.ndarray) -> jax.Array:
@@ -69,14 +69,3 @@ class Ahead:
         step, mine = int(tree["step"]), hosts.share(self._shape[0])
         made = Completions(**{name: np.array(x.addressable_data(0))[mine] for name, x in tree["made"].items()})
         self._held = self._again(step, made) if step != NONE else None
-
-
-def _nothing(shape: tuple[int, int, int]) -> Completions:
-    return Completions(
-        np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.zeros(shape[:2], np.int32), np.zeros(shape[:2], bool)
-    )
-
-
-def all_ended(completions: Completions) -> list[Ended]:
-    """Every sample, as the sampler would have told of it."""
-    return [Ended(p, g, completions.ids(p, g)) for p, g in np.ndindex(completions.length_PG.shape)]

@@ -17,7 +17,7 @@ from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.evaluate import stage as evaluation
 from sqlr1_jax.rl import experience, reward, rollouts
 from sqlr1_jax.rl.advantage import advantage
-from sqlr1_jax.rl.ahead import Ahead, Sampled, all_ended
+from sqlr1_jax.rl.ahead import Ahead, Sampled
 from sqlr1_jax.rl.experience import Judged, Problems
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.rollout.engine import Completions, Engine
@@ -124,7 +124,7 @@ def with_ahead(stage: Stage) -> Stage:
 
     def again(step: int, completions: Completions) -> Sampled:
         chosen, examples, prompts, scoring = _begun(stage, step)
-        scoring.finished(all_ended(completions))
+        scoring.finished(completions.ended())
         return Sampled(step, chosen, examples, prompts, completions, scoring)
 
     shape = cfg.prompts, cfg.samples, cfg.sampling.max_tokens

@@ -23,6 +23,14 @@ from sqlr1_jax.rollout.seats import EMPTY, Seats
 Ids = npt.NDArray[np.int32]
 
 
+class Ended(NamedTuple):
+    """A sample at its end."""
+
+    prompt: int
+    sample: int
+    ids: Ids
+
+
 class Completions(NamedTuple):
     """What was sampled, on the host; places past a sample's length hold zeros."""
 
@@ -35,13 +43,15 @@ class Completions(NamedTuple):
         """A sample's tokens, its stop token (where it has one) included."""
         return self.tokens_PGT[prompt, sample, : self.length_PG[prompt, sample]]
 
+    def ended(self) -> list[Ended]:
+        """Every sample, as the sampler tells of it at its end."""
+        return [Ended(p, g, self.ids(p, g)) for p, g in np.ndindex(self.length_PG.shape)]
 
-class Ended(NamedTuple):
-    """A sample at its end."""
 
-    prompt: int
-    sample: int
-    ids: Ids
+def none_yet(P: int, G: int, T: int) -> Completions:
+    """Completions of which no token is sampled, to be filled."""
+    tokens_PGT, length_PG = np.zeros((P, G, T), np.int32), np.zeros((P, G), np.int32)
+    return Completions(tokens_PGT, np.zeros((P, G, T), np.float32), length_PG, np.zeros((P, G), bool))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,10 +196,7 @@ class _Record:
     def __init__(self, asked: Request, stop: tuple[int, ...]):
         N, G, T = len(asked.prompts), asked.samples, asked.settings.max_tokens
         self._asked, self._stop = asked, stop
-        self.made = Completions(
-            np.zeros((N, G, T), np.int32), np.zeros((N, G, T), np.float32), np.zeros((N, G), np.int32),
-            np.zeros((N, G), bool),
-        )  # fmt: skip
+        self.made = none_yet(N, G, T)
         self._over_NG = np.zeros((N, G), bool)
 
     def halt(self, seats: Seats) -> npt.NDArray[np.bool_]:
@@ -208,9 +215,10 @@ class _Record:
         here = self._here(seated_P)
         ended = []
         for slot in np.flatnonzero(here != EMPTY):
-            for g in np.flatnonzero(~self._over_NG[here[slot]]):
-                if self._take(int(here[slot]), int(g), int(slot), local):
-                    ended.append(Ended(int(here[slot]), int(g), self.made.ids(int(here[slot]), int(g))))
+            n = int(here[slot])
+            for g in map(int, np.flatnonzero(~self._over_NG[n])):
+                if self._take(n, g, int(slot), local):
+                    ended.append(Ended(n, g, self.made.ids(n, g)))
         if ended and self._asked.finished:
             self._asked.finished(ended)
 

@@ -94,8 +94,8 @@ class _File:
                 self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        if self._path is not None or not self._read:
-            log.warning("no results of golds are kept for %s: %s", self._database, error)
+        """Nothing more is read or written, so this is said once."""
+        log.warning("no results of golds are kept for %s: %s", self._database, error)
         self._path, self._places, self._read = None, {}, True
 
     def _open(self) -> Path | None:
@@ -112,9 +112,9 @@ class _File:
         start, length = self._places[sql]
         with path.open("rb") as file:
             file.seek(start)
-            _, result = json.loads(file.read(length))
-        if _is_result(result):
-            return str(result)
+            pair = _parsed(file.read(length))
+        if pair and pair[0] == sql and _is_result(pair[1]):
+            return pair[1]
         del self._places[sql]
         return None
 
@@ -138,18 +138,19 @@ def _places(path: Path) -> tuple[dict[str, tuple[int, int]], bool]:
     if path.is_file():
         with path.open("rb") as file:
             for line in file:
-                if (sql := _sql(line)) is not None:
-                    places[sql] = start, len(line)
+                if pair := _parsed(line):
+                    places[pair[0]] = start, len(line)
                 start += len(line)
     return places, not line.endswith(b"\n")
 
 
-def _sql(line: bytes) -> str | None:
+def _parsed(line: bytes) -> tuple[str, str] | None:
+    """A query and its result."""
     try:
         sql, result = json.loads(line)
     except (ValueError, TypeError):
         return None
-    return sql if isinstance(sql, str) and isinstance(result, str) else None
+    return (sql, result) if isinstance(sql, str) and isinstance(result, str) else None
 
 
 def _is_result(text: str) -> bool:

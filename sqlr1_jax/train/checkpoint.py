@@ -64,16 +64,14 @@ class Checkpoints:
         return self._manager.load_checkpointables(step, jax.tree.map(_abstract, like))
 
     def steps(self) -> list[int]:
-        self.wait()
-        return sorted(c.step for c in self._manager.checkpoints)
+        return sorted(c.step for c in self._whole())
 
     def latest(self) -> int | None:
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
         """The step with the highest score, of equals the latest (which is kept); the latest if none is scored."""
-        self.wait()
-        scored = [(_score(c.metrics), c.step) for c in self._manager.checkpoints if c.metrics]
+        scored = [(_score(c.metrics), c.step) for c in self._whole() if c.metrics]
         return max(scored)[1] if scored else self.latest()
 
     def resolve(self, which: str) -> int:
@@ -86,6 +84,10 @@ class Checkpoints:
         if step is None:
             raise NoCheckpoint(f"{self.folder} holds no checkpoint yet; run the stage first.")
         return step
+
+    def _whole(self) -> Any:
+        self.wait()
+        return self._manager.checkpoints
 
     def close(self) -> None:
         self.wait()

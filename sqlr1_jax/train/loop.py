@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from sqlr1_jax import hosts
 from sqlr1_jax.model import flops
-from sqlr1_jax.train.checkpoint import Checkpoints
 from sqlr1_jax.train.interrupt import Interrupt, Interrupted
 from sqlr1_jax.train.metrics import Metrics
 from sqlr1_jax.train.run import Run
@@ -68,55 +67,40 @@ def train(
       take: one step, by state and step number from 0.
       evaluate: scores the weights every cfg.evaluate.every steps and at the end; the best step is kept.
       rewind: told the step that the stage goes on from, to drop what lies past it.
-      carried: what a step hands to the next beside the state.
       prepare: compiles what the steps run, where there are steps left; gives the state back as it was.
+      carried: what a step hands to the next beside the state.
 
     Raises:
       Interrupted: after a signal, once the state is saved.
       NotFinite: three steps in a row were not finite.
     """
-    with contextlib.closing(run.checkpoints(stage)) as checkpoints:  # whatever ends it, what was saved gets to disk
-        return _train(checkpoints, run, stage, steps, state, take, evaluate, rewind, prepare, carried)
-
-
-def _train(
-    checkpoints: Checkpoints,
-    run: Run,
-    stage: str,
-    steps: int,
-    state: TrainState,
-    take: Callable[[TrainState, int], Step],
-    evaluate: Callable[[TrainState], float] | None,
-    rewind: Callable[[int], None],
-    prepare: Callable[[TrainState], TrainState],
-    carried: Carried | None,
-) -> TrainState:
-    state, done = _resume(checkpoints, state, carried)
-    rewind(done)
-    state = prepare(state) if done < steps else state
-    every, due = run.cfg.evaluate.every, run.cfg.checkpoint.every
-    metrics = Metrics(run.workdir, stage, hosts.first())
-    with metrics, Interrupt() as interrupt, _bar(stage, done, steps) as bar:
-        metrics.cut(done)
-        writer = _Late(metrics)
-        for step in range(done, steps):
-            taken = take(state, step)
-            state, last = taken.state, step + 1 == steps
-            writer.push(step + 1, taken)
-            score, asked = None, bool(hosts.largest(interrupt.asked))
-            if evaluate and (last or (every and (step + 1) % every == 0)):
-                score = writer.timed("evaluate", evaluate, state)
-                writer.record("evaluate/ex", score)
-            if last or asked or (due and (step + 1) % due == 0) or score is not None:
-                writer.flush()
-                writer.timed("checkpoint", _save, checkpoints, state, carried, score)
-            bar.update()
-            if asked:
-                break
-        if hosts.largest(interrupt.asked):
-            checkpoints.wait()
-            raise Interrupted(f"stopped after step {int(state.step)} of {stage}, saved. To go on: {_command()}")
-    return state
+    # Whatever ends it, what was saved gets to disk.
+    with contextlib.closing(run.checkpoints(stage)) as checkpoints:
+        state, done = _resume(checkpoints, state, carried)
+        rewind(done)
+        state = prepare(state) if done < steps else state
+        every, due = run.cfg.evaluate.every, run.cfg.checkpoint.every
+        metrics = Metrics(run.workdir, stage, hosts.first())
+        with metrics, Interrupt() as interrupt, _bar(stage, done, steps) as bar:
+            metrics.cut(done)
+            writer = _Late(metrics)
+            for step in range(done, steps):
+                taken = take(state, step)
+                state, last = taken.state, step + 1 == steps
+                writer.push(step + 1, taken)
+                score, asked = None, bool(hosts.largest(interrupt.asked))
+                if evaluate and (last or (every and (step + 1) % every == 0)):
+                    score = writer.timed("evaluate", evaluate, state)
+                    writer.record("evaluate/ex", score)
+                if last or asked or (due and (step + 1) % due == 0) or score is not None:
+                    writer.flush()
+                    writer.timed("checkpoint", _save, checkpoints, state, carried, score)
+                bar.update()
+                if asked:
+                    break
+            if hosts.largest(interrupt.asked):
+                raise Interrupted(f"stopped after step {int(state.step)} of {stage}, saved. To go on: {_command()}")
+        return state
 
 
 def _command() -> str:

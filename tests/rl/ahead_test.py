@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import small
 
-from sqlr1_jax.rl.ahead import Ahead, Sampled, all_ended
+from sqlr1_jax.rl.ahead import Ahead, Sampled
 from sqlr1_jax.rollout.engine import Completions
 
 SHAPE = (2, 3, 4)
@@ -64,7 +64,7 @@ def test_without_a_batch_there_are_as_many_arrays_of_the_same_shapes() -> None:
 
 def test_every_sample_is_told_of_with_its_tokens() -> None:
     made = _completions()
-    told = all_ended(made)
+    told = made.ended()
     assert [(one.prompt, one.sample) for one in told] == list(np.ndindex(SHAPE[:2]))
     for p, g, ids in told:
         np.testing.assert_array_equal(ids, made.tokens_PGT[p, g, : made.length_PG[p, g]])
