@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, sharding
 from sqlr1_jax.data import packing
