@@ -22,7 +22,8 @@ from sqlr1_jax.train import metrics
 
 ARMS = ("grpo", "more_cold_start", "shuffled", "sound_teacher")
 BASE_STAGES = "('data','cold_start','evaluate','export')"
-MORE_STEPS = 800  # of the cold start, as long as the default's GRPO steps take
+# As long as the default's GRPO steps take: of the cold start; of GRPO where few groups are mixed, and steps short.
+MORE_STEPS, SOUND_STEPS = 800, 140
 
 
 def base(workdir: Path, seed: int, arm: str, options: list[str]) -> Path:
@@ -44,7 +45,7 @@ def run_arm(workdir: Path, seed: int, arm: str, options: list[str]) -> dict[str,
     elif arm == "shuffled":
         extra = ["--config.grpo.advantage.shuffled=True"]
     elif arm == "sound_teacher":
-        extra = ["--config.data.synth.teacher_errors=0.0"]
+        extra = ["--config.data.synth.teacher_errors=0.0", f"--config.grpo.steps={SOUND_STEPS}"]
     stages = f"('data','{stage}','evaluate')"
     _main(folder, seed, stages, [*options, *extra, f"--config.model.path={start / 'export'}"])
     return _line(start, folder, stage)
