@@ -23,7 +23,7 @@ from sqlr1_jax.train import metrics
 ARMS = ("grpo", "more_cold_start", "shuffled", "sound_teacher")
 BASE_STAGES = "('data','cold_start','evaluate','export')"
 # As long as the default's GRPO steps take: of the cold start; of GRPO where few groups are mixed, and steps short.
-MORE_STEPS, SOUND_STEPS = 800, 140
+MORE_STEPS, SOUND_STEPS = 880, 140
 
 
 def base(workdir: Path, seed: int, arm: str, options: list[str]) -> Path:
