@@ -54,10 +54,13 @@ def run_arm(workdir: Path, seed: int, arm: str, options: list[str]) -> dict[str,
 def _main(folder: Path, seed: int, stages: str, options: list[str]) -> None:
     command = [sys.executable, "-m", "sqlr1_jax.main", "--config=configs/grpo.py", f"--workdir={folder}"]
     command += [f"--config.seed={seed}", f"--config.stages={stages}", *options]
-    if not (folder / "done").exists():
-        print("+", " ".join(command), file=sys.stderr, flush=True)
+    done, said = folder / "done", " ".join(command[1:])
+    if not done.exists():
+        print("+", said, file=sys.stderr, flush=True)
         subprocess.run(command, check=True, stdout=sys.stderr)
-        (folder / "done").touch()
+        done.write_text(said)
+    elif done.read_text() != said:
+        raise SystemExit(f"{folder} holds the run of `{done.read_text()}`, not of `{said}`: move it away.")
 
 
 def _line(start: Path, folder: Path, stage: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ STEPS_PER_TICK = 1000  # resolution of the step count: about 10 µs of SQLite at
 MAX_SESSIONS = 32  # connections kept open
 ROWS_AT_A_TIME = 64  # fetched between two looks at the caps
 
-_STOPS = 2**31  # more than SQLite asks once it was told to stop
+_STOPS = 2**31  # ticks: more than SQLite asks for once it was told to stop, and than any statement may take
 _SIZED = (str, bytes)
 _WANTS_FILE = ("unable to open database file", "disk I/O error")  # what SQLite says where it may not open one
 
@@ -155,7 +155,7 @@ class Session:
 
     def _begin(self, max_steps: int) -> None:
         self.denied, self.wants_clock = "", False
-        self._ticks_allowed = max_steps // STEPS_PER_TICK
+        self._ticks_allowed = min(int(max_steps) // STEPS_PER_TICK, _STOPS)
         self._go, self._stop = repeat(False, self._ticks_allowed), repeat(True, _STOPS)
         # Whether to stop, at each tick. A function of Python's own would cost SQLite 3 % of its time, this nothing.
         self.connection.set_progress_handler(chain(self._go, self._stop).__next__, STEPS_PER_TICK)

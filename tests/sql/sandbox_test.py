@@ -185,6 +185,20 @@ def test_steps_are_counted_and_alike_each_time(query: Any) -> None:
     assert 20_000 < runs[0].steps < 200_000
     assert query(sql, runs[0].steps).kind == "ok"
     assert query(sql, runs[0].steps - 1000).kind == "timeout"
+    assert query("SELECT json_extract('{', '$.a')").kind == "runtime_error"  # what stopped the one before is forgotten
+    assert query(sql).steps == runs[0].steps
+    assert query(sql, 10**30).steps == runs[0].steps
+    assert query(sql, 0).kind == query(sql, 999).kind == "timeout"
+
+
+def test_text_that_is_read_once_more_is_counted_once(pets: Path) -> None:
+    counted = f"SELECT {{}} FROM ({COUNT_FOR_EVER.replace('FROM t)', 'FROM t WHERE a < 5000)')})"
+    bad, good = (counted.format(cell) for cell in ("CAST(x'ff41' AS TEXT)", "CAST(x'4141' AS TEXT)"))
+    box = Sandbox(LIMITS)
+    with closing(box):
+        again, once = (box.query(str(pets), sql, 10**9) for sql in (bad, good))
+    assert again.rows == [("\udcffA",)]
+    assert again.steps == once.steps > 0
 
 
 NUMBERS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 30000)"
