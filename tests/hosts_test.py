@@ -164,6 +164,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.nightly  # the run below goes through the same step; this one through every form of advantages
 def test_two_hosts_take_the_step_of_one(home: Path, tmp_path: Path) -> None:
     """The first host has the mixed groups and the other's are all filtered; advantages follow the whole batch."""
     for name in ("one", "two"):
