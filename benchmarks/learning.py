@@ -21,6 +21,7 @@ from sqlr1_jax.evaluate import execution
 from sqlr1_jax.train import metrics
 
 ARMS = ("grpo", "more_cold_start", "shuffled", "sound_teacher")
+SOUND = "--config.data.synth.teacher_errors=0.0"
 BASE_STAGES = "('data','cold_start','evaluate','export')"
 # As long as the default's GRPO steps take: of the cold start; of GRPO where few groups are mixed, and steps short.
 MORE_STEPS, SOUND_STEPS = 880, 140
@@ -30,8 +31,7 @@ def base(workdir: Path, seed: int, arm: str, options: list[str]) -> Path:
     """The cold start that an arm begins at: one for the first three arms, one with a sound teacher for the last."""
     sound = arm == "sound_teacher"
     folder = workdir / f"seed{seed}" / ("base_sound" if sound else "base")
-    errors = ["--config.data.synth.teacher_errors=0.0"] if sound else []
-    _main(folder, seed, BASE_STAGES, [*options, *errors])
+    _main(folder, seed, BASE_STAGES, [*options, SOUND] if sound else options)
     return folder
 
 
@@ -45,7 +45,7 @@ def run_arm(workdir: Path, seed: int, arm: str, options: list[str]) -> dict[str,
     elif arm == "shuffled":
         extra = ["--config.grpo.advantage.shuffled=True"]
     elif arm == "sound_teacher":
-        extra = ["--config.data.synth.teacher_errors=0.0", f"--config.grpo.steps={SOUND_STEPS}"]
+        extra = [SOUND, f"--config.grpo.steps={SOUND_STEPS}"]
     stages = f"('data','{stage}','evaluate')"
     _main(folder, seed, stages, [*options, *extra, f"--config.model.path={start / 'export'}"])
     return _line(start, folder, stage)

@@ -17,6 +17,9 @@ from sqlr1_jax.data.packing import Group, Rows, Segment
 from sqlr1_jax.model import attention, qwen2
 from sqlr1_jax.train.batch import Batch
 
+# How close gradients must be. Those of float32 say nothing that float64's don't say more closely.
+PRECISIONS = (pytest.param("float32", 1e-5, marks=pytest.mark.nightly), ("float64", 1e-10))
+
 # Sizes that a mesh of fsdp 4 × tensor 2 divides; three ids past the tokenizer's.
 MODEL = qwen2.Qwen2Config(
     vocab_size=40,

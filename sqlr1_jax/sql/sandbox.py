@@ -102,8 +102,6 @@ class Session:
     def __init__(self, path: str, clocked: bool, backend: str = "sqlite3", quick: bool = False):
         """backend: of sql/backends.py. Raises DatabaseError when the file cannot be read."""
         self._clocked, self._backend, self._quick = clocked, backend, quick
-        self.denied = ""  # why the authorizer refused the last statement
-        self.wants_clock = False  # it was refused for a date function
         self.connection = self._open(path)
         self._harden()
         self._begin(0)
@@ -154,7 +152,8 @@ class Session:
             cursor.close()
 
     def _begin(self, max_steps: int) -> None:
-        self.denied, self.wants_clock = "", False
+        self.denied = ""  # why the authorizer refused the statement
+        self.wants_clock = False  # it was refused for a date function
         self._ticks_allowed = min(int(max_steps) // STEPS_PER_TICK, _STOPS)
         self._go, self._stop = repeat(False, self._ticks_allowed), repeat(True, _STOPS)
         # Whether to stop, at each tick. A function of Python's own would cost SQLite 3 % of its time, this nothing.

@@ -68,9 +68,7 @@ def test_short_rows_come_first_so_that_microbatches_need_different_layouts() -> 
     assert chosen == [0, 1, 2]
 
 
-@pytest.mark.parametrize(
-    ("dtype", "close"), [pytest.param("float32", 1e-5, marks=pytest.mark.nightly), ("float64", 1e-10)]
-)
+@pytest.mark.parametrize(("dtype", "close"), small.PRECISIONS)
 def test_gradients_are_those_of_the_longest_layout(dtype: str, close: float) -> None:
     with jax.enable_x64(dtype == "float64"):
         model = small.wide() if dtype == "float64" else small.MODEL

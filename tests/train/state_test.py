@@ -160,9 +160,7 @@ def _naive(dtype: str) -> tuple[Any, float, dict[str, float]]:
 
 
 @pytest.mark.parametrize("way", [pytest.param(name, marks=[pytest.mark.nightly] * (name == NIGHTLY)) for name in WAYS])
-@pytest.mark.parametrize(
-    ("dtype", "close"), [pytest.param("float32", 1e-5, marks=pytest.mark.nightly), ("float64", 1e-10)]
-)
+@pytest.mark.parametrize(("dtype", "close"), small.PRECISIONS)
 def test_gradients_do_not_depend_on_how_rows_are_laid_out(way: str, dtype: str, close: float) -> None:
     naive_slope, naive_value, naive_means = _naive(dtype)
     with _precision(dtype):
