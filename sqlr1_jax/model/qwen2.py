@@ -7,6 +7,7 @@ key-value head, h head size, F feed-forward, V vocabulary, L layers, P prompts, 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -46,6 +47,7 @@ class Qwen2Config:
     max_positions: int = 32768  # what the model was trained for; written into an export
     param_dtype: str = "float32"
     dtype: str = "float32"
+    residual: str = "float32"  # the residual stream's precision, where it is above dtype's
     remat: str = "none"  # or full: keep each layer's input alone; offload: in the host's memory
     attention: str = "auto"  # the backend: attention.choose
     query_chunk: int = 0  # queries at a time in XLA's attention; 0: all
@@ -54,6 +56,11 @@ class Qwen2Config:
     embed_init: float = 0.02  # standard deviation of random embeddings
     init: str = "normal"  # or lookup: random weights with heads that look names up (random_weights.py)
     unroll: int = 1  # layers in one turn of the scan
+
+    @property
+    def stream(self) -> jnp.dtype:
+        """Of the residual stream. Rounded to bfloat16 at each layer, it is what most parts sampler and trainer."""
+        return jnp.promote_types(self.dtype, self.residual)
 
 
 def _preset(layers: int, hidden: int, heads: int, kv_heads: int, ffw: int, vocab: int, tied: bool) -> Qwen2Config:
@@ -152,7 +159,7 @@ def forward(
     rows are prompts and time is their samples.
     """
     rules = TRAIN_RULES if cache is None else SAMPLE_RULES
-    x_BTD = jnp.take(params["embed"], tokens_BT, axis=0).astype(cfg.dtype)
+    x_BTD = jnp.take(params["embed"], tokens_BT, axis=0).astype(cfg.dtype).astype(cfg.stream)
     x_BTD = constrain(x_BTD, ("rows", "time", None), rules)
     rope = _rope_table(positions_BT, cfg)
     if cache is not None and mask is None:
@@ -256,16 +263,17 @@ def _heads(x_BTD: jax.Array, w_DNh: jax.Array | Scaled, bias_Nh: jax.Array) -> j
     return y_BTNh + bias_Nh[None, None].astype(x_BTD.dtype)
 
 
-def _product(x_BTM: jax.Array, w: jax.Array | Scaled) -> jax.Array:
-    """Rows [B, T, M] times a matrix whose first axes make M → [B, T, N], its other axes as one."""
+def _product(x_BTM: jax.Array, w: jax.Array | Scaled, dtype: jnp.dtype | None = None) -> jax.Array:
+    """Rows [B, T, M] times a matrix whose first axes make M → [B, T, N], its other axes as one; in x's dtype or `dtype`."""
+    dtype = x_BTM.dtype if dtype is None else dtype
     values, scale = w if isinstance(w, Scaled) else (w, None)
-    y_BTN = linear(x_BTM, values.astype(x_BTM.dtype).reshape(x_BTM.shape[-1], -1))
-    return y_BTN if scale is None else (y_BTN * scale.reshape(1, 1, -1)).astype(x_BTM.dtype)
+    y_BTN = linear(x_BTM, values.astype(x_BTM.dtype).reshape(x_BTM.shape[-1], -1), dtype)
+    return y_BTN if scale is None else (y_BTN * scale.reshape(1, 1, -1)).astype(dtype)
 
 
 def _after_attention(x_BTD: jax.Array, o_BTHh: jax.Array, w: Params, cfg: Qwen2Config, rules: Rules) -> jax.Array:
     B, T, _ = x_BTD.shape
-    x_BTD = x_BTD + _product(o_BTHh.reshape(B, T, -1), w["o"])
+    x_BTD = x_BTD + _product(o_BTHh.reshape(B, T, -1), w["o"], x_BTD.dtype)
     x_BTD = constrain(x_BTD, ("rows", "time", None), rules)
     x_BTD = x_BTD + _feed_forward(_norm(x_BTD, w["ffw_norm"], cfg), w, cfg)
     return constrain(x_BTD, ("rows", "time", None), rules)
@@ -273,7 +281,7 @@ def _after_attention(x_BTD: jax.Array, o_BTHh: jax.Array, w: Params, cfg: Qwen2C
 
 def _feed_forward(x_BTD: jax.Array, w: Params, cfg: Qwen2Config) -> jax.Array:
     def swiglu(x_BTD: jax.Array) -> jax.Array:
-        return _product(jax.nn.silu(_product(x_BTD, w["gate"])) * _product(x_BTD, w["up"]), w["down"])
+        return _product(jax.nn.silu(_product(x_BTD, w["gate"])) * _product(x_BTD, w["up"]), w["down"], cfg.stream)
 
     B, T, D = x_BTD.shape
     if cfg.ffw_chunks == 1 or T % cfg.ffw_chunks:
@@ -282,21 +290,26 @@ def _feed_forward(x_BTD: jax.Array, w: Params, cfg: Qwen2Config) -> jax.Array:
     return jax.lax.map(jax.checkpoint(swiglu), x_NBTD).swapaxes(0, 1).reshape(B, T, D)
 
 
-@jax.custom_vjp
-def linear(x_BTD: jax.Array, w_DF: jax.Array) -> jax.Array:
-    """The product x @ w, whose gradient of w is made in w's own orientation.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def linear(x_BTD: jax.Array, w_DF: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The product x @ w in `dtype`, whose gradient of w is made in w's own orientation.
 
     Differentiated by JAX it comes transposed, which on CPU costs a strided copy of the output's gradient each time.
     """
-    return jnp.einsum("btd,df->btf", x_BTD, w_DF)
+    return jnp.einsum("btd,df->btf", x_BTD, w_DF, preferred_element_type=dtype)
 
 
-def _linear_forward(x_BTD: jax.Array, w_DF: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return linear(x_BTD, w_DF), (x_BTD, w_DF)
+def _linear_forward(
+    x_BTD: jax.Array, w_DF: jax.Array, dtype: jnp.dtype
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return linear(x_BTD, w_DF, dtype), (x_BTD, w_DF)
 
 
-def _linear_backward(kept: tuple[jax.Array, jax.Array], dy_BTF: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _linear_backward(
+    dtype: jnp.dtype, kept: tuple[jax.Array, jax.Array], dy_BTF: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x_BTD, w_DF = kept
+    dy_BTF = dy_BTF.astype(x_BTD.dtype)
     return jnp.einsum("btf,df->btd", dy_BTF, w_DF), jnp.einsum("btd,btf->df", x_BTD, dy_BTF)
 
 
@@ -311,7 +324,7 @@ def _norm(x: jax.Array, scale_D: jax.Array, cfg: Qwen2Config) -> jax.Array:
     wide = _wide(x)
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + cfg.norm_eps)
     scale = scale_D.astype(wide.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
-    return (wide * scale).astype(x.dtype)
+    return (wide * scale).astype(cfg.dtype)
 
 
 class Rope(NamedTuple):

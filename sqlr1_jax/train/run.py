@@ -110,8 +110,8 @@ def shape(cfg: config.Model, num_tokens: int) -> qwen2.Qwen2Config:
     model = huggingface.config_from_folder(huggingface.resolve(cfg.path)) if cfg.path else qwen2.PRESETS[cfg.size]
     if not cfg.path and cfg.size == "tiny":
         model = dataclasses.replace(model, vocab_size=num_tokens)
-    names = ("param_dtype", "dtype", "remat", "attention", "query_chunk", "ffw_chunks", "logits_chunk", "unroll")
-    return dataclasses.replace(model, num_tokens=num_tokens, **{name: getattr(cfg, name) for name in names})
+    computing = {field.name for field in dataclasses.fields(cfg)} - {"size", "path"}
+    return dataclasses.replace(model, num_tokens=num_tokens, **{name: getattr(cfg, name) for name in computing})
 
 
 def parameters(run: Run, stages: Sequence[str]) -> Any:

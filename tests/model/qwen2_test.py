@@ -182,6 +182,34 @@ def test_bfloat16_compute_stays_near_float32() -> None:
     close(rough[:, :37], logits(params, list(range(2, 20)), small.MODEL)[:, :37], 0.05)
 
 
+def test_a_float32_residual_stream_keeps_bfloat16_nearer_to_float32() -> None:
+    params, tokens = small.params(scale=3.0), list(range(2, 20))
+    exact = logits(params, tokens, small.MODEL)[:, :37]
+
+    def error(residual: str) -> float:
+        cfg = dataclasses.replace(small.MODEL, dtype="bfloat16", residual=residual)
+        return float(np.sqrt(np.mean((logits(params, tokens, cfg)[:, :37] - exact) ** 2)))
+
+    assert 0 < error("float32") < 0.9 * error("bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "residual", "stream"),
+    [("bfloat16", "float32", "f32"), ("bfloat16", "bfloat16", "bf16"), ("float32", "bfloat16", "f32")],
+)
+def test_the_residual_stream_is_never_narrower_than_dtype(dtype: str, residual: str, stream: str) -> None:
+    cfg = dataclasses.replace(small.MODEL, dtype=dtype, residual=residual, remat="full")
+    row = {key: jnp.asarray(values, jnp.int32)[None] for key, values in STRIDED.items()}
+    mask = attention.Mask(row["prefix"], row["segment"], prefix=8, segment=4)
+
+    def hidden(params: Any) -> jax.Array:
+        return qwen2.forward(params, jnp.ones((1, 16), jnp.int32), row["positions"], mask, cfg)[0].sum()
+
+    program = str(jax.make_jaxpr(jax.grad(hidden))(small.params(cfg)))
+    inputs = f"[{cfg.num_layers},1,16,{cfg.hidden_size}]"  # each layer's, which rematerialisation keeps
+    assert {kind for kind in ("bf16", "f32") if f":{kind}{inputs}" in program} == {stream}
+
+
 def test_ids_past_the_tokenizers_are_never_predicted() -> None:
     at = logits(small.params(), [2, 3, 4], small.MODEL)
     assert (at[:, 37:] == qwen2.MASKED_LOGIT).all() and np.abs(at[:, :37]).max() < 1e6
