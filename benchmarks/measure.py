@@ -1,7 +1,8 @@
 """How engines are measured: each in a process of its own that stays warm, one at work at a time, in turns.
 
-A worker loads the weights, is run once to compile and warm up, and then once a round. Processes of their own keep
-the thread pools of XLA and torch apart and make each one's peak memory a figure of its own.
+A worker loads the weights and is run once to compile. While others are at work it gives its freed memory back; so its
+turn begins with a run that is not timed, after which it has that memory again, as an engine at work always has.
+Processes of their own keep the thread pools of XLA and torch apart and make each one's peak memory a figure of its own.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Worker:
         return not {"absent", "failed"} & set(self.facts)
 
     def ask(self, what: str) -> Facts:
-        """Has it do something, and waits: run, or matmul."""
+        """Has it do something, and waits: run, matmul, or rest."""
         assert self._process.stdin is not None
         self._process.stdin.write(what + "\n")
         self._process.stdin.flush()
@@ -81,27 +82,32 @@ def in_turns(jobs: Mapping[str, Mapping[str, Any]], repeats: int, together: bool
     """
     if not together:
         return {name: one for part in jobs for name, one in in_turns({part: jobs[part]}, repeats, True).items()}
-    workers = {name: _started(name, job) for name, job in jobs.items()}
+    alone = len(jobs) == 1
+    workers = {name: _started(name, job, alone) for name, job in jobs.items()}
     try:
         for turn in range(repeats):
             for name, worker in workers.items():
-                _take_turn(name, worker, turn)
+                _take_turn(name, worker, turn, alone)
     finally:
         for worker in workers.values():
             worker.close()
     return {name: worker.facts for name, worker in workers.items()}
 
 
-def _started(name: str, job: Mapping[str, Any]) -> Worker:
+def _started(name: str, job: Mapping[str, Any], alone: bool) -> Worker:
     worker = Worker(job)
     if worker.usable:
         first = worker.ask("run")
         worker.facts |= {"first_seconds": first.get("seconds"), "seconds": [], "cpu_seconds": [], "matmul_flops": []}
+    if worker.usable and not alone:
+        worker.ask("rest")
     say(name, worker.facts)
     return worker
 
 
-def _take_turn(name: str, worker: Worker, turn: int) -> None:
+def _take_turn(name: str, worker: Worker, turn: int, alone: bool) -> None:
+    if worker.usable and not alone:
+        worker.ask("run")
     if not worker.usable:
         return
     worker.facts["matmul_flops"].append(worker.ask("matmul").get("flops", 0.0))
@@ -112,6 +118,8 @@ def _take_turn(name: str, worker: Worker, turn: int) -> None:
         worker.facts["peak_bytes"] = max(worker.facts.get("peak_bytes", 0), answer.pop("peak_bytes"))
         worker.facts |= answer
         say(name, {"turn": turn, "seconds": worker.facts["seconds"][-1]})
+    if worker.usable and not alone:
+        worker.ask("rest")
 
 
 def say(name: str, facts: Facts) -> None:

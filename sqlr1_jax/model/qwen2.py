@@ -264,7 +264,7 @@ def _heads(x_BTD: jax.Array, w_DNh: jax.Array | Scaled, bias_Nh: jax.Array) -> j
 
 
 def _product(x_BTM: jax.Array, w: jax.Array | Scaled, dtype: jnp.dtype | None = None) -> jax.Array:
-    """Rows [B, T, M] times a matrix whose first axes make M → [B, T, N], its other axes as one; in x's dtype or `dtype`."""
+    """Rows [B, T, M] times a matrix whose first axes make M → [B, T, N], its other axes as one, in `dtype`."""
     dtype = x_BTM.dtype if dtype is None else dtype
     values, scale = w if isinstance(w, Scaled) else (w, None)
     y_BTN = linear(x_BTM, values.astype(x_BTM.dtype).reshape(x_BTM.shape[-1], -1), dtype)

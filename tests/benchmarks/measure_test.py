@@ -68,9 +68,10 @@ def test_a_worker_answers_each_run_with_its_seconds(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(worker.MODULES, "trl", "an_engine")
     monkeypatch.setitem(sys.modules, "an_engine", Engine)  # type: ignore[arg-type]
     measure.give_back_freed()  # what the tests before left, which the first run would hand back
-    began, first, second = _served(JOB, "run\nrun\n", monkeypatch)
+    began, first, second, resting = _served(JOB, "run\nrun\nrest\n", monkeypatch)
     assert began == {"tokens": 6, "prompts": 1, "samples": 2}
     assert first["loss"] == 2.0 and 0 < first["seconds"] < 60 and first["cpu_seconds"] >= 0
+    assert resting == {}
     assert first["peak_bytes"] >= 40_000_000 and first["peak_bytes"] + 30_000_000 <= second["peak_bytes"]
 
 
@@ -80,6 +81,34 @@ def test_a_worker_that_dies_is_told_apart_from_one_that_answers(monkeypatch: pyt
     monkeypatch.setattr(subprocess, "Popen", lambda _, **options: start([sys.executable, "-c", code], **options))
     facts = measure.in_turns({"ours": {"platform": "cpu"}}, 2, together=True)
     assert facts["ours"]["failed"] == "its process ended with code 7" and facts["ours"]["seconds"] == []
+
+
+@pytest.mark.parametrize(
+    ("names", "asked"),
+    [(["ours"], ["run", "matmul", "run", "matmul", "run"]),
+     (["ours", "naive"], ["run", "rest"] + 2 * ["run", "matmul", "run", "rest"])],
+)  # fmt: skip
+def test_among_others_a_turn_begins_with_a_run_that_is_not_timed(
+    names: list[str], asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: dict[str, list[str]] = {}
+
+    class Worker:
+        def __init__(self, job: dict[str, Any]):
+            self.usable, self.facts, self._asked = True, {}, requests.setdefault(job["engine"], [])
+
+        def ask(self, what: str) -> dict[str, Any]:
+            self._asked.append(what)
+            seconds = float(self._asked.count("run"))
+            return {"seconds": seconds, "cpu_seconds": seconds, "peak_bytes": 1} if what == "run" else {}
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(measure, "Worker", Worker)
+    facts = measure.in_turns({name: {"engine": name} for name in names}, 2, together=True)
+    timed = [2.0, 3.0] if len(names) == 1 else [3.0, 5.0]
+    assert requests == dict.fromkeys(names, asked)
+    assert {name: facts[name]["seconds"] for name in names} == dict.fromkeys(names, timed)
 
 
 def test_an_unknown_peer_is_named() -> None:
