@@ -1,6 +1,6 @@
-"""What a compiled program moves between chips, read from its HLO text.
+"""What a compiled program moves between chips, and through a chip's memory, read from its HLO text.
 
-XLA's own analysis counts a loop's body once and knows no bytes between chips. Here each collective is counted as often
+XLA's own analysis counts a loop's body once and knows no bytes between chips. Here each instruction is counted as often
 as the loops around it turn. A loop whose number of turns the program learns when it runs (microbatches, decode steps)
 is counted `turns` times, a number that the caller knows.
 """
@@ -19,11 +19,15 @@ BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "f8e4m3fn": 8, "
 }
 _HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _ARRAY = re.compile(r"([a-z]+\d*\w*)\[([\d,]*)\]")
+_PLACED = re.compile(_ARRAY.pattern + r"(\{[^{}]*\})?")
 _LAYOUT = re.compile(r"\{[^{}]*\}|/\*.*?\*/")  # of an array: {1,0:T(8,128)}; /*index=5*/
 _OPERATION = re.compile(r" ([a-z][\w\-]*)\(")
 _CALLED = re.compile(r"(body|condition|calls|to_apply|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _KNOWN_TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')  # as CPU and GPU write it; for TPU the condition tells
+_FREE = ("", "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id")
+_ENTERS = ("while", "conditional", "call")
+_SLICES = ("dynamic-slice", "slice", "gather")
 
 
 class Instruction(NamedTuple):
@@ -32,6 +36,7 @@ class Instruction(NamedTuple):
     name: str
     operation: str
     bytes: int  # of the result on one chip, a tuple's parts together
+    hbm: int  # of those the ones in its main memory: not in VMEM, not on the host
     operands: tuple[str, ...]
     text: str
 
@@ -66,6 +71,81 @@ def collective_bytes(text: str, turns: int = 1) -> dict[str, int]:
     return by_kind
 
 
+def memory_bytes(text: str, turns: int = 1) -> int:
+    """Bytes that one chip reads from its main memory and writes to it in a run of the program, as its fusions do.
+
+    Of a stack of which a fusion takes a slice the slice counts, and of an array written in place what is written. What
+    lies in VMEM does not count. A kernel counts once for what it takes and gives, however often it reads that.
+    """
+    computations, entry = parse(text)
+
+    @functools.cache
+    def moved(computation: str) -> int:
+        body = computations.get(computation, ())
+        sizes, total = {one.name: one for one in body}, 0
+        for one in body:
+            total += _traffic(one, sizes, computations)
+            if one.operation in _ENTERS or (one.operation.endswith("-start") and "calls=" in one.text):
+                for called, times in _calls(one, computations, turns):
+                    total += times * max((moved(name) for name in called), default=0)
+        return total
+
+    return moved(entry)
+
+
+def _traffic(one: Instruction, sizes: Mapping[str, Instruction], computations: Computations) -> int:
+    """Bytes to and from main memory of one instruction, without those of computations that it enters."""
+    operands = [sizes[name] for name in one.operands if name in sizes]
+    if one.operation in _FREE or one.operation in _ENTERS or one.operation.endswith(("-done", "-update")):
+        return 0
+    if one.operation.endswith("-start"):
+        return 0 if "calls=" in one.text else one.hbm  # which names the source as well
+    if one.operation in _SLICES:
+        return one.hbm + min(operands[0].hbm, one.bytes)
+    if one.operation == "dynamic-update-slice":
+        return 2 * min(one.hbm, operands[1].bytes)
+    if one.operation != "fusion":
+        return one.hbm + sum(operand.hbm for operand in operands)
+    called = re.findall(r"calls=%?([\w.\-]+)", one.text)
+    fused = computations.get(called[0], ()) if called else ()
+    taken = zip(operands, _taken(fused, len(operands)), strict=True)
+    return min(one.hbm, _given(fused, one.bytes)) + sum(min(operand.hbm, size) for operand, size in taken)
+
+
+def _taken(fused: Sequence[Instruction], count: int) -> list[int]:
+    """Bytes that a fused computation reads of each of its parameters."""
+    users: dict[str, list[tuple[Instruction, int]]] = {}
+    for one in fused:
+        for place, name in enumerate(one.operands):
+            users.setdefault(name, []).append((one, place))
+
+    def read(one: Instruction) -> int:
+        total = 0
+        for user, place in users.get(one.name, ()):
+            if user.operation == "bitcast":
+                total += read(user)
+            elif user.operation in _SLICES and place == 0:
+                total += user.bytes
+            elif not (user.operation == "dynamic-update-slice" and place == 0):
+                return one.bytes
+        return min(total, one.bytes)
+
+    number = re.compile(r"parameter\((\d+)\)")
+    parameters = {int(found[1]): one for one in fused if (found := number.search(one.text))}
+    return [read(parameters[place]) if place in parameters else 0 for place in range(count)]
+
+
+def _given(fused: Sequence[Instruction], size: int) -> int:
+    """Bytes that it writes; `size` is that of its result."""
+    if not fused:
+        return size
+    by_name, root = {one.name: one for one in fused}, fused[-1]
+    while root.operation == "bitcast" and root.operands[0] in by_name:
+        root = by_name[root.operands[0]]
+    updated = root.operation == "dynamic-update-slice" and root.operands[1] in by_name
+    return by_name[root.operands[1]].bytes if updated else size
+
+
 def _raise(total: dict, more: Mapping, times: int) -> None:
     """Asynchronous collectives stand in several computations under one channel: the largest counts, not the sum."""
     for key, amount in more.items():
@@ -92,7 +172,9 @@ def _instruction(line: str) -> Instruction:
     at = found.start() if found else len(plain)
     inside = plain[at:].partition("(")[2].partition(")")[0]
     operands = tuple(re.findall(r"%([\w.\-]+)", inside))
-    return Instruction(name.lstrip("%"), found[1] if found else "", _bytes(plain[:at]), operands, rest)
+    typed = _OPERATION.split(" " + rest, maxsplit=1)[0]
+    hbm = _bytes(" ".join(f"{kind}[{shape}]" for kind, shape, layout in _PLACED.findall(typed) if "S(" not in layout))
+    return Instruction(name.lstrip("%"), found[1] if found else "", _bytes(plain[:at]), hbm, operands, rest)
 
 
 def _bytes(types: str) -> int:

@@ -23,11 +23,13 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from sqlr1_jax import config, hlo, hosts
+from sqlr1_jax.model import flops
 from sqlr1_jax.rl.programs import Step
 
 log = logging.getLogger(__name__)
 # GiB of HBM that a program may use on one chip, as the compiler states it when it refuses one.
 USABLE_GIB = {"v4": 30.75, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25}
+BANDWIDTH = {"v4": 1.2e12, "v5e": 8.19e11, "v5p": 2.765e12, "v6e": 1.64e12}  # vendor's bytes a second of a chip's HBM
 HEADROOM = 0.05
 GIB = 2**30
 
@@ -40,6 +42,12 @@ class Chips:
     devices: Sequence[Any]
     hosts: int
     hbm: int  # usable bytes a chip
+    bandwidth: float  # of it, bytes a second
+
+    def roofline(self, one: Compiled) -> dict[str, float]:
+        """The least seconds that a program's arithmetic and its memory take, by the vendor's figures."""
+        rate = flops.peak_flops(self.devices[0]) * len(self.devices)
+        return {"arithmetic_seconds": one.flops / rate, "memory_seconds": one.memory_bytes / self.bandwidth}
 
 
 @dataclasses.dataclass
@@ -52,6 +60,7 @@ class Compiled:
     host: int = 0  # offloaded to the host's memory
     offloads: bool = False  # which the config asks for
     flops: float = 0.0
+    memory_bytes: int = 0  # read from and written to HBM
     collective_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
     compile_seconds: float = 0.0
     refused: str = ""  # the compiler's reason, where it gave up
@@ -79,7 +88,7 @@ def describe(topology: str) -> Chips:
         devices: list[Any] = list(topologies.get_topology_desc(topology, platform="tpu", **megacore).devices)
     except Exception as error:
         raise config.ConfigError(f"--topology={topology}: {str(error).splitlines()[0]}") from error
-    return Chips(topology, devices, hosts.of(devices), int(USABLE_GIB[generation] * GIB))
+    return Chips(topology, devices, hosts.of(devices), int(USABLE_GIB[generation] * GIB), BANDWIDTH[generation])
 
 
 def _quiet() -> None:
@@ -105,7 +114,7 @@ def compile_program(step: Step, name: str) -> Compiled:
         done = program.compiled
     except jax.errors.JaxRuntimeError as error:
         return _refused(str(error), time.perf_counter() - begin)
-    seconds, memory = time.perf_counter() - begin, done.memory_analysis()
+    seconds, memory, text = time.perf_counter() - begin, done.memory_analysis(), done.as_text()
     return Compiled(
         peak=memory.peak_memory_in_bytes,
         arguments=memory.argument_size_in_bytes,
@@ -113,7 +122,8 @@ def compile_program(step: Step, name: str) -> Compiled:
         host=memory.host_temp_size_in_bytes + memory.host_argument_size_in_bytes,
         offloads=step.model.remat == "offload",
         flops=program.flops,
-        collective_bytes=hlo.collective_bytes(done.as_text(), program.turns),
+        memory_bytes=hlo.memory_bytes(text, program.turns),
+        collective_bytes=hlo.collective_bytes(text, program.turns),
         compile_seconds=seconds,
     )
 
@@ -157,7 +167,7 @@ def report(cfg: config.Config, chips: Chips, names: Sequence[str] = ()) -> dict[
         "samples": step.layout.segments,
         "rows": {"microbatches": step.microbatches, "rows": step.rows, "tokens": step.row_tokens},
         "repeated_rows": bool(step.rows % (step.mesh.shape["replica"] * step.mesh.shape["fsdp"])),
-        "programs": {name: _as_dict(one, chips.hbm) for name, one in compiled.items()},
+        "programs": {name: _as_dict(one, chips.hbm) | chips.roofline(one) for name, one in compiled.items()},
         "hbm": chips.hbm,
         "headroom": round(1 - worst / chips.hbm, 4),
         "fits": all(one.fits(chips.hbm) for one in compiled.values()),
@@ -183,12 +193,15 @@ def table(found: dict[str, Any]) -> str:
         f"{found['training']}, the only kind for now; compiled, never run",
         f"a step: {found['prompts']} prompts × {found['samples']} samples; {rows['microbatches']} microbatches of "
         f"{rows['rows']} rows of {rows['tokens']} tokens",
-        f"{'program':<9}{'peak GiB':>10}{'inputs':>9}{'temporary':>11}{'PFLOP':>9}{'moved GiB':>11}{'compiled s':>12}",
+        f"{'program':<9}{'peak GiB':>10}{'inputs':>9}{'temporary':>11}{'PFLOP':>9}{'at peak s':>11}{'HBM GiB':>10}"
+        f"{'at peak s':>11}{'moved GiB':>11}{'compiled s':>12}",
     ]
     for name, one in found["programs"].items():
         numbers = f"{one['peak'] / GIB:>10.2f}{one['arguments'] / GIB:>9.2f}{one['temporaries'] / GIB:>11.2f}"
-        numbers += f"{one['flops'] / 1e15:>9.3f}{one['collective_bytes'] / GIB:>11.2f}{one['compile_seconds']:>12.0f}"
-        lines.append(f"{name:<9}{numbers}  {'fits' if one['fits'] else _why(one)}")
+        numbers += f"{one['flops'] / 1e15:>9.3f}{one['arithmetic_seconds']:>11.3f}{one['memory_bytes'] / GIB:>10.1f}"
+        numbers += f"{one['memory_seconds']:>11.3f}{one['collective_bytes'] / GIB:>11.2f}"
+        verdict = "fits" if one["fits"] else _why(one)
+        lines.append(f"{name:<9}{numbers}{one['compile_seconds']:>12.0f}  {verdict}")
     if found["repeated_rows"]:
         lines.append(
             "note: a microbatch's rows don't divide among replica × fsdp, so chips repeat one another's work; "

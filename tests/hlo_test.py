@@ -1,4 +1,4 @@
-"""Bytes between chips: of programs written out by hand, and of ones that XLA compiled for eight devices."""
+"""Bytes between chips and in memory: of programs written out by hand, and of ones that XLA compiled."""
 
 from __future__ import annotations
 
@@ -118,3 +118,81 @@ def test_what_xla_compiled(turns: int) -> None:
     w_LDD = jax.ShapeDtypeStruct((turns, 64, 64), jnp.float32, sharding=by_rows)
     text = jax.jit(program, out_shardings=split).lower(x, w_LDD).compile().as_text()
     assert hlo.collective_bytes(text) == {"all-gather": turns * 64 * 64 * 4}
+
+
+# A loop of three turns that reads a layer of a stack, a row of VMEM, and writes a row of what it carries.
+STACK = """HloModule jit_g, is_scheduled=true
+
+%cut (a: f32[3,8,4], i: s32[]) -> f32[8,4] {
+  %a = f32[3,8,4]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %slice = f32[1,8,4]{2,1,0} dynamic-slice(%a, %i), dynamic_slice_sizes={1,8,4}
+  ROOT %flat = f32[8,4]{1,0} bitcast(%slice)
+}
+
+%put (b: f32[100,4], u: f32[8,4], j: s32[]) -> f32[100,4] {
+  %b = f32[100,4]{1,0} parameter(0)
+  %u = f32[8,4]{1,0} parameter(1)
+  %j = s32[] parameter(2)
+  %row = f32[2,4]{1,0} slice(%u), slice={[0:2], [0:4]}
+  ROOT %written = f32[100,4]{1,0} dynamic-update-slice(%b, %row, %j)
+}
+
+%body (p: (s32[], f32[3,8,4], f32[100,4])) -> (s32[], f32[3,8,4], f32[100,4]) {
+  %p = (s32[], f32[3,8,4]{2,1,0}, f32[100,4]{1,0}) parameter(0)
+  %n = s32[] get-tuple-element(%p), index=0
+  %stack = f32[3,8,4]{2,1,0} get-tuple-element(%p), index=1
+  %held = f32[100,4]{1,0} get-tuple-element(%p), index=2
+  %layer = f32[8,4]{1,0:T(8,128)S(1)} fusion(%stack, %n), kind=kLoop, calls=%cut
+  %out = f32[100,4]{1,0} fusion(%held, %layer, %n), kind=kLoop, calls=%put
+  ROOT %t = (s32[], f32[3,8,4], f32[100,4]) tuple(%n, %stack, %out)
+}
+
+%condition (q: (s32[], f32[3,8,4], f32[100,4])) -> pred[] {
+  %q = (s32[], f32[3,8,4], f32[100,4]) parameter(0)
+  %m = s32[] get-tuple-element(%q), index=0
+  %most = s32[] constant(3)
+  ROOT %less = pred[] compare(%m, %most), direction=LT
+}
+
+ENTRY %main (x: (s32[], f32[3,8,4], f32[100,4])) -> (s32[], f32[3,8,4], f32[100,4]) {
+  %x = (s32[], f32[3,8,4], f32[100,4]) parameter(0)
+  ROOT %w = (s32[], f32[3,8,4], f32[100,4]) while(%x), condition=%condition, body=%body
+}
+"""
+
+
+def test_a_loop_reads_slices_and_writes_in_place() -> None:
+    """Of the stack one layer a turn, which goes to VMEM; of what it writes two rows; each index once a fusion."""
+    layer, index, rows = 8 * 4 * 4, 4, 2 * 4 * 4
+    assert hlo.memory_bytes(STACK) == 3 * (layer + index + rows + index)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("%r = bf16[8,4]{1,0} add(%x, %x)", 3 * 64),
+        ("%r = bf16[8,4]{1,0:T(8,128)S(1)} add(%x, %x)", 2 * 64),  # its result stays in VMEM
+        ("%r = bf16[2,4]{1,0} dynamic-slice(%x, %x), dynamic_slice_sizes={2,4}", 2 * 16),
+        ("%r = (bf16[8,4]{1,0:S(1)}, bf16[8,4]{1,0}, u32[]{:S(2)}) copy-start(%x)", 64),
+        ("%r = bf16[8,4]{1,0} copy-done(%x)", 0),
+        ("%r = (bf16[8,4]{1,0}) tuple(%x)", 0),
+        ("%r = bf16[32] bitcast(%x)", 0),
+        ('%r = bf16[16,4]{1,0} custom-call(%x), custom_call_target="tpu_custom_call"', 64 + 128),
+    ],
+)
+def test_what_an_instruction_moves_through_memory(line: str, expected: int) -> None:
+    assert hlo.memory_bytes(_entry(line)) == expected
+
+
+def test_without_loops_memory_is_what_xla_counts_and_a_loop_counts_its_turns() -> None:
+    x, w = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((32, 64), (7, 64, 64)))
+
+    def stacked(w: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0]
+
+    product = jax.jit(jnp.dot).lower(x, jax.ShapeDtypeStruct((64, 128), jnp.float32)).compile()
+    assert hlo.memory_bytes(product.as_text()) == product.cost_analysis()["bytes accessed"]
+    layer, hidden = 4 * 64 * 64, 4 * 32 * 64
+    found = hlo.memory_bytes(jax.jit(stacked).lower(w, x).compile().as_text())
+    assert 7 * (layer + 2 * hidden) <= found < 7 * 7 * layer  # less than the whole stack in each turn

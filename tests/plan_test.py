@@ -28,14 +28,14 @@ def tiny() -> dict[str, Any]:
     sampling = config.Sampling(temperature=1.0, max_tokens=8)
     grpo = config.Grpo(prompts=2, samples=2, sampling=sampling, rows=config.Rows(per_microbatch=2))
     cfg = config.Config(model=config.Model(logits_chunk=0), data=config.Data(max_prompt_tokens=16), grpo=grpo)
-    return plan.report(cfg, Chips("cpu:2", jax.devices()[:2], hosts=1, hbm=GIB), ["weights", "score"])
+    return plan.report(cfg, Chips("cpu:2", jax.devices()[:2], hosts=1, hbm=GIB, bandwidth=1e9), ["weights", "score"])
 
 
 def test_the_report_says_what_the_design_promises(tiny: dict[str, Any]) -> None:
     assert {"topology", "chips", "programs", "hbm", "headroom", "fits"} <= set(tiny)
     assert (tiny["chips"], tiny["hbm"], tiny["fits"]) == (2, GIB, True)
     assert tiny["training"] == "full fine-tuning"
-    promised = {"peak", "arguments", "temporaries", "flops", "collective_bytes", "compile_seconds"}
+    promised = {"peak", "arguments", "temporaries", "flops", "memory_bytes", "collective_bytes", "compile_seconds"}
     assert all(promised <= set(one) for one in tiny["programs"].values())
     worst = max(one["peak"] for one in tiny["programs"].values())
     assert tiny["headroom"] == pytest.approx(1 - worst / GIB, abs=1e-4)
@@ -47,6 +47,15 @@ def test_what_lives_through_a_program_is_in_its_memory(tiny: dict[str, Any]) -> 
     halves = 4 * qwen2.count_params(qwen2.PRESETS["tiny"]) / 2
     assert tiny["programs"]["score"]["arguments"] == pytest.approx(4 * halves, rel=0.02)
     assert tiny["programs"]["weights"]["arguments"] == pytest.approx(4 * halves, rel=0.02)
+
+
+def test_the_roofline_divides_arithmetic_over_all_chips_and_memory_over_one(tiny: dict[str, Any]) -> None:
+    score = tiny["programs"]["score"]
+    rate = 2 * flops.peak_flops(jax.devices()[0])
+    assert score["arithmetic_seconds"] == pytest.approx(score["flops"] / rate)
+    assert score["memory_seconds"] == pytest.approx(score["memory_bytes"] / 1e9)
+    weights = 4 * qwen2.count_params(qwen2.PRESETS["tiny"])
+    assert score["memory_bytes"] > weights / 2  # each chip reads at least its half
 
 
 def test_the_table_says_it_in_words(tiny: dict[str, Any]) -> None:
@@ -114,13 +123,13 @@ def test_without_the_compiler_plan_says_what_to_install(monkeypatch: pytest.Monk
 def test_a_program_that_is_none() -> None:
     cfg = config.Config(mesh=config.Mesh(fsdp=1))
     with pytest.raises(config.ConfigError, match="there are weights, prefill, decode, score, update"):
-        plan.report(cfg, Chips("cpu:1", jax.devices()[:1], hosts=1, hbm=GIB), ["evaluate"])
+        plan.report(cfg, Chips("cpu:1", jax.devices()[:1], hosts=1, hbm=GIB, bandwidth=1e9), ["evaluate"])
 
 
 def test_a_mesh_that_does_not_suit_the_chips() -> None:
     cfg = config.Config(mesh=config.Mesh(fsdp=3))
     with pytest.raises(config.ConfigError, match="doesn't make 4 devices"):
-        plan.report(cfg, Chips("cpu:4", jax.devices()[:4], hosts=1, hbm=GIB))
+        plan.report(cfg, Chips("cpu:4", jax.devices()[:4], hosts=1, hbm=GIB, bandwidth=1e9))
 
 
 @takes_compiler
