@@ -95,7 +95,7 @@ def memory_bytes(text: str, turns: int = 1) -> int:
 
 def _traffic(one: Instruction, sizes: Mapping[str, Instruction], computations: Computations) -> int:
     """Bytes to and from main memory of one instruction, without those of computations that it enters."""
-    operands = [sizes[name] for name in one.operands if name in sizes]
+    operands = [sizes[name] for name in one.operands]
     if one.operation in _FREE or one.operation in _ENTERS or one.operation.endswith(("-done", "-update")):
         return 0
     if one.operation.endswith("-start"):
@@ -106,14 +106,19 @@ def _traffic(one: Instruction, sizes: Mapping[str, Instruction], computations: C
         return 2 * min(one.hbm, operands[1].bytes)
     if one.operation != "fusion":
         return one.hbm + sum(operand.hbm for operand in operands)
+    taken = zip(operands, _taken(one, computations), strict=True)
+    given = min(one.hbm, _given(_fused(one, computations), one.bytes))
+    return given + sum(min(operand.hbm, size) for operand, size in taken)
+
+
+def _fused(one: Instruction, computations: Computations) -> Sequence[Instruction]:
     called = re.findall(r"calls=%?([\w.\-]+)", one.text)
-    fused = computations.get(called[0], ()) if called else ()
-    taken = zip(operands, _taken(fused, len(operands)), strict=True)
-    return min(one.hbm, _given(fused, one.bytes)) + sum(min(operand.hbm, size) for operand, size in taken)
+    return computations.get(called[0], ()) if called else ()
 
 
-def _taken(fused: Sequence[Instruction], count: int) -> list[int]:
-    """Bytes that a fused computation reads of each of its parameters."""
+def _taken(fusion: Instruction, computations: Computations) -> list[int]:
+    """Bytes that a fusion reads of each of its operands; it may hold others, as TPU's do."""
+    fused = _fused(fusion, computations)
     users: dict[str, list[tuple[Instruction, int]]] = {}
     for one in fused:
         for place, name in enumerate(one.operands):
@@ -126,13 +131,15 @@ def _taken(fused: Sequence[Instruction], count: int) -> list[int]:
                 total += read(user)
             elif user.operation in _SLICES and place == 0:
                 total += user.bytes
+            elif user.operation == "fusion":
+                total += _taken(user, computations)[place]
             elif not (user.operation == "dynamic-update-slice" and place == 0):
                 return one.bytes
         return min(total, one.bytes)
 
     number = re.compile(r"parameter\((\d+)\)")
     parameters = {int(found[1]): one for one in fused if (found := number.search(one.text))}
-    return [read(parameters[place]) if place in parameters else 0 for place in range(count)]
+    return [read(parameters[place]) if place in parameters else 0 for place in range(len(fusion.operands))]
 
 
 def _given(fused: Sequence[Instruction], size: int) -> int:

@@ -130,6 +130,12 @@ STACK = """HloModule jit_g, is_scheduled=true
   ROOT %flat = f32[8,4]{1,0} bitcast(%slice)
 }
 
+%around (c: f32[3,8,4], k: s32[]) -> f32[8,4] {
+  %c = f32[3,8,4]{2,1,0} parameter(0)
+  %k = s32[] parameter(1)
+  ROOT %inner = f32[8,4]{1,0} fusion(%c, %k), kind=kLoop, calls=%cut
+}
+
 %put (b: f32[100,4], u: f32[8,4], j: s32[]) -> f32[100,4] {
   %b = f32[100,4]{1,0} parameter(0)
   %u = f32[8,4]{1,0} parameter(1)
@@ -143,7 +149,7 @@ STACK = """HloModule jit_g, is_scheduled=true
   %n = s32[] get-tuple-element(%p), index=0
   %stack = f32[3,8,4]{2,1,0} get-tuple-element(%p), index=1
   %held = f32[100,4]{1,0} get-tuple-element(%p), index=2
-  %layer = f32[8,4]{1,0:T(8,128)S(1)} fusion(%stack, %n), kind=kLoop, calls=%cut
+  %layer = f32[8,4]{1,0:T(8,128)S(1)} fusion(%stack, %n), kind=kOutput, calls=%around
   %out = f32[100,4]{1,0} fusion(%held, %layer, %n), kind=kLoop, calls=%put
   ROOT %t = (s32[], f32[3,8,4], f32[100,4]) tuple(%n, %stack, %out)
 }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -181,12 +182,32 @@ def test_two_hosts_take_the_step_of_one(home: Path, tmp_path: Path) -> None:
         assert not np.any(advantages[2:])
 
 
+HALVED = {"grpo__rows__per_microbatch": 1, "cold_start__rows__per_microbatch": 1}  # rows of one of two hosts
+
+
 def test_two_hosts_make_the_run_of_one(home: Path, finished: Path, tmp_path: Path) -> None:
-    """The same questions, samples and outcomes from end to end; numbers and weights but for the order of sums."""
     workdir = runs.begin(home, tmp_path / "run")
-    halved = {"grpo__rows__per_microbatch": 1, "cold_start__rows__per_microbatch": 1}
-    runs.on_hosts(home, ["-m", "sqlr1_jax.main", "--distributed", *runs.flags(home, workdir, **halved)])
+    runs.on_hosts(home, ["-m", "sqlr1_jax.main", "--distributed", *runs.flags(home, workdir, **HALVED)])
     assert "over 2 hosts" in (workdir / "log.txt").read_text()
+    assert_same_run(workdir, finished)
+
+
+@pytest.mark.nightly
+def test_two_hosts_sample_ahead_as_one_does_and_go_on_from_a_checkpoint(home: Path, tmp_path: Path) -> None:
+    one, two = (runs.begin(home, tmp_path / name) for name in ("one", "two"))
+    runs.execute(home, ["-m", "sqlr1_jax.main", *runs.flags(home, one, grpo__ahead=True)])
+    command = ["-m", "sqlr1_jax.main", "--distributed", *runs.flags(home, two, grpo__ahead=True, **HALVED)]
+    runs.on_hosts(home, command)
+    assert_same_run(two, one)
+    shutil.rmtree(two / "checkpoints" / "grpo" / "4")
+    for made in ("evaluation/final", "export"):
+        shutil.rmtree(two / made)
+    runs.on_hosts(home, command)
+    assert_same_run(two, one)
+
+
+def assert_same_run(workdir: Path, finished: Path) -> None:
+    """The same questions, samples and outcomes from end to end; numbers and weights but for the order of sums."""
     ours, theirs = (metrics.read(folder / "metrics.jsonl") for folder in (workdir, finished))
     for line, other in zip(ours, theirs, strict=True):
         for name in ("loss", "grad_norm", "tokens", "reward/mean", "kl", "entropy", "outcome/bad_format"):
