@@ -285,11 +285,12 @@ def orders_at_top_level(sql: str) -> bool:
 
 def canonical_hash(rows: Rows) -> str:
     """32 hexadecimal digits, equal for results that are equal as multisets of rows: the groups of a vote."""
-    lines = sorted(map(_canonical, rows))
+    lines = sorted(map(repr, zip(*map(_canonical, zip(*rows, strict=True)), strict=True)))
     return hashlib.blake2b("\n".join(lines).encode(errors="backslashreplace"), digest_size=16).hexdigest()
 
 
-def _canonical(row: Row) -> str:
-    if float in map(type, row):
-        row = tuple(int(cell) if isinstance(cell, float) and cell.is_integer() else cell for cell in row)
-    return repr(row)
+def _canonical(column: Row) -> Sequence[Any]:
+    """A column in which whole numbers are integers: by columns, since it is a tenth of a short query's time by rows."""
+    if float not in set(map(type, column)):
+        return column
+    return [int(cell) if isinstance(cell, float) and cell.is_integer() else cell for cell in column]
