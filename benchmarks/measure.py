@@ -75,8 +75,8 @@ def in_turns(jobs: Mapping[str, Mapping[str, Any]], repeats: int, together: bool
     """Every job's facts: seconds of each repeat, peak_bytes and what the engine says of itself.
 
     Args:
-      jobs: by name; the first one's process measures the matmul rate too, once a round.
-      repeats: rounds, after one to warm up.
+      jobs: by name; each measures the matmul rate too, once a round.
+      repeats: rounds; each turn in them begins with an untimed run where there are several jobs.
       together: all workers stay warm, and each round has a turn of each. False: one worker after the other does all its
         repeats, for models that do not fit memory more than once.
     """

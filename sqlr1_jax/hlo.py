@@ -25,7 +25,7 @@ _OPERATION = re.compile(r" ([a-z][\w\-]*)\(")
 _CALLED = re.compile(r"(body|condition|calls|to_apply|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _KNOWN_TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')  # as CPU and GPU write it; for TPU the condition tells
-_FREE = ("", "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id")
+_FREE = ("", "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier")
 _ENTERS = ("while", "conditional", "call")
 _SLICES = ("dynamic-slice", "slice", "gather")
 
@@ -75,7 +75,8 @@ def memory_bytes(text: str, turns: int = 1) -> int:
     """Bytes that one chip reads from its main memory and writes to it in a run of the program, as its fusions do.
 
     Of a stack of which a fusion takes a slice the slice counts, and of an array written in place what is written. What
-    lies in VMEM does not count. A kernel counts once for what it takes and gives, however often it reads that.
+    lies in VMEM does not count. A kernel counts once for what it takes and gives, however often it reads that. Of the
+    branches of a choice the dearest counts.
     """
     computations, entry = parse(text)
 
@@ -95,11 +96,13 @@ def memory_bytes(text: str, turns: int = 1) -> int:
 
 def _traffic(one: Instruction, sizes: Mapping[str, Instruction], computations: Computations) -> int:
     """Bytes to and from main memory of one instruction, without those of computations that it enters."""
-    operands = [sizes[name] for name in one.operands]
     if one.operation in _FREE or one.operation in _ENTERS or one.operation.endswith(("-done", "-update")):
         return 0
-    if one.operation.endswith("-start"):
-        return 0 if "calls=" in one.text else one.hbm  # which names the source as well
+    if ("calls=" in one.text and one.operation.endswith("-start")) or "AllocateBuffer" in one.text:
+        return 0
+    operands = [sizes[name] for name in one.operands]
+    if one.operation.endswith("-start") and one.operation != "all-reduce-start":
+        return one.hbm  # which names the source as well
     if one.operation in _SLICES:
         return one.hbm + min(operands[0].hbm, one.bytes)
     if one.operation == "dynamic-update-slice":
@@ -107,7 +110,7 @@ def _traffic(one: Instruction, sizes: Mapping[str, Instruction], computations: C
     if one.operation != "fusion":
         return one.hbm + sum(operand.hbm for operand in operands)
     taken = zip(operands, _taken(one, computations), strict=True)
-    given = min(one.hbm, _given(_fused(one, computations), one.bytes))
+    given = min(one.hbm, _given(one, computations))
     return given + sum(min(operand.hbm, size) for operand, size in taken)
 
 
@@ -125,6 +128,8 @@ def _taken(fusion: Instruction, computations: Computations) -> list[int]:
             users.setdefault(name, []).append((one, place))
 
     def read(one: Instruction) -> int:
+        if one is fused[-1]:
+            return one.bytes
         total = 0
         for user, place in users.get(one.name, ()):
             if user.operation == "bitcast":
@@ -142,15 +147,19 @@ def _taken(fusion: Instruction, computations: Computations) -> list[int]:
     return [read(parameters[place]) if place in parameters else 0 for place in range(len(fusion.operands))]
 
 
-def _given(fused: Sequence[Instruction], size: int) -> int:
-    """Bytes that it writes; `size` is that of its result."""
-    if not fused:
-        return size
-    by_name, root = {one.name: one for one in fused}, fused[-1]
-    while root.operation == "bitcast" and root.operands[0] in by_name:
-        root = by_name[root.operands[0]]
-    updated = root.operation == "dynamic-update-slice" and root.operands[1] in by_name
-    return by_name[root.operands[1]].bytes if updated else size
+def _given(fusion: Instruction, computations: Computations) -> int:
+    """Bytes that a fusion writes: of an array that it writes in place what it puts there."""
+    fused = _fused(fusion, computations)
+    by_name = {one.name: one for one in fused}
+
+    def written(one: Instruction) -> int:
+        if one.operation in ("bitcast", "tuple"):
+            return sum(written(by_name[name]) for name in one.operands)
+        if one.operation == "fusion":
+            return _given(one, computations)
+        return by_name[one.operands[1]].bytes if one.operation == "dynamic-update-slice" else one.bytes
+
+    return written(fused[-1]) if fused else fusion.bytes
 
 
 def _raise(total: dict, more: Mapping, times: int) -> None:

@@ -14,10 +14,10 @@ def keep_freed() -> bool:
 
     A compiled program asks for its temporaries in one block of hundreds of megabytes at each call. By default glibc
     gives such a block back to the system, and each call pays to have its pages made anew: seen 92,000 page faults and
-    0.2 of 0.95 processor seconds in an update of the tiny model. Two such blocks may come to be held in place of one.
+    0.2 of 0.95 processor seconds in an update of the tiny model.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    settings = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 2**26}
+    settings = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**26}
     return {mallopt(parameter, value) for parameter, value in settings.items()} == {1}

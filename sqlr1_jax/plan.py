@@ -193,8 +193,8 @@ def table(found: dict[str, Any]) -> str:
         f"{found['training']}, the only kind for now; compiled, never run",
         f"a step: {found['prompts']} prompts × {found['samples']} samples; {rows['microbatches']} microbatches of "
         f"{rows['rows']} rows of {rows['tokens']} tokens",
-        f"{'program':<9}{'peak GiB':>10}{'inputs':>9}{'temporary':>11}{'PFLOP':>9}{'at peak s':>11}{'HBM GiB':>10}"
-        f"{'at peak s':>11}{'moved GiB':>11}{'compiled s':>12}",
+        f"{'program':<9}{'peak GiB':>10}{'inputs':>9}{'temporary':>11}{'PFLOP':>9}{'compute s':>11}{'HBM GiB':>10}"
+        f"{'HBM s':>11}{'moved GiB':>11}{'compiled s':>12}",
     ]
     for name, one in found["programs"].items():
         numbers = f"{one['peak'] / GIB:>10.2f}{one['arguments'] / GIB:>9.2f}{one['temporaries'] / GIB:>11.2f}"

@@ -141,7 +141,8 @@ STACK = """HloModule jit_g, is_scheduled=true
   %u = f32[8,4]{1,0} parameter(1)
   %j = s32[] parameter(2)
   %row = f32[2,4]{1,0} slice(%u), slice={[0:2], [0:4]}
-  ROOT %written = f32[100,4]{1,0} dynamic-update-slice(%b, %row, %j)
+  %written = f32[100,4]{1,0} dynamic-update-slice(%b, %row, %j)
+  ROOT %both = (f32[100,4]{1,0}) tuple(%written)
 }
 
 %body (p: (s32[], f32[3,8,4], f32[100,4])) -> (s32[], f32[3,8,4], f32[100,4]) {
@@ -184,11 +185,29 @@ def test_a_loop_reads_slices_and_writes_in_place() -> None:
         ("%r = bf16[8,4]{1,0} copy-done(%x)", 0),
         ("%r = (bf16[8,4]{1,0}) tuple(%x)", 0),
         ("%r = bf16[32] bitcast(%x)", 0),
+        ('%r = bf16[64,4] custom-call(), custom_call_target="AllocateBuffer"', 0),
+        ("%r = bf16[8,4] all-reduce-start(%x), channel_id=1, to_apply=%add", 2 * 64),
         ('%r = bf16[16,4]{1,0} custom-call(%x), custom_call_target="tpu_custom_call"', 64 + 128),
     ],
 )
 def test_what_an_instruction_moves_through_memory(line: str, expected: int) -> None:
     assert hlo.memory_bytes(_entry(line)) == expected
+
+
+def test_a_fusion_that_only_turns_its_operand_reads_all_of_it() -> None:
+    inside = """
+%bend (d: bf16[8,4]) -> bf16[4,8] {
+  %d = bf16[8,4]{1,0} parameter(0)
+  ROOT %bent = bf16[4,8]{1,0} bitcast(%d)
+}
+
+%around (c: bf16[8,4]) -> f32[2] {
+  %c = bf16[8,4]{1,0} parameter(0)
+  %turned = bf16[4,8]{1,0} fusion(%c), kind=kLoop, calls=%bend
+  ROOT %sum = f32[2]{0} convolution(%turned, %turned)
+}
+"""
+    assert hlo.memory_bytes(_entry("%r = f32[2]{0} fusion(%x), kind=kOutput, calls=%around", more=inside)) == 64 + 8
 
 
 def test_without_loops_memory_is_what_xla_counts_and_a_loop_counts_its_turns() -> None:

@@ -203,6 +203,7 @@ def test_two_hosts_sample_ahead_as_one_does_and_go_on_from_a_checkpoint(home: Pa
     for made in ("evaluation/final", "export"):
         shutil.rmtree(two / made)
     runs.on_hosts(home, command)
+    assert "resuming at step 2" in (two / "log.txt").read_text()
     assert_same_run(two, one)
 
 

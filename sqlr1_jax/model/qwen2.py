@@ -273,7 +273,7 @@ def _product(x_BTM: jax.Array, w: jax.Array | Scaled, dtype: jnp.dtype | None = 
 
 def _after_attention(x_BTD: jax.Array, o_BTHh: jax.Array, w: Params, cfg: Qwen2Config, rules: Rules) -> jax.Array:
     B, T, _ = x_BTD.shape
-    x_BTD = x_BTD + _product(o_BTHh.reshape(B, T, -1), w["o"], x_BTD.dtype)
+    x_BTD = x_BTD + _product(o_BTHh.reshape(B, T, -1), w["o"], cfg.stream)
     x_BTD = constrain(x_BTD, ("rows", "time", None), rules)
     x_BTD = x_BTD + _feed_forward(_norm(x_BTD, w["ffw_norm"], cfg), w, cfg)
     return constrain(x_BTD, ("rows", "time", None), rules)
