@@ -47,7 +47,9 @@ class Worker:
         return not {"absent", "failed"} & set(self.facts)
 
     def ask(self, what: str) -> Facts:
-        """Has it do something, and waits: run, matmul, or rest."""
+        """Has it do something, and waits: run, matmul, or rest. One that is not usable says nothing."""
+        if not self.usable:
+            return {}
         assert self._process.stdin is not None
         self._process.stdin.write(what + "\n")
         self._process.stdin.flush()
@@ -99,14 +101,14 @@ def _started(name: str, job: Mapping[str, Any], alone: bool) -> Worker:
     if worker.usable:
         first = worker.ask("run")
         worker.facts |= {"first_seconds": first.get("seconds"), "seconds": [], "cpu_seconds": [], "matmul_flops": []}
-    if worker.usable and not alone:
+    if not alone:
         worker.ask("rest")
     say(name, worker.facts)
     return worker
 
 
 def _take_turn(name: str, worker: Worker, turn: int, alone: bool) -> None:
-    if worker.usable and not alone:
+    if not alone:
         worker.ask("run")
     if not worker.usable:
         return
@@ -118,7 +120,7 @@ def _take_turn(name: str, worker: Worker, turn: int, alone: bool) -> None:
         worker.facts["peak_bytes"] = max(worker.facts.get("peak_bytes", 0), answer.pop("peak_bytes"))
         worker.facts |= answer
         say(name, {"turn": turn, "seconds": worker.facts["seconds"][-1]})
-    if worker.usable and not alone:
+    if not alone:
         worker.ask("rest")
 
 

@@ -18,15 +18,13 @@ BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "f8e4m3fn": 8, "
     f"{sign}{bits}": bits for sign in "su" for bits in (2, 4, 8, 16, 32, 64)
 }
 _HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
-_ARRAY = re.compile(r"([a-z]+\d*\w*)\[([\d,]*)\]")
-_PLACED = re.compile(_ARRAY.pattern + r"(\{[^{}]*\})?")
+_ARRAY = re.compile(r"([a-z]+\d*\w*)\[([\d,]*)\](\{[^{}]*\})?")
 _LAYOUT = re.compile(r"\{[^{}]*\}|/\*.*?\*/")  # of an array: {1,0:T(8,128)}; /*index=5*/
 _OPERATION = re.compile(r" ([a-z][\w\-]*)\(")
 _CALLED = re.compile(r"(body|condition|calls|to_apply|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _KNOWN_TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')  # as CPU and GPU write it; for TPU the condition tells
 _FREE = ("", "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier")
-_ENTERS = ("while", "conditional", "call")
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
@@ -83,24 +81,29 @@ def memory_bytes(text: str, turns: int = 1) -> int:
     @functools.cache
     def moved(computation: str) -> int:
         body = computations.get(computation, ())
-        sizes, total = {one.name: one for one in body}, 0
+        by_name, total = {one.name: one for one in body}, 0
         for one in body:
-            total += _traffic(one, sizes, computations)
-            if one.operation in _ENTERS or (one.operation.endswith("-start") and "calls=" in one.text):
-                for called, times in _calls(one, computations, turns):
-                    total += times * max((moved(name) for name in called), default=0)
+            if not _enters(one):
+                total += _traffic(one, by_name, computations)
+                continue
+            for called, times in _calls(one, computations, turns):
+                total += times * max((moved(name) for name in called), default=0)
         return total
 
     return moved(entry)
 
 
-def _traffic(one: Instruction, sizes: Mapping[str, Instruction], computations: Computations) -> int:
-    """Bytes to and from main memory of one instruction, without those of computations that it enters."""
-    if one.operation in _FREE or one.operation in _ENTERS or one.operation.endswith(("-done", "-update")):
+def _enters(one: Instruction) -> bool:
+    """Whether what it moves is what the computations move that it calls."""
+    asynchronous = one.operation.endswith("-start") and "calls=" in one.text
+    return asynchronous or one.operation in ("while", "conditional", "call")
+
+
+def _traffic(one: Instruction, by_name: Mapping[str, Instruction], computations: Computations) -> int:
+    """Bytes to and from main memory of one instruction that enters no computation."""
+    if one.operation in _FREE or one.operation.endswith(("-done", "-update")) or "AllocateBuffer" in one.text:
         return 0
-    if ("calls=" in one.text and one.operation.endswith("-start")) or "AllocateBuffer" in one.text:
-        return 0
-    operands = [sizes[name] for name in one.operands]
+    operands = [by_name[name] for name in one.operands]
     if one.operation.endswith("-start") and one.operation != "all-reduce-start":
         return one.hbm  # which names the source as well
     if one.operation in _SLICES:
@@ -115,8 +118,7 @@ def _traffic(one: Instruction, sizes: Mapping[str, Instruction], computations: C
 
 
 def _fused(one: Instruction, computations: Computations) -> Sequence[Instruction]:
-    called = re.findall(r"calls=%?([\w.\-]+)", one.text)
-    return computations.get(called[0], ()) if called else ()
+    return computations.get(dict(_CALLED.findall(one.text)).get("calls", "").lstrip("%"), ())
 
 
 def _taken(fusion: Instruction, computations: Computations) -> list[int]:
@@ -188,17 +190,17 @@ def _instruction(line: str) -> Instruction:
     at = found.start() if found else len(plain)
     inside = plain[at:].partition("(")[2].partition(")")[0]
     operands = tuple(re.findall(r"%([\w.\-]+)", inside))
-    typed = _OPERATION.split(" " + rest, maxsplit=1)[0]
-    hbm = _bytes(" ".join(f"{kind}[{shape}]" for kind, shape, layout in _PLACED.findall(typed) if "S(" not in layout))
-    return Instruction(name.lstrip("%"), found[1] if found else "", _bytes(plain[:at]), hbm, operands, rest)
+    everywhere, hbm = _bytes(_OPERATION.split(" " + rest, maxsplit=1)[0])
+    return Instruction(name.lstrip("%"), found[1] if found else "", everywhere, hbm, operands, rest)
 
 
-def _bytes(types: str) -> int:
-    """Bytes of all arrays that a type names."""
-    total = 0
-    for kind, shape in _ARRAY.findall(types):
-        total += BITS.get(kind, 0) * math.prod(int(size) for size in shape.split(",") if size) // 8
-    return total
+def _bytes(types: str) -> tuple[int, int]:
+    """Bytes of all arrays that a type names, and of those in main memory, whose layout names no other space."""
+    everywhere = hbm = 0
+    for kind, shape, layout in _ARRAY.findall(types):
+        size = BITS.get(kind, 0) * math.prod(int(size) for size in shape.split(",") if size) // 8
+        everywhere, hbm = everywhere + size, hbm + size * ("S(" not in layout)
+    return everywhere, hbm
 
 
 def _collective(operation: str) -> str:

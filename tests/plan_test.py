@@ -22,13 +22,18 @@ HAS_COMPILER = importlib.util.find_spec("libtpu") is not None
 takes_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="takes libtpu: pip install -e '.[tpu]'")
 
 
+def _here(count: int) -> Chips:
+    """CPU devices for chips."""
+    return Chips(f"cpu:{count}", jax.devices()[:count], hosts=1, hbm=GIB, bandwidth=1e9)
+
+
 @pytest.fixture(scope="module")
 def tiny() -> dict[str, Any]:
     """The report on a model of a few thousand tokens, with CPU devices for chips."""
     sampling = config.Sampling(temperature=1.0, max_tokens=8)
     grpo = config.Grpo(prompts=2, samples=2, sampling=sampling, rows=config.Rows(per_microbatch=2))
     cfg = config.Config(model=config.Model(logits_chunk=0), data=config.Data(max_prompt_tokens=16), grpo=grpo)
-    return plan.report(cfg, Chips("cpu:2", jax.devices()[:2], hosts=1, hbm=GIB, bandwidth=1e9), ["weights", "score"])
+    return plan.report(cfg, _here(2), ["weights", "score"])
 
 
 def test_the_report_says_what_the_design_promises(tiny: dict[str, Any]) -> None:
@@ -123,13 +128,13 @@ def test_without_the_compiler_plan_says_what_to_install(monkeypatch: pytest.Monk
 def test_a_program_that_is_none() -> None:
     cfg = config.Config(mesh=config.Mesh(fsdp=1))
     with pytest.raises(config.ConfigError, match="there are weights, prefill, decode, score, update"):
-        plan.report(cfg, Chips("cpu:1", jax.devices()[:1], hosts=1, hbm=GIB, bandwidth=1e9), ["evaluate"])
+        plan.report(cfg, _here(1), ["evaluate"])
 
 
 def test_a_mesh_that_does_not_suit_the_chips() -> None:
     cfg = config.Config(mesh=config.Mesh(fsdp=3))
     with pytest.raises(config.ConfigError, match="doesn't make 4 devices"):
-        plan.report(cfg, Chips("cpu:4", jax.devices()[:4], hosts=1, hbm=GIB, bandwidth=1e9))
+        plan.report(cfg, _here(4))
 
 
 @takes_compiler

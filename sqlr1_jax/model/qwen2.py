@@ -159,6 +159,7 @@ def forward(
     rows are prompts and time is their samples.
     """
     rules = TRAIN_RULES if cache is None else SAMPLE_RULES
+    # First to dtype, as the sampler's copy of the table is.
     x_BTD = jnp.take(params["embed"], tokens_BT, axis=0).astype(cfg.dtype).astype(cfg.stream)
     x_BTD = constrain(x_BTD, ("rows", "time", None), rules)
     rope = _rope_table(positions_BT, cfg)

@@ -291,6 +291,6 @@ def canonical_hash(rows: Rows) -> str:
 
 def _canonical(column: Row) -> Sequence[Any]:
     """A column in which whole numbers are integers; by rows it takes half as long again."""
-    if float not in set(map(type, column)):
+    if float not in map(type, column):
         return column
     return [int(cell) if isinstance(cell, float) and cell.is_integer() else cell for cell in column]

@@ -110,8 +110,9 @@ def shape(cfg: config.Model, num_tokens: int) -> qwen2.Qwen2Config:
     model = huggingface.config_from_folder(huggingface.resolve(cfg.path)) if cfg.path else qwen2.PRESETS[cfg.size]
     if not cfg.path and cfg.size == "tiny":
         model = dataclasses.replace(model, vocab_size=num_tokens)
-    computing = {field.name for field in dataclasses.fields(cfg)} - {"size", "path"}
-    return dataclasses.replace(model, num_tokens=num_tokens, **{name: getattr(cfg, name) for name in computing})
+    how = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg)}  # all but which weights
+    del how["size"], how["path"]
+    return dataclasses.replace(model, num_tokens=num_tokens, **how)
 
 
 def parameters(run: Run, stages: Sequence[str]) -> Any:
