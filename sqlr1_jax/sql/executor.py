@@ -44,7 +44,7 @@ OUTCOMES = (
     "ok",  # of `run`: it ran, and there was nothing to compare with
 )
 
-BATCH = 16  # jobs sent at once at most; a job that was sent cannot be taken by an idle worker
+BATCH = 8  # jobs sent at once at most; a worker has two batches, and an idle one cannot take from them
 STEAL_SECONDS = 0.01  # a worker busy on one batch for longer may be robbed
 MAX_WAITING = 65_536  # jobs that no worker has taken, past which `submit` waits
 CACHED_ANSWERS = 8_192
@@ -261,18 +261,15 @@ class Executor:
         return deque(job for job in jobs if job.future.set_running_or_notify_cancel())
 
     def _work(self, lane: _Lane, batch: deque[_Job]) -> None:
-        """Answers a batch, whatever becomes of the worker meanwhile."""
+        """Answers a batch and what follows it, whatever becomes of the worker meanwhile."""
         while batch:
-            self._settle_known(batch)
-            self._settle_hopeless(batch)
-            if not batch:
-                return
-            if lane.tired or lane.worker.jobs >= RECYCLE_AFTER:
+            if self._spent(lane):
                 self._replace(lane)
-            self._check_open()
-            lane.worker.send([job.payload(self._untold(lane, job)) for job in batch])
+            self._send(lane, batch)
             try:
                 while batch:
+                    if len(batch) <= BATCH and lane.queue and not self._spent(lane):
+                        self._send_more(lane, batch)
                     answer = lane.worker.answer(self._cfg.wall_seconds)
                     lane.tired |= answer.pop("tired")
                     self._keep(batch[0], answer.pop("kept"))
@@ -281,6 +278,28 @@ class Executor:
                 self._check_open()
                 self._replace(lane)
                 self._blame(batch, failure)
+
+    def _send(self, lane: _Lane, batch: deque[_Job]) -> None:
+        """Sends what needs a worker; all else is settled and leaves the batch."""
+        self._settle_known(batch)
+        self._settle_hopeless(batch)
+        self._check_open()
+        if batch:
+            lane.worker.send([job.payload(self._untold(lane, job)) for job in batch])
+
+    def _send_more(self, lane: _Lane, batch: deque[_Job]) -> None:
+        """The lane's next jobs, before the worker would wait for them."""
+        with self._condition:
+            more = self._pick(lane)
+            lane.busy_since = time.monotonic()
+            self._condition.notify_all()
+        try:
+            self._send(lane, more)
+        finally:
+            batch.extend(more)
+
+    def _spent(self, lane: _Lane) -> bool:
+        return lane.tired or lane.worker.jobs >= RECYCLE_AFTER
 
     def _check_open(self) -> None:
         if not self._open:

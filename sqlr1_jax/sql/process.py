@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import select
@@ -58,6 +59,8 @@ class WorkerProcess:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._sink, self._source = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.set_blocking(self._sink, False)
+        self._unsent = bytearray()
         self._poll = select.poll()
         self._poll.register(self._source, select.POLLIN)
         self._send(settings | {"backend_file": file})
@@ -69,7 +72,10 @@ class WorkerProcess:
         return self._process.pid
 
     def send(self, jobs: list[dict[str, Any]]) -> None:
-        """Sends jobs, to be answered in order. That a worker is gone shows in `answer`."""
+        """Sends jobs, to be answered in order, and never waits: what the pipe cannot take goes while `answer` waits.
+
+        That a worker is gone shows in `answer`.
+        """
         self.jobs += len(jobs)
         self._send(jobs)
 
@@ -104,13 +110,20 @@ class WorkerProcess:
     def _receive(self, seconds: float) -> dict[str, Any]:
         deadline = time.monotonic() + seconds
         while (message := self._reader.next()) is None:
-            if not self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            ready = dict(self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
+            if not ready:
                 raise WallClock(f"no word for {seconds:g} s")
-            data = os.read(self._source, 2**16)
-            if not data:
-                raise Died(f"exit status {self._process.wait()}")
-            self._reader.feed(data)
+            if self._sink in ready:
+                self._write()
+            if self._source in ready:
+                self._read()
         return dict(message)
+
+    def _read(self) -> None:
+        data = os.read(self._source, 2**16)
+        if not data:
+            raise Died(f"exit status {self._process.wait()}")
+        self._reader.feed(data)
 
     def _wait_ready(self) -> None:
         if self._ready:
@@ -122,12 +135,21 @@ class WorkerProcess:
         self._ready = True
 
     def _send(self, message: Any) -> None:
-        data = memoryview(encode_frame(message))
+        self._unsent += encode_frame(message)
+        self._write()
+
+    def _write(self) -> None:
+        """What the pipe takes at once. A worker at work reads nothing, and its answers may be waiting to be read."""
         try:
-            while data:
-                data = data[os.write(self._sink, data) :]
+            while self._unsent:
+                del self._unsent[: os.write(self._sink, self._unsent)]
+        except BlockingIOError:
+            self._poll.register(self._sink, select.POLLOUT)
+            return
         except BrokenPipeError:
-            pass
+            self._unsent.clear()
+        with contextlib.suppress(KeyError):
+            self._poll.unregister(self._sink)
 
 
 def _environment() -> dict[str, str]:

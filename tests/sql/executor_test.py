@@ -125,6 +125,18 @@ def test_defect_04_what_counts_no_steps_is_killed_and_counted(pets: Path) -> Non
         assert executor.stats()["sql/wall_kills"] == 2  # one for the prediction, one for the gold
 
 
+def test_a_kill_costs_nobody_else_an_answer(pets: Path) -> None:
+    """A worker has two batches when it is killed, within either."""
+    with Executor(dataclasses.replace(CFG, wall_seconds=1.0, workers=1)) as executor:
+        futures = [executor.run(pets, f"{BOMB}, {i}" if i in (3, 30) else f"SELECT {i}") for i in range(60)]
+        outcomes = [future.result() for future in futures]
+        assert [i for i, outcome in enumerate(outcomes) if outcome.kind != "ok"] == [3, 30]
+        assert [outcome.rows for outcome in outcomes if outcome.kind == "ok"] == [
+            ((i,),) for i in range(60) if i not in (3, 30)
+        ]
+        assert executor.stats()["sql/wall_kills"] == 2
+
+
 def test_defect_09_scores_come_from_other_processes_and_nothing_stops_them(pets: Path, tmp_path: Path) -> None:
     """A missing, an empty and a broken database are outcomes; all others are answered, by both workers."""
     (tmp_path / "empty.sqlite").touch()

@@ -50,3 +50,30 @@ def test_a_worker_that_never_serves_is_an_error_of_its_own(monkeypatch: pytest.M
     with pytest.raises(WorkerError, match="does not start"):
         worker.answer(10.0)
     worker.kill()
+
+
+def test_jobs_and_answers_past_what_pipes_hold_cross_each_other(pets: Path) -> None:
+    """Six megabytes of jobs are sent before an answer is read, and the answers are as large."""
+    cells = ", ".join(f"printf('%0200d', {i})" for i in range(40))
+    rows = "(SELECT 1 FROM dogs a, dogs b LIMIT 20)"
+    jobs = [{"database": str(pets), "sql": f"SELECT {i}, {cells} FROM {rows} -- {'x' * 90_000}", "gold": None}
+            for i in range(64)]  # fmt: skip
+    worker = WorkerProcess(SETTINGS)
+    for first in range(0, 64, 8):
+        worker.send(jobs[first : first + 8])
+    answers = [worker.answer(10.0) for _ in jobs]
+    assert [answer["rows"][-1][0] for answer in answers] == list(range(64))
+    assert {len(answer["rows"]) for answer in answers} == {16}  # of four dogs
+    assert worker.jobs == 64
+    worker.kill()
+
+
+def test_sending_to_one_that_hangs_does_not_wait(pets: Path) -> None:
+    settings = SETTINGS | {"max_steps": 10**12}
+    runaway = "WITH RECURSIVE t(a) AS (SELECT 1 UNION ALL SELECT a + 1 FROM t) SELECT count(*) FROM t"
+    worker = WorkerProcess(settings)
+    worker.send([{"database": str(pets), "sql": runaway, "gold": None}])
+    worker.send([{"database": str(pets), "sql": f"SELECT 1 -- {'x' * 90_000}", "gold": None}] * 8)
+    with pytest.raises(WallClock):
+        worker.answer(0.5)
+    worker.kill()
