@@ -44,7 +44,7 @@ class Model:
     path: str = ""  # Hugging Face folder or repository id; empty: random weights
     param_dtype: str = "float32"
     dtype: str = "float32"  # of activations and of the sampler's weights
-    residual: str = "float32"  # of the residual stream under bfloat16: float32 brings sampler and trainer closer
+    activations: str = "float32"  # between matrix products, under bfloat16: float32 brings sampler and trainer closer
     # none: keep every residual; full: each layer's input alone; offload: that in the host's memory (on CPU: as full).
     remat: str = "none"
     attention: str = "auto"  # of rows: xla, splash (TPU) or cudnn (GPU); auto: docs/attention.md; packed rows are xla's
@@ -339,7 +339,7 @@ CHOICES: dict[str, tuple] = {
     "model.size": SIZES,
     "model.param_dtype": ("float32", "bfloat16"),
     "model.dtype": ("float32", "bfloat16"),
-    "model.residual": ("float32", "bfloat16"),
+    "model.activations": ("float32", "bfloat16"),
     "model.remat": ("none", "full", "offload"),
     "model.attention": ("auto", "xla", "splash", "cudnn"),
     "data.form": ("reasoning", "direct"),

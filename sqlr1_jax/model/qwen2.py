@@ -47,7 +47,7 @@ class Qwen2Config:
     max_positions: int = 32768  # what the model was trained for; written into an export
     param_dtype: str = "float32"
     dtype: str = "float32"
-    residual: str = "float32"  # the residual stream's precision, where it is above dtype's
+    activations: str = "float32"  # precision of what stands between matrix products, where it is above dtype's
     remat: str = "none"  # or full: keep each layer's input alone; offload: in the host's memory
     attention: str = "auto"  # the backend: attention.choose
     query_chunk: int = 0  # queries at a time in XLA's attention; 0: all
@@ -58,9 +58,12 @@ class Qwen2Config:
     unroll: int = 1  # layers in one turn of the scan
 
     @property
-    def stream(self) -> jnp.dtype:
-        """Of the residual stream. Rounded to bfloat16 at each layer, it is what most parts sampler and trainer."""
-        return jnp.promote_types(self.dtype, self.residual)
+    def between(self) -> jnp.dtype:
+        """Of the residual stream, of gates and of heads until they are turned: what matrix products make.
+
+        Products take `dtype`. Made in bfloat16 too, these are what most parts sampler and trainer.
+        """
+        return jnp.promote_types(self.dtype, self.activations)
 
 
 def _preset(layers: int, hidden: int, heads: int, kv_heads: int, ffw: int, vocab: int, tied: bool) -> Qwen2Config:
@@ -160,7 +163,7 @@ def forward(
     """
     rules = TRAIN_RULES if cache is None else SAMPLE_RULES
     # First to dtype, as the sampler's copy of the table is.
-    x_BTD = jnp.take(params["embed"], tokens_BT, axis=0).astype(cfg.dtype).astype(cfg.stream)
+    x_BTD = jnp.take(params["embed"], tokens_BT, axis=0).astype(cfg.dtype).astype(cfg.between)
     x_BTD = constrain(x_BTD, ("rows", "time", None), rules)
     rope = _rope_table(positions_BT, cfg)
     if cache is not None and mask is None:
@@ -255,18 +258,18 @@ def _stacks(cfg: Qwen2Config) -> tuple[int, int]:
 
 def _project(x_BTD: jax.Array, w: Params, rope: Rope, cfg: Qwen2Config) -> tuple[jax.Array, jax.Array, jax.Array]:
     x_BTD = _norm(x_BTD, w["attention_norm"], cfg)
-    q_BTHh, k_BTKh, v_BTKh = (_heads(x_BTD, w[name], w[f"{name}_bias"]) for name in ("q", "k", "v"))
-    return _rotate(q_BTHh, rope), _rotate(k_BTKh, rope), v_BTKh
+    q_BTHh, k_BTKh, v_BTKh = (_heads(x_BTD, w[name], w[f"{name}_bias"], cfg) for name in ("q", "k", "v"))
+    turned = _rotate(q_BTHh, rope), _rotate(k_BTKh, rope), v_BTKh
+    return tuple(x_BTNh.astype(cfg.dtype) for x_BTNh in turned)
 
 
-def _heads(x_BTD: jax.Array, w_DNh: jax.Array | Scaled, bias_Nh: jax.Array) -> jax.Array:
-    y_BTNh = _product(x_BTD, w_DNh).reshape(*x_BTD.shape[:2], *bias_Nh.shape)
-    return y_BTNh + bias_Nh[None, None].astype(x_BTD.dtype)
+def _heads(x_BTD: jax.Array, w_DNh: jax.Array | Scaled, bias_Nh: jax.Array, cfg: Qwen2Config) -> jax.Array:
+    y_BTNh = _product(x_BTD, w_DNh, cfg.between).reshape(*x_BTD.shape[:2], *bias_Nh.shape)
+    return y_BTNh + bias_Nh[None, None].astype(cfg.between)
 
 
-def _product(x_BTM: jax.Array, w: jax.Array | Scaled, dtype: jnp.dtype | None = None) -> jax.Array:
+def _product(x_BTM: jax.Array, w: jax.Array | Scaled, dtype: jnp.dtype) -> jax.Array:
     """Rows [B, T, M] times a matrix whose first axes make M → [B, T, N], its other axes as one, in `dtype`."""
-    dtype = x_BTM.dtype if dtype is None else dtype
     values, scale = w if isinstance(w, Scaled) else (w, None)
     y_BTN = linear(x_BTM, values.astype(x_BTM.dtype).reshape(x_BTM.shape[-1], -1), dtype)
     return y_BTN if scale is None else (y_BTN * scale.reshape(1, 1, -1)).astype(dtype)
@@ -274,7 +277,7 @@ def _product(x_BTM: jax.Array, w: jax.Array | Scaled, dtype: jnp.dtype | None = 
 
 def _after_attention(x_BTD: jax.Array, o_BTHh: jax.Array, w: Params, cfg: Qwen2Config, rules: Rules) -> jax.Array:
     B, T, _ = x_BTD.shape
-    x_BTD = x_BTD + _product(o_BTHh.reshape(B, T, -1), w["o"], cfg.stream)
+    x_BTD = x_BTD + _product(o_BTHh.reshape(B, T, -1), w["o"], cfg.between)
     x_BTD = constrain(x_BTD, ("rows", "time", None), rules)
     x_BTD = x_BTD + _feed_forward(_norm(x_BTD, w["ffw_norm"], cfg), w, cfg)
     return constrain(x_BTD, ("rows", "time", None), rules)
@@ -282,7 +285,8 @@ def _after_attention(x_BTD: jax.Array, o_BTHh: jax.Array, w: Params, cfg: Qwen2C
 
 def _feed_forward(x_BTD: jax.Array, w: Params, cfg: Qwen2Config) -> jax.Array:
     def swiglu(x_BTD: jax.Array) -> jax.Array:
-        return _product(jax.nn.silu(_product(x_BTD, w["gate"])) * _product(x_BTD, w["up"]), w["down"], cfg.stream)
+        gate_BTF, up_BTF = _product(x_BTD, w["gate"], cfg.between), _product(x_BTD, w["up"], cfg.between)
+        return _product((jax.nn.silu(gate_BTF) * up_BTF).astype(cfg.dtype), w["down"], cfg.between)
 
     B, T, D = x_BTD.shape
     if cfg.ffw_chunks == 1 or T % cfg.ffw_chunks:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import small
 from decoding import FIXTURE, greedy, logits
+from jax.flatten_util import ravel_pytree
 from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax.model import attention, huggingface, qwen2
@@ -183,23 +184,48 @@ def test_bfloat16_compute_stays_near_float32() -> None:
     close(rough[:, :37], logits(params, list(range(2, 20)), small.MODEL)[:, :37], 0.05)
 
 
-def test_a_float32_residual_stream_keeps_bfloat16_nearer_to_float32() -> None:
+def test_float32_activations_keep_bfloat16_nearer_to_float32() -> None:
     params, tokens = small.params(scale=3.0), list(range(2, 20))
     exact = logits(params, tokens, small.MODEL)[:, :37]
 
-    def error(residual: str) -> float:
-        cfg = dataclasses.replace(small.MODEL, dtype="bfloat16", residual=residual)
+    def error(activations: str) -> float:
+        cfg = dataclasses.replace(small.MODEL, dtype="bfloat16", activations=activations)
         return float(np.sqrt(np.mean((logits(params, tokens, cfg)[:, :37] - exact) ** 2)))
 
     assert 0 < error("float32") < 0.9 * error("bfloat16")
 
 
+def test_gradients_under_bfloat16_are_near_those_of_float32_and_nearer_with_float32_activations() -> None:
+    params = small.params(scale=3.0)
+    row = {key: jnp.asarray(values, jnp.int32)[None] for key, values in STRIDED.items()}
+    mask = attention.Mask(row["prefix"], row["segment"], prefix=8, segment=4)
+    tokens_1T = jnp.asarray(np.random.default_rng(0).integers(2, 37, (1, 16)), jnp.int32)
+
+    def gradient(**changes: str) -> jax.Array:
+        cfg = dataclasses.replace(small.MODEL, remat="full", **changes)
+
+        def surprise(params: Any) -> jax.Array:
+            hidden_BTD = qwen2.forward(params, tokens_1T, row["positions"], mask, cfg)[0]
+            return -jax.nn.log_softmax(qwen2.unembed(params, hidden_BTD, cfg))[..., 5].mean()
+
+        return ravel_pytree(jax.grad(surprise)(params))[0]
+
+    def error(activations: str) -> float:
+        rough = gradient(dtype="bfloat16", activations=activations)
+        return float(jnp.linalg.norm(rough - exact) / jnp.linalg.norm(exact))
+
+    exact = gradient()
+    errors = error("float32"), error("bfloat16")
+    assert 0 < errors[0] < 0.01
+    assert errors[0] < 0.9 * errors[1]
+
+
 @pytest.mark.parametrize(
-    ("dtype", "residual", "stream"),
+    ("dtype", "activations", "stream"),
     [("bfloat16", "float32", "f32"), ("bfloat16", "bfloat16", "bf16"), ("float32", "bfloat16", "f32")],
 )
-def test_the_residual_stream_is_never_narrower_than_dtype(dtype: str, residual: str, stream: str) -> None:
-    cfg = dataclasses.replace(small.MODEL, dtype=dtype, residual=residual, remat="full")
+def test_the_residual_stream_is_never_narrower_than_dtype(dtype: str, activations: str, stream: str) -> None:
+    cfg = dataclasses.replace(small.MODEL, dtype=dtype, activations=activations, remat="full")
     row = {key: jnp.asarray(values, jnp.int32)[None] for key, values in STRIDED.items()}
     mask = attention.Mask(row["prefix"], row["segment"], prefix=8, segment=4)
 
