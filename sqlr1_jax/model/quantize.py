@@ -10,7 +10,7 @@ import jax.numpy as jnp
 _MOST = 127.0
 
 # Of each of a layer's matrices, stacked [L, …]: the axes that its product sums over.
-_SUMMED = {"q": (1,), "k": (1,), "v": (1,), "o": (1, 2), "gate": (1,), "up": (1,), "down": (1,)}
+SUMMED = {"q": (1,), "k": (1,), "v": (1,), "o": (1, 2), "gate": (1,), "up": (1,), "down": (1,)}
 
 
 class Scaled(NamedTuple):
@@ -29,5 +29,5 @@ def to_int8(x: jax.Array, axes: int | tuple[int, ...]) -> Scaled:
 
 def layers(params: Any) -> Any:
     """The parameters with their layers' matrices in int8; embeddings, norms and biases as they are."""
-    made = {name: to_int8(w, _SUMMED[name]) if name in _SUMMED else w for name, w in params["layers"].items()}
+    made = {name: to_int8(w, SUMMED[name]) if name in SUMMED else w for name, w in params["layers"].items()}
     return {**params, "layers": made}

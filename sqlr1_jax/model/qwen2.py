@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from sqlr1_jax.model import attention
+from sqlr1_jax.model import attention, matmul
 from sqlr1_jax.model import cache as caches
 from sqlr1_jax.model.attention import Mask
 from sqlr1_jax.model.cache import Cache
-from sqlr1_jax.model.quantize import Scaled
+from sqlr1_jax.model.matmul import Turned, Weight
 from sqlr1_jax.sharding import SAMPLE_RULES, TRAIN_RULES, Rules, constrain
 
 Params = dict[str, Any]
@@ -163,7 +163,9 @@ def forward(
     """
     rules = TRAIN_RULES if cache is None else SAMPLE_RULES
     # First to dtype, as the sampler's copy of the table is.
-    x_BTD = jnp.take(params["embed"], tokens_BT, axis=0).astype(cfg.dtype).astype(cfg.between)
+    embed = params["embed"]
+    table_VD = embed.values if isinstance(embed, Turned) else embed
+    x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(cfg.dtype).astype(cfg.between)
     x_BTD = constrain(x_BTD, ("rows", "time", None), rules)
     rope = _rope_table(positions_BT, cfg)
     if cache is not None and mask is None:
@@ -177,15 +179,20 @@ def forward(
     return _norm(x_BTD, params["final_norm"], cfg), cache
 
 
-def apart(params: Params, cfg: Qwen2Config) -> Params:
+def apart(params: Params, cfg: Qwen2Config, turned: bool = False) -> Params:
     """The same weights, their layers one by one where a turn of the loop over them takes them all.
 
     For sampling: of a stack XLA for CPU copies out what a turn takes, which costs a decode step half of its time.
+    turned: matrices become matmul.Turned, the unembedding among them, where layers lie one by one.
     """
     if _stacks(cfg)[1] > 1:
         return params
     layers = params["layers"]
-    return {**params, "layers": tuple(jax.tree.map(lambda x: x[i], layers) for i in range(cfg.num_layers))}  # noqa: B023
+    several = [jax.tree.map(lambda x: x[i], layers) for i in range(cfg.num_layers)]  # noqa: B023
+    if not turned:
+        return {**params, "layers": tuple(several)}
+    made = tuple({name: matmul.turn(name, w) for name, w in layer.items()} for layer in several)
+    return {**params, "layers": made, _unembedding_name(cfg): Turned(unembedding(params, cfg).T)}
 
 
 def _row_layers(
@@ -263,21 +270,14 @@ def _project(x_BTD: jax.Array, w: Params, rope: Rope, cfg: Qwen2Config) -> tuple
     return tuple(x_BTNh.astype(cfg.dtype) for x_BTNh in turned)
 
 
-def _heads(x_BTD: jax.Array, w_DNh: jax.Array | Scaled, bias_Nh: jax.Array, cfg: Qwen2Config) -> jax.Array:
-    y_BTNh = _product(x_BTD, w_DNh, cfg.between).reshape(*x_BTD.shape[:2], *bias_Nh.shape)
+def _heads(x_BTD: jax.Array, w_DNh: Weight, bias_Nh: jax.Array, cfg: Qwen2Config) -> jax.Array:
+    y_BTNh = matmul.product(x_BTD, w_DNh, cfg.between).reshape(*x_BTD.shape[:2], *bias_Nh.shape)
     return y_BTNh + bias_Nh[None, None].astype(cfg.between)
-
-
-def _product(x_BTM: jax.Array, w: jax.Array | Scaled, dtype: jnp.dtype) -> jax.Array:
-    """Rows [B, T, M] times a matrix whose first axes make M → [B, T, N], its other axes as one, in `dtype`."""
-    values, scale = w if isinstance(w, Scaled) else (w, None)
-    y_BTN = linear(x_BTM, values.astype(x_BTM.dtype).reshape(x_BTM.shape[-1], -1), dtype)
-    return y_BTN if scale is None else (y_BTN * scale.reshape(1, 1, -1)).astype(dtype)
 
 
 def _after_attention(x_BTD: jax.Array, o_BTHh: jax.Array, w: Params, cfg: Qwen2Config, rules: Rules) -> jax.Array:
     B, T, _ = x_BTD.shape
-    x_BTD = x_BTD + _product(o_BTHh.reshape(B, T, -1), w["o"], cfg.between)
+    x_BTD = x_BTD + matmul.product(o_BTHh.reshape(B, T, -1), w["o"], cfg.between)
     x_BTD = constrain(x_BTD, ("rows", "time", None), rules)
     x_BTD = x_BTD + _feed_forward(_norm(x_BTD, w["ffw_norm"], cfg), w, cfg)
     return constrain(x_BTD, ("rows", "time", None), rules)
@@ -285,40 +285,14 @@ def _after_attention(x_BTD: jax.Array, o_BTHh: jax.Array, w: Params, cfg: Qwen2C
 
 def _feed_forward(x_BTD: jax.Array, w: Params, cfg: Qwen2Config) -> jax.Array:
     def swiglu(x_BTD: jax.Array) -> jax.Array:
-        gate_BTF, up_BTF = _product(x_BTD, w["gate"], cfg.between), _product(x_BTD, w["up"], cfg.between)
-        return _product((jax.nn.silu(gate_BTF) * up_BTF).astype(cfg.dtype), w["down"], cfg.between)
+        gate_BTF, up_BTF = matmul.product(x_BTD, w["gate"], cfg.between), matmul.product(x_BTD, w["up"], cfg.between)
+        return matmul.product((jax.nn.silu(gate_BTF) * up_BTF).astype(cfg.dtype), w["down"], cfg.between)
 
     B, T, D = x_BTD.shape
     if cfg.ffw_chunks == 1 or T % cfg.ffw_chunks:
         return swiglu(x_BTD)
     x_NBTD = x_BTD.reshape(B, cfg.ffw_chunks, T // cfg.ffw_chunks, D).swapaxes(0, 1)
     return jax.lax.map(jax.checkpoint(swiglu), x_NBTD).swapaxes(0, 1).reshape(B, T, D)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def linear(x_BTD: jax.Array, w_DF: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The product x @ w in `dtype`, whose gradient of w is made in w's own orientation.
-
-    Differentiated by JAX it comes transposed, which on CPU costs a strided copy of the output's gradient each time.
-    """
-    return jnp.einsum("btd,df->btf", x_BTD, w_DF, preferred_element_type=dtype)
-
-
-def _linear_forward(
-    x_BTD: jax.Array, w_DF: jax.Array, dtype: jnp.dtype
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return linear(x_BTD, w_DF, dtype), (x_BTD, w_DF)
-
-
-def _linear_backward(
-    dtype: jnp.dtype, kept: tuple[jax.Array, jax.Array], dy_BTF: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x_BTD, w_DF = kept
-    dy_BTF = dy_BTF.astype(x_BTD.dtype)
-    return jnp.einsum("btf,df->btd", dy_BTF, w_DF), jnp.einsum("btd,btf->df", x_BTD, dy_BTF)
-
-
-linear.defvjp(_linear_forward, _linear_backward)
 
 
 def _wide(x: jax.Array) -> jax.Array:
@@ -358,9 +332,16 @@ def unembedding(params: Params, cfg: Qwen2Config) -> jax.Array:
     return params["embed"].T if cfg.tied else params["unembed"]
 
 
+def _unembedding_name(cfg: Qwen2Config) -> str:
+    return "embed" if cfg.tied else "unembed"
+
+
 def unembed(params: Params, hidden: jax.Array, cfg: Qwen2Config) -> jax.Array:
     """Logits […, V] in at least float32; ids that the tokenizer lacks get MASKED_LOGIT."""
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    table = params[_unembedding_name(cfg)]
+    if isinstance(table, Turned):
+        return mask_logits(matmul.product(hidden, table, wide), cfg)
     table_DV = unembedding(params, cfg).astype(hidden.dtype)
     logits = jnp.einsum("...d,dv->...v", hidden, table_DV, preferred_element_type=wide)
     return mask_logits(logits, cfg)

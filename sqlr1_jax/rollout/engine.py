@@ -255,4 +255,4 @@ def _sampling_weights(params: Any, cfg: qwen2.Qwen2Config, mesh: Mesh, kind: str
 
     made = quantize.layers(params) if kind == "int8" else params
     made = jax.tree.map(one, made, axes, is_leaf=lambda leaf: isinstance(leaf, quantize.Scaled))
-    return qwen2.apart(made, cfg)
+    return qwen2.apart(made, cfg, turned=mesh.devices.flat[0].platform == "cpu")

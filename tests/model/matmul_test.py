@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sqlr1_jax.model import matmul
+from sqlr1_jax.model.matmul import Turned
+from sqlr1_jax.model.quantize import Scaled
+
+RNG = np.random.default_rng(0)
+X_BTM = RNG.standard_normal((2, 3, 8)).astype(np.float32)
+
+
+def close(ours: jax.Array | np.ndarray, theirs: np.ndarray, relative: float) -> None:
+    assert np.abs(np.asarray(ours) - theirs).max() <= relative * np.abs(theirs).max()
+
+
+def test_what_int8_adds_to_the_stream_is_not_rounded_first() -> None:
+    values, scale = RNG.integers(-127, 128, (8, 5)).astype(np.int8), RNG.random((1, 5)).astype(np.float32)
+    x_BTM = jnp.asarray(X_BTM, jnp.bfloat16)
+    made = np.asarray(matmul.product(x_BTM, Scaled(jnp.asarray(values), jnp.asarray(scale)), jnp.float32))
+    close(made, np.asarray(x_BTM, np.float32) @ (values * scale), 1e-5)
+    assert made.dtype == np.float32 and (made.astype(jnp.bfloat16).astype(np.float32) != made).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "turned"),
+    [("q", (8, 2, 5), (2, 5, 8)), ("o", (4, 2, 5), (5, 4, 2)), ("up", (8, 5), (5, 8)), ("down", (8, 5), (5, 8))],
+)
+def test_a_turned_matrix_gives_the_same_product(name: str, shape: tuple[int, ...], turned: tuple[int, ...]) -> None:
+    w = RNG.standard_normal(shape).astype(np.float32)
+    made = matmul.turn(name, jnp.asarray(w))
+    assert isinstance(made, Turned) and made.values.shape == turned
+    close(matmul.product(jnp.asarray(X_BTM), made, jnp.float32), X_BTM @ w.reshape(8, -1), 1e-6)
+
+
+def test_norms_biases_and_int8_are_not_turned() -> None:
+    scaled = Scaled(jnp.zeros((8, 5), jnp.int8), jnp.ones((1, 5)))
+    assert matmul.turn("up", scaled) is scaled
+    bias = jnp.zeros((2, 5))
+    assert matmul.turn("q_bias", bias) is bias
+
+
+def test_a_turned_matrix_is_the_left_operand_of_xlas_product() -> None:
+    """Else XLA for CPU copies it at each step."""
+    w = Turned(jnp.zeros((384, 128)))
+    program = jax.jit(lambda x: matmul.product(x, w, jnp.float32).sum(1))
+    text = program.lower(jnp.zeros((1, 8, 128))).compile().as_text()
+    (product,) = (line for line in text.splitlines() if " dot(" in line)
+    assert "f32[384,8]{1,0} dot(" in product and "lhs_contracting_dims={1}" in product
+
+
+def test_the_gradients_of_a_product_are_the_products_of_numpy() -> None:
+    x_BTM, w_MN = jnp.asarray(X_BTM), jnp.asarray(RNG.standard_normal((8, 5)), jnp.float32)
+    dx, dw = jax.grad(lambda x, w: (matmul.linear(x, w, jnp.float32) ** 2).sum() / 2, (0, 1))(x_BTM, w_MN)
+    y_BTN = X_BTM @ np.asarray(w_MN)
+    close(dw, np.einsum("btm,btn->mn", X_BTM, y_BTN), 1e-5)
+    close(dx, y_BTN @ np.asarray(w_MN).T, 1e-5)
