@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +15,8 @@ from sqlr1_jax.model.quantize import SUMMED, Scaled
 class Turned(NamedTuple):
     """A matrix whose summed axes stand last: [N, M] for a product of rows [.., M] with a matrix [M, N].
 
-    XLA for CPU reads such a matrix once where it is the left operand, and copies one on the right before it multiplies: at
-    8 rows that takes 1.7 times as long, at 512 nothing more.
+    XLA for CPU reads such a matrix once where it is the left operand, and copies one on the right before it multiplies:
+    at 8 rows that takes 1.7 times as long, at 512 nothing more.
     """
 
     values: Any
@@ -24,13 +25,49 @@ class Turned(NamedTuple):
 Weight = jax.Array | Scaled | Turned
 
 
+def products(x_BTM: jax.Array, weights: Sequence[Weight], dtype: jnp.dtype) -> list[jax.Array]:
+    """Rows [B, T, M] times each matrix, whose first axes make M → [B, T, N], its other axes as one, in `dtype`."""
+    if any(isinstance(w, Turned) for w in weights):
+        x_MR = _columns(x_BTM)
+        return [_rows(_product_of_turned(w, x_MR, dtype), x_BTM) for w in weights]
+    return [_product(x_BTM, w, dtype) for w in weights]
+
+
 def product(x_BTM: jax.Array, w: Weight, dtype: jnp.dtype) -> jax.Array:
-    """Rows [B, T, M] times a matrix whose first axes make M → [B, T, N], its other axes as one, in `dtype`."""
-    if isinstance(w, Turned):
-        return _product_of_turned(x_BTM, w, dtype)
+    """`products` with one."""
+    return products(x_BTM, [w], dtype)[0]
+
+
+def swiglu(x_BTD: jax.Array, gate: Weight, up: Weight, down: Weight, dtype: jnp.dtype) -> jax.Array:
+    """silu(x gate) · (x up), rounded to x's own type, times `down`: a feed-forward [B, T, D] in `dtype`."""
+    if isinstance(gate, Turned):
+        x_DR = _columns(x_BTD)
+        gate_FR, up_FR = (_product_of_turned(w, x_DR, dtype) for w in (gate, up))
+        gated_FR = (jax.nn.silu(gate_FR) * up_FR).astype(x_BTD.dtype)
+        return _rows(_product_of_turned(down, gated_FR, dtype), x_BTD)
+    gate_BTF, up_BTF = products(x_BTD, (gate, up), dtype)
+    return product((jax.nn.silu(gate_BTF) * up_BTF).astype(x_BTD.dtype), down, dtype)
+
+
+def _product(x_BTM: jax.Array, w: Weight, dtype: jnp.dtype) -> jax.Array:
     values, scale = w if isinstance(w, Scaled) else (w, None)
     y_BTN = linear(x_BTM, values.astype(x_BTM.dtype).reshape(x_BTM.shape[-1], -1), dtype)
     return y_BTN if scale is None else (y_BTN * scale.reshape(1, 1, -1)).astype(dtype)
+
+
+def _columns(x_BTM: jax.Array) -> jax.Array:
+    """Rows as columns [M, R]. Barriers, here and in `_rows`, keep XLA from folding the turn into the product."""
+    return jax.lax.optimization_barrier(x_BTM.reshape(-1, x_BTM.shape[-1]).T)
+
+
+def _product_of_turned(w: Weight, x_MR: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    assert isinstance(w, Turned)
+    w_NM = w.values.astype(x_MR.dtype).reshape(-1, x_MR.shape[0])
+    return jnp.einsum("nm,mr->nr", w_NM, x_MR, preferred_element_type=dtype)
+
+
+def _rows(y_NR: jax.Array, like_BTM: jax.Array) -> jax.Array:
+    return jax.lax.optimization_barrier(y_NR).T.reshape(*like_BTM.shape[:2], -1)
 
 
 def turn(name: str, w: Any) -> Any:
@@ -39,14 +76,6 @@ def turn(name: str, w: Any) -> Any:
         return w
     summed = tuple(axis - 1 for axis in SUMMED[name])  # there is no axis of layers here
     return Turned(jnp.moveaxis(w, summed, range(-len(summed), 0)))
-
-
-def _product_of_turned(x_BTM: jax.Array, w: Turned, dtype: jnp.dtype) -> jax.Array:
-    """The barriers keep XLA from folding the small transposes into the product, whose operands would change sides."""
-    B, T, M = x_BTM.shape
-    x_MR = jax.lax.optimization_barrier(x_BTM.reshape(B * T, M).T)
-    y_NR = jnp.einsum("nm,mr->nr", w.values.astype(x_BTM.dtype).reshape(-1, M), x_MR, preferred_element_type=dtype)
-    return jax.lax.optimization_barrier(y_NR).T.reshape(B, T, -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -7,7 +7,6 @@ key-value head, h head size, F feed-forward, V vocabulary, L layers, P prompts, 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,11 +19,13 @@ from sqlr1_jax.model import attention, matmul
 from sqlr1_jax.model import cache as caches
 from sqlr1_jax.model.attention import Mask
 from sqlr1_jax.model.cache import Cache
-from sqlr1_jax.model.matmul import Turned, Weight
+from sqlr1_jax.model.matmul import Turned
+from sqlr1_jax.model.quantize import SUMMED
 from sqlr1_jax.sharding import SAMPLE_RULES, TRAIN_RULES, Rules, constrain
 
 Params = dict[str, Any]
 Layers = Params | tuple[Params, ...]  # stacked, or one by one: `apart`
+MATRICES = frozenset((*SUMMED, "embed", "unembed"))  # parameters that take part in products, in `dtype`
 RESIDUAL = "layer_input"  # its name under rematerialisation
 MASKED_LOGIT = -1e30  # of ids past the tokenizer's; finite, so that 0 · log 0 never arises
 
@@ -265,14 +266,14 @@ def _stacks(cfg: Qwen2Config) -> tuple[int, int]:
 
 def _project(x_BTD: jax.Array, w: Params, rope: Rope, cfg: Qwen2Config) -> tuple[jax.Array, jax.Array, jax.Array]:
     x_BTD = _norm(x_BTD, w["attention_norm"], cfg)
-    q_BTHh, k_BTKh, v_BTKh = (_heads(x_BTD, w[name], w[f"{name}_bias"], cfg) for name in ("q", "k", "v"))
+    made = matmul.products(x_BTD, [w[name] for name in "qkv"], cfg.between)
+    q_BTHh, k_BTKh, v_BTKh = (_heads(y_BTN, w[f"{name}_bias"]) for name, y_BTN in zip("qkv", made, strict=True))
     turned = _rotate(q_BTHh, rope), _rotate(k_BTKh, rope), v_BTKh
     return tuple(x_BTNh.astype(cfg.dtype) for x_BTNh in turned)
 
 
-def _heads(x_BTD: jax.Array, w_DNh: Weight, bias_Nh: jax.Array, cfg: Qwen2Config) -> jax.Array:
-    y_BTNh = matmul.product(x_BTD, w_DNh, cfg.between).reshape(*x_BTD.shape[:2], *bias_Nh.shape)
-    return y_BTNh + bias_Nh[None, None].astype(cfg.between)
+def _heads(y_BTN: jax.Array, bias_Nh: jax.Array) -> jax.Array:
+    return y_BTN.reshape(*y_BTN.shape[:2], *bias_Nh.shape) + bias_Nh[None, None].astype(y_BTN.dtype)
 
 
 def _after_attention(x_BTD: jax.Array, o_BTHh: jax.Array, w: Params, cfg: Qwen2Config, rules: Rules) -> jax.Array:
@@ -285,8 +286,7 @@ def _after_attention(x_BTD: jax.Array, o_BTHh: jax.Array, w: Params, cfg: Qwen2C
 
 def _feed_forward(x_BTD: jax.Array, w: Params, cfg: Qwen2Config) -> jax.Array:
     def swiglu(x_BTD: jax.Array) -> jax.Array:
-        gate_BTF, up_BTF = matmul.product(x_BTD, w["gate"], cfg.between), matmul.product(x_BTD, w["up"], cfg.between)
-        return matmul.product((jax.nn.silu(gate_BTF) * up_BTF).astype(cfg.dtype), w["down"], cfg.between)
+        return matmul.swiglu(x_BTD, w["gate"], w["up"], w["down"], cfg.between)
 
     B, T, D = x_BTD.shape
     if cfg.ffw_chunks == 1 or T % cfg.ffw_chunks:

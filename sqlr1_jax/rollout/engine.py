@@ -249,10 +249,11 @@ def _sampling_weights(params: Any, cfg: qwen2.Qwen2Config, mesh: Mesh, kind: str
         layout = sharding.named(mesh, axes, sharding.SAMPLE_RULES, leaf.shape)
         return jax.lax.with_sharding_constraint(leaf, layout)
 
-    def one(param: Any, axes: sharding.LogicalAxes) -> Any:
-        param = param if isinstance(param, quantize.Scaled) else param.astype(cfg.dtype)
-        return jax.tree.map(lambda leaf: lay_out(leaf, axes), param)
+    def one(path: Any, param: Any, axes: sharding.LogicalAxes) -> Any:
+        # Norms and biases stay as the trainer takes them: they are added and multiplied in float32.
+        cast = isinstance(param, jax.Array) and path[-1].key in qwen2.MATRICES
+        return jax.tree.map(lambda leaf: lay_out(leaf, axes), param.astype(cfg.dtype) if cast else param)
 
     made = quantize.layers(params) if kind == "int8" else params
-    made = jax.tree.map(one, made, axes, is_leaf=lambda leaf: isinstance(leaf, quantize.Scaled))
+    made = jax.tree.map_with_path(one, made, axes, is_leaf=lambda leaf: isinstance(leaf, quantize.Scaled))
     return qwen2.apart(made, cfg, turned=mesh.devices.flat[0].platform == "cpu")

@@ -13,7 +13,7 @@ import threading
 import time
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self
 
@@ -253,11 +253,13 @@ class Executor:
         stuck_since = time.monotonic() - STEAL_SECONDS
         behind = [o for o in self._lanes if len(o.queue) > 2 * BATCH or (o.queue and o.busy_since < stuck_since)]
         if lane.queue or not behind:
-            source, take = lane.queue, lane.queue.popleft
-        else:
-            source = max((other.queue for other in behind), key=len)
-            take = source.pop
-        jobs = [take() for _ in range(min(BATCH, (1 + len(source)) // 2))]
+            return self._draw(lane.queue.popleft, len(lane.queue))
+        source = max((other.queue for other in behind), key=len)
+        return self._draw(source.pop, len(source))
+
+    def _draw(self, take: Callable[[], _Job], waiting: int, held: int = 0) -> deque[_Job]:
+        """At most half of what a lane holds and what waits: the rest is for whoever is idle first."""
+        jobs = [take() for _ in range(min(BATCH, (1 + waiting - held) // 2))]
         return deque(job for job in jobs if job.future.set_running_or_notify_cancel())
 
     def _work(self, lane: _Lane, batch: deque[_Job]) -> None:
@@ -268,7 +270,7 @@ class Executor:
             self._send(lane, batch)
             try:
                 while batch:
-                    if len(batch) <= BATCH and lane.queue and not self._spent(lane):
+                    if len(batch) <= BATCH and len(batch) < len(lane.queue) and not self._spent(lane):
                         self._send_more(lane, batch)
                     answer = lane.worker.answer(self._cfg.wall_seconds)
                     lane.tired |= answer.pop("tired")
@@ -280,17 +282,24 @@ class Executor:
                 self._blame(batch, failure)
 
     def _send(self, lane: _Lane, batch: deque[_Job]) -> None:
-        """Sends what needs a worker; all else is settled and leaves the batch."""
+        """Sends what needs a worker; all else is settled and leaves the batch.
+
+        After a crash jobs go one by one: each is answered before the next begins, so that the next crash is its own.
+        """
         self._settle_known(batch)
         self._settle_hopeless(batch)
         self._check_open()
-        if batch:
-            lane.worker.send([job.payload(self._untold(lane, job)) for job in batch])
+        jobs = [job.payload(self._untold(lane, job)) for job in batch]
+        if jobs and batch[0].crashed:
+            for one in jobs:
+                lane.worker.send([one])
+        elif jobs:
+            lane.worker.send(jobs)
 
     def _send_more(self, lane: _Lane, batch: deque[_Job]) -> None:
         """The lane's next jobs, before the worker would wait for them."""
         with self._condition:
-            more = self._pick(lane)
+            more = self._draw(lane.queue.popleft, len(lane.queue), held=len(batch))
             lane.busy_since = time.monotonic()
             self._condition.notify_all()
         try:

@@ -229,16 +229,23 @@ def _serve(source: int, sink: _Sink) -> None:
     settings = next(frames)
     backends.load(settings["backend"], settings["backend_file"])
     _restrict(settings)
-    judge = Judge(settings, lambda phase: sink.put({"phase": phase}))
+
+    def announce(phase: str) -> None:
+        sink.put({"phase": phase})
+        sink.flush()  # who dies of a query takes what was not sent along
+
+    judge = Judge(settings, announce)
     sink.put({"ready": backends.version(settings["backend"])})
     sink.flush()
     for jobs in frames:
-        for job in jobs:
-            signal.setitimer(signal.ITIMER_REAL, 3 * settings["wall_seconds"] + 1)
-            reply = judge.answer(job)
-            sink.put(reply | {"tired": judge.sandbox.exhausted})
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        sink.flush()
+        try:
+            for job in jobs:
+                signal.setitimer(signal.ITIMER_REAL, 3 * settings["wall_seconds"] + 1)
+                reply = judge.answer(job)
+                sink.put(reply | {"tired": judge.sandbox.exhausted})
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        finally:
+            sink.flush()
 
 
 def _frames(source: int) -> Iterator[Any]:

@@ -137,6 +137,49 @@ def test_a_kill_costs_nobody_else_an_answer(pets: Path) -> None:
         assert executor.stats()["sql/wall_kills"] == 2
 
 
+CRASHING = """
+import os, signal
+from sqlr1_jax.sql import sandbox, worker
+query = sandbox.Sandbox.query
+def fragile(self, database, sql, *more):
+    if "CRASH" in sql:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return query(self, database, sql, *more)
+sandbox.Sandbox.query = fragile
+worker.main()
+"""
+
+
+@pytest.mark.parametrize("bad", [0, 3, 12, 39])
+def test_a_query_that_crashes_is_blamed_and_no_other(
+    pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: int
+) -> None:
+    """Whatever was not sent yet dies with the process: answers to quick queries, and whose turn it was."""
+    (tmp_path / "worker.py").write_text(CRASHING)
+    (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable} -S -P {tmp_path}/worker.py\n')
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr("sqlr1_jax.sql.process.sys.executable", str(tmp_path / "python"))
+    with Executor(dataclasses.replace(CFG, workers=1)) as executor:
+        futures = [executor.run(pets, f"SELECT {i}{' -- CRASH' if i == bad else ''}") for i in range(40)]
+        outcomes = [future.result() for future in futures]
+        assert [i for i, outcome in enumerate(outcomes) if outcome.kind != "ok"] == [bad]
+        assert outcomes[bad].kind == "runtime_error" and "died of it twice" in outcomes[bad].message
+        golds = [executor.submit(pets, f"SELECT {i}, 2", "SELECT 'CRASH'") for i in range(12)]
+        assert {future.result().kind for future in golds} == {"gold_error"}
+
+
+def test_half_of_what_waits_is_left_to_idle_workers(pets: Path) -> None:
+    """All on one database, so all of one worker's."""
+    with Executor(CFG) as executor:
+        for future in [executor.run(pets, f"SELECT {i}, 0") for i in range(4)]:
+            future.result()
+        before = [lane.worker.jobs for lane in executor._lanes]
+        futures = [executor.run(pets, f"{COUNT_FOR_EVER} WHERE {i}") for i in range(1, 17)]
+        assert {future.result().kind for future in futures} == {"timeout"}
+        shares = [lane.worker.jobs - had for lane, had in zip(executor._lanes, before, strict=True)]
+        assert sum(shares) == 16 and min(shares) >= 6
+
+
 def test_defect_09_scores_come_from_other_processes_and_nothing_stops_them(pets: Path, tmp_path: Path) -> None:
     """A missing, an empty and a broken database are outcomes; all others are answered, by both workers."""
     (tmp_path / "empty.sqlite").touch()
