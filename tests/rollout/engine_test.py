@@ -204,6 +204,7 @@ def test_ids_end_with_the_stop_token_and_leave_the_padding_out() -> None:
         assert made.stopped_PG[p, g] or len(ids) == 9
 
 
+@pytest.mark.parametrize("layout", ["strided", "packed"])
 def test_the_trainer_and_the_sampler_agree(layout: str) -> None:
     """The mean of exp|logp_train − logp_sample| ≤ 1.005 in float32, over rows that share their prompts."""
     made = _whole()
