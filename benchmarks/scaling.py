@@ -29,7 +29,7 @@ from sqlr1_jax import memory
 
 PROMPTS, COMPLETIONS, SAMPLES = (256, 1024, 4096), (64, 512, 2048), (1, 8, 64)
 FLOORS = {"rollout": shapes.rollout_floor, "update": shapes.update_floor}
-QUERY_CHUNK = 2048  # bounds the scores of the largest cell
+QUERY_CHUNK = 128  # bounds the scores of the largest cell
 
 
 def cells(model: str = "small") -> list[Workload]:

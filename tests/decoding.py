@@ -66,7 +66,9 @@ def _greedy(
         token_PG = jnp.argmax(logits_PGV, axis=-1).astype(jnp.int32)
         return (token_PG, cache), (token_PG, logits_PGV)
 
-    return jax.lax.scan(step, (jnp.full(cache.v[0].values.shape[-5:-3], last, jnp.int32), cache), None, length=steps)[1]
+    P = cache.start_P.size
+    last_PG = jnp.full((P, cache.v[0].values.shape[-4] // P), last, jnp.int32)
+    return jax.lax.scan(step, (last_PG, cache), None, length=steps)[1]
 
 
 def decode_step(

@@ -196,9 +196,10 @@ def attend_cached(q_PGHh: jax.Array, cache: Cache, stack: int, entry: jax.Array 
     shared = jnp.where(prefix_PS[:, None, None, :], shared, BLOCKED)
 
     def over(window: int) -> jax.Array:
-        k_PGKhW, v_PGKWh = layer_of(cache, stack, entry, window)
-        own = jnp.where(own_PT[:, None, None, None, :window], _stored_products(q_PGKgh, k_PGKhW), BLOCKED)
-        return _mix_cached(shared, prefix_v, own, v_PGKWh, q_PGHh.dtype)
+        k_RKhW, v_RKWh = layer_of(cache, stack, entry, window)
+        own = _stored_products(q_PGKgh.reshape(P * G, K, -1, h), k_RKhW).reshape(P, G, K, -1, window)
+        own = jnp.where(own_PT[:, None, None, None, :window], own, BLOCKED)
+        return _mix_cached(shared, prefix_v, own, v_RKWh, q_PGHh.dtype)
 
     windows = _windows(cache.columns)
     reached = jnp.sum(cache.step >= jnp.asarray(windows[:-1], jnp.int32))
@@ -230,11 +231,11 @@ def _weigh_stored(weights: jax.Array, v: Scaled, dtype: jnp.dtype) -> jax.Array:
 def _mix_cached(
     shared: jax.Array, prefix_v: Scaled, own: jax.Array, v: Scaled, dtype: jnp.dtype
 ) -> jax.Array:
-    """Scores [P, K, G·g, S] and [P, G, K, g, W] → [P, G, K, g, h]."""
+    """Scores [P, K, G·g, S] and [P, G, K, g, W], values of the latter [P·G, K, W, h] → [P, G, K, g, h]."""
     P, G, K, g, _ = own.shape
     top = jnp.maximum(shared.max(-1).reshape(P, K, G, g).swapaxes(1, 2), own.max(-1))[..., None]
     shared = jnp.exp(shared - top.swapaxes(1, 2).reshape(P, K, G * g, 1))
     own = jnp.exp(own - top)
     total = shared.sum(-1).reshape(P, K, G, g).swapaxes(1, 2)[..., None] + own.sum(-1, keepdims=True)
     mixed = _weigh_stored(shared, prefix_v, dtype).reshape(P, K, G, g, -1).swapaxes(1, 2)
-    return (mixed + _weigh_stored(own, v, dtype)) / total
+    return (mixed + _weigh_stored(own.reshape(P * G, K, g, -1), v, dtype).reshape(P, G, K, g, -1)) / total

@@ -17,7 +17,7 @@ from sqlr1_jax.model.quantize import Scaled, to_int8
 from sqlr1_jax.sharding import SAMPLE_RULES, constrain
 
 _PREFIX = (None, "rows", "kv_heads", None, None)
-_OWN = (None, "rows", None, "kv_heads", None, None)
+_OWN = (None, "rows", "kv_heads", None, None)
 COLUMNS = 16  # what a number of columns is rounded up to: odd widths cost CPUs a third
 
 
@@ -26,14 +26,15 @@ class Cache:
     """Slots for P prompts of G samples each; a sample has T columns for its own steps.
 
     Keys and values lie in U stacks: layer i is entry i // U of stack i % U. With as many stacks as layers there is no
-    axis of entries, and a step reads and writes them in place; on CPU one of many entries is copied out first.
+    axis of entries, and a step reads and writes them in place; on CPU one of many entries is copied out first. Samples
+    lie on one axis R = P · G, prompt after prompt: of an axis P of one, XLA for CPU makes copies at each step.
     """
 
     prefix_k: tuple[Scaled, ...]  # each [L/U, P, K, h, S], or [P, K, h, S]; a scale has 1 in place of h
     prefix_v: tuple[Scaled, ...]  # [L/U, P, K, S, h]
     prefix_length_P: jax.Array  # tokens of each prompt that are here: prompt[:-1]
-    k: tuple[Scaled, ...]  # [L/U, P, G, K, h, T]
-    v: tuple[Scaled, ...]  # [L/U, P, G, K, T, h]
+    k: tuple[Scaled, ...]  # [L/U, R, K, h, T]
+    v: tuple[Scaled, ...]  # [L/U, R, K, T, h]
     step: jax.Array  # decode steps since the cache was made; the next one writes column step % T
     start_P: jax.Array  # the step at which each slot's prompt began
 
@@ -66,7 +67,7 @@ def shapes(
     (stacks, depth), (K, h) = layers, heads
     T = -(-steps // COLUMNS) * COLUMNS
     entries = () if depth == 1 else (depth,)
-    shared, own = (*entries, prompts, K), (*entries, prompts, samples, K)
+    shared, own = (*entries, prompts, K), (*entries, prompts * samples, K)
     numbers = jax.ShapeDtypeStruct((prompts,), jnp.int32)
 
     def keys(lead: tuple[int, ...], time: int) -> tuple[Scaled, ...]:
@@ -127,7 +128,7 @@ def insert(cache: Cache, kept: tuple[jax.Array, jax.Array], length_R: jax.Array,
     """
     k_LRSKh, v_LRSKh = kept
     k_LRKhS, v_LRKSh = k_LRSKh.transpose(0, 1, 3, 4, 2), v_LRSKh.transpose(0, 1, 3, 2, 4)
-    layers = [slice(i, None, len(cache.k)) if old.values.ndim == 6 else i for i, old in enumerate(cache.k)]
+    layers = [slice(i, None, len(cache.k)) if old.values.ndim == 5 else i for i, old in enumerate(cache.k)]
 
     def put(axis: int, new: jax.Array, old: Scaled) -> Any:
         return jax.tree.map(lambda into, leaf: _scatter(into, leaf, slot_R), old, _store(new, axis, old))
@@ -152,8 +153,9 @@ def write(cache: Cache, stack: int, entry: jax.Array | int, k_PGKh: jax.Array, v
     """The keys and values of one layer's step, into the column of this step."""
     column = cache.step % cache.columns
     k, v = cache.k[stack], cache.v[stack]
-    k = _update(k, _store(k_PGKh[..., None], -2, k), _indices(entry, 0, 0, 0, 0, column))
-    v = _update(v, _store(v_PGKh[:, :, :, None], -1, v), _indices(entry, 0, 0, 0, column, 0))
+    k_RKh, v_RKh = (x.reshape(-1, *x.shape[2:]) for x in (k_PGKh, v_PGKh))
+    k = _update(k, _store(k_RKh[..., None], -2, k), _indices(entry, 0, 0, 0, column))
+    v = _update(v, _store(v_RKh[:, :, None], -1, v), _indices(entry, 0, 0, column, 0))
     return cache.replace(  # type: ignore[attr-defined]
         k=(*cache.k[:stack], k, *cache.k[stack + 1 :]), v=(*cache.v[:stack], v, *cache.v[stack + 1 :])
     )
@@ -178,7 +180,7 @@ def prefix_of(cache: Cache, stack: int, entry: jax.Array | int) -> tuple[Scaled,
 
 
 def layer_of(cache: Cache, stack: int, entry: jax.Array | int, window: int) -> tuple[Scaled, Scaled]:
-    """Keys [P, G, K, h, window] and values [P, G, K, window, h] of one layer's first `window` columns."""
+    """Keys [R, K, h, window] and values [R, K, window, h] of one layer's first `window` columns."""
     k, v = cache.k[stack], cache.v[stack]
     return _front(k, entry, window, -1), _front(v, entry, window, -2)
 
@@ -187,11 +189,11 @@ def _front(stack: Scaled, entry: jax.Array | int, window: int, axis: int) -> Any
     """Entry and window in one cut: of two, XLA for TPU copies all columns out where they are many."""
 
     def one(leaf: jax.Array) -> jax.Array:
-        if leaf.ndim < 6:
+        if leaf.ndim < 5:
             return jax.lax.slice_in_dim(leaf, 0, window, axis=axis)
         sizes = [1, *leaf.shape[1:]]
         sizes[axis] = window
-        return jax.lax.dynamic_slice(leaf, _indices(entry, 0, 0, 0, 0, 0), sizes)[0]
+        return jax.lax.dynamic_slice(leaf, _indices(entry, 0, 0, 0, 0), sizes)[0]
 
     return jax.tree.map(one, stack)
 

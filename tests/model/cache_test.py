@@ -85,15 +85,15 @@ def test_a_prompt_is_kept_once_whatever_its_samples() -> None:
     few, many = (qwen2.cache_shapes(small.MODEL, 3, samples, 5, 7) for samples in (1, 9))
     assert [k.values.shape for k in few.prefix_k] == [k.values.shape for k in many.prefix_k] == [(2, 3, 2, 4, 5)]
     assert [v.values.shape for v in few.prefix_v] == [v.values.shape for v in many.prefix_v] == [(2, 3, 2, 5, 4)]
-    assert [k.values.shape for k in many.k] == [(2, 3, 9, 2, 4, 16)] and many.columns == 16  # 7 steps in whole columns
-    assert [v.values.shape for v in many.v] == [(2, 3, 9, 2, 16, 4)]
+    assert [k.values.shape for k in many.k] == [(2, 27, 2, 4, 16)] and many.columns == 16  # 7 steps in whole columns
+    assert [v.values.shape for v in many.v] == [(2, 27, 2, 16, 4)]
 
 
 @pytest.mark.parametrize(("unroll", "stacks", "depth"), [(1, 1, 6), (2, 2, 3), (6, 6, 1), (4, 1, 6), (9, 6, 1)])
 def test_layers_lie_in_stacks_as_they_are_unrolled(unroll: int, stacks: int, depth: int) -> None:
     cfg = dataclasses.replace(small.MODEL, num_layers=6, unroll=unroll)
     shapes = qwen2.cache_shapes(cfg, 3, 2, 5, 7)
-    assert [k.values.shape[:-5] for k in shapes.k] == [(depth,) if depth > 1 else ()] * stacks
+    assert [k.values.shape[:-4] for k in shapes.k] == [(depth,) if depth > 1 else ()] * stacks
 
 
 def test_a_step_writes_its_own_column_alone() -> None:
@@ -108,7 +108,7 @@ def test_a_cache_is_split_over_prompts_and_heads() -> None:
     mesh = sharding.make_mesh(config.Mesh(fsdp=4, tensor=2), jax.devices()[:8])
     with jax.set_mesh(mesh):
         made = jax.jit(lambda: qwen2.empty_cache(small.MODEL, 8, 3, 5, 16))()
-    assert made.k[0].values.addressable_shards[0].data.shape == (2, 2, 3, 1, 4, 16)
+    assert made.k[0].values.addressable_shards[0].data.shape == (2, 6, 1, 4, 16)
     assert made.prefix_v[0].values.addressable_shards[0].data.shape == (2, 2, 1, 5, 4)
 
 
@@ -153,7 +153,8 @@ def test_a_column_written_in_int8_is_near_what_was_written() -> None:
     state = qwen2.empty_cache(small.MODEL, 3, SAMPLES, 5, 16, "int8")
     k = jnp.asarray(np.random.default_rng(0).standard_normal((3, SAMPLES, 2, 4)), jnp.float32)
     after = cache.write(state, 0, 1, k, 2 * k)
-    for stack, want in ((after.k[0], k[..., None]), (after.v[0], 2 * k[:, :, :, None])):
+    k_RKh = k.reshape(-1, 2, 4)
+    for stack, want in ((after.k[0], k_RKh[..., None]), (after.v[0], 2 * k_RKh[:, :, None])):
         got = (stack.values * stack.scale)[1]
         got = got[..., :1] if want.shape[-1] == 1 else got[..., :1, :]
         axis = -2 if want.shape[-1] == 1 else -1
