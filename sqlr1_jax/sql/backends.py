@@ -18,6 +18,9 @@ from typing import Any
 NAMES = ("sqlite3", "apsw")
 # What sqlite3 allows behind a statement: not even an empty one.
 _BLANK = re.compile(r"(?:\s|--[^\n]*|/\*.*?(?:\*/|\Z))*+", re.DOTALL)
+# Quoted, or a comment.
+_OPAQUE = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)""", re.DOTALL)
+_ENDS_TWICE = re.compile(r";\s*;\s*\Z")  # to sqlite3 a second, empty statement
 _LEADING = re.compile(r"(?:[\s;]|--[^\n]*|/\*.*?(?:\*/|\Z))*+(\w*)", re.DOTALL)
 
 
@@ -138,8 +141,8 @@ class ApswCursor:
         """Called before each statement of the text, comments behind the first too."""
         if self.description is None:
             self.description = cursor.description or None
-            alone = self._sql.startswith(statement) and _BLANK.fullmatch(self._sql, len(statement))
-            if not alone:
+            last = self._sql.startswith(statement) and _BLANK.fullmatch(self._sql, len(statement))
+            if not last or _ENDS_TWICE.search(_OPAQUE.sub(" ", statement)):
                 raise sqlite3.ProgrammingError("You can only execute one statement at a time.")
         return True
 

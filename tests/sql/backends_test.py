@@ -79,6 +79,29 @@ def test_of_several_statements_none_runs(name: str, sql: str) -> None:
         assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
 
 
+@pytest.mark.parametrize(
+    ("sql", "rows"),
+    [
+        ("SELECT 1;;", None),
+        ("SELECT 1; ;\n", None),
+        ("SELECT ';;' ;;", None),
+        ("SELECT 1; -- a\n;", None),
+        (";; SELECT 1", [(1,)]),
+        ("SELECT ';;'", [(";;",)]),
+        ("SELECT 1 -- ;;", [(1,)]),
+        ("SELECT 1; /* ;; */ -- ;;", [(1,)]),
+    ],
+)
+def test_an_empty_statement_behind_another_is_one_too_many_for_both(sql: str, rows: list[tuple] | None) -> None:
+    for name in backends.NAMES:
+        with closing(backends.connect(name, ":memory:")) as connection:
+            if rows is not None:
+                assert connection.execute(sql).fetchall() == rows
+                continue
+            with pytest.raises((sqlite3.ProgrammingError, sqlite3.Warning), match="one statement at a time"):
+                connection.execute(sql)
+
+
 def test_apsw_raises_what_sqlite3_does() -> None:
     with closing(backends.connect("apsw", ":memory:")) as connection:
         for sql, kind in (("SELEC", sqlite3.OperationalError), ("SELECT ?", sqlite3.ProgrammingError)):
