@@ -58,3 +58,13 @@ def test_the_gradients_of_a_product_are_the_products_of_numpy() -> None:
     y_BTN = X_BTM @ np.asarray(w_MN)
     close(dw, np.einsum("btm,btn->mn", X_BTM, y_BTN), 1e-5)
     close(dx, y_BTN @ np.asarray(w_MN).T, 1e-5)
+
+
+def test_a_feed_forward_is_the_same_by_matrices_turned_or_not() -> None:
+    gate, up, down = (RNG.standard_normal(shape).astype(np.float32) for shape in ((8, 5), (8, 5), (5, 8)))
+    weights = [jnp.asarray(w) for w in (gate, up, down)]
+    turned = [matmul.turn(name, w) for name, w in zip(("gate", "up", "down"), weights, strict=True)]
+    gated = X_BTM @ gate
+    expected = (gated / (1 + np.exp(-gated)) * (X_BTM @ up)) @ down
+    for some in (weights, turned):
+        close(matmul.swiglu(jnp.asarray(X_BTM), *some, jnp.float32), expected, 1e-5)
