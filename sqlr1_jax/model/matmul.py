@@ -50,6 +50,7 @@ def swiglu(x_BTD: jax.Array, gate: Weight, up: Weight, down: Weight, dtype: jnp.
 
 
 def _product(x_BTM: jax.Array, w: Weight, dtype: jnp.dtype) -> jax.Array:
+    assert not isinstance(w, Turned)
     values, scale = w if isinstance(w, Scaled) else (w, None)
     y_BTN = linear(x_BTM, values.astype(x_BTM.dtype).reshape(x_BTM.shape[-1], -1), dtype)
     return y_BTN if scale is None else (y_BTN * scale.reshape(1, 1, -1)).astype(dtype)

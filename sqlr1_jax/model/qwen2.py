@@ -268,8 +268,8 @@ def _project(x_BTD: jax.Array, w: Params, rope: Rope, cfg: Qwen2Config) -> tuple
     x_BTD = _norm(x_BTD, w["attention_norm"], cfg)
     made = matmul.products(x_BTD, [w[name] for name in "qkv"], cfg.between)
     q_BTHh, k_BTKh, v_BTKh = (_heads(y_BTN, w[f"{name}_bias"]) for name, y_BTN in zip("qkv", made, strict=True))
-    turned = _rotate(q_BTHh, rope), _rotate(k_BTKh, rope), v_BTKh
-    return tuple(x_BTNh.astype(cfg.dtype) for x_BTNh in turned)
+    q_BTHh, k_BTKh = _rotate(q_BTHh, rope), _rotate(k_BTKh, rope)
+    return q_BTHh.astype(cfg.dtype), k_BTKh.astype(cfg.dtype), v_BTKh.astype(cfg.dtype)
 
 
 def _heads(y_BTN: jax.Array, bias_Nh: jax.Array) -> jax.Array:

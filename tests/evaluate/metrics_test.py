@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -71,14 +73,31 @@ def test_what_is_missing_is_wrong_and_says_why(executor: Executor, pets: Path) -
     assert [(verdict.value, verdict.outcome.kind) for verdict in verdicts] == [(0.0, "missing"), (0.0, "no_sql")]
 
 
-def test_r_ves_rewards_what_is_faster_than_gold(executor: Executor, pets: Path) -> None:
-    slow = "SELECT count(*) / 1024 FROM dogs, dogs AS b, dogs AS c, dogs AS d, dogs AS e, dogs AS f"
-    protocol = Protocol(iterations=5)
-    assert one(executor, "r_ves", pets, slow, "SELECT 4", protocol).value == pytest.approx(1.25**0.5)
-    assert one(executor, "r_ves", pets, "SELECT 4", slow, protocol).value == pytest.approx(0.25**0.5)
-    assert one(executor, "r_ves", pets, "SELECT 4", "SELECT 5", protocol).value == 0.0
-    official = Protocol(compat=True, iterations=5)
-    assert one(executor, "r_ves", pets, slow, "SELECT 4", official).value == pytest.approx(1.25**0.5)
+class Clocked(Executor):
+    """Runs and repeats as the pool does, and says that gold took so many times as long as the prediction."""
+
+    def __init__(self, pool: Executor, ratio: float):
+        self._pool, self._ratio = pool, ratio
+
+    def submit(self, *asked: Any, **more: Any) -> Future[Outcome]:
+        outcome = self._pool.submit(*asked, **more).result()
+        times = tuple((self._ratio * (10 + i), 10.0 + i * i / 100) for i, _ in enumerate(outcome.times))
+        said: Future[Outcome] = Future()
+        said.set_result(dataclasses.replace(outcome, times=times))
+        return said
+
+
+@pytest.mark.parametrize("compat", [False, True])
+@pytest.mark.parametrize(("ratio", "reward"), [(4.0, 1.25), (1.2, 1.0), (0.6, 0.75), (0.1, 0.25)])
+def test_r_ves_rewards_what_is_faster_than_gold(
+    executor: Executor, pets: Path, compat: bool, ratio: float, reward: float
+) -> None:
+    protocol, clocked = Protocol(compat=compat, iterations=5), Clocked(executor, ratio)
+    assert one(clocked, "r_ves", pets, "SELECT 4", "SELECT 2 + 2", protocol).value == pytest.approx(reward**0.5)
+    assert one(clocked, "r_ves", pets, "SELECT 4", "SELECT 5", protocol).value == 0.0
+
+
+def test_times_are_taken_alone_and_with_patience() -> None:
     timed = metrics.timed(Execute(workers=8, wall_seconds=10.0), 100)
     assert (timed.workers, timed.wall_seconds) == (1, 2020.0)
 
