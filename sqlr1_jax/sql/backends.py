@@ -20,7 +20,7 @@ NAMES = ("sqlite3", "apsw")
 _BLANK = re.compile(r"(?:\s|--[^\n]*|/\*.*?(?:\*/|\Z))*+", re.DOTALL)
 # Quoted, or a comment.
 _OPAQUE = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)""", re.DOTALL)
-_ENDS_TWICE = re.compile(r";\s*;\s*\Z")  # to sqlite3 a second, empty statement
+_ENDS_TWICE = re.compile(r"[^\s;].*;\s*;\s*\Z", re.DOTALL)  # to sqlite3 a second, empty statement
 _LEADING = re.compile(r"(?:[\s;]|--[^\n]*|/\*.*?(?:\*/|\Z))*+(\w*)", re.DOTALL)
 
 

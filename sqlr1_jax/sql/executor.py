@@ -97,7 +97,8 @@ class _Counts:
 class _Job:
     key: _Key
     future: Future[Outcome]
-    crashed: bool = False
+    suspect: bool = False  # a worker died at it: it is sent alone
+    crashed: bool = False  # a worker died of it alone
 
     def payload(self, known: str | None) -> dict[str, Any]:
         """What the worker is told; `known`: gold's result."""
@@ -285,12 +286,13 @@ class Executor:
         """Sends what needs a worker; all else is settled and leaves the batch.
 
         After a crash jobs go one by one: each is answered before the next begins, so that the next crash is its own.
+        (A worker that dies takes along what it had not sent.)
         """
         self._settle_known(batch)
         self._settle_hopeless(batch)
         self._check_open()
         jobs = [job.payload(self._untold(lane, job)) for job in batch]
-        if jobs and batch[0].crashed:
+        if jobs and batch[0].suspect:
             for one in jobs:
                 lane.worker.send([one])
         elif jobs:
@@ -323,14 +325,14 @@ class Executor:
                 lane.told.clear()
 
     def _blame(self, batch: deque[_Job], failure: Failure) -> None:
-        """Settles the job at which a worker failed: a kill is an answer, a crash gets one more try."""
+        """Settles the job at which a worker failed: a kill is an answer, of crashes alone the second is."""
         job = batch[0]
         killed = isinstance(failure, WallClock)
         with self._condition:
             self._counts.wall_kills += killed
             self._counts.crashes += not killed
         if not killed and not job.crashed:
-            job.crashed = True
+            job.crashed, job.suspect = job.suspect, True
             return
         kind = "timeout" if killed else "runtime_error"
         message = f"killed, {failure}" if killed else f"the worker process died of it twice, {failure}"

@@ -16,6 +16,8 @@ from sqlr1_jax import config, sharding
 from sqlr1_jax.data import packing
 from sqlr1_jax.data.packing import Group, Segment
 from sqlr1_jax.model import qwen2
+from sqlr1_jax.model.matmul import Turned
+from sqlr1_jax.model.quantize import Scaled
 from sqlr1_jax.rollout import decode
 from sqlr1_jax.rollout.engine import Completions, Engine, Request
 from sqlr1_jax.train import batch, state
@@ -69,6 +71,23 @@ def test_under_bfloat16_the_samplers_weights_are_what_the_trainer_computes_with(
     assert weights["layers"]["q_bias"].dtype == weights["final_norm"].dtype == jnp.float32
     ids = list(range(2, 20))
     np.testing.assert_array_equal(logits(weights, ids, model), logits(params, ids, model))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["", "int8"])
+def test_weights_one_by_one_and_turned_mean_the_same(tied: bool, kind: str) -> None:
+    stacked = dataclasses.replace(small.MODEL, tied=tied)
+    params, ids = small.params(stacked), list(range(2, 20))
+    made = []
+    for model in (stacked, dataclasses.replace(stacked, unroll=stacked.num_layers)):
+        engine = Engine(model, small.one_device(), STOP, 10, config.Rollout(weights=kind))
+        made.append((engine.weights(params), model))
+    (_, _), (apart, _) = made
+    assert len(apart["layers"]) == stacked.num_layers
+    assert isinstance(apart["layers"][0]["o"], Scaled if kind else Turned)
+    assert isinstance(apart["embed" if tied else "unembed"], Turned)
+    plain, turned = (logits(weights, ids, model)[:, :37] for weights, model in made)
+    assert np.abs(plain - turned).max() <= 1e-5 * np.abs(plain).max()
 
 
 def test_a_rollout_repeats_bit_for_bit() -> None:

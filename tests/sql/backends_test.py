@@ -86,6 +86,8 @@ def test_of_several_statements_none_runs(name: str, sql: str) -> None:
         ("SELECT 1; ;\n", None),
         ("SELECT ';;' ;;", None),
         ("SELECT 1; -- a\n;", None),
+        (";;", []),
+        ("-- a\n; ;", []),
         (";; SELECT 1", [(1,)]),
         ("SELECT ';;'", [(";;",)]),
         ("SELECT 1 -- ;;", [(1,)]),
