@@ -1,4 +1,4 @@
-"""What tests of models share: logits of a text, and greedy decoding by prefill and steps."""
+"""What tests of models share: nearness, logits of a text, and greedy decoding by prefill and steps."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ import numpy as np
 from sqlr1_jax.model import attention, qwen2
 
 FIXTURE = Path(__file__).parent / "model" / "fixtures" / "qwen2"
+
+
+def close(ours: jax.Array | np.ndarray, theirs: np.ndarray, relative: float) -> None:
+    """The largest difference, against the largest of theirs."""
+    assert np.abs(np.asarray(ours) - theirs).max() <= relative * np.abs(theirs).max()
 
 
 def logits(params: qwen2.Params, tokens: Sequence[int], cfg: qwen2.Qwen2Config) -> np.ndarray:

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from sqlr1_jax.sql.compare import OPAQUE
+
 NAMES = ("sqlite3", "apsw")
 # What sqlite3 allows behind a statement: not even an empty one.
 _BLANK = re.compile(r"(?:\s|--[^\n]*|/\*.*?(?:\*/|\Z))*+", re.DOTALL)
-# Quoted, or a comment.
-_OPAQUE = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)""", re.DOTALL)
-_ENDS_TWICE = re.compile(r"[^\s;].*;\s*;\s*\Z", re.DOTALL)  # to sqlite3 a second, empty statement
+_OPAQUE = re.compile(OPAQUE, re.DOTALL)
 _LEADING = re.compile(r"(?:[\s;]|--[^\n]*|/\*.*?(?:\*/|\Z))*+(\w*)", re.DOTALL)
 
 
@@ -142,7 +142,9 @@ class ApswCursor:
         if self.description is None:
             self.description = cursor.description or None
             last = self._sql.startswith(statement) and _BLANK.fullmatch(self._sql, len(statement))
-            if not last or _ENDS_TWICE.search(_OPAQUE.sub(" ", statement)):
+            # A second `;` at its end ends another statement, an empty one; those before it count for nothing.
+            _, *ends = _OPAQUE.sub(" ", statement).lstrip("; \t\n\v\f\r").rsplit(";", 2)
+            if not last or (len(ends) == 2 and not "".join(ends).strip()):
                 raise sqlite3.ProgrammingError("You can only execute one statement at a time.")
         return True
 

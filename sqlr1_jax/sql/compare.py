@@ -25,7 +25,9 @@ Labels = list[int]
 RELATIVE_TOLERANCE = 1e-6  # of rule strict
 SEARCH_BUDGET = 50_000_000  # cells visited in search of a column order, after which results count as different
 
-_TOKEN = re.compile(r"""--[^\n]*|/\*.*?(?:\*/|\Z)|'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]|[\w$]+|[()]""", re.DOTALL)
+# A comment, or what is quoted: of SQL's text the parts in which no other token begins.
+OPAQUE = r"""--[^\n]*|/\*.*?(?:\*/|\Z)|'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]"""
+_TOKEN = re.compile(rf"{OPAQUE}|[\w$]+|[()]", re.DOTALL)
 
 
 def compare(rule: str, gold_rows: Rows, rows: Rows, ordered: bool) -> bool | float:

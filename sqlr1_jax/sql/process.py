@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pathlib
 import select
@@ -144,12 +143,10 @@ class WorkerProcess:
             while self._unsent:
                 del self._unsent[: os.write(self._sink, self._unsent)]
         except BlockingIOError:
-            self._poll.register(self._sink, select.POLLOUT)
-            return
+            pass
         except BrokenPipeError:
             self._unsent.clear()
-        with contextlib.suppress(KeyError):
-            self._poll.unregister(self._sink)
+        self._poll.register(self._sink, select.POLLOUT if self._unsent else 0)
 
 
 def _environment() -> dict[str, str]:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decoding import close
 
 from sqlr1_jax.model import matmul
 from sqlr1_jax.model.matmul import Turned
@@ -11,10 +12,6 @@ from sqlr1_jax.model.quantize import Scaled
 
 RNG = np.random.default_rng(0)
 X_BTM = RNG.standard_normal((2, 3, 8)).astype(np.float32)
-
-
-def close(ours: jax.Array | np.ndarray, theirs: np.ndarray, relative: float) -> None:
-    assert np.abs(np.asarray(ours) - theirs).max() <= relative * np.abs(theirs).max()
 
 
 def test_what_int8_adds_to_the_stream_is_not_rounded_first() -> None:

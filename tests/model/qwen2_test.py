@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
-from decoding import FIXTURE, greedy, logits
+from decoding import FIXTURE, close, greedy, logits
 from jax.flatten_util import ravel_pytree
 from small import compiles_fast  # noqa: F401
 
@@ -46,11 +46,6 @@ def structure(size: str) -> qwen2.Qwen2Config:
         head_size=8,
         ffw_size=max(16, preset.ffw_size * preset.num_heads * 8 // preset.hidden_size // 8 * 8),
     )
-
-
-def close(ours: np.ndarray, theirs: np.ndarray, relative: float) -> None:
-    """The largest difference, against the largest logit."""
-    assert np.abs(ours - theirs).max() <= relative * np.abs(theirs).max()
 
 
 @pytest.mark.parametrize("size", COUNTS)
