@@ -43,10 +43,15 @@ def swiglu(x_BTD: jax.Array, gate: Weight, up: Weight, down: Weight, dtype: jnp.
     if isinstance(gate, Turned):
         x_DR = _columns(x_BTD)
         gate_FR, up_FR = (_product_of_turned(w, x_DR, dtype) for w in (gate, up))
-        gated_FR = (jax.nn.silu(gate_FR) * up_FR).astype(x_BTD.dtype)
-        return _rows(_product_of_turned(down, gated_FR, dtype), x_BTD)
+        return _rows(_product_of_turned(down, _gated(gate_FR, up_FR, x_BTD.dtype), dtype), x_BTD)
     gate_BTF, up_BTF = products(x_BTD, (gate, up), dtype)
-    return product((jax.nn.silu(gate_BTF) * up_BTF).astype(x_BTD.dtype), down, dtype)
+    if isinstance(down, Scaled):
+        return product(_gated(gate_BTF, up_BTF, x_BTD.dtype), down, dtype)
+    return _gated_linear(gate_BTF, up_BTF, down.astype(x_BTD.dtype), dtype)
+
+
+def _gated(gate: jax.Array, up: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    return (jax.nn.silu(gate) * up).astype(dtype)
 
 
 def _product(x_BTM: jax.Array, w: Weight, dtype: jnp.dtype) -> jax.Array:
@@ -97,9 +102,43 @@ def _linear_forward(
 def _linear_backward(
     dtype: jnp.dtype, kept: tuple[jax.Array, jax.Array], dy_BTF: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    x_BTD, w_DF = kept
-    dy_BTF = dy_BTF.astype(x_BTD.dtype)
-    return jnp.einsum("btf,df->btd", dy_BTF, w_DF), jnp.einsum("btd,btf->df", x_BTD, dy_BTF)
+    return _through(*kept, dy_BTF)
 
 
 linear.defvjp(_linear_forward, _linear_backward)
+
+
+def _through(x_BTD: jax.Array, w_DF: jax.Array, dy_BTF: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Gradients of x and w. XLA for CPU turns the first operand of w's: it is given the narrower one."""
+    dy_BTF = dy_BTF.astype(x_BTD.dtype)
+    dx_BTD = jnp.einsum("btf,df->btd", dy_BTF, w_DF)
+    if w_DF.shape[0] <= w_DF.shape[1]:
+        return dx_BTD, jnp.einsum("btd,btf->df", x_BTD, dy_BTF)
+    return dx_BTD, jnp.einsum("btf,btd->fd", dy_BTF, x_BTD).T
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _gated_linear(gate_BTF: jax.Array, up_BTF: jax.Array, w_FD: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The product silu(gate) up @ w in `dtype`. Kept for the gradient: its arguments alone, of JAX's six such arrays."""
+    return linear(_gated(gate_BTF, up_BTF, w_FD.dtype), w_FD, dtype)
+
+
+def _gated_linear_forward(
+    gate_BTF: jax.Array, up_BTF: jax.Array, w_FD: jax.Array, dtype: jnp.dtype
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    return _gated_linear(gate_BTF, up_BTF, w_FD, dtype), (gate_BTF, up_BTF, w_FD)
+
+
+def _gated_linear_backward(
+    dtype: jnp.dtype, kept: tuple[jax.Array, jax.Array, jax.Array], dy_BTD: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    gate_BTF, up_BTF, w_FD = kept
+    sigmoid_BTF = jax.nn.sigmoid(gate_BTF)
+    silu_BTF = gate_BTF * sigmoid_BTF
+    slope_BTF, dw_FD = _through((silu_BTF * up_BTF).astype(w_FD.dtype), w_FD, dy_BTD)
+    slope_BTF = slope_BTF.astype(gate_BTF.dtype)
+    slope_of_silu_BTF = sigmoid_BTF + silu_BTF * (1 - sigmoid_BTF)
+    return slope_BTF * up_BTF * slope_of_silu_BTF, slope_BTF * silu_BTF, dw_FD
+
+
+_gated_linear.defvjp(_gated_linear_forward, _gated_linear_backward)

@@ -20,6 +20,7 @@ from sqlr1_jax.model import cache as caches
 from sqlr1_jax.model.attention import Mask
 from sqlr1_jax.model.cache import Cache
 from sqlr1_jax.model.matmul import Turned
+from sqlr1_jax.model.norm import rms_norm
 from sqlr1_jax.model.quantize import SUMMED
 from sqlr1_jax.sharding import SAMPLE_RULES, TRAIN_RULES, Rules, constrain
 
@@ -299,11 +300,8 @@ def _wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _norm(x: jax.Array, scale_D: jax.Array, cfg: Qwen2Config) -> jax.Array:
-    wide = _wide(x)
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + cfg.norm_eps)
-    scale = scale_D.astype(wide.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
-    return (wide * scale).astype(cfg.dtype)
+def _norm(x_BTD: jax.Array, scale_D: jax.Array, cfg: Qwen2Config) -> jax.Array:
+    return rms_norm(x_BTD, scale_D, cfg.norm_eps, cfg.dtype)
 
 
 class Rope(NamedTuple):

@@ -1,0 +1,51 @@
+"""RMS normalisation with a gradient of its own, which keeps the input alone."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def rms_norm(x_BTD: jax.Array, scale_D: jax.Array, eps: float, dtype: str) -> jax.Array:
+    """x / √(mean(x²) + eps) · scale over the last axis, in `dtype`, computed in at least float32 (Zhang & Sennrich, 2019).
+
+    JAX's own gradient keeps the normalised input too, and the input once more where it is made wider.
+    """
+    return (_normalised(x_BTD, eps)[0] * _over_rows(scale_D, x_BTD)).astype(dtype)
+
+
+def _normalised(x_BTD: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
+    """The normalised input, and by what it was multiplied [B, T, 1]."""
+    wide_BTD = x_BTD.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
+    factor_BT1 = jax.lax.rsqrt(jnp.mean(wide_BTD * wide_BTD, axis=-1, keepdims=True) + eps)
+    return wide_BTD * factor_BT1, factor_BT1
+
+
+def _over_rows(scale_D: jax.Array, x_BTD: jax.Array) -> jax.Array:
+    wide = jnp.promote_types(x_BTD.dtype, jnp.float32)
+    return scale_D.astype(wide).reshape((1,) * (x_BTD.ndim - 1) + (-1,))
+
+
+def _forward(
+    x_BTD: jax.Array, scale_D: jax.Array, eps: float, dtype: str
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return rms_norm(x_BTD, scale_D, eps, dtype), (x_BTD, scale_D)
+
+
+def _backward(
+    eps: float, dtype: str, kept: tuple[jax.Array, jax.Array], dy_BTD: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x_BTD, scale_D = kept
+    normalised_BTD, factor_BT1 = _normalised(x_BTD, eps)
+    dy_BTD = dy_BTD.astype(normalised_BTD.dtype)
+    slope_BTD = dy_BTD * _over_rows(scale_D, x_BTD)
+    along_BT1 = jnp.mean(slope_BTD * normalised_BTD, axis=-1, keepdims=True)
+    dscale_D = (dy_BTD * normalised_BTD).sum(tuple(range(x_BTD.ndim - 1)))
+    dx_BTD = factor_BT1 * (slope_BTD - normalised_BTD * along_BT1)
+    return dx_BTD.astype(x_BTD.dtype), dscale_D.astype(scale_D.dtype)
+
+
+rms_norm.defvjp(_forward, _backward)
