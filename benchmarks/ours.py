@@ -27,9 +27,8 @@ OPTIMIZER = config.Optimizer(learning_rate=1e-6, clip_norm=0.0)
 
 
 def _model(job: dict[str, Any], work: Workload) -> Qwen2Config:
-    cfg = work.config
     dtype = "float32" if job["platform"] == "cpu" else "bfloat16"
-    return dataclasses.replace(cfg, dtype=dtype, unroll=cfg.num_layers, **job.get("model", {}))
+    return dataclasses.replace(work.config, dtype=dtype, **job.get("model", {}))
 
 
 def _mesh() -> jax.sharding.Mesh:
@@ -45,6 +44,7 @@ def _on_device() -> Facts:
 def rollout(job: dict[str, Any], work: Workload) -> Callable[[], Facts]:
     """One call samples every completion to its planned length."""
     model, mesh = _model(job, work), _mesh()
+    model = dataclasses.replace(model, unroll=model.num_layers)
     engine = Engine(model, sharding.sampling_mesh(mesh, model.num_kv_heads), (), work.prompt, config.Rollout())
     weights = engine.weights(huggingface.load(job["weights"], model, mesh))
     prompts, samples, limit_PG = list(work.prompts_PS()), work.samples, work.lengths_PG()
