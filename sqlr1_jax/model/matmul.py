@@ -47,6 +47,7 @@ def swiglu(x_BTD: jax.Array, gate: Weight, up: Weight, down: Weight, dtype: jnp.
     gate_BTF, up_BTF = products(x_BTD, (gate, up), dtype)
     if isinstance(down, Scaled):
         return product(_gated(gate_BTF, up_BTF, x_BTD.dtype), down, dtype)
+    assert not isinstance(down, Turned)
     return _gated_linear(gate_BTF, up_BTF, down.astype(x_BTD.dtype), dtype)
 
 
@@ -119,7 +120,7 @@ def _through(x_BTD: jax.Array, w_DF: jax.Array, dy_BTF: jax.Array) -> tuple[jax.
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _gated_linear(gate_BTF: jax.Array, up_BTF: jax.Array, w_FD: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The product silu(gate) up @ w in `dtype`. Kept for the gradient: its arguments alone, of JAX's six such arrays."""
+    """The product silu(gate) up @ w in `dtype`. For the gradient its arguments are kept, of JAX's six arrays."""
     return linear(_gated(gate_BTF, up_BTF, w_FD.dtype), w_FD, dtype)
 
 

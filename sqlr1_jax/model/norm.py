@@ -10,9 +10,11 @@ import jax.numpy as jnp
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def rms_norm(x_BTD: jax.Array, scale_D: jax.Array, eps: float, dtype: str) -> jax.Array:
-    """x / √(mean(x²) + eps) · scale over the last axis, in `dtype`, computed in at least float32 (Zhang & Sennrich, 2019).
+    """Root mean square normalisation, x / √(mean(x²) + eps) · scale over the last axis (Zhang & Sennrich, 2019).
 
-    JAX's own gradient keeps the normalised input too, and the input once more where it is made wider.
+    Computed in at least float32, and then in `dtype`.
+
+    JAX's own gradient keeps the normalised input too.
     """
     return (_normalised(x_BTD, eps)[0] * _over_rows(scale_D, x_BTD)).astype(dtype)
 

@@ -166,6 +166,7 @@ def _look_back(queries: Arrays, keys: Arrays) -> tuple[Arrays, Arrays]:
 
 def _scores(q: jax.Array, k: jax.Array, limit: jax.Array) -> jax.Array:
     """[…, M, S] of queries [.., M, h], scaled, in at least float32; a query sees the first `limit` […, M, 1] keys."""
+    # Bound to its queries the mask stays within a block; else JAX makes all blocks' before the loop over layers.
     q, limit = jax.lax.optimization_barrier((q, limit))
     scores = _product("...mh,...sh->...ms", q * q.shape[-1] ** -0.5, k)
     return jnp.where(jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1) < limit, scores, BLOCKED)

@@ -50,8 +50,9 @@ def test_a_turned_matrix_is_the_left_operand_of_xlas_product() -> None:
     assert "f32[384,8]{1,0} dot(" in product and "lhs_contracting_dims={1}" in product
 
 
-def test_the_gradients_of_a_product_are_the_products_of_numpy() -> None:
-    x_BTM, w_MN = jnp.asarray(X_BTM), jnp.asarray(RNG.standard_normal((8, 5)), jnp.float32)
+@pytest.mark.parametrize("width", [5, 12])
+def test_the_gradients_of_a_product_are_the_products_of_numpy(width: int) -> None:
+    x_BTM, w_MN = jnp.asarray(X_BTM), jnp.asarray(RNG.standard_normal((8, width)), jnp.float32)
     dx, dw = jax.grad(lambda x, w: (matmul.linear(x, w, jnp.float32) ** 2).sum() / 2, (0, 1))(x_BTM, w_MN)
     y_BTN = X_BTM @ np.asarray(w_MN)
     close(dw, np.einsum("btm,btn->mn", X_BTM, y_BTN), 1e-5)
@@ -66,3 +67,22 @@ def test_a_feed_forward_is_the_same_by_matrices_turned_or_not() -> None:
     expected = (gated / (1 + np.exp(-gated)) * (X_BTM @ up)) @ down
     for some in (weights, turned):
         close(matmul.swiglu(jnp.asarray(X_BTM), *some, jnp.float32), expected, 1e-5)
+
+
+def test_gradients_of_a_feed_forward_are_those_that_jax_derives() -> None:
+    def plain(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
+        return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+
+    with jax.enable_x64(True):
+        args = [jnp.asarray(RNG.standard_normal(shape)) for shape in ((2, 3, 8), (8, 5), (8, 5), (5, 8))]
+        wide = jnp.dtype("float64")
+        ours = jax.grad(lambda *args: jnp.sin(matmul.swiglu(*args, wide)).sum(), (0, 1, 2, 3))(*args)
+        theirs = jax.grad(lambda *args: jnp.sin(plain(*args)).sum(), (0, 1, 2, 3))(*args)
+        for one, other in zip(ours, theirs, strict=True):
+            close(one, np.asarray(other), 1e-12)
+
+
+def test_of_a_feed_forward_two_arrays_of_its_width_are_kept_for_the_gradient() -> None:
+    weights = [jnp.ones(shape) for shape in ((8, 24), (8, 24), (24, 8))]
+    _, through = jax.vjp(lambda x: matmul.swiglu(x, *weights, jnp.float32), jnp.ones((2, 3, 8)))
+    assert [x.shape for x in jax.tree.leaves(through)].count((2, 3, 24)) == 2

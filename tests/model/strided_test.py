@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,3 +70,21 @@ def test_spans_cover_a_part_without_overlap(length: int) -> None:
     spans = list(strided._spans(length))
     assert [start for start, _ in spans] == [0, *(end for _, end in spans[:-1])] and spans[-1][1] == length
     assert len(spans) <= strided.SPANS
+
+
+def test_no_mask_of_all_places_leaves_the_loop_over_layers() -> None:
+    """JAX moves what a scan's body makes of constants alone before the scan: of every block's mask a [T, T]."""
+    prefix, segment = 64, 32
+    q_BKgTh, k_BKTh, v_BKTh = _inputs(prefix + 4 * segment)
+    length_B = jnp.asarray([prefix, prefix - 3], jnp.int32)
+
+    def layers(q_BKgTh: jax.Array) -> jax.Array:
+        def layer(q_BKgTh: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return strided.attend(q_BKgTh, k_BKTh, v_BKTh, length_B, Places(prefix, segment, 8)), None
+
+        return jax.lax.scan(layer, q_BKgTh, None, 2)[0].sum()
+
+    text = str(jax.make_jaxpr(jax.grad(layers))(q_BKgTh))
+    shapes = [tuple(map(int, shape.split(","))) for shape in re.findall(r"bool\[([\d,]+)\]", text)]
+    assert shapes
+    assert max(np.prod(shape) for shape in shapes) < prefix * segment * B * K
