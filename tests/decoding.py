@@ -1,10 +1,12 @@
-"""What tests of models share: nearness, logits of a text, and greedy decoding by prefill and steps."""
+"""What tests of models share: nearness, the size of masks, logits of a text, greedy decoding by prefill and steps."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,12 @@ FIXTURE = Path(__file__).parent / "model" / "fixtures" / "qwen2"
 def close(ours: jax.Array | np.ndarray, theirs: np.ndarray, relative: float) -> None:
     """The largest difference, against the largest of theirs."""
     assert np.abs(np.asarray(ours) - theirs).max() <= relative * np.abs(theirs).max()
+
+
+def largest_mask(function: Callable[..., Any], *args: jax.Array) -> int:
+    """Elements of the largest array of bools that a program makes, loops and what stands before them included."""
+    shapes = re.findall(r"bool\[([\d,]+)\]", str(jax.make_jaxpr(function)(*args)))
+    return max(int(np.prod([int(size) for size in shape.split(",")])) for shape in shapes)
 
 
 def logits(params: qwen2.Params, tokens: Sequence[int], cfg: qwen2.Qwen2Config) -> np.ndarray:

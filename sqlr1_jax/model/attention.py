@@ -148,6 +148,8 @@ def _attend_general(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mas
     places_1T = _places(T)
 
     def block(q_BKgMh: jax.Array, rows: Rows) -> jax.Array:
+        # Bound to its queries the mask stays within a chunk; else JAX makes all chunks' before the loop over layers.
+        q_BKgMh, rows = jax.lax.optimization_barrier((q_BKgMh, rows))
         prefix_BM1, segment_BM1, places_1M1 = (row[:, :, None] for row in rows)
         visible_BMS = (segment_B1S == 0) | (segment_BM1 == segment_B1S)
         same_BMS = (prefix_BM1 == prefix_B1S) & (prefix_B1S > 0)

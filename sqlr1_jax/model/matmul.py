@@ -45,10 +45,9 @@ def swiglu(x_BTD: jax.Array, gate: Weight, up: Weight, down: Weight, dtype: jnp.
         gate_FR, up_FR = (_product_of_turned(w, x_DR, dtype) for w in (gate, up))
         return _rows(_product_of_turned(down, _gated(gate_FR, up_FR, x_BTD.dtype), dtype), x_BTD)
     gate_BTF, up_BTF = products(x_BTD, (gate, up), dtype)
-    if isinstance(down, Scaled):
-        return product(_gated(gate_BTF, up_BTF, x_BTD.dtype), down, dtype)
-    assert not isinstance(down, Turned)
-    return _gated_linear(gate_BTF, up_BTF, down.astype(x_BTD.dtype), dtype)
+    if isinstance(down, jax.Array):
+        return _gated_linear(gate_BTF, up_BTF, down.astype(x_BTD.dtype), dtype)
+    return product(_gated(gate_BTF, up_BTF, x_BTD.dtype), down, dtype)
 
 
 def _gated(gate: jax.Array, up: jax.Array, dtype: jnp.dtype) -> jax.Array:

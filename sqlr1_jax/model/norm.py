@@ -16,7 +16,8 @@ def rms_norm(x_BTD: jax.Array, scale_D: jax.Array, eps: float, dtype: str) -> ja
 
     JAX's own gradient keeps the normalised input too.
     """
-    return (_normalised(x_BTD, eps)[0] * _over_rows(scale_D, x_BTD)).astype(dtype)
+    normalised_BTD, _ = _normalised(x_BTD, eps)
+    return (normalised_BTD * scale_D.astype(normalised_BTD.dtype)[None, None]).astype(dtype)
 
 
 def _normalised(x_BTD: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
@@ -24,11 +25,6 @@ def _normalised(x_BTD: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
     wide_BTD = x_BTD.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
     factor_BT1 = jax.lax.rsqrt(jnp.mean(wide_BTD * wide_BTD, axis=-1, keepdims=True) + eps)
     return wide_BTD * factor_BT1, factor_BT1
-
-
-def _over_rows(scale_D: jax.Array, x_BTD: jax.Array) -> jax.Array:
-    wide = jnp.promote_types(x_BTD.dtype, jnp.float32)
-    return scale_D.astype(wide).reshape((1,) * (x_BTD.ndim - 1) + (-1,))
 
 
 def _forward(
@@ -43,9 +39,9 @@ def _backward(
     x_BTD, scale_D = kept
     normalised_BTD, factor_BT1 = _normalised(x_BTD, eps)
     dy_BTD = dy_BTD.astype(normalised_BTD.dtype)
-    slope_BTD = dy_BTD * _over_rows(scale_D, x_BTD)
+    slope_BTD = dy_BTD * scale_D.astype(dy_BTD.dtype)[None, None]
     along_BT1 = jnp.mean(slope_BTD * normalised_BTD, axis=-1, keepdims=True)
-    dscale_D = (dy_BTD * normalised_BTD).sum(tuple(range(x_BTD.ndim - 1)))
+    dscale_D = (dy_BTD * normalised_BTD).sum((0, 1))
     dx_BTD = factor_BT1 * (slope_BTD - normalised_BTD * along_BT1)
     return dx_BTD.astype(x_BTD.dtype), dscale_D.astype(scale_D.dtype)
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decoding import largest_mask
 from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, sharding
@@ -171,6 +172,20 @@ def test_the_platform_is_that_of_the_mesh() -> None:
     mesh = jax.sharding.AbstractMesh((1,), ("rows",), abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
         assert attention._platform() == "tpu"
+
+
+def test_no_mask_of_all_places_leaves_the_loop_over_layers() -> None:
+    length, chunk = 256, 32
+    q_BTHh, k_BTKh = jnp.ones((1, length, H, h)), jnp.ones((1, length, K, h))
+    ones_BT = jnp.ones((1, length), jnp.int32)
+
+    def layers(q_BTHh: jax.Array) -> jax.Array:
+        def layer(q_BTHh: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return attend(q_BTHh, k_BTKh, k_BTKh, Mask(ones_BT, ones_BT), chunk), None
+
+        return jax.lax.scan(layer, q_BTHh, None, 2)[0].sum()
+
+    assert largest_mask(jax.grad(layers), q_BTHh) <= H * chunk * length
 
 
 def test_an_unknown_backend_is_named() -> None:
