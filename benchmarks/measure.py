@@ -1,16 +1,15 @@
 """How engines are measured: each in a process of its own that stays warm, one at work at a time, in turns.
 
 A worker loads the weights and is run once to compile. While others are at work it gives its freed memory back; so its
-turn begins with a run that is not timed, after which it has that memory again, as an engine at work always has.
+turn begins with runs that are not timed, after which it has that memory again, as an engine at work always has. There
+are two of them, since glibc may take two blocks for a program's temporaries before it goes on with what it has.
 Processes of their own keep the thread pools of XLA and torch apart and make each one's peak memory a figure of its own.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -22,6 +21,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 Facts = dict[str, Any]
+UNTIMED = 2  # runs that a turn among others begins with
 
 
 class Worker:
@@ -78,7 +78,7 @@ def in_turns(jobs: Mapping[str, Mapping[str, Any]], repeats: int, together: bool
 
     Args:
       jobs: by name; each measures the matmul rate too, once a round.
-      repeats: rounds; each turn in them begins with an untimed run where there are several jobs.
+      repeats: rounds; each turn in them begins with untimed runs where there are several jobs.
       together: all workers stay warm, and each round has a turn of each. False: one worker after the other does all its
         repeats, for models that do not fit memory more than once.
     """
@@ -108,7 +108,7 @@ def _started(name: str, job: Mapping[str, Any], alone: bool) -> Worker:
 
 
 def _take_turn(name: str, worker: Worker, turn: int, alone: bool) -> None:
-    if not alone:
+    for _ in range(0 if alone else UNTIMED):
         worker.ask("run")
     if not worker.usable:
         return
@@ -226,12 +226,6 @@ def _reset_peak() -> bool:
 def _status(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next((int(entry.split()[1]) * 1024 for entry in lines if entry.startswith(field + ":")), 0)
-
-
-def give_back_freed() -> None:
-    """Hands freed memory to the system, so that a worker that waits takes no room from the one at work."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def machine(platform_name: str) -> str:

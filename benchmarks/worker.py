@@ -44,7 +44,7 @@ def serve(job: dict[str, Any], output: Any) -> None:
             answer({"flops": measure.matmul_rate(job["platform"])})
             continue
         if request.strip() == "rest":
-            measure.give_back_freed()
+            memory.give_back()
             answer({})
             continue
 
@@ -54,6 +54,7 @@ def serve(job: dict[str, Any], output: Any) -> None:
             return {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - spent, **facts}
 
         facts, peak = held.during(timed)
+        memory.make_room()
         answer({"peak_bytes": peak, **facts})  # an engine on a GPU tells its own
 
 
