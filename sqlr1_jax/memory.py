@@ -5,13 +5,17 @@ from __future__ import annotations
 import ctypes
 import functools
 import platform
+import threading
+import time
 from pathlib import Path
 
 # mallopt's parameters, of glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 _NEVER = -1  # a threshold past all sizes
+_SECONDS = 1.0  # between looks at what the system has left
 
 
+@functools.cache
 def keep_freed() -> bool:
     """Keeps freed memory for the next allocation; call it before anything starts threads. False where glibc isn't.
 
@@ -19,18 +23,26 @@ def keep_freed() -> bool:
     gives such a block back to the system, and each call pays to have its pages made anew: seen 92,000 page faults and
     0.2 of 0.95 processor seconds in an update of the tiny model.
 
-    glibc asks for a few bytes more than a freed block has, so that a call may take a new one beside it: whoever keeps
-    freed memory calls `make_room` now and then.
+    glibc asks for a few bytes more than a freed block has, so that a call may take a new one beside it. A thread makes
+    room again before such blocks fill the machine.
     """
     if not _is_glibc():
         return False
     mallopt = ctypes.CDLL(None).mallopt
     settings = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER, _TOP_PAD: 2**26}
-    return {mallopt(parameter, value) for parameter, value in settings.items()} == {1}
+    kept = {mallopt(parameter, value) for parameter, value in settings.items()} == {1}
+    threading.Thread(target=_watch, name="memory", daemon=True).start()
+    return kept
+
+
+def _watch() -> None:
+    while True:
+        time.sleep(_SECONDS)
+        make_room()
 
 
 def make_room() -> bool:
-    """Gives freed memory back where the system has no room for as much again: whether it did. Meant between steps."""
+    """Gives freed memory back where the system has no room for as much again: whether it did."""
     short = _is_glibc() and available() < _kept()
     if short:
         give_back()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from tqdm import tqdm
 
-from sqlr1_jax import hosts, memory
+from sqlr1_jax import hosts
 from sqlr1_jax.model import flops
 from sqlr1_jax.train.interrupt import Interrupt, Interrupted
 from sqlr1_jax.train.metrics import Metrics
@@ -87,7 +87,6 @@ def train(
             for step in range(done, steps):
                 taken = take(state, step)
                 state, last = taken.state, step + 1 == steps
-                memory.make_room()
                 writer.push(step + 1, taken)
                 score, asked = None, bool(hosts.largest(interrupt.asked))
                 if evaluate and (last or (every and (step + 1) % every == 0)):

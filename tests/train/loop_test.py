@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sqlr1_jax import config, memory
+from sqlr1_jax import config
 from sqlr1_jax.train import loop, metrics
 from sqlr1_jax.train.checkpoint import Checkpoints
 from sqlr1_jax.train.interrupt import Interrupted
@@ -253,13 +253,6 @@ def test_sums_are_read_one_step_late(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(metrics.Metrics, "write", noted)
     _train(Run(tmp_path, every=0), 3, take)
     assert seen == ["take 1", "take 2", "write 1", "take 3", "write 2", "write 3"]
-
-
-def test_between_steps_room_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[int] = []
-    monkeypatch.setattr(memory, "make_room", lambda: made.append(len(made)))
-    _train(Run(tmp_path), 3)
-    assert made == [0, 1, 2]
 
 
 def test_a_run_is_all_that_the_loop_needs() -> None:
