@@ -44,7 +44,6 @@ def _on_device() -> Facts:
 def rollout(job: dict[str, Any], work: Workload) -> Callable[[], Facts]:
     """One call samples every completion to its planned length."""
     model, mesh = _model(job, work), _mesh()
-    model = dataclasses.replace(model, unroll=model.num_layers)
     engine = Engine(model, sharding.sampling_mesh(mesh, model.num_kv_heads), (), work.prompt, config.Rollout())
     weights = engine.weights(huggingface.load(job["weights"], model, mesh))
     prompts, samples, limit_PG = list(work.prompts_PS()), work.samples, work.lengths_PG()

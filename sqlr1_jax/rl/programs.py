@@ -109,7 +109,7 @@ class Step:
         (S, G, T), kind = dataclasses.astuple(self.sampled), self.cfg.rollout.cache
 
         def function() -> Any:
-            return decode.empty(self.slots, G, S, T, self.model, kind)
+            return decode.empty(self.slots, G, S, T, self.engine.model, kind)
 
         return Program(self.engine.mesh, function, (), (self.state, self.reference))
 
@@ -123,7 +123,7 @@ class Step:
         step = _array((), jnp.int32, self.engine.mesh)
 
         def function(params: Any, slots: Any, arrivals: Any, step: Any) -> Any:
-            return decode.fill(params, slots, arrivals, step, self.cfg.seed, self.model)
+            return decode.fill(params, slots, arrivals, step, self.cfg.seed, self.engine.model)
 
         work = flops.forward_flops(self.model, R * S, R * flops.row_keys(S, 0, 0), asked=0)
         inputs, living = (self.sampler, _made_by(self.empty), arrivals, step), (self.state, self.reference)
@@ -136,7 +136,7 @@ class Step:
         inputs = self.sampler, _made_by(self.prefill), self._asked((P, G), jnp.bool_)
 
         def function(params: Any, slots: Any, halt_PG: Any) -> Any:
-            return decode.chunk(params, slots, halt_PG, steps, STOP, self.model, self.cfg.grpo.sampling)
+            return decode.chunk(params, slots, halt_PG, steps, STOP, self.engine.model, self.cfg.grpo.sampling)
 
         keys = P * (flops.row_keys(S, G, T) - flops.row_keys(S, 0, 0)) * steps / T
         work = flops.forward_flops(self.model, P * G * steps, keys)

@@ -79,13 +79,21 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """What stays the same from rollout to rollout; prompts take at most `prompt_tokens`."""
+    """What stays the same from rollout to rollout; prompts take at most `prompt_tokens`.
+
+    On CPU the model's layers are unrolled, whatever `model.unroll` says of training: XLA there copies what a turn of
+    the loop takes out of the stack, half of a decode step's time (qwen2.apart).
+    """
 
     model: qwen2.Qwen2Config  # in the sampler's dtype
     mesh: Mesh
     stop: tuple[int, ...]
     prompt_tokens: int
     cfg: config.Rollout
+
+    def __post_init__(self) -> None:
+        if _on_cpu(self.mesh):
+            object.__setattr__(self, "model", dataclasses.replace(self.model, unroll=self.model.num_layers))
 
     def weights(self, params: Any) -> Any:
         """The sampler's copy of the training weights: cast or quantised, and laid out by SAMPLE_RULES."""
@@ -256,4 +264,8 @@ def _sampling_weights(params: Any, cfg: qwen2.Qwen2Config, mesh: Mesh, kind: str
 
     made = quantize.layers(params) if kind == "int8" else params
     made = jax.tree.map_with_path(one, made, axes, is_leaf=lambda leaf: isinstance(leaf, quantize.Scaled))
-    return qwen2.apart(made, cfg, turned=mesh.devices.flat[0].platform == "cpu")
+    return qwen2.apart(made, cfg, turned=_on_cpu(mesh))
+
+
+def _on_cpu(mesh: Mesh) -> bool:
+    return bool(mesh.devices.flat[0].platform == "cpu")

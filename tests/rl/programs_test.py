@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -32,6 +33,14 @@ CONFIG = config.Config(
         rows=config.Rows(per_microbatch=4),
     ),
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _as_on_chips() -> Iterator[None]:
+    """Layers in a loop, as on what is planned for; on CPU the sampler's lie one by one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "_on_cpu", lambda mesh: False)
+        yield
 
 
 @pytest.fixture(scope="module")

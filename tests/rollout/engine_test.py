@@ -37,6 +37,13 @@ def _engine(mesh: jax.sharding.Mesh | None = None, model: qwen2.Qwen2Config = sm
     return Engine(model, mesh or small.one_device(), STOP, 10, config.Rollout())
 
 
+@pytest.fixture
+def looped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers in a loop, as on other platforms than the CPU."""
+    _whole()  # the CPU's own way, before
+    monkeypatch.setattr("sqlr1_jax.rollout.engine._on_cpu", lambda mesh: False)
+
+
 def _rolled(
     prompts: tuple[np.ndarray, ...], engine: Engine | None = None, samples: int = G, step: int = 2, **more: Any
 ) -> Completions:
@@ -61,7 +68,7 @@ def _part(made: Completions, places: slice | list[int], samples: int = G) -> Com
     return Completions(*(field[places, :samples] for field in made))
 
 
-def test_under_bfloat16_the_samplers_weights_are_what_the_trainer_computes_with() -> None:
+def test_under_bfloat16_the_samplers_weights_are_what_the_trainer_computes_with(looped: None) -> None:
     """Matrices are rounded for products by both; norms and biases by neither."""
     model = dataclasses.replace(small.MODEL, dtype="bfloat16")
     rng = np.random.default_rng(0)
@@ -75,19 +82,27 @@ def test_under_bfloat16_the_samplers_weights_are_what_the_trainer_computes_with(
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", ["", "int8"])
-def test_weights_one_by_one_and_turned_mean_the_same(tied: bool, kind: str) -> None:
-    stacked = dataclasses.replace(small.MODEL, tied=tied)
-    params, ids = small.params(stacked), list(range(2, 20))
-    made = []
-    for model in (stacked, dataclasses.replace(stacked, unroll=stacked.num_layers)):
-        engine = Engine(model, small.one_device(), STOP, 10, config.Rollout(weights=kind))
-        made.append((engine.weights(params), model))
-    (_, _), (apart, _) = made
-    assert len(apart["layers"]) == stacked.num_layers
+def test_on_cpu_weights_lie_one_by_one_and_turned_and_mean_the_same(
+    tied: bool, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ids = dataclasses.replace(small.MODEL, tied=tied), list(range(2, 20))
+    params, made = small.params(model), []
+    for cpu in (False, True):
+        monkeypatch.setattr("sqlr1_jax.rollout.engine._on_cpu", lambda mesh, cpu=cpu: cpu)
+        sampler = Engine(model, small.one_device(), STOP, 10, config.Rollout(weights=kind))
+        made.append((sampler.weights(params), sampler.model))
+    (stacked, _), (apart, _) = made
+    assert isinstance(stacked["layers"], dict) and len(apart["layers"]) == model.num_layers
     assert isinstance(apart["layers"][0]["o"], Scaled if kind else Turned)
     assert isinstance(apart["embed" if tied else "unembed"], Turned)
-    plain, turned = (logits(weights, ids, model)[:, :37] for weights, model in made)
+    plain, turned = (logits(weights, ids, cfg)[:, :37] for weights, cfg in made)
     assert np.abs(plain - turned).max() <= 1e-5 * np.abs(plain).max()
+
+
+def test_layers_in_a_loop_sample_what_layers_one_by_one_do(looped: None) -> None:
+    made = _rolled(_prompts())
+    assert _engine().model.unroll == 1
+    _same(made, _whole())
 
 
 def test_a_rollout_repeats_bit_for_bit() -> None:
@@ -120,6 +135,11 @@ def test_seed_and_step_change_the_samples() -> None:
 def test_eight_devices_sample_what_one_does() -> None:
     mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), small.MODEL.num_kv_heads)
     assert dict(mesh.shape) == {"replica": 1, "fsdp": 4, "tensor": 2}
+    _same(_rolled(_prompts(), _engine(mesh)), _whole())
+
+
+def test_eight_devices_sample_what_one_does_with_layers_in_a_loop(looped: None) -> None:
+    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), small.MODEL.num_kv_heads)
     _same(_rolled(_prompts(), _engine(mesh)), _whole())
 
 
