@@ -37,6 +37,7 @@ def serve(job: dict[str, Any], output: Any) -> None:
     except ImportError as error:
         answer({"absent": str(error)})
         return
+    memory.give_back()  # what loading freed, which runs would take unseen
     held = measure.Memory()
     answer({"tokens": work.tokens, "prompts": work.prompts, "samples": work.samples})
     for request in sys.stdin:
