@@ -1,7 +1,7 @@
 """How engines are measured: each in a process of its own that stays warm, one at work at a time, in turns.
 
-A worker loads the weights and is run once to compile. While others are at work it gives its freed memory back; so its
-turn begins with runs that are not timed, after which it has that memory again, as an engine at work always has. There
+A worker loads the weights and is run once to compile. While others are at work it gives its freed memory back. So its
+turn (alone, its first one) begins with runs that are not timed, after which it has the memory that it has at work. There
 are two of them, since glibc may take two blocks for a program's temporaries before it goes on with what it has.
 Processes of their own keep the thread pools of XLA and torch apart and make each one's peak memory a figure of its own.
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 Facts = dict[str, Any]
-UNTIMED = 2  # runs that a turn among others begins with
+UNTIMED = 2  # runs that a turn begins with
 
 
 class Worker:
@@ -78,7 +78,7 @@ def in_turns(jobs: Mapping[str, Mapping[str, Any]], repeats: int, together: bool
 
     Args:
       jobs: by name; each measures the matmul rate too, once a round.
-      repeats: rounds; each turn in them begins with untimed runs where there are several jobs.
+      repeats: rounds; each turn in them, of a single job the first one, begins with untimed runs.
       together: all workers stay warm, and each round has a turn of each. False: one worker after the other does all its
         repeats, for models that do not fit memory more than once.
     """
@@ -108,7 +108,7 @@ def _started(name: str, job: Mapping[str, Any], alone: bool) -> Worker:
 
 
 def _take_turn(name: str, worker: Worker, turn: int, alone: bool) -> None:
-    for _ in range(0 if alone else UNTIMED):
+    for _ in range(UNTIMED if not alone or turn == 0 else 0):
         worker.ask("run")
     if not worker.usable:
         return

@@ -51,7 +51,7 @@ class Model:
     query_chunk: int = 0  # queries at a time in XLA's attention, 0 for all: bounds the [T, S] scores
     ffw_chunks: int = 1  # time chunks of the feed-forward: at long rows it holds the peak
     logits_chunk: int = 1024  # places at a time whose logits exist, 0 for all
-    unroll: int = 1  # layers in one turn of the loop over them; on CPU the sampler takes them all
+    unroll: int = 1  # layers in one turn of the loop over them: more compiles longer; the sampler on CPU takes all
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,9 @@ import functools
 import platform
 import threading
 import time
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 # mallopt's parameters, of glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
@@ -24,21 +26,34 @@ def keep_freed() -> bool:
     0.2 of 0.95 processor seconds in an update of the tiny model.
 
     glibc asks for a few bytes more than a freed block has, so that a call may take a new one beside it. A thread makes
-    room again before such blocks fill the machine.
+    room again before such blocks fill the machine; where the system does not say what it has left, they are given back
+    when those at the heap's end come to 2 GiB.
     """
     if not _is_glibc():
         return False
+    watched = _look()
     mallopt = ctypes.CDLL(None).mallopt
-    settings = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER, _TOP_PAD: 2**26}
+    threshold = _NEVER if watched else 2**31 - 1
+    settings = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: threshold, _TOP_PAD: 2**26}
     kept = {mallopt(parameter, value) for parameter, value in settings.items()} == {1}
-    threading.Thread(target=_watch, name="memory", daemon=True).start()
+    if watched:
+        threading.Thread(target=_watch, name="memory", daemon=True).start()
     return kept
 
 
 def _watch() -> None:
     while True:
         time.sleep(_SECONDS)
+        _look()
+
+
+def _look() -> bool:
+    """Makes room where it is due: whether the system says what it has left."""
+    try:
         make_room()
+    except (OSError, KeyError):
+        return False
+    return True
 
 
 def make_room() -> bool:
@@ -56,34 +71,61 @@ def give_back() -> None:
 
 
 def available(root: Path = Path("/")) -> int:
-    """Bytes that this process may still take: of the machine's, and of its control group's (cgroup v2) if limited."""
-    left = _fields(root / "proc/meminfo")["MemAvailable:"] * 1024
-    group = root / "sys/fs/cgroup" / _group(root).lstrip("/")
-    try:
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text()) - _fields(group / "memory.stat")["inactive_file"]
-    except (OSError, ValueError, KeyError):  # no such group, or one without a limit: "max"
-        return left
-    return min(left, limit - used)
+    """Bytes that this process may still take: of the machine's, and of what its control groups are limited to."""
+    left = [_fields(root / "proc/meminfo")["MemAvailable:"] * 1024]
+    for files in (_V2, _V1):
+        left += [room for folder in _groups(root, files) if (room := _room(folder, files)) is not None]
+    return min(left)
 
 
-def _group(root: Path) -> str:
-    """The path of this process's control group, from the line `0::PATH`."""
+class _Files(NamedTuple):
+    """How a version of control groups names things."""
+
+    controller: str
+    mount: str
+    limit: str
+    used: str
+    cached: tuple[str, str]  # bytes of files, which the system takes back when it needs to
+
+
+_V2 = _Files("", "", "memory.max", "memory.current", ("inactive_file", "active_file"))
+_V1 = _Files(
+    "memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")
+)
+
+
+def _groups(root: Path, files: _Files) -> Iterator[Path]:
+    """This process's group and those above it, by /proc/self/cgroup's lines `number:controllers:path`."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return ""
-    return next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "")
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if files.controller in controllers.split(","):
+            below = PurePosixPath(path.lstrip("/"))
+            yield from (root / "sys/fs/cgroup" / files.mount / group for group in (below, *below.parents))
+
+
+def _room(folder: Path, files: _Files) -> int | None:
+    """Bytes that are left of a group's limit; None where there is no such group, or it has none."""
+    try:
+        limit, used = (int((folder / name).read_text()) for name in (files.limit, files.used))
+        stat = _fields(folder / "memory.stat")
+        return limit - used + sum(stat[name] for name in files.cached)
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _kept() -> int:
-    """Bytes that are freed and still ours; at most those that are not a file's."""
+    """Bytes that are freed and still ours; glibc counts on what was given back, so that resident ones bound it."""
     resident = _fields(Path("/proc/self/status"))["RssAnon:"] * 1024
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallinfo2"):  # glibc before 2.33
         return resident
     libc.mallinfo2.restype = _Mallinfo2
-    return min(resident, int(libc.mallinfo2().fordblks))
+    told = libc.mallinfo2()
+    return max(0, min(int(told.fordblks), resident - int(told.uordblks)))
 
 
 class _Mallinfo2(ctypes.Structure):

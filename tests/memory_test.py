@@ -24,12 +24,13 @@ print(fault())
 """
 
 _ROOM = """
-import sys, time
+import sys, threading, time
 import numpy as np
 from sqlr1_jax import memory
 memory._SECONDS = 0.01
 memory.available = lambda: int(sys.argv[1])
 assert memory.keep_freed() and memory.keep_freed()
+assert [thread.name for thread in threading.enumerate()].count("memory") == 1
 def resident() -> int:
     return memory._fields(memory.Path("/proc/self/status"))["RssAnon:"] * 1024
 before = resident()
@@ -40,6 +41,34 @@ deadline = time.monotonic() + float(sys.argv[2])
 while resident() > before + 2**25 and time.monotonic() < deadline:
     time.sleep(0.01)
 print(most - before, resident() - before)
+"""
+
+# Two blocks in use keep freed ones from the heap's end: given back, they stay in glibc's count of what is free.
+_AGAIN = """
+import numpy as np
+from sqlr1_jax import memory
+memory._look = lambda: False
+assert memory.keep_freed()
+blocks = [np.ones(2**23) for _ in range(4)]
+del blocks[::2]
+memory.available = lambda: 2**26
+print(int(memory.make_room()), int(memory.make_room()))
+"""
+
+_UNTOLD = """
+import threading
+from sqlr1_jax import memory
+def available():
+    raise KeyError("MemAvailable:")
+memory.available = available
+assert memory.keep_freed()
+print([thread.name for thread in threading.enumerate()].count("memory"))
+memory.available = lambda: 2**60
+memory.keep_freed.cache_clear()
+memory.keep_freed()
+memory.available = available
+memory.time.sleep(3 * memory._SECONDS)
+print([thread.name for thread in threading.enumerate()].count("memory"))
 """
 
 glibc_only = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc alone is told")
@@ -68,31 +97,51 @@ def test_what_is_freed_is_kept_where_the_system_has_room() -> None:
     assert held > 2**27 and left > 2**27
 
 
-def _machine(root: Path, group: str, **files: str) -> Path:
-    for path, text in {
-        "proc/meminfo": "MemTotal:       24000000 kB\nMemAvailable:    5000 kB\nHugePages_Total:       0\n",
-        "proc/self/cgroup": f"4:memory:/old\n0::{group}\n",
-        **{f"sys/fs/cgroup/{group}/memory.{name}": text for name, text in files.items()},
-    }.items():
+@glibc_only
+def test_what_was_given_back_is_not_given_back_again() -> None:
+    assert _printed(_AGAIN) == [1, 0]
+
+
+@glibc_only
+def test_a_system_that_does_not_say_what_it_has_is_not_watched_and_one_that_stops_saying_is_watched_on() -> None:
+    assert _printed(_UNTOLD) == [0, 1]
+
+
+_MACHINE = {
+    "proc/meminfo": "MemTotal:       24000000 kB\nMemAvailable:    5000 kB\nHugePages_Total:       0\n",
+    "proc/self/cgroup": "5:cpu,cpuacct:/old\n4:memory:/old/one\n0::/pod/one\n",
+}
+_V2 = {"memory.current": "7000\n", "memory.stat": "anon 6000\ninactive_file 500\nactive_file 200\n"}
+_V1 = {"memory.usage_in_bytes": "7000\n", "memory.stat": "total_inactive_file 500\ntotal_active_file 200\n"}
+
+
+def _machine(root: Path, **folders: dict[str, str]) -> Path:
+    of_groups = {f"sys/fs/cgroup/{at}/{name}": text for at, files in folders.items() for name, text in files.items()}
+    for path, text in (_MACHINE | of_groups).items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
     return root
 
 
 @pytest.mark.parametrize(
-    ("files", "left"),
+    ("folders", "left"),
     [({}, 5_120_000),
-     ({"max": "max\n", "current": "7\n", "stat": "inactive_file 5\n"}, 5_120_000),
-     ({"max": "9000\n", "current": "7000\n", "stat": "anon 6000\ninactive_file 500\n"}, 2500),
-     ({"max": "900000000\n", "current": "7000\n", "stat": "anon 6000\ninactive_file 500\n"}, 5_120_000)],
+     ({"pod/one": _V2 | {"memory.max": "max\n"}}, 5_120_000),
+     ({"pod/one": _V2 | {"memory.max": "9000\n"}}, 2700),
+     ({"pod/one": _V2 | {"memory.max": "900000000\n"}}, 5_120_000),
+     ({"pod/one": _V2 | {"memory.max": "9000\n"}, "pod": _V2 | {"memory.max": "8000\n"}}, 1700),
+     ({"": _V2 | {"memory.max": "9000\n"}}, 2700),
+     ({"pod/other": _V2 | {"memory.max": "9000\n"}}, 5_120_000),
+     ({"memory/old/one": _V1 | {"memory.limit_in_bytes": "9000\n"}}, 2700),
+     ({"memory": _V1 | {"memory.limit_in_bytes": "9500\n"}}, 3200),
+     ({"cpu/old": _V1 | {"memory.limit_in_bytes": "9000\n"}}, 5_120_000)],
 )  # fmt: skip
-@pytest.mark.parametrize("group", ["/", "/pod/one"])
-def test_what_is_available_is_the_machines_and_the_control_groups(
-    group: str, files: dict[str, str], left: int, tmp_path: Path
+def test_what_is_available_is_the_machines_and_that_of_every_group_around(
+    folders: dict[str, dict[str, str]], left: int, tmp_path: Path
 ) -> None:
-    assert memory.available(_machine(tmp_path, group, **files)) == left
+    assert memory.available(_machine(tmp_path, **folders)) == left
 
 
 def test_a_system_without_control_groups_has_the_machines_memory(tmp_path: Path) -> None:
-    (_machine(tmp_path, "/") / "proc/self/cgroup").unlink()
+    (_machine(tmp_path) / "proc/self/cgroup").unlink()
     assert memory.available(tmp_path) == 5_120_000

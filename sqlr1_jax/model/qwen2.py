@@ -181,18 +181,13 @@ def forward(
     return _norm(x_BTD, params["final_norm"], cfg), cache
 
 
-def apart(params: Params, cfg: Qwen2Config, turned: bool = False) -> Params:
-    """The same weights, their layers one by one where a turn of the loop over them takes them all.
+def apart(params: Params, cfg: Qwen2Config) -> Params:
+    """The same weights, their layers one by one and their matrices turned (matmul.Turned), the unembedding among them.
 
-    For sampling: of a stack XLA for CPU copies out what a turn takes, which costs a decode step half of its time.
-    turned: matrices become matmul.Turned, the unembedding among them, where layers lie one by one.
+    For sampling on CPU with all layers unrolled: XLA there copies out of a stack what a turn of the loop takes, which
+    costs a decode step half of its time.
     """
-    if _stacks(cfg)[1] > 1:
-        return params
-    layers = params["layers"]
-    several = [jax.tree.map(lambda x: x[i], layers) for i in range(cfg.num_layers)]  # noqa: B023
-    if not turned:
-        return {**params, "layers": tuple(several)}
+    several = [jax.tree.map(lambda x: x[i], params["layers"]) for i in range(cfg.num_layers)]  # noqa: B023
     made = tuple({name: matmul.turn(name, w) for name, w in layer.items()} for layer in several)
     return {**params, "layers": made, _unembedding_name(cfg): Turned(unembedding(params, cfg).T)}
 

@@ -264,7 +264,7 @@ def _sampling_weights(params: Any, cfg: qwen2.Qwen2Config, mesh: Mesh, kind: str
 
     made = quantize.layers(params) if kind == "int8" else params
     made = jax.tree.map_with_path(one, made, axes, is_leaf=lambda leaf: isinstance(leaf, quantize.Scaled))
-    return qwen2.apart(made, cfg, turned=_on_cpu(mesh))
+    return qwen2.apart(made, cfg) if _on_cpu(mesh) else made
 
 
 def _on_cpu(mesh: Mesh) -> bool:

@@ -110,6 +110,15 @@ def test_slots_and_refills_are_the_configs() -> None:
     assert slots.cache.k[0].values.dtype == "int8" and step.sampler["layers"]["q"].values.dtype == "int8"
 
 
+def test_on_cpu_the_planned_sampler_is_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its layers lie one by one, in the weights as in the cache that decoding takes."""
+    monkeypatch.setattr(engine, "_on_cpu", lambda mesh: True)
+    step = Step(CONFIG, jax.devices()[:4], hosts=1)
+    slots, chunk = jax.eval_shape(step.decode.function, *step.decode.inputs)
+    assert len(step.sampler["layers"]) == len(slots.cache.k) == step.model.num_layers > step.model.unroll
+    assert chunk.tokens_PGC.shape == (8, 2, 8)
+
+
 def test_the_compiled_update_does_what_training_does(step: Step, real: state.TrainState) -> None:
     segments = [Segment(np.arange(9), np.ones(8, np.float32), np.zeros(8, np.float32), 0, g) for g in range(2)]
     rows = packing.strided([Group(np.arange(20), segments)] * 8, step.layout)
