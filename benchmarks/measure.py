@@ -1,8 +1,8 @@
 """How engines are measured: each in a process of its own that stays warm, one at work at a time, in turns.
 
 A worker loads the weights and is run once to compile. While others are at work it gives its freed memory back. So its
-turn (alone, its first one) begins with runs that are not timed, after which it has the memory that it has at work. There
-are two of them, since glibc may take two blocks for a program's temporaries before it goes on with what it has.
+turn (alone, its first one) begins with runs that are not timed, after which it has the memory that it has at work. Two
+of them, since glibc may take two blocks for a program's temporaries before it goes on with what it has.
 Processes of their own keep the thread pools of XLA and torch apart and make each one's peak memory a figure of its own.
 """
 
