@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sqlr1_jax import memory
+
 HERE = Path(__file__).resolve().parent
 Facts = dict[str, Any]
 UNTIMED = 2  # runs that a turn begins with
@@ -224,8 +226,7 @@ def _reset_peak() -> bool:
 
 
 def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next((int(entry.split()[1]) * 1024 for entry in lines if entry.startswith(field + ":")), 0)
+    return memory.fields(Path("/proc/self/status")).get(f"{field}:", 0) * 1024
 
 
 def machine(platform_name: str) -> str:

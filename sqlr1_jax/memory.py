@@ -72,46 +72,46 @@ def give_back() -> None:
 
 def available(root: Path = Path("/")) -> int:
     """Bytes that this process may still take: of the machine's, and of what its control groups are limited to."""
-    left = [_fields(root / "proc/meminfo")["MemAvailable:"] * 1024]
-    for files in (_V2, _V1):
-        left += [room for folder in _groups(root, files) if (room := _room(folder, files)) is not None]
-    return min(left)
+    rooms = (_room(folder, files) for folder, files in _groups(root))
+    return min([fields(root / "proc/meminfo")["MemAvailable:"] * 1024, *(room for room in rooms if room is not None)])
 
 
 class _Files(NamedTuple):
     """How a version of control groups names things."""
 
-    controller: str
     mount: str
     limit: str
     used: str
     cached: tuple[str, str]  # bytes of files, which the system takes back when it needs to
 
 
-_V2 = _Files("", "", "memory.max", "memory.current", ("inactive_file", "active_file"))
-_V1 = _Files(
-    "memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")
-)
+_BY_CONTROLLER = {
+    "": _Files("", "memory.max", "memory.current", ("inactive_file", "active_file")),  # version 2
+    "memory": _Files(
+        "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")
+    ),
+}
 
 
-def _groups(root: Path, files: _Files) -> Iterator[Path]:
-    """This process's group and those above it, by /proc/self/cgroup's lines `number:controllers:path`."""
+def _groups(root: Path) -> Iterator[tuple[Path, _Files]]:
+    """This process's groups and those above them, by /proc/self/cgroup's lines `number:controllers:path`."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if files.controller in controllers.split(","):
-            below = PurePosixPath(path.lstrip("/"))
-            yield from (root / "sys/fs/cgroup" / files.mount / group for group in (below, *below.parents))
+        below = PurePosixPath(path.lstrip("/"))
+        for controller in controllers.split(","):
+            if files := _BY_CONTROLLER.get(controller):
+                yield from ((root / "sys/fs/cgroup" / files.mount / group, files) for group in (below, *below.parents))
 
 
 def _room(folder: Path, files: _Files) -> int | None:
     """Bytes that are left of a group's limit; None where there is no such group, or it has none."""
     try:
         limit, used = (int((folder / name).read_text()) for name in (files.limit, files.used))
-        stat = _fields(folder / "memory.stat")
+        stat = fields(folder / "memory.stat")
         return limit - used + sum(stat[name] for name in files.cached)
     except (OSError, ValueError, KeyError):
         return None
@@ -119,7 +119,7 @@ def _room(folder: Path, files: _Files) -> int | None:
 
 def _kept() -> int:
     """Bytes that are freed and still ours; glibc counts on what was given back, so that resident ones bound it."""
-    resident = _fields(Path("/proc/self/status"))["RssAnon:"] * 1024
+    resident = fields(Path("/proc/self/status"))["RssAnon:"] * 1024
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallinfo2"):  # glibc before 2.33
         return resident
@@ -135,8 +135,8 @@ class _Mallinfo2(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_size_t) for name in _names)
 
 
-def _fields(path: Path) -> dict[str, int]:
-    """The whole numbers of a file of lines `name number …`."""
+def fields(path: Path) -> dict[str, int]:
+    """The whole numbers of a file of lines `name number …`, as /proc has them; a name's colon is part of it."""
     pairs = (line.split()[:2] for line in path.read_text().splitlines())
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
 
