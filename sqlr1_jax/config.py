@@ -193,9 +193,6 @@ class Grpo:
     kl: float = 0.001
     entropy: float = 0.001
     aggregation: str = "token"  # token mean over the global batch; sample: mean of means; constant: Dr. GRPO's
-    # Each batch is sampled before the update of the one before it, under which its SQL runs: no step waits for rewards,
-    # and every batch but the first is one update old.
-    ahead: bool = False
     old_logprobs: str = "sampler"  # or trainer: recomputed under the weights that are updated
     # With the trainer's: a token's policy term weighs min(p_trainer / p_sampler, cap), which corrects for a sampler in
     # another precision (truncated importance sampling); 0: 1.
@@ -402,12 +399,6 @@ def check(cfg: Config) -> None:
         raise ConfigError(f"config.data.synth.teacher_errors is {errors}; it is a fraction, 0 to 1.")
     if not 0 < cfg.grpo.sampling.top_p <= 1:
         raise ConfigError(f"config.grpo.sampling.top_p is {cfg.grpo.sampling.top_p}; it takes 0 < top_p ≤ 1.")
-    grpo = cfg.grpo
-    if grpo.ahead and grpo.old_logprobs == "trainer" and not grpo.importance_cap:
-        raise ConfigError(
-            "config.grpo.ahead with config.grpo.old_logprobs='trainer' leaves samples of one update ago without "
-            "correction: set config.grpo.importance_cap, or old_logprobs='sampler'."
-        )
     if cfg.export.step not in ("best", "last") and not cfg.export.step.isdigit():
         raise ConfigError(f"config.export.step is {cfg.export.step!r}; it takes best, last or a step's number.")
 

@@ -145,12 +145,3 @@ def test_paper_constants_are_the_defaults() -> None:
     assert (grpo.clip, grpo.clip_high, grpo.kl, grpo.entropy) == (0.2, 0.2, 0.001, 0.001)
     assert (grpo.optimizer.learning_rate, grpo.optimizer.clip_norm, grpo.optimizer.schedule) == (3e-7, 1.0, "constant")
     assert (grpo.aggregation, grpo.advantage.normalise, grpo.reward.rule) == ("token", "group", "spider")
-
-
-def test_samples_of_one_update_ago_are_corrected_for() -> None:
-    tree = config.default()
-    tree.grpo.update(ahead=True, old_logprobs="trainer")
-    with pytest.raises(config.ConfigError, match=r"set config\.grpo\.importance_cap"):
-        config.freeze(tree)
-    tree.grpo.importance_cap = 2.0
-    assert config.freeze(tree).grpo.ahead

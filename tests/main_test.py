@@ -119,17 +119,6 @@ def test_killed_anywhere_the_run_ends_bit_for_bit_alike(
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(("step", "moment"), [(2, "saved"), (3, "stepped")])
-def test_killed_with_a_batch_in_flight_the_run_ends_bit_for_bit_alike(
-    home: Path, tmp_path: Path, step: int, moment: str
-) -> None:
-    whole, workdir = (runs.begin(home, tmp_path / name) for name in ("whole", "killed"))
-    runs.execute(home, ["-m", "sqlr1_jax.main", *runs.flags(home, whole, grpo__ahead=True)])
-    _killed_and_resumed(home, workdir, "grpo", step, moment, grpo__ahead=True)
-    _ends_alike(workdir, whole)
-
-
-@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_the_smoke_config_goes_all_the_way(home: Path, tmp_path: Path) -> None:
     command = ["-m", "sqlr1_jax.main", "--config=configs/grpo.py:smoke", f"--workdir={tmp_path / 'run'}"]

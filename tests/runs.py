@@ -167,10 +167,10 @@ def run(home: Path, tmp_path: Path) -> Any:
 
 def completions(run: Any, texts: Sequence[Sequence[str]], length: int = 256) -> Any:
     """What a sampler would hand over had it said these texts, each ended by the stop token; "…" at the end: cut off."""
-    from sqlr1_jax.rollout.engine import none_yet
+    from sqlr1_jax.rollout.engine import Completions
 
     P, G = len(texts), len(texts[0])
-    made = none_yet(P, G, length)
+    made = Completions.empty(P, G, length)
     for p, g in np.ndindex(P, G):
         text = texts[p][g]
         stopped = not text.endswith("…")
@@ -199,11 +199,13 @@ class Scripted:
         """Nothing to do for one who only speaks."""
 
     def rollout(self, weights: Any, asked: Any) -> Any:
+        from sqlr1_jax.rollout.engine import Ended
+
         del weights
         self.asked.append((asked.first, len(asked.prompts), asked.settings.temperature, asked.step))
         self.slots.append(asked.slots)
         texts = [[self._say(self._run.tokenizer.decode(ids), g) for g in range(asked.samples)] for ids in asked.prompts]
         made = completions(self._run, texts, asked.settings.max_tokens)
         if asked.finished:
-            asked.finished(made.ended())
+            asked.finished([Ended(p, g, made.ids(p, g)) for p, g in np.ndindex(made.length_PG.shape)])
         return made

@@ -11,13 +11,11 @@ import numpy as np
 
 from sqlr1_jax import config, hosts
 from sqlr1_jax.data import order
-from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.packing import Layout, Rows
 from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.evaluate import stage as evaluation
 from sqlr1_jax.rl import experience, reward, rollouts
 from sqlr1_jax.rl.advantage import advantage
-from sqlr1_jax.rl.ahead import Ahead, Sampled
 from sqlr1_jax.rl.experience import Judged, Problems
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.rollout.engine import Completions, Engine
@@ -42,7 +40,6 @@ class Stage:
     reference: Any  # weights that KL is taken to; None where it costs nothing
     rows: config.Rows
     microbatches: int
-    ahead: Ahead | None = None  # where the next batch is sampled before the update
 
 
 def run_stage(run: Run, executor: Executor) -> TrainState:
@@ -58,13 +55,12 @@ def run_stage(run: Run, executor: Executor) -> TrainState:
         microbatches = batch.microbatches(cfg.prompts, cfg.rows, hosts.count())
         longest = batch.with_length(cfg.rows, engine.prompt_tokens + cfg.samples * cfg.sampling.max_tokens)
         stage = Stage(run, executor, problems, engine, program, _reference(run, first), longest, microbatches)
-        stage = with_ahead(stage) if cfg.ahead else stage
         return loop.train(
             run, STAGE, cfg.steps, first,
             take=lambda at, step: take(stage, at, step),
             evaluate=lambda at: evaluation.greedy_accuracy(run, engine, executor, at.params, held),
             rewind=lambda step: rollouts.cut(run.workdir, step),
-            prepare=lambda at: _compiled(stage, at), carried=stage.ahead,
+            prepare=lambda at: _compiled(stage, at),
         )  # fmt: skip
 
 
@@ -85,11 +81,11 @@ def _compiled(stage: Stage, first: TrainState) -> TrainState:
 def take(stage: Stage, at: TrainState, step: int) -> loop.Step:
     """One step of GRPO."""
     run, cfg, clock = stage.run, stage.run.cfg.grpo, experience.Clock()
-    sampled = (stage.ahead.take(step) if stage.ahead else None) or _sample(stage, at.params, step)
-    if stage.ahead and step + 1 < cfg.steps:
-        stage.ahead.hold(_sample(stage, at.params, step + 1))
-    examples, prompts, completions, scoring = sampled.examples, sampled.prompts, sampled.completions, sampled.scoring
+    chosen = order.take(len(stage.problems.examples), cfg.prompts, run.cfg.seed, step)
     mine = hosts.share(cfg.prompts)
+    examples, prompts = stage.problems.pick(chosen[mine])
+    scoring = experience.Scoring(run, stage.executor, examples, cfg.samples)
+    completions = _sample(stage, at.params, prompts, step, scoring)
     clock.lap("rollout")
 
     with hosts.together():
@@ -115,39 +111,18 @@ def take(stage: Stage, at: TrainState, step: int) -> loop.Step:
     values = experience.measure(every, parts, clock, scoring, stage.executor)
     passes = 3 + (stage.reference is not None) + (cfg.old_logprobs == "trainer")
     values["flops"] = hosts.total(sampling_flops + passes * batch.forward_flops(rows, run.model))
-    return loop.Step(at, sums, values, [stage.problems.examples[i].id for i in sampled.chosen])
+    return loop.Step(at, sums, values, [stage.problems.examples[i].id for i in chosen])
 
 
-def with_ahead(stage: Stage) -> Stage:
-    """The same stage, which samples a batch before the update of the one before it."""
-    cfg = stage.run.cfg.grpo
-
-    def again(step: int, completions: Completions) -> Sampled:
-        chosen, examples, prompts, scoring = _begun(stage, step)
-        scoring.finished(completions.ended())
-        return Sampled(step, chosen, examples, prompts, completions, scoring)
-
-    shape = cfg.prompts, cfg.samples, cfg.sampling.max_tokens
-    return dataclasses.replace(stage, ahead=Ahead(stage.run.mesh, shape, again))
-
-
-def _sample(stage: Stage, params: Any, step: int) -> Sampled:
-    """A step's completions under these weights, their SQL on the way."""
+def _sample(
+    stage: Stage, params: Any, prompts: Sequence[Prompt], step: int, scoring: experience.Scoring
+) -> Completions:
+    """Completions under these weights; each one's SQL begins to run as soon as it ends."""
     run, cfg = stage.run, stage.run.cfg.grpo
-    chosen, examples, prompts, scoring = _begun(stage, step)
     asked = run.request(prompts, cfg.samples, cfg.sampling, step)
     asked = dataclasses.replace(asked, first=hosts.share(cfg.prompts).start, finished=scoring.finished)
-    weights = stage.engine.weights(params)  # gone when this returns: the update needs their room
-    completions = stage.engine.rollout(weights, asked)
-    return Sampled(step, chosen, examples, prompts, completions, scoring)
-
-
-def _begun(stage: Stage, step: int) -> tuple[Sequence[int], list[Example], list[Prompt], experience.Scoring]:
-    """A step's problems, of all hosts and with texts this host's, and who reads what is said to them."""
-    run, cfg = stage.run, stage.run.cfg.grpo
-    chosen = order.take(len(stage.problems.examples), cfg.prompts, run.cfg.seed, step)
-    examples, prompts = stage.problems.pick(chosen[hosts.share(cfg.prompts)])
-    return chosen, examples, prompts, experience.Scoring(run, stage.executor, examples, cfg.samples)
+    weights = stage.engine.weights(params)  # freed when this returns: the update needs their memory
+    return stage.engine.rollout(weights, asked)
 
 
 def _advantages(stage: Stage, judged: Judged, step: int) -> tuple[np.ndarray, np.ndarray]:

@@ -43,15 +43,11 @@ class Completions(NamedTuple):
         """A sample's tokens, its stop token (where it has one) included."""
         return self.tokens_PGT[prompt, sample, : self.length_PG[prompt, sample]]
 
-    def ended(self) -> list[Ended]:
-        """Every sample, as the sampler tells of it at its end."""
-        return [Ended(p, g, self.ids(p, g)) for p, g in np.ndindex(self.length_PG.shape)]
-
-
-def none_yet(P: int, G: int, T: int) -> Completions:
-    """Completions of which no token is sampled, to be filled."""
-    tokens_PGT, length_PG = np.zeros((P, G, T), np.int32), np.zeros((P, G), np.int32)
-    return Completions(tokens_PGT, np.zeros((P, G, T), np.float32), length_PG, np.zeros((P, G), bool))
+    @classmethod
+    def empty(cls, P: int, G: int, T: int) -> Completions:
+        """Completions without tokens, for the sampler to fill."""
+        tokens_PGT, length_PG = np.zeros((P, G, T), np.int32), np.zeros((P, G), np.int32)
+        return cls(tokens_PGT, np.zeros((P, G, T), np.float32), length_PG, np.zeros((P, G), bool))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +200,7 @@ class _Record:
     def __init__(self, asked: Request, stop: tuple[int, ...]):
         N, G, T = len(asked.prompts), asked.samples, asked.settings.max_tokens
         self._asked, self._stop = asked, stop
-        self.made = none_yet(N, G, T)
+        self.made = Completions.empty(N, G, T)
         self._over_NG = np.zeros((N, G), bool)
 
     def halt(self, seats: Seats) -> npt.NDArray[np.bool_]:

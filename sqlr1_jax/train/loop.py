@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 from tqdm import tqdm
@@ -36,16 +36,6 @@ class Step(NamedTuple):
     items: Sequence[str]  # ids of what the step was fed
 
 
-class Carried(Protocol):
-    """What is state beside the state: a checkpoint keeps its arrays, of which there are as many at every step."""
-
-    def tree(self) -> Any:
-        """The arrays, the same on every host."""
-
-    def restore(self, tree: Any) -> None:
-        """Takes what `tree` gave."""
-
-
 def train(
     run: Run,
     stage: str,
@@ -55,7 +45,6 @@ def train(
     evaluate: Callable[[TrainState], float] | None = None,
     rewind: Callable[[int], None] = lambda step: None,
     prepare: Callable[[TrainState], TrainState] = lambda state: state,
-    carried: Carried | None = None,
 ) -> TrainState:
     """Runs `take` from where the stage's checkpoints end up to `steps`.
 
@@ -68,7 +57,6 @@ def train(
       evaluate: scores the weights every cfg.evaluate.every steps and at the end; the best step is kept.
       rewind: told the step that the stage goes on from, to drop what lies past it.
       prepare: compiles what the steps run, where there are steps left; gives the state back as it was.
-      carried: what a step hands to the next beside the state.
 
     Raises:
       Interrupted: after a signal, once the state is saved.
@@ -76,7 +64,7 @@ def train(
     """
     # Whatever ends it, what was saved gets to disk.
     with contextlib.closing(run.checkpoints(stage)) as checkpoints:
-        state, done = _resume(checkpoints, state, carried)
+        state, done = _resume(checkpoints, state)
         rewind(done)
         state = prepare(state) if done < steps else state
         every, due = run.cfg.evaluate.every, run.cfg.checkpoint.every
@@ -94,7 +82,7 @@ def train(
                     writer.record("evaluate/ex", score)
                 if last or asked or (due and (step + 1) % due == 0) or score is not None:
                     writer.flush()
-                    writer.timed("checkpoint", _save, checkpoints, state, carried, score)
+                    writer.timed("checkpoint", _save, checkpoints, state, score)
                 bar.update()
                 if asked:
                     break
@@ -111,27 +99,24 @@ def _bar(stage: str, done: int, steps: int) -> tqdm:
     return tqdm(initial=done, total=steps, desc=stage, unit="step", dynamic_ncols=True, disable=None)
 
 
-def _resume(checkpoints: Any, state: TrainState, carried: Carried | None) -> tuple[TrainState, int]:
+def _resume(checkpoints: Any, state: TrainState) -> tuple[TrainState, int]:
     step = hosts.agreed(checkpoints.latest())
     if step is None:
-        _save(checkpoints, state, carried, None)
+        _save(checkpoints, state, None)
         return state, 0
-    saved = checkpoints.load(step, _trees(state, carried))
+    saved = checkpoints.load(step, _trees(state))
     count, opt_state = saved["optimizer"]
-    if carried:
-        carried.restore(saved["carried"])
     if step:
         log.info("resuming at step %d of %s", step, checkpoints.folder)
     return TrainState(count, saved["params"], opt_state), step
 
 
-def _save(checkpoints: Any, state: TrainState, carried: Carried | None, score: float | None) -> None:
-    checkpoints.save(int(state.step), _trees(state, carried), score)
+def _save(checkpoints: Any, state: TrainState, score: float | None) -> None:
+    checkpoints.save(int(state.step), _trees(state), score)
 
 
-def _trees(state: TrainState, carried: Carried | None) -> dict[str, Any]:
-    trees = {"params": state.params, "optimizer": (state.step, state.opt_state)}
-    return trees | {"carried": carried.tree()} if carried else trees
+def _trees(state: TrainState) -> dict[str, Any]:
+    return {"params": state.params, "optimizer": (state.step, state.opt_state)}
 
 
 class _Late:
