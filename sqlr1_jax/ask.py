@@ -12,6 +12,7 @@ from pathlib import Path
 from sqlr1_jax import config, exported
 from sqlr1_jax.data import answer
 from sqlr1_jax.data.example import Example
+from sqlr1_jax.errors import ConfigError, exit_on_error
 from sqlr1_jax.sql import database as sqlite
 from sqlr1_jax.sql.executor import Executor, Outcome
 from sqlr1_jax.sql.vote import vote
@@ -35,10 +36,10 @@ class Asker:
         """Loads a Hugging Face folder; one vote is greedy, several are drawn at `temperature`.
 
         Raises:
-          config.ConfigError: the folder holds no model that can be asked.
+          ConfigError: the folder holds no model that can be asked.
         """
         if not (model / "config.json").exists():
-            raise config.ConfigError(f"{model} holds no model: no config.json. --model= names an exported folder.")
+            raise ConfigError(f"{model} holds no model: no config.json. --model= names an exported folder.")
         data, max_tokens = exported.read(model)
         import jax
 
@@ -56,7 +57,7 @@ class Asker:
         """Samples, runs every candidate's SQL, and answers with the vote's winner.
 
         Raises:
-          config.ConfigError: the question and the schema do not fit the model's prompt.
+          ConfigError: the question and the schema do not fit the model's prompt.
         """
         texts = self.sample(database, question, knowledge)
         answers = [answer.read(text, self.cfg.data.form) for text in texts]
@@ -73,7 +74,7 @@ class Asker:
         example = Example("question", database.stem, database.absolute(), question, "", knowledge)
         prompt = self._run.prompts([example])[0]
         if prompt.over_budget:
-            raise config.ConfigError(
+            raise ConfigError(
                 f"{database}: schema and question take {len(prompt.ids)} tokens, past the "
                 f"{self.cfg.data.max_prompt_tokens} that the model takes. Ask a database with fewer tables."
             )
@@ -110,15 +111,13 @@ def _line(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> s
     return " | ".join(padded).rstrip()
 
 
+@exit_on_error()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; `argv` without the program's name. Exits with 1 where the answer did not run."""
     args = _parser().parse_args(argv)
-    try:
-        sqlite.open_readonly(args.database).close()  # before the model takes its time
-        with Executor(config.Execute(workers=min(args.votes, os.cpu_count() or 1))) as executor:
-            reply = Asker(args.model, args.votes).ask(executor, args.database, args.question, args.knowledge)
-    except (config.ConfigError, sqlite.DatabaseError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    sqlite.open_readonly(args.database).close()  # before the model takes its time
+    with Executor(config.Execute(workers=min(args.votes, os.cpu_count() or 1))) as executor:
+        reply = Asker(args.model, args.votes).ask(executor, args.database, args.question, args.knowledge)
     print(show(reply))
     sys.exit(reply.outcome.kind != "ok")
 

@@ -12,16 +12,14 @@ import difflib
 import typing
 from typing import TYPE_CHECKING, Any
 
+from sqlr1_jax.errors import ConfigError
+
 if TYPE_CHECKING:  # only config files need it, and a machine that samples or trains by other means may lack it
     from ml_collections import ConfigDict
 
 SIZES = ("tiny", "0.5b", "1.5b", "3b", "7b", "14b", "32b")
 STAGES = ("data", "cold_start", "grpo", "evaluate", "export")
 SOURCES = ("synth", "synsql", "synsql-200k", "complex-5k", "spider", "bird", "parquet", "jsonl", "hub")
-
-
-class ConfigError(ValueError):
-    """A setting that cannot work; the message names the key and the fix."""
 
 
 def _one_of(key: str, value: Any, allowed: tuple) -> None:

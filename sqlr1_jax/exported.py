@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlr1_jax import config
+from sqlr1_jax.errors import ConfigError
 
 NAME = "sqlr1.json"
 _ASKED = ("form", "schema", "instructions", "max_prompt_tokens")  # of config.Data
@@ -38,7 +39,7 @@ def read(folder: Path) -> tuple[config.Data, int]:
     A folder without a note is a model that was not trained here: `STRANGER`.
 
     Raises:
-      config.ConfigError: the note is broken.
+      ConfigError: the note is broken.
     """
     path = folder / NAME
     if not path.exists():
@@ -47,4 +48,4 @@ def read(folder: Path) -> tuple[config.Data, int]:
         said = json.loads(path.read_text())
         return dataclasses.replace(config.Data(), **{name: said[name] for name in _ASKED}), int(said["max_tokens"])
     except (ValueError, KeyError, TypeError) as error:
-        raise config.ConfigError(f"{path} cannot be read ({error!r}): export the model again.") from None
+        raise ConfigError(f"{path} cannot be read ({error!r}): export the model again.") from None

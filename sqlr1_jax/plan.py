@@ -23,6 +23,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from sqlr1_jax import config, hlo, hosts
+from sqlr1_jax.errors import ConfigError, exit_on_error
 from sqlr1_jax.model import flops
 from sqlr1_jax.rl.programs import Step
 
@@ -73,13 +74,13 @@ def describe(topology: str) -> Chips:
     """The chips that a name like v5e:4x4 stands for.
 
     Raises:
-      config.ConfigError: no such topology, or no compiler for it here.
+      ConfigError: no such topology, or no compiler for it here.
     """
     generation = topology.partition(":")[0]
     if generation not in USABLE_GIB:
-        raise config.ConfigError(f"--topology={topology}: takes {', '.join(USABLE_GIB)} with a shape, as v5e:4x4.")
+        raise ConfigError(f"--topology={topology}: takes {', '.join(USABLE_GIB)} with a shape, as v5e:4x4.")
     if importlib.util.find_spec("libtpu") is None:
-        raise config.ConfigError("plan compiles with libtpu, which is not here: pip install -e '.[tpu]'.")
+        raise ConfigError("plan compiles with libtpu, which is not here: pip install -e '.[tpu]'.")
     from jax.experimental import topologies
 
     _quiet()
@@ -87,7 +88,7 @@ def describe(topology: str) -> Chips:
     try:
         devices: list[Any] = list(topologies.get_topology_desc(topology, platform="tpu", **megacore).devices)
     except Exception as error:
-        raise config.ConfigError(f"--topology={topology}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"--topology={topology}: {str(error).splitlines()[0]}") from error
     return Chips(topology, devices, hosts.of(devices), int(USABLE_GIB[generation] * GIB), BANDWIDTH[generation])
 
 
@@ -146,11 +147,11 @@ def report(cfg: config.Config, chips: Chips, names: Sequence[str] = ()) -> dict[
     """Compiles the programs of a config's GRPO step and says what they need; `names` picks some.
 
     Raises:
-      config.ConfigError: the mesh does not suit the chips, or no program has such a name.
+      ConfigError: the mesh does not suit the chips, or no program has such a name.
     """
     step = Step(cfg, chips.devices, chips.hosts)
     if unknown := set(names) - set(step.names):
-        raise config.ConfigError(f"--programs={','.join(sorted(unknown))}: there are {', '.join(step.names)}.")
+        raise ConfigError(f"--programs={','.join(sorted(unknown))}: there are {', '.join(step.names)}.")
     compiled = {}
     for name in names or step.names:
         log.info("compiling %s …", name)
@@ -218,15 +219,13 @@ def _why(one: dict[str, Any]) -> str:
     return "OFFLOADED to the host" if one["host"] and not one["offloads"] else "TOO LARGE"
 
 
+@exit_on_error()
 def main(argv: list[str]) -> None:
     """Prints the table, or one JSON object; exits with 1 where the config does not fit."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}; settings are --config.NAME=VALUE")
     asked = flags.FLAGS
-    try:
-        found = report(config.freeze(asked.config), describe(asked.topology), asked.programs)
-    except config.ConfigError as error:
-        sys.exit(f"error: {error}")
+    found = report(config.freeze(asked.config), describe(asked.topology), asked.programs)
     print(json.dumps(found) if asked.json else table(found))
     sys.exit(0 if found["fits"] else 1)
 

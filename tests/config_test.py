@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqlr1_jax import config, presets
+from sqlr1_jax.errors import ConfigError
 
 LEAVES = config._leaves(config.Config(), "")
 
@@ -56,7 +57,7 @@ def test_a_frozen_config_is_hashable_by_value() -> None:
     ],
 )
 def test_an_error_names_the_key_and_the_fix(tree, message) -> None:
-    with pytest.raises(config.ConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         config.freeze(tree)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
@@ -72,7 +73,7 @@ def test_one_letter_lost_from_any_key_is_told_with_the_key_that_was_meant(path, 
     tree = {typo: 0}
     for group in reversed(groups):
         tree = {group: tree}
-    with pytest.raises(config.ConfigError, match="does not exist") as error:
+    with pytest.raises(ConfigError, match="does not exist") as error:
         config.freeze(tree)
     assert "Did you mean config." in str(error.value)
 
@@ -93,7 +94,7 @@ def test_a_lower_bound_is_itself_allowed_and_nothing_below_it(path) -> None:
     low = config.LOWER_BOUNDS[path]
     low = type(config.get(config.Config(), path))(low)
     config.check(_changed(path, low))
-    with pytest.raises(config.ConfigError, match=path):
+    with pytest.raises(ConfigError, match=path):
         config.check(_changed(path, low - 1))
 
 

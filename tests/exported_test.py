@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from sqlr1_jax import config, exported
+from sqlr1_jax.errors import ConfigError
 
 CFG = dataclasses.replace(
     config.Config(),
@@ -38,5 +39,5 @@ def test_a_model_from_elsewhere_is_told_the_answer_form(tmp_path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", '{"form": "direct"}'])
 def test_a_broken_note_is_named(tmp_path, text: str) -> None:
     (tmp_path / exported.NAME).write_text(text)
-    with pytest.raises(config.ConfigError, match=r"sqlr1\.json cannot be read .* export the model again"):
+    with pytest.raises(ConfigError, match=r"sqlr1\.json cannot be read .* export the model again"):
         exported.read(tmp_path)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from sqlr1_jax import config, hosts, sharding
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.train import metrics
 
 
@@ -45,7 +46,7 @@ def test_shares_follow_each_other_and_leave_nothing_out(count: int, of: int) -> 
 
 def test_who_the_others_are_must_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: _raise("coordinator_address should be defined."))
-    with pytest.raises(config.ConfigError, match="JAX_COORDINATOR_ADDRESS"):
+    with pytest.raises(ConfigError, match="JAX_COORDINATOR_ADDRESS"):
         hosts.join()
 
 
@@ -112,7 +113,7 @@ FITS = {"stages": ("cold_start", "grpo", "evaluate"), "grpo__prompts": 16, "eval
 )
 def test_a_batch_that_does_not_part_evenly_is_refused(changed: dict[str, int], key: str, stage: str) -> None:
     hosts.check(runs.settings(**FITS), _mesh(1), _mesh(1))
-    with pytest.raises(config.ConfigError, match=f"config.{key} "):
+    with pytest.raises(ConfigError, match=f"config.{key} "):
         hosts.check(runs.settings(**FITS | changed), _mesh(1), _mesh(1))
     left_out = tuple(other for other in FITS["stages"] if other != stage)
     hosts.check(runs.settings(**FITS | changed | {"stages": left_out}), _mesh(1), _mesh(1))
@@ -121,7 +122,7 @@ def test_a_batch_that_does_not_part_evenly_is_refused(changed: dict[str, int], k
 @pytest.mark.parametrize("tiles", [False, True])
 def test_a_row_stays_on_one_host_however_their_devices_are_numbered(tiles: bool) -> None:
     hosts.check(runs.settings(**FITS), _mesh(4, tiles), _mesh(4, tiles))
-    with pytest.raises(config.ConfigError, match=r"config\.mesh\.tensor=8"):
+    with pytest.raises(ConfigError, match=r"config\.mesh\.tensor=8"):
         hosts.check(runs.settings(**FITS), _mesh(8, tiles), _mesh(8, tiles))
 
 

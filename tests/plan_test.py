@@ -14,6 +14,7 @@ import jax
 import pytest
 
 from sqlr1_jax import config, plan
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import flops, qwen2
 from sqlr1_jax.plan import GIB, Chips, Compiled
 
@@ -115,25 +116,25 @@ def test_another_error_is_not_taken_for_a_verdict() -> None:
 def test_a_topology_that_is_none(topology: str) -> None:
     if topology.startswith("v5e") and not HAS_COMPILER:
         pytest.skip("libtpu knows the shapes of v5e")
-    with pytest.raises(config.ConfigError, match=f"--topology={topology}: "):
+    with pytest.raises(ConfigError, match=f"--topology={topology}: "):
         plan.describe(topology)
 
 
 def test_without_the_compiler_plan_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(config.ConfigError, match=r"pip install -e '\.\[tpu\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[tpu\]'"):
         plan.describe("v5e:2x2")
 
 
 def test_a_program_that_is_none() -> None:
     cfg = config.Config(mesh=config.Mesh(fsdp=1))
-    with pytest.raises(config.ConfigError, match="there are weights, prefill, decode, score, update"):
+    with pytest.raises(ConfigError, match="there are weights, prefill, decode, score, update"):
         plan.report(cfg, _here(1), ["evaluate"])
 
 
 def test_a_mesh_that_does_not_suit_the_chips() -> None:
     cfg = config.Config(mesh=config.Mesh(fsdp=3))
-    with pytest.raises(config.ConfigError, match="doesn't make 4 devices"):
+    with pytest.raises(ConfigError, match="doesn't make 4 devices"):
         plan.report(cfg, _here(4))
 
 

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec
 from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, sharding
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import attention, qwen2
 from sqlr1_jax.sharding import SAMPLE_RULES, TRAIN_RULES
 
@@ -24,7 +25,7 @@ def test_minus_one_takes_what_the_others_leave() -> None:
 
 @pytest.mark.parametrize("sizes", [(1, 3, 2), (-1, -1, 1), (16, -1, 1)])
 def test_sizes_that_do_not_make_the_devices_are_refused(sizes: tuple[int, int, int]) -> None:
-    with pytest.raises(config.ConfigError, match=r"config\.mesh is .* which doesn't make 8 devices"):
+    with pytest.raises(ConfigError, match=r"config\.mesh is .* which doesn't make 8 devices"):
         sharding.make_mesh(config.Mesh(*sizes), jax.devices()[:8])
 
 

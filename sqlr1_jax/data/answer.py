@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from sqlr1_jax.errors import Sqlr1Error
+
 FORMS = ("reasoning", "direct")
 
 _THINK = ("<think>", "</think>")
@@ -18,7 +20,7 @@ _ANSWER = ("<answer>", "</answer>")
 _BLOCK = re.compile(r"```sql(?=\s)(.*?)(?:\n[ \t]*```|```\s*\Z)", re.DOTALL)
 
 
-class AnswerError(ValueError):
+class AnswerError(Sqlr1Error):
     """Reasoning or SQL that the form cannot carry, such as SQL which holds `</answer>`."""
 
 

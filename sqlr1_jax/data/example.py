@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlr1_jax.data import select, sources
 from sqlr1_jax.data.sources import ExampleError
+from sqlr1_jax.io import read_jsonl
 from sqlr1_jax.sql import database as sqlite
 
 log = logging.getLogger(__name__)
@@ -201,7 +202,7 @@ def _excluded(path: str) -> frozenset[str]:
         return frozenset()
     if not Path(path).is_file():
         raise ExampleError(f"{path}: no such file to exclude ids by: check --output= writes one.")
-    lines = list(sources.json_lines(Path(path)))
+    lines = list(read_jsonl(Path(path), on_bad_lines="keep"))
     if not all(isinstance(line, Mapping) and "id" in line for line in lines):
         raise ExampleError(f"{path}: each line must be a JSON object with an id.")
     return frozenset(str(line["id"]) for line in lines)

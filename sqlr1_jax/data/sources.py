@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sqlr1_jax.errors import Sqlr1Error
+from sqlr1_jax.io import read_jsonl
+
 _CHUNK = 1 << 22  # characters read at a time
 _LONGEST_TOKEN = 16  # characters, of what JSON has beside strings and numbers: how far behind a cut its error may be
 _DECODER = json.JSONDecoder()
@@ -20,7 +23,7 @@ _DECODER = json.JSONDecoder()
 Records = Iterator[tuple[int, dict[str, Any]]]
 
 
-class ExampleError(ValueError):
+class ExampleError(Sqlr1Error):
     """Data that cannot be read or trained on; the message names the file, the record and the fix."""
 
 
@@ -81,21 +84,6 @@ def _next_value(buffer: str, place: int) -> tuple[tuple[Any, int] | None, str]:
     return (value, end), ""
 
 
-def json_lines(file: Path) -> Iterator[Any]:
-    """The elements of a JSONL file; a line that is not JSON comes as text, for the reader to set aside."""
-    with file.open(encoding="utf-8") as lines:
-        for line in lines:
-            if line.strip():
-                yield _decoded(line)
-
-
-def _decoded(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return line
-
-
 def _skip(buffer: str, place: int) -> int:
     while place < len(buffer) and buffer[place] in " \t\r\n,":
         place += 1
@@ -104,7 +92,7 @@ def _skip(buffer: str, place: int) -> int:
 
 def _raw(file: Path) -> Iterator[Any]:
     if file.suffix == ".jsonl":
-        return json_lines(file)
+        return read_jsonl(file, on_bad_lines="keep")  # text is no record: `example.read` sets it aside
     if file.suffix == ".parquet" or file.is_dir():
         return _parquet(file)
     return json_list(file)

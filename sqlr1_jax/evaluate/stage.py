@@ -19,7 +19,7 @@ from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.evaluate import execution
 from sqlr1_jax.evaluate.execution import Candidate
-from sqlr1_jax.files import write_whole
+from sqlr1_jax.io import atomic_write_text
 from sqlr1_jax.rollout.engine import Engine, Request
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train.run import Run
@@ -122,10 +122,10 @@ def evaluate(run: Run, name: str, params: Any, weights_of: str, executor: Execut
         log.info("%s, %s: %s", name, held.name, figures[held.name])
     if hosts.first():
         for kind, lines in zip(reports, (greedy_lines, vote_lines), strict=True):
-            write_whole(folder / f"{kind}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-            write_whole(folder / f"{kind}.json", json.dumps(reports[kind], indent=1))
-        write_whole(folder / WEIGHTS, weights_of)
-        write_whole(done, json.dumps(figures, indent=1))
+            atomic_write_text(folder / f"{kind}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+            atomic_write_text(folder / f"{kind}.json", json.dumps(reports[kind], indent=1))
+        atomic_write_text(folder / WEIGHTS, weights_of)
+        atomic_write_text(done, json.dumps(figures, indent=1))
     log.info("evaluated %s in %.1f s", name, time.perf_counter() - begin)
     return figures
 

@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from sqlr1_jax import config
-from sqlr1_jax.files import write_whole
+from sqlr1_jax.io import atomic_write_text
 from sqlr1_jax.page import accuracy, curves, reading, samples, sql_text, times
 from sqlr1_jax.page.charts import number
 from sqlr1_jax.page.reading import Record
@@ -26,7 +26,7 @@ def write(workdir: Path) -> None:
     Raises:
       FileNotFoundError: the folder holds no run.
     """
-    write_whole(workdir / "report.html", render(reading.read(workdir)))
+    atomic_write_text(workdir / "report.html", render(reading.read(workdir)))
 
 
 def render(record: Record) -> str:

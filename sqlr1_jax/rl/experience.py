@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sqlr1_jax import config, hosts
+from sqlr1_jax import hosts
 from sqlr1_jax.data import answer
 from sqlr1_jax.data.answer import Answer
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.packing import Group, Segment
 from sqlr1_jax.data.prompt import Prompt
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.rl import reward
 from sqlr1_jax.rollout.engine import Completions, Ended
 from sqlr1_jax.sql.executor import OUTCOMES, Executor, Outcome
@@ -55,14 +56,14 @@ def load_problems(run: Run) -> Problems:
     """GRPO's examples with prompts within the budget; the others are counted and left out.
 
     Raises:
-      config.ConfigError: none is left.
+      ConfigError: none is left.
     """
     examples = run.examples(run.cfg.data.train, "grpo")
     pairs = [(e, p) for e, p in zip(examples, run.prompts(examples), strict=True) if not p.over_budget]
     if len(pairs) < len(examples):
         log.warning("%d of %d prompts are over the budget and left out", len(examples) - len(pairs), len(examples))
     if not pairs:
-        raise config.ConfigError(f"config.data.train={run.cfg.data.train} gives no prompt within the budget.")
+        raise ConfigError(f"config.data.train={run.cfg.data.train} gives no prompt within the budget.")
     log.info("GRPO: %d questions on %d databases", len(pairs), len({e.db_id for e, _ in pairs}))
     return Problems([e for e, _ in pairs], [p for _, p in pairs])
 

@@ -65,7 +65,7 @@ class Step:
     are data.max_prompt_tokens long and completions grpo.sampling.max_tokens: the longest that the config allows.
 
     Raises:
-      config.ConfigError: the mesh does not suit the devices, or a batch the hosts.
+      ConfigError: the mesh does not suit the devices, or a batch the hosts.
     """
 
     def __init__(self, cfg: config.Config, devices: Sequence[jax.Device], hosts: int):

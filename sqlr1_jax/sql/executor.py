@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self
 
+from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.sql import official
 from sqlr1_jax.sql.compare import RULES, orders_at_top_level
 from sqlr1_jax.sql.gold import decode
@@ -51,7 +52,7 @@ CACHED_ANSWERS = 8_192
 RECYCLE_AFTER = 20_000  # jobs of one process
 
 
-class ExecutorError(RuntimeError):
+class ExecutorError(Sqlr1Error):
     """The pool itself cannot work; the message says why."""
 
 

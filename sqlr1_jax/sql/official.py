@@ -11,6 +11,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator
 
+from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.sql import compare
 from sqlr1_jax.sql.compare import Row
 
@@ -48,7 +49,7 @@ _CLOSES = {
 }
 
 
-class OfficialError(ValueError):
+class OfficialError(Sqlr1Error):
     """Where the official code raises and a run of it stops; its exception's name is the message."""
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from typing import Any
 
+from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.sql import backends
 from sqlr1_jax.sql.worker import FrameReader, encode_frame
 
@@ -31,7 +32,7 @@ class Died(Failure):
     """The worker is gone; the message says how it ended."""
 
 
-class WorkerError(RuntimeError):
+class WorkerError(Sqlr1Error):
     """No worker can be started; the message says why."""
 
 
@@ -41,7 +42,7 @@ class WorkerProcess:
     def __init__(self, settings: dict[str, Any]):
         """settings: the fields of config.Execute. Returns at once; the first answer waits for the start.
 
-        Raises BackendError where the backend is not installed.
+        Raises ConfigError where the backend is not installed.
         """
         file = backends.find(settings["backend"])
         self.jobs = 0  # sent so far

@@ -13,6 +13,7 @@ import jax
 from tqdm import tqdm
 
 from sqlr1_jax import hosts
+from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.model import flops
 from sqlr1_jax.train.interrupt import Interrupt, Interrupted
 from sqlr1_jax.train.metrics import Metrics
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 MAX_NOT_FINITE = 3  # in a row
 
 
-class NotFinite(RuntimeError):
+class NotFiniteError(Sqlr1Error):
     """Loss or gradient was not finite several steps in a row; the message names the step and what it was fed."""
 
 
@@ -60,7 +61,7 @@ def train(
 
     Raises:
       Interrupted: after a signal, once the state is saved.
-      NotFinite: three steps in a row were not finite.
+      NotFiniteError: three steps in a row were not finite.
     """
     # Whatever ends it, what was saved gets to disk.
     with contextlib.closing(run.checkpoints(stage)) as checkpoints:
@@ -171,7 +172,7 @@ class _Late:
         self._bad = self._bad + 1 if values["not_finite"] else 0
         self._metrics.write(step, values)
         if self._bad >= MAX_NOT_FINITE:
-            raise NotFinite(
+            raise NotFiniteError(
                 f"step {step} and the {MAX_NOT_FINITE - 1} before it were not finite and were not taken; "
                 f"the last was fed {', '.join(taken.items[:8])}. Lower the learning rate or look at these records."
             )

@@ -15,6 +15,7 @@ from sqlr1_jax import config, hosts, sharding
 from sqlr1_jax.data import example
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.prompt import Prompt, PromptRenderer
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import huggingface, qwen2, random_weights, tokenizer
 from sqlr1_jax.rollout.engine import Engine, Request
 from sqlr1_jax.train.checkpoint import Checkpoints
@@ -56,12 +57,12 @@ class Run:
         """The examples that a source names; of the embedded data set, its `split`.
 
         Raises:
-          config.ConfigError: the embedded data set was asked for, and this run made none.
+          ConfigError: the embedded data set was asked for, and this run made none.
         """
         data = self.cfg.data
         if spec.startswith("synth:"):
             if not self.data.exists():
-                raise config.ConfigError(
+                raise ConfigError(
                     f"config.data takes {split} from {spec}, the embedded data, which this run has not made: put "
                     "'data' into config.stages, or name sources in config.data.train, cold_start and evaluate."
                 )
@@ -87,14 +88,14 @@ def start(cfg: config.Config, workdir: Path) -> Run:
     """Loads the tokenizer and fixes the model's shape and the mesh; reads no weights yet.
 
     Raises:
-      config.ConfigError: nothing says which model this is, or its batches do not part evenly over the hosts.
+      ConfigError: nothing says which model this is, or its batches do not part evenly over the hosts.
     """
     if jax.process_count() > hosts.count():
-        raise config.ConfigError(f"this is one of {jax.process_count()} hosts: start it on each, with --distributed.")
+        raise ConfigError(f"this is one of {jax.process_count()} hosts: start it on each, with --distributed.")
     mesh = sharding.make_mesh(cfg.mesh)
     folder = huggingface.resolve(cfg.model.path) if cfg.model.path else workdir / "data" / "tokenizer"
     if not folder.exists():
-        raise config.ConfigError(
+        raise ConfigError(
             "config.model.path is empty and the run made no data of its own: name a Hugging Face folder or repository, "
             "or put 'data' in config.stages."
         )

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from sqlr1_jax import config, hosts
+from sqlr1_jax import hosts
 from sqlr1_jax.data import answer, order, packing
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.packing import Group, Segment
 from sqlr1_jax.data.prompt import Prompt
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import tokenizer
 from sqlr1_jax.train import batch, loop, state
 from sqlr1_jax.train.batch import Batch
@@ -78,7 +79,7 @@ def make_groups(run: Run, examples: Sequence[Example]) -> tuple[list[Group], lis
     """Groups of questions that share a prompt prefix (their schema), and the first example's id of each.
 
     Raises:
-      config.ConfigError: the reasoning form was asked of a source without reasoning, or nothing is left to train on.
+      ConfigError: the reasoning form was asked of a source without reasoning, or nothing is left to train on.
     """
     cfg = run.cfg.cold_start
     shared: dict[tuple, list[Taught]] = collections.defaultdict(list)
@@ -105,7 +106,7 @@ def teachable(run: Run, examples: Sequence[Example]) -> list[Taught]:
     """The examples with prompts and answers in the run's form; what can't be learnt from is counted and left out."""
     form, source = run.cfg.data.form, run.cfg.data.cold_start
     if form == "reasoning" and examples and not any(e.reasoning for e in examples):
-        raise config.ConfigError(
+        raise ConfigError(
             f"record {examples[0].id} of {source}, like all others, has no reasoning: it gives a direct cold "
             "start. Set --config.data.form=direct, or name a source with reasoning (synsql:)."
         )
@@ -119,7 +120,7 @@ def teachable(run: Run, examples: Sequence[Example]) -> list[Taught]:
         if reason != "kept":
             log.warning("%s: %d of %d examples left out: each %s", source, count, len(examples), reason)
     if not kept:
-        raise config.ConfigError(f"config.data.cold_start={source} gives no example to learn from: {dict(left_out)}.")
+        raise ConfigError(f"config.data.cold_start={source} gives no example to learn from: {dict(left_out)}.")
     ids = answer_ids(run, [t for _, _, t in kept])
     return [Taught(e, p, one) for (e, p, _), one in zip(kept, ids, strict=True)]
 

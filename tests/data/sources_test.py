@@ -82,7 +82,8 @@ def test_broken_json_in_a_long_list_is_found_without_reading_on(tmp_path: Path) 
 def test_lines(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text('{"a": 1}\n\n  \n{broken\n"text"\n')
-    assert list(sources.json_lines(path)) == [{"a": 1}, "{broken\n", "text"]
+    records = sources.open_source("jsonl", str(path)).records()
+    assert list(records) == [(0, {"a": 1}), (1, {}), (2, {})]
 
 
 def test_a_folder_or_its_file(tmp_path: Path) -> None:

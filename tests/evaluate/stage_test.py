@@ -14,6 +14,7 @@ from sqlr1_jax import config
 from sqlr1_jax.data import answer, order
 from sqlr1_jax.evaluate import execution
 from sqlr1_jax.evaluate import stage as evaluation
+from sqlr1_jax.io import read_jsonl
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train.run import Run
 
@@ -111,8 +112,8 @@ def test_an_evaluation_leaves_the_files_and_figures_of_the_design(
     _engine(run, monkeypatch, _script)
     figures = evaluation.evaluate(run, "final", None, "grpo, step 4", executor)
     folder = run.workdir / "evaluation" / "final"
-    greedy = execution.read_lines(folder / "greedy.jsonl")
-    votes = execution.read_lines(folder / "vote2.jsonl")
+    greedy = list(read_jsonl(folder / "greedy.jsonl"))
+    votes = list(read_jsonl(folder / "vote2.jsonl"))
     for held in evaluation.held_out(run):
         right = [_number(example) % 2 == 0 for example in held.examples]
         lines = [line for line in greedy if line["set"] == held.name]

@@ -14,6 +14,7 @@ from decoding import FIXTURE, greedy
 from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, sharding
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import huggingface, qwen2, safetensors
 from sqlr1_jax.model.safetensors import WeightsError
 
@@ -113,7 +114,7 @@ def edited(folder: Path, **changes: Any) -> Path:
     ids=str,
 )
 def test_other_kinds_of_model_are_refused_by_name(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(config.ConfigError, match=r"config\.json.*does not compute"):
+    with pytest.raises(ConfigError, match=r"config\.json.*does not compute"):
         huggingface.config_from_folder(edited(tmp_path, **changes))
 
 
@@ -139,7 +140,7 @@ def test_a_name_that_is_neither_folder_nor_repository_says_so(tmp_path: Path, mo
         raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(config.ConfigError, match=r"neither a folder here nor a repository.*no network"):
+    with pytest.raises(ConfigError, match=r"neither a folder here nor a repository.*no network"):
         huggingface.resolve("nobody/nothing")
-    with pytest.raises(config.ConfigError, match=r"without a config\.json"):
+    with pytest.raises(ConfigError, match=r"without a config\.json"):
         huggingface.resolve(tmp_path)

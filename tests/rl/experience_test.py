@@ -13,6 +13,7 @@ import runs
 from sqlr1_jax import config
 from sqlr1_jax.data import answer
 from sqlr1_jax.data.example import Example
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.rl import experience, reward
 from sqlr1_jax.rl.experience import Clock
 from sqlr1_jax.rollout.engine import Ended
@@ -136,7 +137,7 @@ def test_problems_are_the_examples_within_the_budget(run: Run, caplog: pytest.Lo
     assert [len(p.ids) for p in problems.prompts if len(p.ids) > middle] == []
     assert [p.example_id for p in problems.prompts] == [e.id for e in problems.examples]
     assert f"{12 - len(problems.prompts)} of 12 prompts are over the budget" in caplog.text
-    with pytest.raises(config.ConfigError, match="gives no prompt within the budget"):
+    with pytest.raises(ConfigError, match="gives no prompt within the budget"):
         experience.load_problems(limited(2))
 
 

@@ -19,6 +19,7 @@ import pytest
 from sqlr1_jax.config import Execute
 from sqlr1_jax.sql import executor as executor_module
 from sqlr1_jax.sql.executor import OUTCOMES, Executor, ExecutorError, Outcome
+from sqlr1_jax.sql.process import WorkerError
 
 CFG = Execute(workers=2, max_steps=2_000_000, wall_seconds=20.0, max_rows=2000)
 COUNT_FOR_EVER = "WITH RECURSIVE t(a) AS (SELECT 1 UNION ALL SELECT a + 1 FROM t) SELECT count(*) FROM t"
@@ -338,7 +339,7 @@ def test_workers_that_cannot_start_are_an_error_for_all_who_wait(pets: Path, mon
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with Executor(CFG) as executor:
         for _ in range(2):
-            with pytest.raises((RuntimeError, CancelledError), match=r"does not start|closed"):
+            with pytest.raises((WorkerError, ExecutorError, CancelledError), match=r"does not start|closed"):
                 executor.run(pets, "SELECT 1").result(timeout=5.0)
 
 

@@ -11,7 +11,7 @@ import small
 
 from sqlr1_jax import config, sharding
 from sqlr1_jax.train import state
-from sqlr1_jax.train.checkpoint import Checkpoints, NoCheckpoint
+from sqlr1_jax.train.checkpoint import CheckpointNotFoundError, Checkpoints
 
 
 def _tree(step: int) -> dict[str, Any]:
@@ -141,8 +141,8 @@ def test_what_a_kill_left_half_written_is_no_checkpoint(tmp_path: Path) -> None:
 def test_errors_name_the_folder_and_what_is_there(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.latest() is None
-    with pytest.raises(NoCheckpoint, match="holds no checkpoint yet; run the stage first"):
+    with pytest.raises(CheckpointNotFoundError, match="holds no checkpoint yet; run the stage first"):
         checkpoints.resolve("best")
     checkpoints.save(4, _tree(4))
-    with pytest.raises(NoCheckpoint, match=rf"{tmp_path} has no step 5; it has \[4\]"):
+    with pytest.raises(CheckpointNotFoundError, match=rf"{tmp_path} has no step 5; it has \[4\]"):
         checkpoints.load(5, _tree(0))

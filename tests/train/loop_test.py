@@ -172,7 +172,7 @@ def _not_finite(bad: set[int]) -> Callable[[TrainState, int], loop.Step]:
 
 
 def test_three_steps_in_a_row_that_are_not_finite_stop_the_run_by_name(tmp_path: Path) -> None:
-    with pytest.raises(loop.NotFinite) as stop:
+    with pytest.raises(loop.NotFiniteError) as stop:
         _train(Run(tmp_path), 9, _not_finite({3, 4, 5}))
     assert "step 6 and the 2 before it" in str(stop.value)
     assert "item-5" in str(stop.value)
@@ -181,7 +181,7 @@ def test_three_steps_in_a_row_that_are_not_finite_stop_the_run_by_name(tmp_path:
 
 def test_the_run_stops_before_such_weights_are_saved(tmp_path: Path) -> None:
     run = Run(tmp_path, every=6)
-    with pytest.raises(loop.NotFinite):
+    with pytest.raises(loop.NotFiniteError):
         _train(run, 6, _not_finite({3, 4, 5}))
     assert run.checkpoints(STAGE).steps() == [0]
 

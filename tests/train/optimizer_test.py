@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.train import optimizer
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
@@ -141,7 +142,7 @@ def test_frozen_parameters_keep_their_values_and_all_others_move(name: str, froz
 
 
 def test_freezing_what_does_not_exist_names_it() -> None:
-    with pytest.raises(config.ConfigError, match=r"optimizer.frozen names \['embedd'\]"):
+    with pytest.raises(ConfigError, match=r"optimizer.frozen names \['embedd'\]"):
         optimizer.make(config.Optimizer(frozen=("embedd", "q")), small.MODEL, 1).init(small.params())
 
 

@@ -13,6 +13,7 @@ from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, sharding
 from sqlr1_jax.data.prompt import Prompt
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import huggingface, qwen2
 from sqlr1_jax.train import run as runs
 from sqlr1_jax.train.run import Run
@@ -102,7 +103,7 @@ def test_the_embedded_splits_are_read_from_the_runs_own_data(run: Run, home: Pat
 
 def test_embedded_data_that_was_not_made_is_told_with_what_to_set(run: Run, tmp_path: Path) -> None:
     bare = dataclasses.replace(run, workdir=tmp_path / "bare")
-    with pytest.raises(config.ConfigError, match=r"heldout from synth:.*'data' into config\.stages.*evaluate") as error:
+    with pytest.raises(ConfigError, match=r"heldout from synth:.*'data' into config\.stages.*evaluate") as error:
         bare.examples("synth:", "heldout")
     assert "\n" not in str(error.value)
 
@@ -131,19 +132,19 @@ def test_a_model_that_cannot_be_had_is_an_error_with_a_fix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(config.ConfigError, match=r"config\.model\.path") as error:
+    with pytest.raises(ConfigError, match=r"config\.model\.path") as error:
         runs.start(whole.settings(model__path=path), tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_one_of_several_hosts_must_be_told_so(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "process_count", lambda: 4)
-    with pytest.raises(config.ConfigError, match=r"one of 4 hosts.*--distributed"):
+    with pytest.raises(ConfigError, match=r"one of 4 hosts.*--distributed"):
         runs.start(whole.settings(model__path=str(home / "model")), tmp_path)
 
 
 def test_a_mesh_that_does_not_fit_the_devices_is_told_at_once(home: Path, tmp_path: Path) -> None:
-    with pytest.raises(config.ConfigError, match=r"config\.mesh"):
+    with pytest.raises(ConfigError, match=r"config\.mesh"):
         runs.start(whole.settings(model__path=str(home / "model"), mesh__tensor=3), tmp_path)
 
 

@@ -12,6 +12,7 @@ from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config
 from sqlr1_jax.data import answer
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.train import batch, metrics, sft, state
 from sqlr1_jax.train.run import Run, initial
 from sqlr1_jax.train.state import Program
@@ -81,7 +82,7 @@ def test_a_source_without_reasoning_is_an_error_and_one_record_is_set_aside(
 ) -> None:
     examples = run.examples("synth:", "cold_start")
     bare = [dataclasses.replace(e, reasoning="") for e in examples]
-    with pytest.raises(config.ConfigError, match=r"--config\.data\.form=direct"):
+    with pytest.raises(ConfigError, match=r"--config\.data\.form=direct"):
         sft.make_groups(run, bare)
     with caplog.at_level(logging.WARNING):
         groups, _ = sft.make_groups(run, [bare[0], *examples[1:]])
@@ -107,7 +108,7 @@ def test_prompts_over_the_budget_are_counted_and_left_out(run: Run, caplog: pyte
     over = sum(length > lengths[12] for length in lengths)
     assert len(taught) == 24 - over
     assert f"{over} of 24 examples left out: each has a prompt over the budget" in caplog.text
-    with pytest.raises(config.ConfigError, match="gives no example to learn from"):
+    with pytest.raises(ConfigError, match="gives no example to learn from"):
         sft.teachable(_with(run, max_prompt_tokens=3), examples)
 
 
