@@ -3,10 +3,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import small
 
 from sqlr1_jax.rl.ahead import Ahead, Sampled
 from sqlr1_jax.rollout.engine import Completions
+from testing import tiny_models
 
 SHAPE = (2, 3, 4)
 
@@ -26,7 +26,7 @@ def _sampled(step: int, completions: Completions) -> Sampled:
 
 
 def _ahead() -> Ahead:
-    return Ahead(small.one_device(), SHAPE, _sampled)
+    return Ahead(tiny_models.one_device(), SHAPE, _sampled)
 
 
 def test_a_batch_is_taken_once_and_for_its_step_alone() -> None:
