@@ -16,12 +16,6 @@ def _said(sql: str, reasoning: str = "show code in dogs") -> str:
     return answer.write(reasoning, sql, "reasoning")
 
 
-@pytest.fixture(scope="module")
-def executor():
-    with Executor(config.Execute(workers=1)) as pool:
-        yield pool
-
-
 @pytest.fixture
 def reply(pets: Path, executor: Executor) -> Callable[..., ask.Reply]:
     """What an Asker replies whose model says the given texts."""

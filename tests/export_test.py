@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small
 
 from sqlr1_jax import config, export
+from testing import tiny_models
 
 
 def test_a_folder_without_a_run_is_named(tmp_path) -> None:
@@ -36,8 +36,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Pa
 
     workdir, start = (tmp_path_factory.mktemp("runs") / name for name in ("first", "start"))
     tiny_tokenizer.save_pretrained(start)
-    model = dataclasses.replace(small.MODEL, vocab_size=len(tiny_tokenizer) + 3, num_tokens=len(tiny_tokenizer))
-    huggingface.save(start, small.params(model), model, start)
+    model = dataclasses.replace(tiny_models.MODEL, vocab_size=len(tiny_tokenizer) + 3, num_tokens=len(tiny_tokenizer))
+    huggingface.save(start, tiny_models.random_params(model), model, start)
     grpo = config.Grpo(sampling=config.Sampling(max_tokens=8))
     cfg = dataclasses.replace(config.Config(), model=config.Model(path=str(start)), grpo=grpo)
     workdir.mkdir()

@@ -48,23 +48,23 @@ def run_stage(run: Run, executor: Executor) -> TrainState:
     problems = experience.load_problems(run)
     held = evaluation.held_out(run)[0]
     engine = run.engine([*problems.prompts, *held.prompts])
-    layout = _layout(run, engine)
+    layout = rows_layout(run, engine)
     program = Program(run.model, cfg.optimizer, cfg.steps, layout, cfg.sampling.temperature, cfg.rows.buckets)
     with jax.set_mesh(run.mesh):
         first = state.create(parameters(run, ("cold_start",)), program)
         microbatches = batch.microbatches(cfg.prompts, cfg.rows, hosts.count())
         longest = batch.with_length(cfg.rows, engine.prompt_tokens + cfg.samples * cfg.sampling.max_tokens)
-        stage = Stage(run, executor, problems, engine, program, _reference(run, first), longest, microbatches)
+        stage = Stage(run, executor, problems, engine, program, reference_params(run, first), longest, microbatches)
         return loop.train(
             run, STAGE, cfg.steps, first,
             take=lambda at, step: take(stage, at, step),
             evaluate=lambda at: evaluation.greedy_accuracy(run, engine, executor, at.params, held),
             rewind=lambda step: rollouts.cut(run.workdir, step),
-            prepare=lambda at: _compiled(stage, at),
+            prepare=lambda at: compile_ahead(stage, at),
         )  # fmt: skip
 
 
-def _compiled(stage: Stage, first: TrainState) -> TrainState:
+def compile_ahead(stage: Stage, first: TrainState) -> TrainState:
     """The same state, with all that the stage will run compiled: nothing compiles once steps are on their way."""
     run, cfg = stage.run, stage.run.cfg.grpo
     weights, mine = stage.engine.weights(first.params), hosts.share(cfg.prompts)
@@ -98,7 +98,7 @@ def take(stage: Stage, at: TrainState, step: int) -> loop.Step:
     clock.lap("reward_wait")
 
     adv_PG, keep_P = _advantages(stage, every, step)
-    adv_PG, rows = adv_PG[mine], _kept(rows, keep_P[mine])
+    adv_PG, rows = adv_PG[mine], drop_filtered(rows, keep_P[mine])
     rows = rows._replace(weight=batch.place_weights(rows, cfg.aggregation, cfg.sampling.max_tokens))
     fed = batch.assemble(rows, run.mesh, cfg.rows.per_microbatch, stage.microbatches, adv_PG)
     fed = _with_logprobs(stage, at.params, fed)
@@ -133,7 +133,7 @@ def _advantages(stage: Stage, judged: Judged, step: int) -> tuple[np.ndarray, np
     return jax.device_get(advantage(rewards_PGR, correct_PG, sound_P, weights_R, key, cfg.grpo.advantage))
 
 
-def _kept(rows: Rows, keep_P: np.ndarray) -> Rows:
+def drop_filtered(rows: Rows, keep_P: np.ndarray) -> Rows:
     """Rows whose groups count; those of filtered groups weigh nothing, and a row of nothing else is not computed."""
     weight = rows.weight * keep_P[rows.prompt]
     alive = weight.any(axis=1)
@@ -149,7 +149,7 @@ def _with_logprobs(stage: Stage, params: Any, fed: Batch) -> Batch:
     return fed
 
 
-def _layout(run: Run, engine: Engine) -> Layout | None:
+def rows_layout(run: Run, engine: Engine) -> Layout | None:
     """Strided rows take any prompt and any completion: one shape for the whole stage."""
     cfg = run.cfg.grpo
     if cfg.rows.layout == "packed":
@@ -157,7 +157,7 @@ def _layout(run: Run, engine: Engine) -> Layout | None:
     return Layout(cfg.rows.prefix or engine.prompt_tokens, cfg.samples, cfg.rows.segment or cfg.sampling.max_tokens)
 
 
-def _reference(run: Run, first: TrainState) -> Any:
+def reference_params(run: Run, first: TrainState) -> Any:
     """The weights where the stage began: read back on resume, copied when it begins (the state's own are donated)."""
     if not run.cfg.grpo.kl:
         return None

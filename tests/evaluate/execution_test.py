@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -18,12 +17,6 @@ from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.evaluate import execution
 from sqlr1_jax.evaluate.execution import Candidate
 from sqlr1_jax.sql.executor import Executor, Outcome
-
-
-@pytest.fixture(scope="module")
-def executor() -> Iterator[Executor]:
-    with Executor(config.Execute(workers=1)) as pool:
-        yield pool
 
 
 def _example(pets: Path, sql: str, number: int = 0, **labels: str) -> Example:

@@ -3,12 +3,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-import runs
 
 from sqlr1_jax import config
 from sqlr1_jax.data import answer, order
@@ -17,24 +16,19 @@ from sqlr1_jax.evaluate import stage as evaluation
 from sqlr1_jax.io import read_jsonl
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train.run import Run
+from testing.scripted_sampler import ScriptedSampler
 
 Say = Callable[[Any, int], str]
 
 
-@pytest.fixture(scope="module")
-def executor() -> Iterator[Executor]:
-    with Executor(config.Execute(workers=1)) as pool:
-        yield pool
-
-
-def _engine(run: Run, monkeypatch: pytest.MonkeyPatch, say: Say) -> runs.Scripted:
+def _engine(run: Run, monkeypatch: pytest.MonkeyPatch, say: Say) -> ScriptedSampler:
     """The run's sampler is told, by example, what to say."""
     by_text = {
         prompt.text: example
         for held in evaluation.held_out(run)
         for example, prompt in zip(held.examples, held.prompts, strict=True)
     }
-    engine = runs.Scripted(run, lambda text, g: say(by_text[text], g))
+    engine = ScriptedSampler(run, lambda text, g: say(by_text[text], g))
     monkeypatch.setattr(Run, "engine", lambda self, prompts: engine)
     return engine
 

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoding import largest_mask
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, sharding
 from sqlr1_jax.model import attention
 from sqlr1_jax.model.attention import Mask, attend
+from testing.compilation import largest_mask
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 B, H, K, h = 2, 6, 2, 4
 PREFIX, SEGMENT, SEGMENTS = 6, 5, 3

@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoding import largest_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax.model import strided
 from sqlr1_jax.model.strided import Places
+from testing.compilation import largest_mask
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 B, K, g, h = 2, 2, 3, 4
 LENGTHS = (9, 4)  # of the prefixes, which may take 9

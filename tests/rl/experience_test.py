@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import runs
 
 from sqlr1_jax import config
 from sqlr1_jax.data import answer
@@ -19,12 +17,7 @@ from sqlr1_jax.rl.experience import Clock
 from sqlr1_jax.rollout.engine import Ended
 from sqlr1_jax.sql.executor import Executor, ExecutorError, Outcome
 from sqlr1_jax.train.run import Run
-
-
-@pytest.fixture(scope="module")
-def executor() -> Iterator[Executor]:
-    with Executor(config.Execute(workers=1)) as pool:
-        yield pool
+from testing import scripted_sampler
 
 
 def _said(sql: str) -> str:
@@ -49,7 +42,7 @@ def _examples(pets: Path) -> list[Example]:
 
 
 def _outcomes(run: Run, executor: Executor, pets: Path) -> tuple:
-    made = runs.completions(run, TEXTS)
+    made = scripted_sampler.completions(run, TEXTS)
     scoring = _scored(run, executor, _examples(pets), made)
     return made, scoring.answers, scoring, scoring.outcomes()
 
@@ -74,7 +67,7 @@ def test_what_goes_wrong_while_sampling_is_raised_afterwards(run: Run, pets: Pat
     """The sampler of other hosts must not be left alone."""
     with Executor(config.Execute(workers=1)) as pool:
         pass
-    made = runs.completions(run, TEXTS[:1])
+    made = scripted_sampler.completions(run, TEXTS[:1])
     scoring = _scored(run, pool, _examples(pets)[:1], made)
     with pytest.raises(ExecutorError, match="The executor is closed"):
         scoring.outcomes()
@@ -97,7 +90,7 @@ def test_rewards_right_and_sound_follow_from_the_outcomes(run: Run, executor: Ex
 def test_length_may_be_counted_in_tokens(run: Run, pets: Path) -> None:
     cfg = dataclasses.replace(run.cfg.grpo, reward=config.Reward(length_unit="tokens"))
     run = dataclasses.replace(run, cfg=dataclasses.replace(run.cfg, grpo=cfg))
-    made = runs.completions(run, [[_said("SELECT count(*) FROM dogs")]])
+    made = scripted_sampler.completions(run, [[_said("SELECT count(*) FROM dogs")]])
     said = answer.read(_said("SELECT count(*) FROM dogs"), "reasoning")
     judged = experience.judge(run, _examples(pets)[:1], made, [[said]], [[Outcome("match")]])
     rewards = judged.rewards_PGR
@@ -112,7 +105,7 @@ def test_length_may_be_counted_in_tokens(run: Run, pets: Path) -> None:
 def test_a_group_is_the_prompt_and_each_completion_behind_its_last_token(run: Run) -> None:
     problems = experience.load_problems(run)
     _, prompts = problems.pick([3, 1, 2])
-    made = runs.completions(run, TEXTS)
+    made = scripted_sampler.completions(run, TEXTS)
     groups = experience.groups(prompts, made)
     for p, (group, prompt) in enumerate(zip(groups, prompts, strict=True)):
         assert list(group.prefix) == list(prompt.ids[:-1])
@@ -179,7 +172,7 @@ def test_time_outs_are_the_batches_own_whatever_the_executor_remembers(run: Run,
     with Executor(config.Execute(workers=1, max_steps=100_000)) as pool:
         counted = []
         for _ in range(2):
-            made = runs.completions(run, [[_said(endless), _said("SELECT 4")]])
+            made = scripted_sampler.completions(run, [[_said(endless), _said("SELECT 4")]])
             scoring = _scored(run, pool, examples, made)
             outcomes = scoring.outcomes()
             assert outcomes[0][0].kind == "timeout"

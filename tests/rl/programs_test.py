@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, sharding
 from sqlr1_jax.data import packing
@@ -21,6 +20,8 @@ from sqlr1_jax.rl.programs import STOP, Step
 from sqlr1_jax.rollout import engine
 from sqlr1_jax.rollout.engine import Request
 from sqlr1_jax.train import batch, state
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 CONFIG = config.Config(
     model=config.Model(dtype="bfloat16", logits_chunk=0),

@@ -8,9 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
-from decoding import logits
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, sharding
 from sqlr1_jax.data import packing
@@ -21,6 +18,10 @@ from sqlr1_jax.model.quantize import Scaled
 from sqlr1_jax.rollout import decode
 from sqlr1_jax.rollout.engine import Completions, Engine, Request
 from sqlr1_jax.train import batch, state
+from testing import tiny_models
+from testing.naive_decoding import logits
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 SETTINGS = config.Sampling(temperature=1.1, max_tokens=9)
 STOP = (2, 5, 9)
@@ -33,8 +34,8 @@ def _prompts() -> tuple[np.ndarray, ...]:
     return tuple(rng.integers(2, 37, length).astype(np.int32) for length in (4, 9, 2, 7))
 
 
-def _engine(mesh: jax.sharding.Mesh | None = None, model: qwen2.Qwen2Config = small.MODEL) -> Engine:
-    return Engine(model, mesh or small.one_device(), STOP, 10, config.Rollout())
+def _engine(mesh: jax.sharding.Mesh | None = None, model: qwen2.Qwen2Config = tiny_models.MODEL) -> Engine:
+    return Engine(model, mesh or tiny_models.one_device(), STOP, 10, config.Rollout())
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def _rolled(
 ) -> Completions:
     engine = engine or _engine()
     asked = Request(prompts, samples, SETTINGS, 7, step)
-    return engine.rollout(engine.weights(small.params()), dataclasses.replace(asked, **more))
+    return engine.rollout(engine.weights(tiny_models.random_params()), dataclasses.replace(asked, **more))
 
 
 @functools.cache
@@ -70,9 +71,11 @@ def _part(made: Completions, places: slice | list[int], samples: int = G) -> Com
 
 def test_under_bfloat16_the_samplers_weights_are_what_the_trainer_computes_with(looped: None) -> None:
     """Matrices are rounded for products by both; norms and biases by neither."""
-    model = dataclasses.replace(small.MODEL, dtype="bfloat16")
+    model = dataclasses.replace(tiny_models.MODEL, dtype="bfloat16")
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda w: w + jnp.asarray(0.3 * rng.standard_normal(w.shape), w.dtype), small.params())
+    params = jax.tree.map(
+        lambda w: w + jnp.asarray(0.3 * rng.standard_normal(w.shape), w.dtype), tiny_models.random_params()
+    )
     weights = _engine(model=model).weights(params)
     assert weights["layers"]["q"].dtype == weights["embed"].dtype == jnp.bfloat16
     assert weights["layers"]["q_bias"].dtype == weights["final_norm"].dtype == jnp.float32
@@ -87,11 +90,11 @@ def test_under_bfloat16_the_samplers_weights_are_what_the_trainer_computes_with(
 def test_on_cpu_weights_lie_one_by_one_and_turned_and_mean_the_same(
     tied: bool, kind: str, dtype: str, near: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, ids = dataclasses.replace(small.MODEL, tied=tied, dtype=dtype), list(range(2, 20))
-    params = small.params(model)
+    model, ids = dataclasses.replace(tiny_models.MODEL, tied=tied, dtype=dtype), list(range(2, 20))
+    params = tiny_models.random_params(model)
 
     def made() -> tuple[Any, qwen2.Qwen2Config]:
-        sampler = Engine(model, small.one_device(), STOP, 10, config.Rollout(weights=kind))
+        sampler = Engine(model, tiny_models.one_device(), STOP, 10, config.Rollout(weights=kind))
         return sampler.weights(params), sampler.model
 
     apart, of_apart = made()
@@ -138,13 +141,13 @@ def test_seed_and_step_change_the_samples() -> None:
 
 
 def test_eight_devices_sample_what_one_does() -> None:
-    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), small.MODEL.num_kv_heads)
+    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), tiny_models.MODEL.num_kv_heads)
     assert dict(mesh.shape) == {"replica": 1, "fsdp": 4, "tensor": 2}
     _same(_rolled(_prompts(), _engine(mesh)), _whole())
 
 
 def test_eight_devices_sample_what_one_does_with_layers_in_a_loop(looped: None) -> None:
-    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), small.MODEL.num_kv_heads)
+    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), tiny_models.MODEL.num_kv_heads)
     _same(_rolled(_prompts(), _engine(mesh)), _whole())
 
 
@@ -202,7 +205,7 @@ def test_a_completion_ends_where_its_caller_says_so() -> None:
 
 def test_what_is_compiled_ahead_is_all_that_a_rollout_needs() -> None:
     engine = dataclasses.replace(_engine(), cfg=config.Rollout(slots=2, refill=1, chunk=4, buckets=2))
-    weights, asked = engine.weights(small.params()), Request(_prompts(), G + 1, SETTINGS, 7, 2)
+    weights, asked = engine.weights(tiny_models.random_params()), Request(_prompts(), G + 1, SETTINGS, 7, 2)
     engine.compile(weights, asked)
     before = [program._cache_size() for program in (decode.empty, decode.fill, decode.chunk)]
     engine.rollout(weights, asked)
@@ -226,12 +229,12 @@ def test_int8_samples_nearly_what_full_precision_does(how: dict[str, str]) -> No
     [(0, 8, 1, 8), (1, 8, 1, 4), (5, 8, 1, 8), (1, 8, 2, 4), (3, 16, 2, 8), (1, 2, 1, 2)],
 )
 def test_a_prefill_takes_a_prompt_for_each_row_of_the_mesh(refill: int, slots: int, on: int, want: int) -> None:
-    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), small.MODEL.num_kv_heads)
+    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), tiny_models.MODEL.num_kv_heads)
     assert dataclasses.replace(_engine(mesh), cfg=config.Rollout(refill=refill)).refill(slots, on) == want
 
 
 def test_eight_devices_fill_slots_again_as_one_does() -> None:
-    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), small.MODEL.num_kv_heads)
+    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), tiny_models.MODEL.num_kv_heads)
     engine = dataclasses.replace(_engine(mesh), cfg=config.Rollout(slots=4, refill=1, chunk=3))
     prompts = (*_prompts(), *_prompts())
     _same(_rolled(prompts, engine), _rolled(prompts))
@@ -260,9 +263,9 @@ def test_the_trainer_and_the_sampler_agree(layout: str) -> None:
     groups = [Group(prompt[:-1], [segment(p, g) for g in range(G)]) for p, prompt in enumerate(_prompts())]
     cfg = config.Rows(layout=layout, length=64)
     fixed = batch.layout_for(groups, cfg)
-    fed = batch.assemble(batch.to_rows(groups, fixed, cfg), small.one_device(), 4, 1)
-    program = state.Program(small.MODEL, config.Optimizer(), 1, fixed, SETTINGS.temperature)
-    trained = np.asarray(state.score(small.params(), fed, program))
+    fed = batch.assemble(batch.to_rows(groups, fixed, cfg), tiny_models.one_device(), 4, 1)
+    program = state.Program(tiny_models.MODEL, config.Optimizer(), 1, fixed, SETTINGS.temperature)
+    trained = np.asarray(state.score(tiny_models.random_params(), fed, program))
     counted = np.asarray(fed.rows.weight) > 0
     assert counted.sum() == made.length_PG.sum()
     gap = np.abs(trained - np.asarray(fed.rows.logprob))[counted]

@@ -7,9 +7,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import runs as whole
-import small
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, sharding
 from sqlr1_jax.data.prompt import Prompt
@@ -17,6 +14,9 @@ from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import huggingface, qwen2
 from sqlr1_jax.train import run as runs
 from sqlr1_jax.train.run import Run
+from testing import tiny_models, tiny_runs
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 
 def _prompt(length: int, over_budget: bool = False) -> Prompt:
@@ -42,7 +42,7 @@ def test_initial_weights_are_the_folders(run: Run, home: Path) -> None:
 
 
 def test_random_weights_follow_the_seed_and_not_the_mesh(run: Run) -> None:
-    bare = dataclasses.replace(run, cfg=dataclasses.replace(run.cfg, model=config.Model()), model=small.MODEL)
+    bare = dataclasses.replace(run, cfg=dataclasses.replace(run.cfg, model=config.Model()), model=tiny_models.MODEL)
     eight = dataclasses.replace(bare, mesh=sharding.make_mesh(config.Mesh(fsdp=4, tensor=2)))
     other = dataclasses.replace(bare, cfg=dataclasses.replace(bare.cfg, seed=1))
     one, spread, unlike = (jax.device_get(runs.initial(r)) for r in (bare, eight, other))
@@ -133,19 +133,19 @@ def test_a_model_that_cannot_be_had_is_an_error_with_a_fix(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ConfigError, match=r"config\.model\.path") as error:
-        runs.start(whole.settings(model__path=path), tmp_path)
+        runs.start(tiny_runs.tiny_config(model__path=path), tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_one_of_several_hosts_must_be_told_so(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     with pytest.raises(ConfigError, match=r"one of 4 hosts.*--distributed"):
-        runs.start(whole.settings(model__path=str(home / "model")), tmp_path)
+        runs.start(tiny_runs.tiny_config(model__path=str(home / "model")), tmp_path)
 
 
 def test_a_mesh_that_does_not_fit_the_devices_is_told_at_once(home: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.mesh"):
-        runs.start(whole.settings(model__path=str(home / "model"), mesh__tensor=3), tmp_path)
+        runs.start(tiny_runs.tiny_config(model__path=str(home / "model"), mesh__tensor=3), tmp_path)
 
 
 def test_a_folders_weights_serve_any_mesh(run: Run) -> None:

@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config
 from sqlr1_jax.data import answer
@@ -16,6 +14,9 @@ from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.train import batch, metrics, sft, state
 from sqlr1_jax.train.run import Run, initial
 from sqlr1_jax.train.state import Program
+from testing import closeness, naive_decoding, tiny_models, training_data
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 
 def _with(run: Run, **data: object) -> Run:
@@ -70,7 +71,7 @@ def test_where_values_are_retrieved_nothing_is_shared_and_rows_still_work(run: R
     program = Program(run.model, config.Optimizer(), 1, layout)
     scored = np.asarray(state.score(initial(run), fed, program))[0, 0]
     first = np.asarray(groups[0].segments[0].tokens)
-    want, _ = small.naive_logprobs(initial(run), first, run.model)
+    want, _ = naive_decoding.naive_logprobs(initial(run), first, run.model)
     got = scored[layout.prefix : layout.prefix + len(first) - 1]
     asked = np.asarray(groups[0].segments[0].weight) > 0
     want = np.where(asked, np.asarray(want)[np.arange(len(first) - 1), first[1:]], 0)
@@ -115,7 +116,7 @@ def test_prompts_over_the_budget_are_counted_and_left_out(run: Run, caplog: pyte
 @jax.jit
 def _naive_slope(params: object, text: jax.Array, weight: jax.Array) -> tuple[jax.Array, object]:
     def loss(params: object) -> jax.Array:
-        logp_TV, _ = small.naive_logprobs(params, text)
+        logp_TV, _ = naive_decoding.naive_logprobs(params, text)
         return -(jnp.take_along_axis(logp_TV, text[1:, None], 1)[:, 0] * weight).sum()
 
     return jax.value_and_grad(loss)(params)
@@ -126,29 +127,29 @@ def test_the_loss_is_the_mean_over_answer_tokens_and_so_is_its_gradient(layout: 
     """Against each question with a schema of its own, in a row of its own."""
     groups = [
         group._replace(segments=[s._replace(weight=np.arange(len(s.weight)) >= 2) for s in group.segments])
-        for group in small.groups(4, 3, longest=8)
+        for group in training_data.random_groups(4, 3, longest=8)
     ]
-    texts = small.texts(groups)
+    texts = training_data.plain_texts(groups)
     tokens = sum(int(np.sum(segment.weight)) for _, _, segment in texts)
     longest = max(len(text) for text, _, _ in texts)
     value, slope = 0.0, None
     for text, prefix, segment in texts:
         weight = np.zeros(longest - 1, np.float32)
         weight[prefix : len(text) - 1] = np.asarray(segment.weight) / tokens
-        loss, part = _naive_slope(small.params(), np.pad(text, (0, longest - len(text))), weight)
+        loss, part = _naive_slope(tiny_models.random_params(), np.pad(text, (0, longest - len(text))), weight)
         value, slope = value + float(loss), part if slope is None else jax.tree.map(jnp.add, slope, part)
     cfg = config.Rows(layout=layout, length=80)
     fixed = batch.layout_for(groups, cfg)
     rows = batch.to_rows(groups, fixed, cfg)
     rows = rows._replace(weight=batch.place_weights(rows, "token"))
-    fed = batch.assemble(rows, small.one_device(), 2, 2)
-    program = Program(small.MODEL, config.Optimizer(), 1, fixed)
+    fed = batch.assemble(rows, tiny_models.one_device(), 2, 2)
+    program = Program(tiny_models.MODEL, config.Optimizer(), 1, fixed)
     got, objective, sums = jax.jit(state.gradients, static_argnums=(2, 3, 4))(
-        small.params(), fed, sft.sft_loss, None, program
+        tiny_models.random_params(), fed, sft.sft_loss, None, program
     )
     assert float(objective) == pytest.approx(value, rel=1e-5)
-    assert small.distance(got, slope) <= 1e-5
-    assert small.worst_leaf(got, slope) <= 1e-4
+    assert closeness.relative_distance(got, slope) <= 1e-5
+    assert closeness.largest_leaf_error(got, slope) <= 1e-4
     assert float(sums["entropy"][1]) == tokens
 
 

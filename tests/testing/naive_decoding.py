@@ -1,11 +1,9 @@
-"""What tests of models share: nearness, the size of masks, logits of a text, greedy decoding by prefill and steps."""
+"""Slow ways to compute a text's logits and log-probabilities, and greedy decoding by prefill and single steps."""
 
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,23 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from sqlr1_jax.model import attention, qwen2
-
-FIXTURE = Path(__file__).parent / "model" / "fixtures" / "qwen2"
-
-
-def close(ours: jax.Array | np.ndarray, theirs: np.ndarray, relative: float) -> None:
-    """The largest difference, against the largest of theirs."""
-    assert np.abs(np.asarray(ours) - theirs).max() <= relative * np.abs(theirs).max()
+from testing.tiny_models import MODEL
 
 
-def largest_mask(function: Callable[..., Any], *args: jax.Array) -> int:
-    """Elements of the largest array of bools that a program makes, loops and what stands before them included."""
-    shapes = re.findall(r"bool\[([\d,]+)\]", str(jax.make_jaxpr(function)(*args)))
-    return max(int(np.prod([int(size) for size in shape.split(",")])) for shape in shapes)
+@functools.partial(jax.jit, static_argnames=("model", "temperature"))
+def naive_logprobs(
+    params: Any, tokens_T: jax.Array, model: qwen2.Qwen2Config = MODEL, temperature: float = 1.0
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities [T-1, V] of each next token of one plain text, and their entropy [T-1]: nothing is shared."""
+    tokens_1T = tokens_T[None, :-1]
+    positions_1T = jnp.arange(tokens_1T.shape[1])[None]
+    mask = attention.causal(tokens_1T, jnp.full(1, tokens_1T.shape[1]))
+    hidden_1TD, _ = qwen2.forward(params, tokens_1T, positions_1T, mask, model)
+    logp_TV = jax.nn.log_softmax(qwen2.unembed(params, hidden_1TD, model)[0] / temperature, axis=-1)
+    return logp_TV, -(jnp.exp(logp_TV) * logp_TV).sum(-1)
 
 
 def logits(params: qwen2.Params, tokens: Sequence[int], cfg: qwen2.Qwen2Config) -> np.ndarray:
-    """Of one text, at each of its places, in one forward pass."""
+    """Logits [T, V] of one text at each of its tokens, in one forward pass."""
     return np.asarray(_logits(params, jnp.asarray(tokens, jnp.int32)[None], cfg)[0])
 
 
@@ -43,7 +42,7 @@ def _logits(params: qwen2.Params, tokens_BT: jax.Array, cfg: qwen2.Qwen2Config) 
 def prefilled(
     params: qwen2.Params, prompts: list[list[int]], samples: int, steps: int, cfg: qwen2.Qwen2Config, prefix: int = 0
 ) -> qwen2.Cache:
-    """A cache that holds all but the last token of each prompt."""
+    """A cache that holds all but the last token of each prompt; its prefix is at least `prefix` tokens wide."""
     lengths = [len(prompt) - 1 for prompt in prompts]
     width = max(prefix, *lengths, 1)
     tokens_PS = jnp.asarray([[*prompt[:-1], *[0] * (width - len(prompt) + 1)] for prompt in prompts], jnp.int32)
@@ -63,7 +62,7 @@ def _prefill(
 
 
 def greedy(params: qwen2.Params, prompt: list[int], steps: int, cfg: qwen2.Qwen2Config) -> tuple[list[int], np.ndarray]:
-    """The `steps` likeliest next tokens, and the logits [steps, V] that each was chosen from."""
+    """The `steps` greedy tokens after a prompt, and the logits [steps, V] that each was chosen from."""
     tokens_TPG, logits_TPGV = _greedy(params, prefilled(params, [prompt], 1, steps, cfg), prompt[-1], steps, cfg)
     return [int(token) for token in tokens_TPG[:, 0, 0]], np.asarray(logits_TPGV[:, 0, 0])
 
@@ -87,7 +86,7 @@ def _greedy(
 def decode_step(
     params: qwen2.Params, token_PG: jax.Array, cache: qwen2.Cache, cfg: qwen2.Qwen2Config
 ) -> tuple[jax.Array, qwen2.Cache]:
-    """One step of every sample, whatever its prompt's age: hidden [P, G, D] and the cache after it."""
+    """One decode step of every sample: hidden states [P, G, D], and the cache after it."""
     positions_P = cache.prefix_length_P + cache.step - cache.start_P
     positions_PG = jnp.broadcast_to(positions_P[:, None], token_PG.shape)
     hidden_PGD, after = qwen2.forward(params, token_PG, positions_PG, None, cfg, cache)
