@@ -10,8 +10,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from sqlr1_jax.data import sources  # imports neither config nor anything that does
 from sqlr1_jax.errors import ConfigError
 
 if TYPE_CHECKING:  # only config files need it, and a machine that samples or trains by other means may lack it
@@ -19,7 +21,7 @@ if TYPE_CHECKING:  # only config files need it, and a machine that samples or tr
 
 SIZES = ("tiny", "0.5b", "1.5b", "3b", "7b", "14b", "32b")
 STAGES = ("data", "cold_start", "grpo", "evaluate", "export")
-SOURCES = ("synth", "synsql", "synsql-200k", "complex-5k", "spider", "bird", "parquet", "jsonl", "hub")
+SOURCES = ("synth", *sources.PREFIXES)  # prefixes; synth: the embedded data set
 
 
 def _one_of(key: str, value: Any, allowed: tuple) -> None:
@@ -418,15 +420,16 @@ def as_dict(cfg: Config) -> dict:
 def differences(old: Config, new: Config) -> list[str]:
     """One line for each setting that differs and may not when a run resumes."""
     lines = []
-    for path, before in _leaves(old, ""):
+    for path, before in leaves(as_dict(old)):
         after = get(new, path)
         if before != after and path not in FREE_ON_RESUME:
             lines.append(f"config.{path}: {before!r} in the run, {after!r} now")
     return lines
 
 
-def _leaves(node: Any, path: str) -> list[tuple[str, Any]]:
-    if not dataclasses.is_dataclass(node):
-        return [(path, node)]
-    dotted = f"{path}." if path else ""
-    return [leaf for f in dataclasses.fields(node) for leaf in _leaves(getattr(node, f.name), dotted + f.name)]
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted path, value) of each setting of a tree of dicts, as `as_dict` and config.json have it."""
+    found = []
+    for name, value in tree.items():
+        found += leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
+    return found

@@ -55,7 +55,7 @@ def read_numbered_jsonl(path: Path, on_bad_lines: OnBadLines = "error") -> Itera
                 if on_bad_lines == "error":
                     raise JsonlError(f"{problem}. Repair the line or remove it.") from None
                 if on_bad_lines == "warn":
-                    log.warning("%s. It is left out; a kill may have cut it short.", problem)
+                    log.warning("%s: left out, perhaps cut short by a kill", problem)
                     continue
                 value = line
             yield number, value

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sqlr1_jax import config, presets
 from sqlr1_jax.errors import ConfigError
 
-LEAVES = config._leaves(config.Config(), "")
+LEAVES = config.leaves(config.as_dict(config.Config()))
 
 
 def _changed(path: str, value: object) -> config.Config:
@@ -20,6 +20,12 @@ def _changed(path: str, value: object) -> config.Config:
         return dataclasses.replace(node, **{names[0]: new})
 
     return put(config.Config(), path.split("."))
+
+
+def test_leaves_are_the_settings_by_dotted_path() -> None:
+    tree = {"seed": 1, "grpo": {"steps": 2, "rows": {"buckets": 3}}, "stages": ("data",)}
+    assert config.leaves(tree) == [("seed", 1), ("grpo.steps", 2), ("grpo.rows.buckets", 3), ("stages", ("data",))]
+    assert all(config.get(config.Config(), path) == value for path, value in LEAVES)
 
 
 def test_defaults_survive_a_config_dict_and_json() -> None:

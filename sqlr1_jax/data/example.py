@@ -15,7 +15,6 @@ from sqlr1_jax.sql import database as sqlite
 
 log = logging.getLogger(__name__)
 
-PREFIXES = ("synsql", "synsql-200k", "complex-5k", "spider", "bird", "parquet", "jsonl", "hub")
 _TEXTS = ("knowledge", "reasoning", "complexity", "style", "family", "habit")  # optional
 
 
@@ -176,8 +175,9 @@ def _reader(spec: str, databases: str, exclude: str = "") -> _Reader:
 
 def _parsed(spec: str) -> tuple[str, str]:
     prefix, _, path = spec.partition(":")
-    if prefix not in PREFIXES or not path:
-        raise ExampleError(f"{spec!r} names no data: write PREFIX:PATH, the prefix one of {', '.join(PREFIXES)}.")
+    if prefix not in sources.PREFIXES or not path:
+        prefixes = ", ".join(sources.PREFIXES)
+        raise ExampleError(f"{spec!r} names no data: write PREFIX:PATH, the prefix one of {prefixes}.")
     return prefix, path
 
 

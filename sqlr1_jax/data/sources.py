@@ -190,3 +190,4 @@ _FORMS: Mapping[str, _Form] = {
     "parquet": (("train.parquet",), ("databases",), _from_synsql),
     "jsonl": (("data.jsonl", "train.jsonl"), ("databases",), _from_synsql),
 }
+PREFIXES = (*_FORMS, "hub")  # all that `open_source` takes

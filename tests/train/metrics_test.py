@@ -87,6 +87,7 @@ def test_a_line_cut_short_by_a_kill_is_left_out_and_told(tmp_path: Path, caplog:
     path.write_text(path.read_text()[:-5])
     with caplog.at_level(logging.WARNING):
         assert [line["step"] for line in metrics.read(path)] == [1]
+    assert "metrics.jsonl, line 2 is not JSON" in caplog.text
     assert "cut short" in caplog.text
     with Metrics(tmp_path, "grpo") as log:
         log.cut(1)
