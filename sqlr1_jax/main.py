@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from sqlr1_jax import config, files, hosts, memory
+from sqlr1_jax import config, files, hosts, malloc
 from sqlr1_jax.train.interrupt import Interrupted
 
 log = logging.getLogger("sqlr1_jax")
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
     """The command; flags are parsed."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}; settings are --config.NAME=VALUE")
-    memory.keep_freed()
+    malloc.tune_malloc()
     workdir = Path(_WORKDIR.value or "")
     try:
         cfg = config.freeze(_CONFIG.value)
