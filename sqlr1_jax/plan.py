@@ -23,8 +23,8 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from sqlr1_jax import config, hlo, hosts
+from sqlr1_jax.aot.programs import Step
 from sqlr1_jax.model import flops
-from sqlr1_jax.rl.programs import Step
 
 log = logging.getLogger(__name__)
 # GiB of HBM that a program may use on one chip, as the compiler states it when it refuses one.

@@ -13,11 +13,11 @@ import pytest
 from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, sharding
+from sqlr1_jax.aot.programs import STOP, Step
 from sqlr1_jax.data import packing
 from sqlr1_jax.data.packing import Group, Segment
 from sqlr1_jax.model import qwen2, random_weights
 from sqlr1_jax.rl.loss import grpo_loss
-from sqlr1_jax.rl.programs import STOP, Step
 from sqlr1_jax.rollout import engine
 from sqlr1_jax.rollout.engine import Request
 from sqlr1_jax.train import batch, state
