@@ -26,4 +26,4 @@ def tune_malloc() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all([mallopt(parameter, value) == 1 for parameter, value in _SETTINGS.items()])
+    return {mallopt(parameter, value) for parameter, value in _SETTINGS.items()} == {1}  # 1: accepted
