@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from sqlr1_jax import config, hosts, memory
+from sqlr1_jax import config, hosts, malloc
 from sqlr1_jax.errors import ConfigError, exit_on_error
 from sqlr1_jax.io import atomic_write_text
 
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
     """The command; flags are parsed."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}; settings are --config.NAME=VALUE")
-    memory.keep_freed()
+    malloc.tune_malloc()
     workdir = Path(_WORKDIR.value or "")
     cfg = config.freeze(_CONFIG.value)
     if _DISTRIBUTED.value:

@@ -1,4 +1,4 @@
-"""What is compiled ahead of time is what training calls: same shapes, dtypes and layouts, on four devices."""
+"""The abstract inputs have the shapes, dtypes and shardings of the arrays that training passes, on four devices."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from sqlr1_jax import config, sharding
+from sqlr1_jax.aot.programs import STOP, StepPrograms
 from sqlr1_jax.data import packing
 from sqlr1_jax.data.packing import Group, Segment
 from sqlr1_jax.model import qwen2, random_weights
 from sqlr1_jax.rl.loss import grpo_loss
-from sqlr1_jax.rl.programs import STOP, Step
 from sqlr1_jax.rollout import engine
 from sqlr1_jax.rollout.engine import Request
 from sqlr1_jax.train import batch, state
@@ -37,24 +37,24 @@ CONFIG = config.Config(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _as_on_chips() -> Iterator[None]:
-    """Layers in a loop, as on what is planned for; on CPU the sampler's lie one by one."""
+def _as_on_tpu() -> Iterator[None]:
+    """Stacks the sampler's layers, as on TPU; on CPU the engine keeps them apart."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "_on_cpu", lambda mesh: False)
         yield
 
 
 @pytest.fixture(scope="module")
-def step() -> Step:
-    return Step(CONFIG, jax.devices()[:4], hosts=1)
+def step() -> StepPrograms:
+    return StepPrograms(CONFIG, jax.devices()[:4], hosts=1)
 
 
 @pytest.fixture(scope="module")
-def real(step: Step) -> state.TrainState:
+def real(step: StepPrograms) -> state.TrainState:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, step.params)
     make = jax.jit(lambda key: random_weights.init_params(step.model, key), out_shardings=shardings)
     with jax.set_mesh(step.mesh):
-        return state.create(make(jax.random.key(0)), step.program)
+        return state.create(make(jax.random.key(0)), step.update_spec)
 
 
 def _assert_same(planned: Any, real: Any) -> None:
@@ -65,103 +65,100 @@ def _assert_same(planned: Any, real: Any) -> None:
         assert want.sharding.is_equivalent_to(got.sharding, got.ndim), f"{name}: {want.sharding}, {got.sharding}"
 
 
-def test_the_state_is_the_one_that_training_makes(step: Step, real: state.TrainState) -> None:
+def test_the_state_is_the_one_that_training_makes(step: StepPrograms, real: state.TrainState) -> None:
     _assert_same((step.state.params, step.state.opt_state), (real.params, real.opt_state))
     moments = jax.tree.leaves(step.state.opt_state)
     assert not any(leaf.sharding.is_fully_replicated for leaf in moments if leaf.ndim > 2)
 
 
-def test_the_samplers_weights_are_the_ones_that_training_makes(step: Step, real: state.TrainState) -> None:
+def test_the_samplers_weights_are_the_ones_that_training_makes(step: StepPrograms, real: state.TrainState) -> None:
     with jax.set_mesh(step.mesh):
-        _assert_same(step.sampler, step.engine.weights(real.params))
+        _assert_same(step.sampler_params, step.engine.weights(real.params))
 
 
-def test_the_batch_is_the_one_that_training_makes(step: Step) -> None:
+def test_the_batch_is_the_one_that_training_makes(step: StepPrograms) -> None:
     tokens = np.arange(9, dtype=np.int32)
     segments = [Segment(tokens, np.ones(8, np.float32), np.zeros(8, np.float32), 0, g) for g in range(2)]
-    rows = packing.strided([Group(np.arange(20), segments)] * 8, step.layout)
-    _assert_same(step.update.inputs[1], batch.assemble(rows, step.mesh, step.rows, step.microbatches))
+    rows = packing.strided([Group(np.arange(20), segments)] * 8, step.row_layout)
+    _assert_same(step.update.inputs[1], batch.assemble(rows, step.mesh, step.microbatch_rows, step.microbatches))
 
 
-def test_sampling_goes_through_the_planned_programs(step: Step, real: state.TrainState) -> None:
-    """Each program takes what the one before it hands over, and together they say what a rollout does."""
+def test_the_compiled_sampler_samples_what_the_engine_samples(step: StepPrograms, real: state.TrainState) -> None:
+    """Each program takes the arrays that the one before it returns."""
     with jax.set_mesh(step.mesh):
         weights = step.engine.weights(real.params)
-    asked = Request([np.arange(1, 20, dtype=np.int32)] * 8, 2, CONFIG.grpo.sampling, seed=0, step=0)
+    request = Request([np.arange(1, 20, dtype=np.int32)] * 8, 2, CONFIG.grpo.sampling, seed=0, step=0)
     put = functools.partial(sharding.put, mesh=step.engine.mesh, rules=sharding.SAMPLE_RULES)
-    living = real, real.params
-    arrivals = put(engine._arrivals(asked, np.arange(8), np.arange(8), step.sampled.prefix))
-    slots = step.empty.compiled(living)
+    resident = real, real.params
+    arrivals = put(engine._arrivals(request, np.arange(8), np.arange(8), step.rollout_layout.prefix))
+    slots = step.init_slots.compiled(resident)
     _assert_same(step.prefill.inputs[1:3], (slots, arrivals))
-    at = jax.device_put(np.int32(0), sharding.replicated(step.engine.mesh))
-    slots = step.prefill.compiled(living, weights, slots, arrivals, at)
+    index = jax.device_put(np.int32(0), sharding.replicated(step.engine.mesh))
+    slots = step.prefill.compiled(resident, weights, slots, arrivals, index)
     halt_PG = put(np.zeros((8, 2), bool))
     _assert_same(step.decode.inputs[1:], (slots, halt_PG))
-    _, chunk = step.decode.compiled(living, weights, slots, halt_PG)
-    completions = step.engine.rollout(weights, asked)
+    _, chunk = step.decode.compiled(resident, weights, slots, halt_PG)
+    completions = step.engine.rollout(weights, request)
     np.testing.assert_array_equal(chunk.tokens_PGC, completions.tokens_PGT)
     np.testing.assert_array_equal(chunk.length_PG, completions.length_PG)
 
 
 def test_slots_and_refills_are_the_configs() -> None:
     few = dataclasses.replace(CONFIG, rollout=config.Rollout(slots=4, refill=2, cache="int8", weights="int8"))
-    step = Step(few, jax.devices()[:4], hosts=1)
+    step = StepPrograms(few, jax.devices()[:4], hosts=1)
     _, slots, arrivals, _ = step.prefill.inputs
     assert slots.token_PG.shape == (4, 2) and arrivals.tokens_RS.shape == (2, 32)
-    assert slots.cache.k[0].values.dtype == "int8" and step.sampler["layers"]["q"].values.dtype == "int8"
+    assert slots.cache.k[0].values.dtype == "int8" and step.sampler_params["layers"]["q"].values.dtype == "int8"
 
 
-def test_on_cpu_the_planned_sampler_is_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its layers lie one by one, in the weights as in the cache that decoding takes."""
+def test_on_cpu_the_samplers_layers_are_apart_as_in_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "_on_cpu", lambda mesh: True)
-    step = Step(CONFIG, jax.devices()[:4], hosts=1)
+    step = StepPrograms(CONFIG, jax.devices()[:4], hosts=1)
     slots, chunk = jax.eval_shape(step.decode.function, *step.decode.inputs)
-    assert len(step.sampler["layers"]) == len(slots.cache.k) == step.model.num_layers > step.model.unroll
+    assert len(step.sampler_params["layers"]) == len(slots.cache.k) == step.model.num_layers > step.model.unroll
     assert chunk.tokens_PGC.shape == (8, 2, 8)
 
 
-def test_the_compiled_update_does_what_training_does(step: Step, real: state.TrainState) -> None:
+def test_the_compiled_update_does_what_training_does(step: StepPrograms, real: state.TrainState) -> None:
     segments = [Segment(np.arange(9), np.ones(8, np.float32), np.zeros(8, np.float32), 0, g) for g in range(2)]
-    rows = packing.strided([Group(np.arange(20), segments)] * 8, step.layout)
-    fed = batch.assemble(rows, step.mesh, step.rows, step.microbatches)
+    rows = packing.strided([Group(np.arange(20), segments)] * 8, step.row_layout)
+    rows_batch = batch.assemble(rows, step.mesh, step.microbatch_rows, step.microbatches)
     copy = jax.tree.map(lambda leaf: leaf.copy(), real)
     reference = jax.tree.map(lambda leaf: leaf.copy(), real.params)
     with jax.set_mesh(step.mesh):
-        want, _ = state.update(copy, fed, grpo_loss, CONFIG.grpo, step.program)
-    at = dataclasses.replace(real, step=jax.device_put(real.step, sharding.replicated(step.mesh)))
-    at = jax.tree.map(lambda leaf: leaf.copy(), at)
-    got, _ = step.update.compiled(reference, at, fed)
+        want, _ = state.update(copy, rows_batch, grpo_loss, CONFIG.grpo, step.update_spec)
+    train_state = dataclasses.replace(real, step=jax.device_put(real.step, sharding.replicated(step.mesh)))
+    train_state = jax.tree.map(lambda leaf: leaf.copy(), train_state)
+    got, _ = step.update.compiled(reference, train_state, rows_batch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got.params, want.params)
 
 
-def test_work_is_counted_for_all_chips(step: Step) -> None:
+def test_flops_are_those_of_all_devices(step: StepPrograms) -> None:
     tokens = 8 * (32 + 2 * 8)
     assert step.update.flops == pytest.approx(3 * step.score.flops)
     unembedding = step.model.vocab_size * step.model.hidden_size
     layers = qwen2.count_params(step.model) - unembedding - step.model.hidden_size * 100
     assert step.update.flops > 6 * (tokens * layers + 8 * 2 * 8 * unembedding)
-    assert step.decode.turns == 8
-    assert step.update.turns == 2
 
 
 def test_two_hosts_feed_twice_as_many_rows_at_a_time() -> None:
-    double = Step(CONFIG, jax.devices()[:4], hosts=2)
-    assert (double.prompts, double.rows, double.microbatches) == (8, 8, 1)
+    double = StepPrograms(CONFIG, jax.devices()[:4], hosts=2)
+    assert (double.prompts, double.microbatch_rows, double.microbatches) == (8, 8, 1)
 
 
 def test_without_kl_there_is_no_reference() -> None:
     cfg = dataclasses.replace(CONFIG, grpo=dataclasses.replace(CONFIG.grpo, kl=0.0))
-    step = Step(cfg, jax.devices()[:4], hosts=1)
+    step = StepPrograms(cfg, jax.devices()[:4], hosts=1)
     assert step.names == ("weights", "prefill", "decode", "update")
-    assert step.update.living is None
+    assert step.update.resident is None
 
 
 def test_packed_rows_take_the_length_that_the_config_gives() -> None:
     rows = config.Rows(layout="packed", length=100, per_microbatch=4)
-    step = Step(
+    step = StepPrograms(
         dataclasses.replace(CONFIG, grpo=dataclasses.replace(CONFIG.grpo, rows=rows)), jax.devices()[:4], hosts=1
     )
-    assert step.program.layout is None
+    assert step.update_spec.layout is None
     assert step.update.inputs[1].rows.tokens.shape == (2, 4, 100)
 
 
