@@ -240,7 +240,7 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    step: str = "best"  # or last, or a number
+    step: str = "last"  # or a step's number; best: the highest greedy accuracy on the evaluation subset
     dtype: str = ""  # empty: the parameters' own
     shard_gigabytes: float = 5.0
 
@@ -408,8 +408,8 @@ def check(cfg: Config) -> None:
             "config.grpo.ahead with config.grpo.old_logprobs='trainer' leaves samples of one update ago without "
             "correction: set config.grpo.importance_cap, or old_logprobs='sampler'."
         )
-    if cfg.export.step not in ("best", "last") and not cfg.export.step.isdigit():
-        raise ConfigError(f"config.export.step is {cfg.export.step!r}; it takes best, last or a step's number.")
+    if cfg.export.step not in ("last", "best") and not cfg.export.step.isdigit():
+        raise ConfigError(f"config.export.step is {cfg.export.step!r}; it takes last, best or a step's number.")
 
 
 def _check_source(key: str, spec: str) -> None:

@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", type=Path, required=True, help="the run's folder")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
     default = config.Export()
-    parser.add_argument("--step", default=default.step, help="best, last or a step's number; %(default)s unless given")
+    parser.add_argument("--step", default=default.step, help="last, best or a step's number; default: %(default)s")
     parser.add_argument("--dtype", default=default.dtype, help="float32 or bfloat16; the parameters' own unless given")
     parser.add_argument("--shard_gigabytes", type=float, default=default.shard_gigabytes, help="of a file, at most")
     return parser

@@ -19,7 +19,7 @@ def test_a_folder_without_a_run_is_named(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flag", "message"), [("--step=newest", "it takes best, last"), ("--dtype=int8", "export.dtype")]
+    ("flag", "message"), [("--step=newest", "it takes last, best"), ("--dtype=int8", "export.dtype")]
 )
 def test_a_setting_that_cannot_work_is_named(tmp_path, flag: str, message: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config.as_dict(config.Config())))
@@ -65,15 +65,28 @@ def _embedding(folder: Path, name: str = "model.safetensors") -> np.ndarray:
     return load_file(folder / name)["model.embed_tokens.weight"]
 
 
-def test_the_best_step_is_exported_to_the_bit_and_answers(trained: Path, tmp_path: Path, pets: Path) -> None:
-    from sqlr1_jax import ask
+def test_the_default_step_is_the_last() -> None:
+    assert config.Export().step == config.default().export.step == "last"
+    assert export._parser().parse_args(["--checkpoint=run", "--output=out"]).step == "last"
+
+
+@pytest.mark.parametrize(("flags", "step"), [([], 5), (["--step=last"], 5), (["--step=best"], 2)])
+def test_the_last_step_is_exported_to_the_bit_and_the_best_on_request(
+    trained: Path, tmp_path: Path, flags: list[str], step: int
+) -> None:
     from sqlr1_jax.train import run as runs
 
-    export.main([f"--checkpoint={trained}", f"--output={tmp_path}"])
+    export.main([f"--checkpoint={trained}", f"--output={tmp_path}", *flags])
     cfg = config.freeze(json.loads((trained / "config.json").read_text()))
-    best = _weights(runs.start(cfg, trained), 2)
-    assert np.array_equal(_embedding(tmp_path), np.asarray(best["embed"]))
-    assert json.loads((tmp_path / "sqlr1.json").read_text())["weights"] == "grpo, step 2"
+    expected = _weights(runs.start(cfg, trained), step)
+    assert np.array_equal(_embedding(tmp_path), np.asarray(expected["embed"]))
+    assert json.loads((tmp_path / "sqlr1.json").read_text())["weights"] == f"grpo, step {step}"
+
+
+def test_an_export_answers_questions(trained: Path, tmp_path: Path, pets: Path) -> None:
+    from sqlr1_jax import ask
+
+    export.main([f"--checkpoint={trained}", f"--output={tmp_path}"])
 
     asker = ask.Asker(tmp_path)
     first, again = (asker.sample(pets, "How many dogs are red?") for _ in range(2))

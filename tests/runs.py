@@ -50,7 +50,6 @@ SETTINGS: dict[str, Any] = {
     "evaluate.prompts": 4,
     "checkpoint.every": 2,
     "execute.workers": 1,
-    "export.step": "last",
 }
 
 

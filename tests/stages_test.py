@@ -88,6 +88,20 @@ def test_an_export_is_the_step_asked_for_in_float32_to_the_bit(finished: Path, t
     assert written.tobytes() == np.asarray(embed).tobytes()
 
 
+def test_the_export_of_a_default_run_is_its_last_checkpoint_to_the_bit(finished: Path) -> None:
+    cfg = _settings(finished)
+    assert cfg.export == config.Export()
+    run = runs.start(cfg, finished)
+    checkpoints = run.checkpoints("grpo")
+    assert checkpoints.latest() == cfg.grpo.steps
+    params = checkpoints.load(cfg.grpo.steps, {"params": runs.abstract(run)})["params"]
+    written = load_file(finished / "export" / "model.safetensors")
+    assert written["model.embed_tokens.weight"].tobytes() == np.asarray(params["embed"]).tobytes()
+    for name, key in (("down", "mlp.down_proj"), ("gate", "mlp.gate_proj")):
+        layer = np.ascontiguousarray(np.asarray(params["layers"][name])[0].T)
+        assert written[f"model.layers.0.{key}.weight"].tobytes() == layer.tobytes()
+
+
 def test_grpo_moved_the_weights_that_the_cold_start_left(finished: Path) -> None:
     """And began from them: its step 0 is the cold start's last."""
     run = runs.start(_settings(finished), finished)
