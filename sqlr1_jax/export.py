@@ -26,10 +26,10 @@ def export(workdir: Path, output: Path, settings: config.Export) -> None:
     cfg = dataclasses.replace(config.freeze(json.loads(path.read_text())), export=settings)
     config.check(cfg)
     from sqlr1_jax import stages
-    from sqlr1_jax.train import run as runs
+    from sqlr1_jax.train.context import create_context
 
     output.mkdir(parents=True, exist_ok=True)
-    stages.export(runs.start(cfg, workdir), output)
+    stages.export(create_context(cfg, workdir), output)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,8 +15,15 @@ from sqlr1_jax.model import huggingface
 from sqlr1_jax.page import report
 from sqlr1_jax.rl import grpo
 from sqlr1_jax.sql.executor import Executor
-from sqlr1_jax.train import run as runs
 from sqlr1_jax.train import sft
+from sqlr1_jax.train.context import (
+    RunContext,
+    abstract_params,
+    create_context,
+    init_params,
+    latest_checkpoint,
+    load_params,
+)
 
 log = logging.getLogger(__name__)
 TRAINED = ("cold_start", "grpo")
@@ -29,9 +36,9 @@ class Stages:
         self.cfg, self.workdir = cfg, workdir
 
     @functools.cached_property
-    def run(self) -> runs.Run:
+    def context(self) -> RunContext:
         """Made when a stage first asks for it: the data stage trains the tokenizer that it needs."""
-        return runs.start(self.cfg, self.workdir)
+        return create_context(self.cfg, self.workdir)
 
     @functools.cached_property
     def executor(self) -> Executor:
@@ -43,30 +50,30 @@ class Stages:
 
     def cold_start(self) -> None:
         """Supervised steps, and how good they left the model."""
-        trained = sft.run_stage(self.run)
+        trained = sft.run_stage(self.context)
         if "evaluate" in self.cfg.stages:
             weights = f"cold_start, step {int(trained.step)}"
-            evaluation.evaluate(self.run, "cold_start", trained.params, weights, self.executor)
-        evaluation.forget(self.run, "final", self._weights())
+            evaluation.evaluate(self.context, "cold_start", trained.params, weights, self.executor)
+        evaluation.forget(self.context, "final", self._weights())
 
     def grpo(self) -> None:
         """GRPO's steps; figures of weights that they have left behind are forgotten."""
-        grpo.run_stage(self.run, self.executor)
-        evaluation.forget(self.run, "final", self._weights())
+        grpo.run_stage(self.context, self.executor)
+        evaluation.forget(self.context, "final", self._weights())
 
     def evaluate(self) -> None:
         """The run's last weights."""
-        params = runs.parameters(self.run, TRAINED)
-        evaluation.evaluate(self.run, "final", params, self._weights(), self.executor)
+        params = load_params(self.context, TRAINED)
+        evaluation.evaluate(self.context, "final", params, self._weights(), self.executor)
 
     def _weights(self) -> str:
         """Which weights are the run's last."""
-        stage, step = runs.newest(self.run, TRAINED)
+        stage, step = latest_checkpoint(self.context, TRAINED)
         return f"{stage}, step {step}" if stage else self.cfg.model.path
 
     def export(self) -> None:
         """The weights that cfg.export.step names, as a Hugging Face folder."""
-        export(self.run, self.workdir / "export")
+        export(self.context, self.workdir / "export")
 
     def summarise(self, stage: str, seconds: float) -> None:
         """Writes summary.json and report.html as far as the run has come."""
@@ -81,19 +88,19 @@ class Stages:
             self.executor.__exit__(*exception)
 
 
-def export(run: runs.Run, folder: Path) -> None:
+def export(context: RunContext, folder: Path) -> None:
     """Writes the run's weights for Hugging Face; `cfg.export` says which step, dtype and shard size."""
-    cfg = run.cfg.export
-    stage = next((name for name in reversed(TRAINED) if (run.workdir / "checkpoints" / name).exists()), None)
+    cfg = context.cfg.export
+    stage = next((name for name in reversed(TRAINED) if (context.workdir / "checkpoints" / name).exists()), None)
     if stage is None:
-        params, source = runs.initial(run), run.cfg.model.path
+        params, source = init_params(context), context.cfg.model.path
     else:
-        checkpoints = run.checkpoints(stage)
+        checkpoints = context.checkpoints(stage)
         step = checkpoints.resolve(cfg.step)
-        params, source = checkpoints.load(step, {"params": runs.abstract(run)})["params"], f"{stage}, step {step}"
-    if hosts.agreed(exported.matches(folder, run.cfg, source)):
+        params, source = checkpoints.load(step, {"params": abstract_params(context)})["params"], f"{stage}, step {step}"
+    if hosts.agreed(exported.matches(folder, context.cfg, source)):
         return
-    words = huggingface.resolve(run.cfg.model.path) if run.cfg.model.path else run.data / "tokenizer"
-    huggingface.save(folder, params, run.model, words, cfg.dtype, cfg.shard_gigabytes)
-    hosts.once(exported.write, folder, run.cfg, source)
+    words = huggingface.resolve(context.cfg.model.path) if context.cfg.model.path else context.data_dir / "tokenizer"
+    huggingface.save(folder, params, context.model, words, cfg.dtype, cfg.shard_gigabytes)
+    hosts.once(exported.write, folder, context.cfg, source)
     log.info("exported %s to %s", source, folder)

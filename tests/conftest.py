@@ -62,4 +62,4 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-from runs import finished, home, run  # noqa: E402, F401, fixtures of whole runs
+from runs import context, finished, home  # noqa: E402, F401, fixtures of whole runs

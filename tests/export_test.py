@@ -32,7 +32,7 @@ def test_a_setting_that_cannot_work_is_named(tmp_path, flag: str, message: str) 
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
     """A run's folder with two checkpoints of random weights: step 2, the better one, and step 5."""
     from sqlr1_jax.model import huggingface
-    from sqlr1_jax.train import run as runs
+    from sqlr1_jax.train.context import create_context
 
     workdir, start = (tmp_path_factory.mktemp("runs") / name for name in ("first", "start"))
     tiny_tokenizer.save_pretrained(start)
@@ -42,21 +42,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Pa
     cfg = dataclasses.replace(config.Config(), model=config.Model(path=str(start)), grpo=grpo)
     workdir.mkdir()
     (workdir / "config.json").write_text(json.dumps(config.as_dict(cfg)))
-    run = runs.start(cfg, workdir)
-    checkpoints = run.checkpoints("grpo")
+    context = create_context(cfg, workdir)
+    checkpoints = context.checkpoints("grpo")
     for step, score in ((2, 0.9), (5, 0.1)):
-        checkpoints.save(step, {"params": _weights(run, step)}, score)
+        checkpoints.save(step, {"params": _weights(context, step)}, score)
     checkpoints.close()
     return workdir
 
 
-def _weights(run: Any, step: int) -> Any:
+def _weights(context: Any, step: int) -> Any:
     """The run's first weights with a number added: tells steps apart."""
     import jax
 
-    from sqlr1_jax.train import run as runs
+    from sqlr1_jax.train.context import init_params
 
-    return jax.tree.map(lambda leaf: leaf + 0.001 * step, runs.initial(run))
+    return jax.tree.map(lambda leaf: leaf + 0.001 * step, init_params(context))
 
 
 def _embedding(folder: Path, name: str = "model.safetensors") -> np.ndarray:
@@ -74,11 +74,11 @@ def test_the_default_step_is_the_last() -> None:
 def test_the_last_step_is_exported_to_the_bit_and_the_best_on_request(
     trained: Path, tmp_path: Path, flags: list[str], step: int
 ) -> None:
-    from sqlr1_jax.train import run as runs
+    from sqlr1_jax.train.context import create_context
 
     export.main([f"--checkpoint={trained}", f"--output={tmp_path}", *flags])
     cfg = config.freeze(json.loads((trained / "config.json").read_text()))
-    expected = _weights(runs.start(cfg, trained), step)
+    expected = _weights(create_context(cfg, trained), step)
     assert np.array_equal(_embedding(tmp_path), np.asarray(expected["embed"]))
     assert json.loads((tmp_path / "sqlr1.json").read_text())["weights"] == f"grpo, step {step}"
 

@@ -136,11 +136,12 @@ from sqlr1_jax import config, hosts
 from sqlr1_jax.data import answer, order
 from sqlr1_jax.rl import experience, grpo, rollouts
 from sqlr1_jax.sql.executor import Executor
-from sqlr1_jax.train import run as training, state
+from sqlr1_jax.train import state
+from sqlr1_jax.train.context import create_context, init_params
 home, workdir, rows = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 if rows == 1:
     hosts.join()
-bare = training.start(runs.settings(model__path=str(home / "model"), grpo__prompts=4), workdir)
+bare = create_context(runs.settings(model__path=str(home / "model"), grpo__prompts=4), workdir)
 problems = experience.load_problems(bare)
 place = {problems.examples[i].id: p for p, i in enumerate(order.take(len(problems.examples), 4, bare.cfg.seed, 0))}
 
@@ -152,10 +153,10 @@ found = []
 with Executor(config.Execute(workers=1)) as pool:
     for cfg in (config.Advantage(), config.Advantage(normalise="parts"), config.Advantage(shuffled=True)):
         rows_cfg = config.Rows(per_microbatch=rows)
-        run = grpo_test._with(bare, samples=3, advantage=cfg, rows=rows_cfg, old_logprobs="trainer")
-        stage = grpo_test._stage(run, pool, say)
-        with jax.set_mesh(run.mesh):
-            taken = grpo.take(stage, state.create(training.initial(run), stage.program), 0)
+        context = grpo_test._with(bare, samples=3, advantage=cfg, rows=rows_cfg, old_logprobs="trainer")
+        stage = grpo_test._stage(context, pool, say)
+        with jax.set_mesh(context.mesh):
+            taken = grpo.take(stage, state.create(init_params(context), stage.program), 0)
         values = grpo_test._values(taken)
         lines = [json.loads(line) for line in rollouts.path(workdir, 1).open()] if hosts.first() else []
         advantages = [[sample["advantage"] for sample in line["samples"]] for line in lines]

@@ -153,18 +153,18 @@ def finished(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(home: Path, tmp_path: Path) -> Any:
-    """A run of this process on one device, none of its stages begun."""
-    from sqlr1_jax.train import run as runs
+def context(home: Path, tmp_path: Path) -> Any:
+    """A run's context in this process, on one device, before its first stage."""
+    from sqlr1_jax.train.context import create_context
 
     workdir = tmp_path / "run"
     workdir.mkdir()
     (workdir / "data").symlink_to(home / "data")
-    made = runs.start(settings(model__path=str(home / "model")), workdir)
+    made = create_context(settings(model__path=str(home / "model")), workdir)
     return dataclasses.replace(made, mesh=small.one_device())
 
 
-def completions(run: Any, texts: Sequence[Sequence[str]], length: int = 256) -> Any:
+def completions(context: Any, texts: Sequence[Sequence[str]], length: int = 256) -> Any:
     """What a sampler would hand over had it said these texts, each ended by the stop token; "…" at the end: cut off."""
     from sqlr1_jax.rollout.engine import none_yet
 
@@ -173,8 +173,8 @@ def completions(run: Any, texts: Sequence[Sequence[str]], length: int = 256) -> 
     for p, g in np.ndindex(P, G):
         text = texts[p][g]
         stopped = not text.endswith("…")
-        ids = run.tokenizer(text.removesuffix("…"), add_special_tokens=False)["input_ids"]
-        ids = [*ids, run.tokenizer.eos_token_id] if stopped else ids
+        ids = context.tokenizer(text.removesuffix("…"), add_special_tokens=False)["input_ids"]
+        ids = [*ids, context.tokenizer.eos_token_id] if stopped else ids
         made.tokens_PGT[p, g, : len(ids)] = ids
         made.logprobs_PGT[p, g, : len(ids)] = -1 - np.arange(len(ids)) % 3
         made.length_PG[p, g], made.stopped_PG[p, g] = len(ids), stopped
@@ -186,8 +186,8 @@ class Scripted:
 
     prompt_tokens = 96
 
-    def __init__(self, run: Any, say: Callable[[str, int], str]):
-        self._run, self._say = run, say
+    def __init__(self, context: Any, say: Callable[[str, int], str]):
+        self._context, self._say = context, say
         self.asked: list[tuple[int, int, float, int]] = []  # first prompt, prompts, temperature, step
         self.slots: list[int] = []
 
@@ -201,8 +201,9 @@ class Scripted:
         del weights
         self.asked.append((asked.first, len(asked.prompts), asked.settings.temperature, asked.step))
         self.slots.append(asked.slots)
-        texts = [[self._say(self._run.tokenizer.decode(ids), g) for g in range(asked.samples)] for ids in asked.prompts]
-        made = completions(self._run, texts, asked.settings.max_tokens)
+        decoded = [self._context.tokenizer.decode(ids) for ids in asked.prompts]
+        texts = [[self._say(text, g) for g in range(asked.samples)] for text in decoded]
+        made = completions(self._context, texts, asked.settings.max_tokens)
         if asked.finished:
             asked.finished(made.ended())
         return made

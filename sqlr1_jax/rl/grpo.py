@@ -24,7 +24,7 @@ from sqlr1_jax.rollout.engine import Completions, Engine
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train import batch, loop, state
 from sqlr1_jax.train.batch import Batch
-from sqlr1_jax.train.run import Run, abstract, parameters
+from sqlr1_jax.train.context import RunContext, abstract_params, load_params
 from sqlr1_jax.train.state import Program, TrainState
 
 STAGE = "grpo"
@@ -34,7 +34,7 @@ STAGE = "grpo"
 class Stage:
     """What does not change from step to step."""
 
-    run: Run
+    context: RunContext
     executor: Executor
     problems: Problems
     engine: Engine
@@ -45,46 +45,46 @@ class Stage:
     ahead: Ahead | None = None  # where the next batch is sampled before the update
 
 
-def run_stage(run: Run, executor: Executor) -> TrainState:
+def run_stage(context: RunContext, executor: Executor) -> TrainState:
     """Trains from the cold start's weights (or the run's first) to the stage's last step."""
-    cfg = run.cfg.grpo
-    problems = experience.load_problems(run)
-    held = evaluation.held_out(run)[0]
-    engine = run.engine([*problems.prompts, *held.prompts])
-    layout = _layout(run, engine)
-    program = Program(run.model, cfg.optimizer, cfg.steps, layout, cfg.sampling.temperature, cfg.rows.buckets)
-    with jax.set_mesh(run.mesh):
-        first = state.create(parameters(run, ("cold_start",)), program)
+    cfg = context.cfg.grpo
+    problems = experience.load_problems(context)
+    held = evaluation.held_out(context)[0]
+    engine = context.engine([*problems.prompts, *held.prompts])
+    layout = _layout(context, engine)
+    program = Program(context.model, cfg.optimizer, cfg.steps, layout, cfg.sampling.temperature, cfg.rows.buckets)
+    with jax.set_mesh(context.mesh):
+        first = state.create(load_params(context, ("cold_start",)), program)
         microbatches = batch.microbatches(cfg.prompts, cfg.rows, hosts.count())
         longest = batch.with_length(cfg.rows, engine.prompt_tokens + cfg.samples * cfg.sampling.max_tokens)
-        stage = Stage(run, executor, problems, engine, program, _reference(run, first), longest, microbatches)
+        stage = Stage(context, executor, problems, engine, program, _reference(context, first), longest, microbatches)
         stage = with_ahead(stage) if cfg.ahead else stage
         return loop.train(
-            run, STAGE, cfg.steps, first,
+            context, STAGE, cfg.steps, first,
             take=lambda at, step: take(stage, at, step),
-            evaluate=lambda at: evaluation.greedy_accuracy(run, engine, executor, at.params, held),
-            rewind=lambda step: rollouts.cut(run.workdir, step),
+            evaluate=lambda at: evaluation.greedy_accuracy(context, engine, executor, at.params, held),
+            rewind=lambda step: rollouts.cut(context.workdir, step),
             prepare=lambda at: _compiled(stage, at), carried=stage.ahead,
         )  # fmt: skip
 
 
 def _compiled(stage: Stage, first: TrainState) -> TrainState:
     """The same state, with all that the stage will run compiled: nothing compiles once steps are on their way."""
-    run, cfg = stage.run, stage.run.cfg.grpo
+    context, cfg = stage.context, stage.context.cfg.grpo
     weights, mine = stage.engine.weights(first.params), hosts.share(cfg.prompts)
     like = stage.problems.prompts[:1] * (mine.stop - mine.start)
-    stage.engine.compile(weights, run.request(like, cfg.samples, cfg.sampling, 0))
-    if run.cfg.evaluate.every:
-        stage.engine.compile(weights, evaluation.request(run, like, 1, 0.0))
+    stage.engine.compile(weights, context.request(like, cfg.samples, cfg.sampling, 0))
+    if context.cfg.evaluate.every:
+        stage.engine.compile(weights, evaluation.request(context, like, 1, 0.0))
     del weights
     rows, advantage_PG = batch.to_rows([], stage.program.layout, stage.rows), np.zeros((1, cfg.samples), np.float32)
-    nothing = batch.assemble(rows, stage.run.mesh, cfg.rows.per_microbatch, stage.microbatches, advantage_PG)
+    nothing = batch.assemble(rows, stage.context.mesh, cfg.rows.per_microbatch, stage.microbatches, advantage_PG)
     return state.warm(first, _with_logprobs(stage, first.params, nothing), grpo_loss, cfg, stage.program)
 
 
 def take(stage: Stage, at: TrainState, step: int) -> loop.Step:
     """One step of GRPO."""
-    run, cfg, clock = stage.run, stage.run.cfg.grpo, experience.Clock()
+    context, cfg, clock = stage.context, stage.context.cfg.grpo, experience.Clock()
     sampled = (stage.ahead.take(step) if stage.ahead else None) or _sample(stage, at.params, step)
     if stage.ahead and step + 1 < cfg.steps:
         stage.ahead.hold(_sample(stage, at.params, step + 1))
@@ -94,33 +94,33 @@ def take(stage: Stage, at: TrainState, step: int) -> loop.Step:
 
     with hosts.together():
         rows = batch.to_rows(experience.groups(prompts, completions), stage.program.layout, stage.rows)
-        sampling_flops = batch.forward_flops(rows, run.model)
+        sampling_flops = batch.forward_flops(rows, context.model)
         clock.lap("pack")
         outcomes = scoring.outcomes()
-        judged = experience.judge(run, examples, completions, scoring.answers, outcomes)
+        judged = experience.judge(context, examples, completions, scoring.answers, outcomes)
     every = hosts.rows(judged)  # some advantages are relative to the whole batch
     clock.lap("reward_wait")
 
     adv_PG, keep_P = _advantages(stage, every, step)
     adv_PG, rows = adv_PG[mine], _kept(rows, keep_P[mine])
     rows = rows._replace(weight=batch.place_weights(rows, cfg.aggregation, cfg.sampling.max_tokens))
-    fed = batch.assemble(rows, run.mesh, cfg.rows.per_microbatch, stage.microbatches, adv_PG)
+    fed = batch.assemble(rows, context.mesh, cfg.rows.per_microbatch, stage.microbatches, adv_PG)
     fed = _with_logprobs(stage, at.params, fed)
     at, sums = state.update(at, fed, grpo_loss, cfg, stage.program)
     clock.lap("update")
 
     parts = reward.names(cfg.reward)
     texts, answers = scoring.texts, scoring.answers
-    rollouts.write(run.workdir, step + 1, examples, texts, answers, outcomes, parts, judged.rewards_PGR, adv_PG)
+    rollouts.write(context.workdir, step + 1, examples, texts, answers, outcomes, parts, judged.rewards_PGR, adv_PG)
     values = experience.measure(every, parts, clock, scoring, stage.executor)
     passes = 3 + (stage.reference is not None) + (cfg.old_logprobs == "trainer")
-    values["flops"] = hosts.total(sampling_flops + passes * batch.forward_flops(rows, run.model))
+    values["flops"] = hosts.total(sampling_flops + passes * batch.forward_flops(rows, context.model))
     return loop.Step(at, sums, values, [stage.problems.examples[i].id for i in sampled.chosen])
 
 
 def with_ahead(stage: Stage) -> Stage:
     """The same stage, which samples a batch before the update of the one before it."""
-    cfg = stage.run.cfg.grpo
+    cfg = stage.context.cfg.grpo
 
     def again(step: int, completions: Completions) -> Sampled:
         chosen, examples, prompts, scoring = _begun(stage, step)
@@ -128,14 +128,14 @@ def with_ahead(stage: Stage) -> Stage:
         return Sampled(step, chosen, examples, prompts, completions, scoring)
 
     shape = cfg.prompts, cfg.samples, cfg.sampling.max_tokens
-    return dataclasses.replace(stage, ahead=Ahead(stage.run.mesh, shape, again))
+    return dataclasses.replace(stage, ahead=Ahead(stage.context.mesh, shape, again))
 
 
 def _sample(stage: Stage, params: Any, step: int) -> Sampled:
     """A step's completions under these weights, their SQL on the way."""
-    run, cfg = stage.run, stage.run.cfg.grpo
+    context, cfg = stage.context, stage.context.cfg.grpo
     chosen, examples, prompts, scoring = _begun(stage, step)
-    asked = run.request(prompts, cfg.samples, cfg.sampling, step)
+    asked = context.request(prompts, cfg.samples, cfg.sampling, step)
     asked = dataclasses.replace(asked, first=hosts.share(cfg.prompts).start, finished=scoring.finished)
     weights = stage.engine.weights(params)  # gone when this returns: the update needs their room
     completions = stage.engine.rollout(weights, asked)
@@ -144,15 +144,15 @@ def _sample(stage: Stage, params: Any, step: int) -> Sampled:
 
 def _begun(stage: Stage, step: int) -> tuple[Sequence[int], list[Example], list[Prompt], experience.Scoring]:
     """A step's problems, of all hosts and with texts this host's, and who reads what is said to them."""
-    run, cfg = stage.run, stage.run.cfg.grpo
-    chosen = order.take(len(stage.problems.examples), cfg.prompts, run.cfg.seed, step)
+    context, cfg = stage.context, stage.context.cfg.grpo
+    chosen = order.take(len(stage.problems.examples), cfg.prompts, context.cfg.seed, step)
     examples, prompts = stage.problems.pick(chosen[hosts.share(cfg.prompts)])
-    return chosen, examples, prompts, experience.Scoring(run, stage.executor, examples, cfg.samples)
+    return chosen, examples, prompts, experience.Scoring(context, stage.executor, examples, cfg.samples)
 
 
 def _advantages(stage: Stage, judged: Judged, step: int) -> tuple[np.ndarray, np.ndarray]:
     """Advantages [P, G] and which groups count [P], of the prompts of all hosts."""
-    cfg = stage.run.cfg
+    cfg = stage.context.cfg
     key = jax.random.fold_in(jax.random.key(cfg.seed), step)
     weights_R, (rewards_PGR, correct_PG, sound_P, *_) = reward.weights(cfg.grpo.reward), judged
     return jax.device_get(advantage(rewards_PGR, correct_PG, sound_P, weights_R, key, cfg.grpo.advantage))
@@ -169,24 +169,24 @@ def _with_logprobs(stage: Stage, params: Any, fed: Batch) -> Batch:
     """The batch with log-probabilities of the reference, and of the old policy where they are recomputed."""
     if stage.reference is not None:
         fed = dataclasses.replace(fed, reference_MBT=state.score(stage.reference, fed, stage.program))
-    if stage.run.cfg.grpo.old_logprobs == "trainer":
+    if stage.context.cfg.grpo.old_logprobs == "trainer":
         fed = dataclasses.replace(fed, old_MBT=state.score(params, fed, stage.program))
     return fed
 
 
-def _layout(run: Run, engine: Engine) -> Layout | None:
+def _layout(context: RunContext, engine: Engine) -> Layout | None:
     """Strided rows take any prompt and any completion: one shape for the whole stage."""
-    cfg = run.cfg.grpo
+    cfg = context.cfg.grpo
     if cfg.rows.layout == "packed":
         return None
     return Layout(cfg.rows.prefix or engine.prompt_tokens, cfg.samples, cfg.rows.segment or cfg.sampling.max_tokens)
 
 
-def _reference(run: Run, first: TrainState) -> Any:
+def _reference(context: RunContext, first: TrainState) -> Any:
     """The weights where the stage began: read back on resume, copied when it begins (the state's own are donated)."""
-    if not run.cfg.grpo.kl:
+    if not context.cfg.grpo.kl:
         return None
-    checkpoints = run.checkpoints(STAGE)
+    checkpoints = context.checkpoints(STAGE)
     if hosts.agreed(0 in checkpoints.steps()):
-        return checkpoints.load(0, {"params": abstract(run)})["params"]
+        return checkpoints.load(0, {"params": abstract_params(context)})["params"]
     return jax.tree.map(lambda leaf: leaf.copy(), first.params)

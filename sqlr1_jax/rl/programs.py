@@ -19,8 +19,9 @@ from sqlr1_jax.model import flops, qwen2
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.rollout import decode
 from sqlr1_jax.rollout.engine import Engine
-from sqlr1_jax.train import optimizer, run, state
+from sqlr1_jax.train import optimizer, state
 from sqlr1_jax.train.batch import Batch, microbatches
+from sqlr1_jax.train.context import model_config
 
 NUM_TOKENS = 151_665  # of Qwen2.5's tokenizer; the embedding's rows past them are padding
 STOP = (151_643, 151_645)
@@ -55,7 +56,7 @@ class Program:
 def shape(cfg: config.Model) -> qwen2.Qwen2Config:
     """The model that the config computes with: its folder's, else its size's; a repository is not asked."""
     here = cfg if Path(cfg.path).is_dir() and cfg.path else dataclasses.replace(cfg, path="")
-    return run.shape(here, min(NUM_TOKENS, qwen2.PRESETS[cfg.size].vocab_size))
+    return model_config(here, min(NUM_TOKENS, qwen2.PRESETS[cfg.size].vocab_size))
 
 
 class Step:

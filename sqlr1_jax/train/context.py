@@ -1,4 +1,4 @@
-"""What every stage of a run shares: its settings, folder, mesh, tokenizer and the weights it has so far."""
+"""RunContext: the settings, folder, mesh, tokenizer and model config that all stages of a run share."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """Made once by a command, after the data stage; immutable."""
+class RunContext:
+    """What all stages of a run share; immutable. `create_context` makes it, after the data stage."""
 
     cfg: config.Config
     workdir: Path
@@ -33,61 +33,63 @@ class Run:
     model: qwen2.Qwen2Config
 
     @property
-    def data(self) -> Path:
-        """Where the embedded data set lives."""
+    def data_dir(self) -> Path:
+        """Folder of the embedded data set and its tokenizer."""
         return self.workdir / "data"
 
     def checkpoints(self, stage: str) -> Checkpoints:
-        """The stage's checkpoints; where it began is never deleted, since the reference model is read from there."""
+        """A stage's checkpoints; step 0 is never deleted, since the reference model is read from it."""
         return Checkpoints(self.workdir / "checkpoints" / stage, self.cfg.checkpoint.keep, always=(0,))
 
     def engine(self, prompts: Sequence[Prompt]) -> Engine:
-        """A sampler that takes the longest of `prompts` that are within the budget."""
+        """A sampler with room for the longest of `prompts` that is within the token budget."""
         longest = max((len(prompt.ids) for prompt in prompts if not prompt.over_budget), default=1)
         mesh = sharding.sampling_mesh(self.mesh, self.model.num_kv_heads)
         return Engine(self.model, mesh, tokenizer.stop_ids(self.tokenizer), -(-longest // 16) * 16, self.cfg.rollout)
 
     def request(self, prompts: Sequence[Prompt], samples: int, settings: config.Sampling, step: int) -> Request:
-        """What an engine is asked for those prompts."""
+        """An engine's request for `samples` completions of each prompt; `step` is folded into the sampling keys."""
         ends = tokenizer.Ends(self.tokenizer, settings.stop) if settings.stop else None
         return Request([prompt.ids for prompt in prompts], samples, settings, self.cfg.seed, step, ends=ends)
 
     def examples(self, spec: str, split: str) -> list[Example]:
-        """The examples that a source names; of the embedded data set, its `split`.
+        """The examples of a source, PREFIX:PATH; `split` picks a part of the embedded data set and of no other.
 
         Raises:
-          config.ConfigError: the embedded data set was asked for, and this run made none.
+          config.ConfigError: `spec` names the embedded data set, and this run has not made it.
+          example.ExampleError: the source cannot be read.
         """
         data = self.cfg.data
         if spec.startswith("synth:"):
-            if not self.data.exists():
+            if not self.data_dir.exists():
                 raise config.ConfigError(
                     f"config.data takes {split} from {spec}, the embedded data, which this run has not made: put "
                     "'data' into config.stages, or name sources in config.data.train, cold_start and evaluate."
                 )
-            spec, databases = f"synsql:{self.data / split}.json", str(self.data / "databases")
+            spec, databases = f"synsql:{self.data_dir / split}.json", str(self.data_dir / "databases")
         else:
             databases = data.databases
         return example.read(spec, databases=databases, exclude=data.exclude, limit=data.limit, seed=self.cfg.seed)
 
     def prompts(self, examples: Sequence[Example]) -> list[Prompt]:
-        """Each example as the model is asked it: the same text in training, evaluation and use."""
+        """The examples' prompts: the same text in training, evaluation and `ask`."""
         return PromptRenderer(self.tokenizer, self.cfg.data).render_many(list(examples))
 
     def texts(self, ids: Sequence[Any]) -> list[str]:
-        """Completions as text, without the token that ended them."""
+        """Completions decoded to text, without their stop token."""
         stop = set(tokenizer.stop_ids(self.tokenizer))
         return self.tokenizer.batch_decode(
             [list(one[:-1] if len(one) and int(one[-1]) in stop else one) for one in ids],
-            clean_up_tokenization_spaces=False,  # SQL is read to the character
+            clean_up_tokenization_spaces=False,  # it would change the spaces inside SQL strings
         )
 
 
-def start(cfg: config.Config, workdir: Path) -> Run:
-    """Loads the tokenizer and fixes the model's shape and the mesh; reads no weights yet.
+def create_context(cfg: config.Config, workdir: Path) -> RunContext:
+    """Makes the mesh, loads the tokenizer and settles the model config; loads no weights.
 
     Raises:
-      config.ConfigError: nothing says which model this is, or its batches do not part evenly over the hosts.
+      config.ConfigError: no setting names a model, the mesh does not suit the devices, or a batch does not divide
+        evenly among the hosts.
     """
     if jax.process_count() > hosts.count():
         raise config.ConfigError(f"this is one of {jax.process_count()} hosts: start it on each, with --distributed.")
@@ -98,53 +100,63 @@ def start(cfg: config.Config, workdir: Path) -> Run:
             "config.model.path is empty and the run made no data of its own: name a Hugging Face folder or repository, "
             "or put 'data' in config.stages."
         )
-    words = tokenizer.load(folder)
-    model = shape(cfg.model, len(words))
+    tokens = tokenizer.load(folder)
+    model = model_config(cfg.model, len(tokens))
     log.info("mesh %s over %d hosts", dict(mesh.shape), hosts.count())
     hosts.check(cfg, mesh, sharding.sampling_mesh(mesh, model.num_kv_heads))
-    return Run(cfg, workdir, mesh, words, model)
+    return RunContext(cfg, workdir, mesh, tokens, model)
 
 
-def shape(cfg: config.Model, num_tokens: int) -> qwen2.Qwen2Config:
-    """The model that a config computes with, under a tokenizer of `num_tokens` ids."""
+def model_config(cfg: config.Model, num_tokens: int) -> qwen2.Qwen2Config:
+    """The shape of the model's folder or preset, computed with as `cfg` says, for a tokenizer of `num_tokens` ids."""
     model = huggingface.config_from_folder(huggingface.resolve(cfg.path)) if cfg.path else qwen2.PRESETS[cfg.size]
     if not cfg.path and cfg.size == "tiny":
         model = dataclasses.replace(model, vocab_size=num_tokens)
-    how = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg)}  # all but which weights
-    del how["size"], how["path"]
-    return dataclasses.replace(model, num_tokens=num_tokens, **how)
+    return dataclasses.replace(
+        model,
+        num_tokens=num_tokens,
+        param_dtype=cfg.param_dtype,
+        dtype=cfg.dtype,
+        activations=cfg.activations,
+        remat=cfg.remat,
+        attention=cfg.attention,
+        query_chunk=cfg.query_chunk,
+        ffw_chunks=cfg.ffw_chunks,
+        logits_chunk=cfg.logits_chunk,
+        unroll=cfg.unroll,
+    )
 
 
-def parameters(run: Run, stages: Sequence[str]) -> Any:
+def load_params(context: RunContext, stages: Sequence[str]) -> Any:
     """Weights from the last of `stages` that has a checkpoint; else those the run starts from."""
-    stage, step = newest(run, stages)
+    stage, step = latest_checkpoint(context, stages)
     if not stage:
-        return initial(run)
+        return init_params(context)
     log.info("weights: %s at step %d", stage, step)
-    return run.checkpoints(stage).load(step, {"params": abstract(run)})["params"]
+    return context.checkpoints(stage).load(step, {"params": abstract_params(context)})["params"]
 
 
-def newest(run: Run, stages: Sequence[str]) -> tuple[str, int]:
+def latest_checkpoint(context: RunContext, stages: Sequence[str]) -> tuple[str, int]:
     """The last of `stages` that has a checkpoint, and its last step; ("", 0) where none has."""
-    there = [stage for stage in stages if (run.workdir / "checkpoints" / stage).exists()]
-    steps = [(stage, step) for stage in there if (step := run.checkpoints(stage).latest()) is not None]
+    there = [stage for stage in stages if (context.workdir / "checkpoints" / stage).exists()]
+    steps = [(stage, step) for stage in there if (step := context.checkpoints(stage).latest()) is not None]
     return hosts.agreed(steps[-1] if steps else ("", 0))
 
 
-def initial(run: Run) -> Any:
-    """The weights of model.path, or random ones from the seed, in the training layout."""
-    if run.cfg.model.path:
-        return huggingface.load(run.cfg.model.path, run.model, run.mesh)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(run))
-    make = jax.jit(lambda key: random_weights.init_params(run.model, key), out_shardings=shardings)
-    return make(jax.random.key(run.cfg.seed))
+def init_params(context: RunContext) -> Any:
+    """The weights that the run starts from, in the training layout: those of model.path, or random from the seed."""
+    if context.cfg.model.path:
+        return huggingface.load(context.cfg.model.path, context.model, context.mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(context))
+    init = jax.jit(lambda key: random_weights.init_params(context.model, key), out_shardings=shardings)
+    return init(jax.random.key(context.cfg.seed))
 
 
-def abstract(run: Run) -> Any:
+def abstract_params(context: RunContext) -> Any:
     """Shapes, dtypes and shardings of the training weights."""
 
     def one(spec: qwen2.ParamSpec) -> jax.ShapeDtypeStruct:
-        layout = sharding.named(run.mesh, spec.logical_axes, sharding.TRAIN_RULES, spec.shape)
+        layout = sharding.named(context.mesh, spec.logical_axes, sharding.TRAIN_RULES, spec.shape)
         return jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=layout)
 
-    return jax.tree.map(one, qwen2.abstract(run.model), is_leaf=qwen2.is_spec)
+    return jax.tree.map(one, qwen2.abstract(context.model), is_leaf=qwen2.is_spec)
