@@ -17,16 +17,15 @@ from sqlr1_jax.rl import grpo
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train import sft
 from sqlr1_jax.train.context import (
+    CheckpointRef,
     RunContext,
-    abstract_params,
     create_context,
-    init_params,
-    latest_checkpoint,
+    describe_weights,
+    find_checkpoint,
     load_params,
 )
 
 log = logging.getLogger(__name__)
-TRAINED = ("cold_start", "grpo")
 
 
 class Stages:
@@ -52,24 +51,25 @@ class Stages:
         """Supervised steps, and how good they left the model."""
         trained = sft.run_stage(self.context)
         if "evaluate" in self.cfg.stages:
-            weights = f"cold_start, step {int(trained.step)}"
+            weights = str(CheckpointRef("cold_start", int(trained.step)))
             evaluation.evaluate(self.context, "cold_start", trained.params, weights, self.executor)
-        evaluation.forget(self.context, "final", self._weights())
+        self._forget_final()
 
     def grpo(self) -> None:
         """GRPO's steps; figures of weights that they have left behind are forgotten."""
         grpo.run_stage(self.context, self.executor)
-        evaluation.forget(self.context, "final", self._weights())
+        self._forget_final()
 
     def evaluate(self) -> None:
         """The run's last weights."""
-        params = load_params(self.context, TRAINED)
-        evaluation.evaluate(self.context, "final", params, self._weights(), self.executor)
+        checkpoint = find_checkpoint(self.context)
+        params, weights = load_params(self.context, checkpoint), describe_weights(self.context, checkpoint)
+        evaluation.evaluate(self.context, "final", params, weights, self.executor)
 
-    def _weights(self) -> str:
-        """Which weights are the run's last."""
-        stage, step = latest_checkpoint(self.context, TRAINED)
-        return f"{stage}, step {step}" if stage else self.cfg.model.path
+    def _forget_final(self) -> None:
+        """Removes the final figures where they are not of the run's last weights."""
+        weights = describe_weights(self.context, find_checkpoint(self.context))
+        evaluation.forget(self.context, "final", weights)
 
     def export(self) -> None:
         """The weights that cfg.export.step names, as a Hugging Face folder."""
@@ -89,18 +89,17 @@ class Stages:
 
 
 def export(context: RunContext, folder: Path) -> None:
-    """Writes the run's weights for Hugging Face; `cfg.export` says which step, dtype and shard size."""
+    """Writes the run's weights for Hugging Face; `cfg.export` says which step, dtype and shard size.
+
+    Raises:
+      NoCheckpoint: the last stage with checkpoints has no such step.
+    """
     cfg = context.cfg.export
-    stage = next((name for name in reversed(TRAINED) if (context.workdir / "checkpoints" / name).exists()), None)
-    if stage is None:
-        params, source = init_params(context), context.cfg.model.path
-    else:
-        checkpoints = context.checkpoints(stage)
-        step = checkpoints.resolve(cfg.step)
-        params, source = checkpoints.load(step, {"params": abstract_params(context)})["params"], f"{stage}, step {step}"
-    if hosts.agreed(exported.matches(folder, context.cfg, source)):
+    checkpoint = find_checkpoint(context, cfg.step)
+    weights = describe_weights(context, checkpoint)
+    if hosts.agreed(exported.matches(folder, context.cfg, weights)):
         return
-    words = huggingface.resolve(context.cfg.model.path) if context.cfg.model.path else context.data_dir / "tokenizer"
-    huggingface.save(folder, params, context.model, words, cfg.dtype, cfg.shard_gigabytes)
-    hosts.once(exported.write, folder, context.cfg, source)
-    log.info("exported %s to %s", source, folder)
+    params = load_params(context, checkpoint)
+    huggingface.save(folder, params, context.model, context.tokenizer_dir, cfg.dtype, cfg.shard_gigabytes)
+    hosts.once(exported.write, folder, context.cfg, weights)
+    log.info("exported %s to %s", weights, folder)

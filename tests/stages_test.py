@@ -60,7 +60,7 @@ def test_the_cold_start_is_evaluated_where_evaluation_is_asked_for(
     trained = state.TrainState(np.int32(7), {"w": 1}, ())
     monkeypatch.setattr(sft, "run_stage", lambda context: trained)
     monkeypatch.setattr(evaluation, "evaluate", lambda context, name, params, of, executor: told.append((name, of)))
-    monkeypatch.setattr(Stages, "context", SimpleNamespace(workdir=tmp_path))
+    monkeypatch.setattr(Stages, "context", SimpleNamespace(cfg=config.Config(), workdir=tmp_path))
     monkeypatch.setattr(Stages, "executor", None)
     Stages(dataclasses.replace(config.Config(), stages=listed), tmp_path).cold_start()
     assert told == ([("cold_start", "cold_start, step 7")] if "evaluate" in listed else [])

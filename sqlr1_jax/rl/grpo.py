@@ -24,7 +24,7 @@ from sqlr1_jax.rollout.engine import Completions, Engine
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train import batch, loop, state
 from sqlr1_jax.train.batch import Batch
-from sqlr1_jax.train.context import RunContext, abstract_params, load_params
+from sqlr1_jax.train.context import CheckpointRef, RunContext, find_checkpoint, load_params
 from sqlr1_jax.train.state import Program, TrainState
 
 STAGE = "grpo"
@@ -54,7 +54,8 @@ def run_stage(context: RunContext, executor: Executor) -> TrainState:
     layout = _layout(context, engine)
     program = Program(context.model, cfg.optimizer, cfg.steps, layout, cfg.sampling.temperature, cfg.rows.buckets)
     with jax.set_mesh(context.mesh):
-        first = state.create(load_params(context, ("cold_start",)), program)
+        start = find_checkpoint(context, stages=("cold_start",))
+        first = state.create(load_params(context, start), program)
         microbatches = batch.microbatches(cfg.prompts, cfg.rows, hosts.count())
         longest = batch.with_length(cfg.rows, engine.prompt_tokens + cfg.samples * cfg.sampling.max_tokens)
         stage = Stage(context, executor, problems, engine, program, _reference(context, first), longest, microbatches)
@@ -186,7 +187,6 @@ def _reference(context: RunContext, first: TrainState) -> Any:
     """The weights where the stage began: read back on resume, copied when it begins (the state's own are donated)."""
     if not context.cfg.grpo.kl:
         return None
-    checkpoints = context.checkpoints(STAGE)
-    if hosts.agreed(0 in checkpoints.steps()):
-        return checkpoints.load(0, {"params": abstract_params(context)})["params"]
+    if hosts.agreed(0 in context.checkpoints(STAGE).steps()):
+        return load_params(context, CheckpointRef(STAGE, 0))
     return jax.tree.map(lambda leaf: leaf.copy(), first.params)

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -20,6 +20,17 @@ from sqlr1_jax.rollout.engine import Engine, Request
 from sqlr1_jax.train.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
+TRAINING_STAGES = ("cold_start", "grpo")  # in order: each begins with the weights that the one before it left
+
+
+class CheckpointRef(NamedTuple):
+    """A step of a stage; as text what evaluations and exports call their weights."""
+
+    stage: str
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.stage}, step {self.step}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +47,11 @@ class RunContext:
     def data_dir(self) -> Path:
         """Folder of the embedded data set and its tokenizer."""
         return self.workdir / "data"
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        """Folder of the model's tokenizer."""
+        return _tokenizer_dir(self.cfg, self.workdir)
 
     def checkpoints(self, stage: str) -> Checkpoints:
         """A stage's checkpoints; step 0 is never deleted, since the reference model is read from it."""
@@ -94,7 +110,7 @@ def create_context(cfg: config.Config, workdir: Path) -> RunContext:
     if jax.process_count() > hosts.count():
         raise config.ConfigError(f"this is one of {jax.process_count()} hosts: start it on each, with --distributed.")
     mesh = sharding.make_mesh(cfg.mesh)
-    folder = huggingface.resolve(cfg.model.path) if cfg.model.path else workdir / "data" / "tokenizer"
+    folder = _tokenizer_dir(cfg, workdir)
     if not folder.exists():
         raise config.ConfigError(
             "config.model.path is empty and the run made no data of its own: name a Hugging Face folder or repository, "
@@ -105,6 +121,10 @@ def create_context(cfg: config.Config, workdir: Path) -> RunContext:
     log.info("mesh %s over %d hosts", dict(mesh.shape), hosts.count())
     hosts.check(cfg, mesh, sharding.sampling_mesh(mesh, model.num_kv_heads))
     return RunContext(cfg, workdir, mesh, tokens, model)
+
+
+def _tokenizer_dir(cfg: config.Config, workdir: Path) -> Path:
+    return huggingface.resolve(cfg.model.path) if cfg.model.path else workdir / "data" / "tokenizer"
 
 
 def model_config(cfg: config.Model, num_tokens: int) -> qwen2.Qwen2Config:
@@ -127,20 +147,42 @@ def model_config(cfg: config.Model, num_tokens: int) -> qwen2.Qwen2Config:
     )
 
 
-def load_params(context: RunContext, stages: Sequence[str]) -> Any:
-    """Weights from the last of `stages` that has a checkpoint; else those the run starts from."""
-    stage, step = latest_checkpoint(context, stages)
-    if not stage:
+def find_checkpoint(
+    context: RunContext, step: str = "last", stages: Sequence[str] = TRAINING_STAGES
+) -> CheckpointRef | None:
+    """The checkpoint of the run's weights: `step` of the last of `stages` that has any; None where none has.
+
+    Nothing else decides which weights are the run's: evaluation, export and the next stage all ask here.
+
+    Args:
+      context: the run.
+      step: "last", "best" or a number, as in config.export.step; a number is not checked.
+      stages: in the order in which they train.
+    """
+    found = None
+    for stage in stages:
+        if (context.workdir / "checkpoints" / stage).exists():
+            checkpoints = context.checkpoints(stage)
+            found = CheckpointRef(stage, checkpoints.resolve(step)) if checkpoints.steps() else found
+    return hosts.agreed(found)
+
+
+def describe_weights(context: RunContext, checkpoint: CheckpointRef | None) -> str:
+    """A checkpoint's name, or model.path for the weights that the run starts from ("" where these are random)."""
+    return str(checkpoint) if checkpoint else context.cfg.model.path
+
+
+def load_params(context: RunContext, checkpoint: CheckpointRef | None) -> Any:
+    """A checkpoint's weights in the training layout; for None those that the run starts from.
+
+    Raises:
+      NoCheckpoint: the stage has no such step; the message lists those it has.
+    """
+    if checkpoint is None:
         return init_params(context)
-    log.info("weights: %s at step %d", stage, step)
-    return context.checkpoints(stage).load(step, {"params": abstract_params(context)})["params"]
-
-
-def latest_checkpoint(context: RunContext, stages: Sequence[str]) -> tuple[str, int]:
-    """The last of `stages` that has a checkpoint, and its last step; ("", 0) where none has."""
-    there = [stage for stage in stages if (context.workdir / "checkpoints" / stage).exists()]
-    steps = [(stage, step) for stage in there if (step := context.checkpoints(stage).latest()) is not None]
-    return hosts.agreed(steps[-1] if steps else ("", 0))
+    log.info("weights: %s", checkpoint)
+    tree = {"params": abstract_params(context)}
+    return context.checkpoints(checkpoint.stage).load(checkpoint.step, tree)["params"]
 
 
 def init_params(context: RunContext) -> Any:

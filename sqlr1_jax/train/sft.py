@@ -21,7 +21,7 @@ from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.model import tokenizer
 from sqlr1_jax.train import batch, loop, state
 from sqlr1_jax.train.batch import Batch
-from sqlr1_jax.train.context import RunContext, load_params
+from sqlr1_jax.train.context import RunContext, init_params
 from sqlr1_jax.train.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def run_stage(context: RunContext) -> TrainState:
         no_rows = batch.to_rows([], layout, rows_cfg)
         nothing = batch.assemble(no_rows, context.mesh, cfg.rows.per_microbatch, microbatches)
         return loop.train(
-            context, STAGE, cfg.steps, state.create(load_params(context, ()), program), take,
+            context, STAGE, cfg.steps, state.create(init_params(context), program), take,
             prepare=lambda at: state.warm(at, nothing, sft_loss, None, program),
         )  # fmt: skip
 

@@ -14,7 +14,18 @@ from small import compiles_fast  # noqa: F401
 from sqlr1_jax import config, sharding
 from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.model import huggingface, qwen2
-from sqlr1_jax.train.context import RunContext, abstract_params, create_context, init_params, load_params, model_config
+from sqlr1_jax.train.checkpoint import NoCheckpoint
+from sqlr1_jax.train.context import (
+    CheckpointRef,
+    RunContext,
+    abstract_params,
+    create_context,
+    describe_weights,
+    find_checkpoint,
+    init_params,
+    load_params,
+    model_config,
+)
 
 
 def _prompt(length: int, over_budget: bool = False) -> Prompt:
@@ -61,21 +72,33 @@ def test_random_weights_follow_the_seed_and_not_the_mesh(context: RunContext) ->
         assert (leaf.shape, leaf.dtype) == (like.shape, like.dtype)
 
 
-def test_parameters_are_those_of_the_last_stage_with_a_checkpoint(context: RunContext) -> None:
+def test_the_weights_of_a_run_are_the_last_stages_with_a_checkpoint(context: RunContext) -> None:
     first = jax.device_get(init_params(context))
 
-    def value(*stages: str) -> float:
-        return float(load_params(context, stages)["final_norm"][0] - first["final_norm"][0])
+    def shift(checkpoint: CheckpointRef | None) -> float:
+        return float(load_params(context, checkpoint)["final_norm"][0] - first["final_norm"][0])
 
-    assert value("cold_start", "grpo") == 0
-    for stage, shift in (("cold_start", 1.0), ("grpo", 2.0)):
+    assert find_checkpoint(context) is None
+    assert shift(None) == 0
+    (context.workdir / "checkpoints" / "grpo").mkdir(parents=True)  # as a stage that was killed before its first step
+    for stage, number in (("cold_start", 1.0), ("grpo", 2.0)):
         checkpoints = context.checkpoints(stage)
-        checkpoints.save(0, {"params": first})
-        checkpoints.save(3, {"params": jax.tree.map(lambda x, shift=shift: x + np.float32(shift), first)})
+        for step, more in ((0, 0.0), (2, 10.0), (3, number)):
+            params = jax.tree.map(lambda x, more=more: x + np.float32(more), first)
+            checkpoints.save(step, {"params": params}, score=step % 3)
         checkpoints.close()
-    assert value("cold_start", "grpo") == pytest.approx(2, abs=1e-5)
-    assert value("cold_start") == pytest.approx(1, abs=1e-5)
-    assert value() == 0
+        assert find_checkpoint(context) == (stage, 3)
+        assert shift(find_checkpoint(context)) == pytest.approx(number, abs=1e-5)
+    assert find_checkpoint(context, "best") == ("grpo", 2)
+    assert find_checkpoint(context, "0") == ("grpo", 0)
+    assert find_checkpoint(context, stages=("cold_start",)) == ("cold_start", 3)
+    with pytest.raises(NoCheckpoint, match=r"has no step 1; it has \[0, 2, 3\]"):
+        shift(find_checkpoint(context, "1"))
+
+
+def test_weights_are_described_by_stage_and_step_or_by_their_path(context: RunContext, home: Path) -> None:
+    assert describe_weights(context, CheckpointRef("grpo", 110)) == "grpo, step 110"
+    assert describe_weights(context, None) == str(home / "model")
 
 
 def test_the_first_checkpoint_of_a_stage_is_never_deleted(context: RunContext) -> None:
