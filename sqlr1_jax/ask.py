@@ -43,15 +43,15 @@ class Asker:
         data, max_tokens = exported.read(model)
         import jax
 
-        from sqlr1_jax.train import run as runs
+        from sqlr1_jax.train.context import create_context, init_params
 
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         settings = config.Model(path=str(model), param_dtype=dtype, dtype=dtype)
         self.votes, self.cfg = votes, config.Config(seed=seed, model=settings, data=data)
         self.sampling = config.Sampling(temperature=temperature if votes > 1 else 0.0, max_tokens=max_tokens)
-        self._run = runs.start(self.cfg, model)
-        with jax.set_mesh(self._run.mesh):
-            self._params = runs.initial(self._run)
+        self._context = create_context(self.cfg, model)
+        with jax.set_mesh(self._context.mesh):
+            self._params = init_params(self._context)
 
     def ask(self, executor: Executor, database: Path, question: str, knowledge: str = "") -> Reply:
         """Samples, runs every candidate's SQL, and answers with the vote's winner.
@@ -72,16 +72,16 @@ class Asker:
     def sample(self, database: Path, question: str, knowledge: str = "") -> list[str]:
         """As many completions as there are votes."""
         example = Example("question", database.stem, database.absolute(), question, "", knowledge)
-        prompt = self._run.prompts([example])[0]
+        prompt = self._context.prompts([example])[0]
         if prompt.over_budget:
             raise ConfigError(
                 f"{database}: schema and question take {len(prompt.ids)} tokens, past the "
                 f"{self.cfg.data.max_prompt_tokens} that the model takes. Ask a database with fewer tables."
             )
-        engine = self._run.engine([prompt])
-        asked = self._run.request([prompt], self.votes, self.sampling, 0)
+        engine = self._context.engine([prompt])
+        asked = self._context.request([prompt], self.votes, self.sampling, 0)
         made = engine.rollout(engine.weights(self._params), asked)
-        return self._run.texts([made.ids(0, g).tolist() for g in range(self.votes)])
+        return self._context.texts([made.ids(0, g).tolist() for g in range(self.votes)])
 
 
 def show(reply: Reply) -> str:

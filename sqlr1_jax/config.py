@@ -237,7 +237,7 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    step: str = "best"  # or last, or a number
+    step: str = "last"  # or a step's number; best: the highest greedy accuracy on the evaluation subset
     dtype: str = ""  # empty: the parameters' own
     shard_gigabytes: float = 5.0
 
@@ -399,8 +399,8 @@ def check(cfg: Config) -> None:
         raise ConfigError(f"config.data.synth.teacher_errors is {errors}; it is a fraction, 0 to 1.")
     if not 0 < cfg.grpo.sampling.top_p <= 1:
         raise ConfigError(f"config.grpo.sampling.top_p is {cfg.grpo.sampling.top_p}; it takes 0 < top_p ≤ 1.")
-    if cfg.export.step not in ("best", "last") and not cfg.export.step.isdigit():
-        raise ConfigError(f"config.export.step is {cfg.export.step!r}; it takes best, last or a step's number.")
+    if cfg.export.step not in ("last", "best") and not cfg.export.step.isdigit():
+        raise ConfigError(f"config.export.step is {cfg.export.step!r}; it takes last, best or a step's number.")
 
 
 def _check_source(key: str, spec: str) -> None:

@@ -27,10 +27,10 @@ def export(workdir: Path, output: Path, settings: config.Export) -> None:
     cfg = dataclasses.replace(config.freeze(json.loads(path.read_text())), export=settings)
     config.check(cfg)
     from sqlr1_jax import stages
-    from sqlr1_jax.train import run as runs
+    from sqlr1_jax.train.context import create_context
 
     output.mkdir(parents=True, exist_ok=True)
-    stages.export(runs.start(cfg, workdir), output)
+    stages.export(create_context(cfg, workdir), output)
 
 
 @exit_on_error()
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", type=Path, required=True, help="the run's folder")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
     default = config.Export()
-    parser.add_argument("--step", default=default.step, help="best, last or a step's number; %(default)s unless given")
+    parser.add_argument("--step", default=default.step, help="last, best or a step's number; default: %(default)s")
     parser.add_argument("--dtype", default=default.dtype, help="float32 or bfloat16; the parameters' own unless given")
     parser.add_argument("--shard_gigabytes", type=float, default=default.shard_gigabytes, help="of a file, at most")
     return parser

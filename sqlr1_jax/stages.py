@@ -15,11 +15,17 @@ from sqlr1_jax.model import huggingface
 from sqlr1_jax.page import report
 from sqlr1_jax.rl import grpo
 from sqlr1_jax.sql.executor import Executor
-from sqlr1_jax.train import run as runs
 from sqlr1_jax.train import sft
+from sqlr1_jax.train.context import (
+    CheckpointRef,
+    RunContext,
+    create_context,
+    describe_weights,
+    find_checkpoint,
+    load_params,
+)
 
 log = logging.getLogger(__name__)
-TRAINED = ("cold_start", "grpo")
 
 
 class Stages:
@@ -29,9 +35,9 @@ class Stages:
         self.cfg, self.workdir = cfg, workdir
 
     @functools.cached_property
-    def run(self) -> runs.Run:
+    def context(self) -> RunContext:
         """Made when a stage first asks for it: the data stage trains the tokenizer that it needs."""
-        return runs.start(self.cfg, self.workdir)
+        return create_context(self.cfg, self.workdir)
 
     @functools.cached_property
     def executor(self) -> Executor:
@@ -43,30 +49,31 @@ class Stages:
 
     def cold_start(self) -> None:
         """Supervised steps, and how good they left the model."""
-        trained = sft.run_stage(self.run)
+        trained = sft.run_stage(self.context)
         if "evaluate" in self.cfg.stages:
-            weights = f"cold_start, step {int(trained.step)}"
-            evaluation.evaluate(self.run, "cold_start", trained.params, weights, self.executor)
-        evaluation.forget(self.run, "final", self._weights())
+            weights = str(CheckpointRef("cold_start", int(trained.step)))
+            evaluation.evaluate(self.context, "cold_start", trained.params, weights, self.executor)
+        self._forget_final()
 
     def grpo(self) -> None:
         """GRPO's steps; figures of weights that they have left behind are forgotten."""
-        grpo.run_stage(self.run, self.executor)
-        evaluation.forget(self.run, "final", self._weights())
+        grpo.run_stage(self.context, self.executor)
+        self._forget_final()
 
     def evaluate(self) -> None:
         """The run's last weights."""
-        params = runs.parameters(self.run, TRAINED)
-        evaluation.evaluate(self.run, "final", params, self._weights(), self.executor)
+        checkpoint = find_checkpoint(self.context)
+        params, weights = load_params(self.context, checkpoint), describe_weights(self.context, checkpoint)
+        evaluation.evaluate(self.context, "final", params, weights, self.executor)
 
-    def _weights(self) -> str:
-        """Which weights are the run's last."""
-        stage, step = runs.newest(self.run, TRAINED)
-        return f"{stage}, step {step}" if stage else self.cfg.model.path
+    def _forget_final(self) -> None:
+        """Removes the final figures where they are not of the run's last weights."""
+        weights = describe_weights(self.context, find_checkpoint(self.context))
+        evaluation.forget(self.context, "final", weights)
 
     def export(self) -> None:
         """The weights that cfg.export.step names, as a Hugging Face folder."""
-        export(self.run, self.workdir / "export")
+        export(self.context, self.workdir / "export")
 
     def summarise(self, stage: str, seconds: float) -> None:
         """Writes summary.json and report.html as far as the run has come."""
@@ -81,19 +88,18 @@ class Stages:
             self.executor.__exit__(*exception)
 
 
-def export(run: runs.Run, folder: Path) -> None:
-    """Writes the run's weights for Hugging Face; `cfg.export` says which step, dtype and shard size."""
-    cfg = run.cfg.export
-    stage = next((name for name in reversed(TRAINED) if (run.workdir / "checkpoints" / name).exists()), None)
-    if stage is None:
-        params, source = runs.initial(run), run.cfg.model.path
-    else:
-        checkpoints = run.checkpoints(stage)
-        step = checkpoints.resolve(cfg.step)
-        params, source = checkpoints.load(step, {"params": runs.abstract(run)})["params"], f"{stage}, step {step}"
-    if hosts.agreed(exported.matches(folder, run.cfg, source)):
+def export(context: RunContext, folder: Path) -> None:
+    """Writes the run's weights for Hugging Face; `cfg.export` says which step, dtype and shard size.
+
+    Raises:
+      NoCheckpoint: the last stage with checkpoints has no such step.
+    """
+    cfg = context.cfg.export
+    checkpoint = find_checkpoint(context, cfg.step)
+    weights = describe_weights(context, checkpoint)
+    if hosts.agreed(exported.matches(folder, context.cfg, weights)):
         return
-    words = huggingface.resolve(run.cfg.model.path) if run.cfg.model.path else run.data / "tokenizer"
-    huggingface.save(folder, params, run.model, words, cfg.dtype, cfg.shard_gigabytes)
-    hosts.once(exported.write, folder, run.cfg, source)
-    log.info("exported %s to %s", source, folder)
+    params = load_params(context, checkpoint)
+    huggingface.save(folder, params, context.model, context.tokenizer_dir, cfg.dtype, cfg.shard_gigabytes)
+    hosts.once(exported.write, folder, context.cfg, weights)
+    log.info("exported %s to %s", weights, folder)

@@ -59,7 +59,7 @@ def test_a_frozen_config_is_hashable_by_value() -> None:
         ({"data": {"train": "spider:"}}, "the path behind the prefix is missing"),
         ({"data": {"synth": {"teacher_errors": 1.5}}}, "it is a fraction, 0 to 1"),
         ({"grpo": {"sampling": {"top_p": 0.0}}}, "config.grpo.sampling.top_p is 0.0; it takes 0 < top_p ≤ 1."),
-        ({"export": {"step": "newest"}}, "it takes best, last or a step's number"),
+        ({"export": {"step": "newest"}}, "it takes last, best or a step's number"),
     ],
 )
 def test_an_error_names_the_key_and_the_fix(tree, message) -> None:

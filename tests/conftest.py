@@ -21,7 +21,7 @@ import pytest
 
 from sqlr1_jax import config
 from sqlr1_jax.sql.executor import Executor
-from sqlr1_jax.train.run import Run
+from sqlr1_jax.train.context import RunContext
 from testing import databases, tiny_models, tiny_runs
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -96,12 +96,12 @@ def finished(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(home: Path, tmp_path: Path) -> Run:
-    """A run of this process on one device, none of its stages begun."""
-    from sqlr1_jax.train import run as runs
+def context(home: Path, tmp_path: Path) -> RunContext:
+    """A run's context in this process, on one device, before its first stage."""
+    from sqlr1_jax.train.context import create_context
 
     workdir = tmp_path / "run"
     workdir.mkdir()
     (workdir / "data").symlink_to(home / "data")
-    made = runs.start(tiny_runs.tiny_config(model__path=str(home / "model")), workdir)
+    made = create_context(tiny_runs.tiny_config(model__path=str(home / "model")), workdir)
     return dataclasses.replace(made, mesh=tiny_models.one_device())

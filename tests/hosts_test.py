@@ -135,7 +135,8 @@ from sqlr1_jax import config, hosts
 from sqlr1_jax.data import answer, order
 from sqlr1_jax.rl import experience, grpo, rollouts
 from sqlr1_jax.sql.executor import Executor
-from sqlr1_jax.train import run as training, state
+from sqlr1_jax.train import state
+from sqlr1_jax.train.context import create_context, init_params
 home, workdir, rows = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 if rows == 1:
     hosts.join()
@@ -151,10 +152,10 @@ found = []
 with Executor(config.Execute(workers=1)) as pool:
     for cfg in (config.Advantage(), config.Advantage(normalise="parts"), config.Advantage(shuffled=True)):
         rows_cfg = config.Rows(per_microbatch=rows)
-        run = grpo_stages.with_settings(bare, samples=3, advantage=cfg, rows=rows_cfg, old_logprobs="trainer")
-        stage = grpo_stages.scripted_stage(run, pool, say)
-        with jax.set_mesh(run.mesh):
-            taken = grpo.take(stage, state.create(training.initial(run), stage.program), 0)
+        context = grpo_stages.with_settings(bare, samples=3, advantage=cfg, rows=rows_cfg, old_logprobs="trainer")
+        stage = grpo_stages.scripted_stage(context, pool, say)
+        with jax.set_mesh(context.mesh):
+            taken = grpo.take(stage, state.create(training.initial(context), stage.program), 0)
         values = grpo_stages.values_of(taken)
         lines = [json.loads(line) for line in rollouts.path(workdir, 1).open()] if hosts.first() else []
         advantages = [[sample["advantage"] for sample in line["samples"]] for line in lines]

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file
 from sqlr1_jax import config, stages
 from sqlr1_jax.evaluate import stage as evaluation
 from sqlr1_jax.stages import Stages
-from sqlr1_jax.train import run as runs
 from sqlr1_jax.train import sft, state
+from sqlr1_jax.train.context import RunContext, abstract_params, create_context
 
 
 def _settings(workdir: Path) -> config.Config:
@@ -58,9 +58,9 @@ def test_the_cold_start_is_evaluated_where_evaluation_is_asked_for(
 ) -> None:
     told: list[tuple[str, str]] = []
     trained = state.TrainState(np.int32(7), {"w": 1}, ())
-    monkeypatch.setattr(sft, "run_stage", lambda run: trained)
-    monkeypatch.setattr(evaluation, "evaluate", lambda run, name, params, of, executor: told.append((name, of)))
-    monkeypatch.setattr(Stages, "run", SimpleNamespace(workdir=tmp_path))
+    monkeypatch.setattr(sft, "run_stage", lambda context: trained)
+    monkeypatch.setattr(evaluation, "evaluate", lambda context, name, params, of, executor: told.append((name, of)))
+    monkeypatch.setattr(Stages, "context", SimpleNamespace(cfg=config.Config(), workdir=tmp_path))
     monkeypatch.setattr(Stages, "executor", None)
     Stages(dataclasses.replace(config.Config(), stages=listed), tmp_path).cold_start()
     assert told == ([("cold_start", "cold_start, step 7")] if "evaluate" in listed else [])
@@ -78,21 +78,35 @@ def test_the_executor_is_closed_with_the_stages(tmp_path: Path) -> None:
 @pytest.mark.parametrize("step", ["last", "0", "2"])
 def test_an_export_is_the_step_asked_for_in_float32_to_the_bit(finished: Path, tmp_path: Path, step: str) -> None:
     cfg = dataclasses.replace(_settings(finished), export=config.Export(step=step))
-    run = runs.start(cfg, finished)
-    stages.export(run, tmp_path / "out")
-    checkpoints = run.checkpoints("grpo")
+    context = create_context(cfg, finished)
+    stages.export(context, tmp_path / "out")
+    checkpoints = context.checkpoints("grpo")
     at = checkpoints.latest() if step == "last" else int(step)
     assert at is not None
-    embed = checkpoints.load(at, {"params": runs.abstract(run)})["params"]["embed"]
+    embed = checkpoints.load(at, {"params": abstract_params(context)})["params"]["embed"]
     written = load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"]
     assert written.tobytes() == np.asarray(embed).tobytes()
 
 
+def test_the_export_of_a_default_run_is_its_last_checkpoint_to_the_bit(finished: Path) -> None:
+    cfg = _settings(finished)
+    assert cfg.export == config.Export()
+    context = create_context(cfg, finished)
+    checkpoints = context.checkpoints("grpo")
+    assert checkpoints.latest() == cfg.grpo.steps
+    params = checkpoints.load(cfg.grpo.steps, {"params": abstract_params(context)})["params"]
+    written = load_file(finished / "export" / "model.safetensors")
+    assert written["model.embed_tokens.weight"].tobytes() == np.asarray(params["embed"]).tobytes()
+    for name, key in (("down", "mlp.down_proj"), ("gate", "mlp.gate_proj")):
+        layer = np.ascontiguousarray(np.asarray(params["layers"][name])[0].T)
+        assert written[f"model.layers.0.{key}.weight"].tobytes() == layer.tobytes()
+
+
 def test_grpo_moved_the_weights_that_the_cold_start_left(finished: Path) -> None:
     """And began from them: its step 0 is the cold start's last."""
-    run = runs.start(_settings(finished), finished)
+    context = create_context(_settings(finished), finished)
     params = [
-        run.checkpoints(stage).load(step, {"params": runs.abstract(run)})["params"]
+        context.checkpoints(stage).load(step, {"params": abstract_params(context)})["params"]
         for stage, step in (("cold_start", 0), ("cold_start", 4), ("grpo", 0), ("grpo", 4))
     ]
     embeds = [np.asarray(one["embed"]) for one in params]
@@ -104,8 +118,8 @@ def test_grpo_moved_the_weights_that_the_cold_start_left(finished: Path) -> None
     assert (embeds[2] != embeds[3]).any() and (downs[2] != downs[3]).any()
 
 
-def test_a_run_that_trained_nothing_exports_what_it_began_with(run: runs.Run, home: Path, tmp_path: Path) -> None:
-    stages.export(run, tmp_path / "out")
+def test_a_run_that_trained_nothing_exports_what_it_began_with(context: RunContext, home: Path, tmp_path: Path) -> None:
+    stages.export(context, tmp_path / "out")
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", home / "model"))
     assert ours.keys() == theirs.keys()
     assert all(ours[name].tobytes() == theirs[name].tobytes() for name in ours)

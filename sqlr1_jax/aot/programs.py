@@ -22,7 +22,7 @@ from sqlr1_jax.model import flops, qwen2
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.rollout import decode
 from sqlr1_jax.rollout.engine import Engine
-from sqlr1_jax.train import optimizer, run, state
+from sqlr1_jax.train import context, optimizer, state
 from sqlr1_jax.train.batch import Batch, microbatches
 
 NUM_TOKENS = 151_665  # in Qwen2.5's tokenizer; the embedding has more rows, as padding
@@ -66,7 +66,7 @@ def model_config(cfg: config.Model) -> qwen2.Qwen2Config:
     """The architecture: that of the local folder `cfg.path`, else of `cfg.size`. It downloads nothing."""
     is_folder = bool(cfg.path) and Path(cfg.path).is_dir()
     local = cfg if is_folder else dataclasses.replace(cfg, path="")
-    return run.shape(local, min(NUM_TOKENS, qwen2.PRESETS[cfg.size].vocab_size))
+    return context.model_config(local, min(NUM_TOKENS, qwen2.PRESETS[cfg.size].vocab_size))
 
 
 class StepPrograms:

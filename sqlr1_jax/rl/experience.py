@@ -22,8 +22,8 @@ from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.rl import reward
 from sqlr1_jax.rollout.engine import Completions, Ended
 from sqlr1_jax.sql.executor import OUTCOMES, Executor, Outcome
+from sqlr1_jax.train.context import RunContext
 from sqlr1_jax.train.interrupt import waiting
-from sqlr1_jax.train.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -52,18 +52,18 @@ class Clock:
         self._since = now
 
 
-def load_problems(run: Run) -> Problems:
+def load_problems(context: RunContext) -> Problems:
     """GRPO's examples with prompts within the budget; the others are counted and left out.
 
     Raises:
       ConfigError: none is left.
     """
-    examples = run.examples(run.cfg.data.train, "grpo")
-    pairs = [(e, p) for e, p in zip(examples, run.prompts(examples), strict=True) if not p.over_budget]
+    examples = context.examples(context.cfg.data.train, "grpo")
+    pairs = [(e, p) for e, p in zip(examples, context.prompts(examples), strict=True) if not p.over_budget]
     if len(pairs) < len(examples):
         log.warning("%d of %d prompts are over the budget and left out", len(examples) - len(pairs), len(examples))
     if not pairs:
-        raise ConfigError(f"config.data.train={run.cfg.data.train} gives no prompt within the budget.")
+        raise ConfigError(f"config.data.train={context.cfg.data.train} gives no prompt within the budget.")
     log.info("GRPO: %d questions on %d databases", len(pairs), len({e.db_id for e, _ in pairs}))
     return Problems([e for e, _ in pairs], [p for _, p in pairs])
 
@@ -71,8 +71,8 @@ def load_problems(run: Run) -> Problems:
 class Scoring:
     """Reads completions and runs their SQL as they end, while the sampler is at work on the others."""
 
-    def __init__(self, run: Run, executor: Executor, examples: Sequence[Example], samples: int):
-        self._run, self._executor, self._examples = run, executor, examples
+    def __init__(self, context: RunContext, executor: Executor, examples: Sequence[Example], samples: int):
+        self._context, self._executor, self._examples = context, executor, examples
         empty: list[Any] = [None] * samples
         self.texts: list[list[str]] = [empty.copy() for _ in examples]
         self.answers: list[list[Answer]] = [empty.copy() for _ in examples]
@@ -83,9 +83,9 @@ class Scoring:
     def finished(self, ended: Sequence[Ended]) -> None:
         """Takes completions; what goes wrong is raised by `outcomes`, since the sampler waits for no one."""
         try:
-            texts = self._run.texts([one.ids for one in ended])  # a call each would cost more than decoding all
+            texts = self._context.texts([one.ids for one in ended])  # a call each would cost more than decoding all
             for (prompt, sample, _), text in zip(ended, texts, strict=True):
-                said = answer.read(text, self._run.cfg.data.form)
+                said = answer.read(text, self._context.cfg.data.form)
                 self.texts[prompt][sample], self.answers[prompt][sample] = text, said
                 self._pending[prompt][sample] = self._submit(self._examples[prompt], said)
         except Exception as error:
@@ -96,7 +96,7 @@ class Scoring:
         if said.sql is None:
             return Outcome(said.problem)
         self._first = self._first or time.perf_counter()
-        future = self._executor.submit(example.database, said.sql, example.sql, self._run.cfg.grpo.reward.rule)
+        future = self._executor.submit(example.database, said.sql, example.sql, self._context.cfg.grpo.reward.rule)
         future.add_done_callback(self._note)
         return future
 
@@ -141,17 +141,17 @@ class Judged(NamedTuple):
 
 
 def judge(
-    run: Run,
+    context: RunContext,
     examples: Sequence[Example],
     completions: Completions,
     answers: Sequence[Sequence[Answer]],
     outcomes: Sequence[Sequence[Outcome]],
 ) -> Judged:
     """What each completion is paid, and all else that is counted of it."""
-    cfg = run.cfg.grpo.reward
+    cfg = context.cfg.grpo.reward
 
     def tokens(text: str) -> int:
-        return len(run.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(context.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     length = tokens if cfg.length_unit == "tokens" else len
     paid = [

@@ -22,7 +22,7 @@ from sqlr1_jax.rollout.engine import Completions, Engine
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train import batch, loop, state
 from sqlr1_jax.train.batch import Batch
-from sqlr1_jax.train.run import Run, abstract, parameters
+from sqlr1_jax.train.context import CheckpointRef, RunContext, find_checkpoint, load_params
 from sqlr1_jax.train.state import Program, TrainState
 
 STAGE = "grpo"
@@ -32,7 +32,7 @@ STAGE = "grpo"
 class Stage:
     """What does not change from step to step."""
 
-    run: Run
+    context: RunContext
     executor: Executor
     problems: Problems
     engine: Engine
@@ -42,75 +42,78 @@ class Stage:
     microbatches: int
 
 
-def run_stage(run: Run, executor: Executor) -> TrainState:
+def run_stage(context: RunContext, executor: Executor) -> TrainState:
     """Trains from the cold start's weights (or the run's first) to the stage's last step."""
-    cfg = run.cfg.grpo
-    problems = experience.load_problems(run)
-    held = evaluation.held_out(run)[0]
-    engine = run.engine([*problems.prompts, *held.prompts])
-    layout = rows_layout(run, engine)
-    program = Program(run.model, cfg.optimizer, cfg.steps, layout, cfg.sampling.temperature, cfg.rows.buckets)
-    with jax.set_mesh(run.mesh):
-        first = state.create(parameters(run, ("cold_start",)), program)
+    cfg = context.cfg.grpo
+    problems = experience.load_problems(context)
+    held = evaluation.held_out(context)[0]
+    engine = context.engine([*problems.prompts, *held.prompts])
+    layout = rows_layout(context, engine)
+    program = Program(context.model, cfg.optimizer, cfg.steps, layout, cfg.sampling.temperature, cfg.rows.buckets)
+    with jax.set_mesh(context.mesh):
+        start = find_checkpoint(context, stages=("cold_start",))
+        first = state.create(load_params(context, start), program)
         microbatches = batch.microbatches(cfg.prompts, cfg.rows, hosts.count())
         longest = batch.with_length(cfg.rows, engine.prompt_tokens + cfg.samples * cfg.sampling.max_tokens)
-        stage = Stage(run, executor, problems, engine, program, reference_params(run, first), longest, microbatches)
+        stage = Stage(
+            context, executor, problems, engine, program, reference_params(context, first), longest, microbatches
+        )
         return loop.train(
-            run, STAGE, cfg.steps, first,
+            context, STAGE, cfg.steps, first,
             take=lambda at, step: take(stage, at, step),
-            evaluate=lambda at: evaluation.greedy_accuracy(run, engine, executor, at.params, held),
-            rewind=lambda step: rollouts.cut(run.workdir, step),
+            evaluate=lambda at: evaluation.greedy_accuracy(context, engine, executor, at.params, held),
+            rewind=lambda step: rollouts.cut(context.workdir, step),
             prepare=lambda at: compile_ahead(stage, at),
         )  # fmt: skip
 
 
 def compile_ahead(stage: Stage, first: TrainState) -> TrainState:
     """The same state, with all that the stage will run compiled: nothing compiles once steps are on their way."""
-    run, cfg = stage.run, stage.run.cfg.grpo
+    context, cfg = stage.context, stage.context.cfg.grpo
     weights, mine = stage.engine.weights(first.params), hosts.share(cfg.prompts)
     like = stage.problems.prompts[:1] * (mine.stop - mine.start)
-    stage.engine.compile(weights, run.request(like, cfg.samples, cfg.sampling, 0))
-    if run.cfg.evaluate.every:
-        stage.engine.compile(weights, evaluation.request(run, like, 1, 0.0))
+    stage.engine.compile(weights, context.request(like, cfg.samples, cfg.sampling, 0))
+    if context.cfg.evaluate.every:
+        stage.engine.compile(weights, evaluation.request(context, like, 1, 0.0))
     del weights
     rows, advantage_PG = batch.to_rows([], stage.program.layout, stage.rows), np.zeros((1, cfg.samples), np.float32)
-    nothing = batch.assemble(rows, stage.run.mesh, cfg.rows.per_microbatch, stage.microbatches, advantage_PG)
+    nothing = batch.assemble(rows, stage.context.mesh, cfg.rows.per_microbatch, stage.microbatches, advantage_PG)
     return state.warm(first, _with_logprobs(stage, first.params, nothing), grpo_loss, cfg, stage.program)
 
 
 def take(stage: Stage, at: TrainState, step: int) -> loop.Step:
     """One step of GRPO."""
-    run, cfg, clock = stage.run, stage.run.cfg.grpo, experience.Clock()
-    chosen = order.take(len(stage.problems.examples), cfg.prompts, run.cfg.seed, step)
+    context, cfg, clock = stage.context, stage.context.cfg.grpo, experience.Clock()
+    chosen = order.take(len(stage.problems.examples), cfg.prompts, context.cfg.seed, step)
     mine = hosts.share(cfg.prompts)
     examples, prompts = stage.problems.pick(chosen[mine])
-    scoring = experience.Scoring(run, stage.executor, examples, cfg.samples)
+    scoring = experience.Scoring(context, stage.executor, examples, cfg.samples)
     completions = _sample(stage, at.params, prompts, step, scoring)
     clock.lap("rollout")
 
     with hosts.together():
         rows = batch.to_rows(experience.groups(prompts, completions), stage.program.layout, stage.rows)
-        sampling_flops = batch.forward_flops(rows, run.model)
+        sampling_flops = batch.forward_flops(rows, context.model)
         clock.lap("pack")
         outcomes = scoring.outcomes()
-        judged = experience.judge(run, examples, completions, scoring.answers, outcomes)
+        judged = experience.judge(context, examples, completions, scoring.answers, outcomes)
     every = hosts.rows(judged)  # some advantages are relative to the whole batch
     clock.lap("reward_wait")
 
     adv_PG, keep_P = _advantages(stage, every, step)
     adv_PG, rows = adv_PG[mine], drop_filtered(rows, keep_P[mine])
     rows = rows._replace(weight=batch.place_weights(rows, cfg.aggregation, cfg.sampling.max_tokens))
-    fed = batch.assemble(rows, run.mesh, cfg.rows.per_microbatch, stage.microbatches, adv_PG)
+    fed = batch.assemble(rows, context.mesh, cfg.rows.per_microbatch, stage.microbatches, adv_PG)
     fed = _with_logprobs(stage, at.params, fed)
     at, sums = state.update(at, fed, grpo_loss, cfg, stage.program)
     clock.lap("update")
 
     parts = reward.names(cfg.reward)
     texts, answers = scoring.texts, scoring.answers
-    rollouts.write(run.workdir, step + 1, examples, texts, answers, outcomes, parts, judged.rewards_PGR, adv_PG)
+    rollouts.write(context.workdir, step + 1, examples, texts, answers, outcomes, parts, judged.rewards_PGR, adv_PG)
     values = experience.measure(every, parts, clock, scoring, stage.executor)
     passes = 3 + (stage.reference is not None) + (cfg.old_logprobs == "trainer")
-    values["flops"] = hosts.total(sampling_flops + passes * batch.forward_flops(rows, run.model))
+    values["flops"] = hosts.total(sampling_flops + passes * batch.forward_flops(rows, context.model))
     return loop.Step(at, sums, values, [stage.problems.examples[i].id for i in chosen])
 
 
@@ -118,8 +121,8 @@ def _sample(
     stage: Stage, params: Any, prompts: Sequence[Prompt], step: int, scoring: experience.Scoring
 ) -> Completions:
     """Completions under these weights; each one's SQL begins to run as soon as it ends."""
-    run, cfg = stage.run, stage.run.cfg.grpo
-    asked = run.request(prompts, cfg.samples, cfg.sampling, step)
+    context, cfg = stage.context, stage.context.cfg.grpo
+    asked = context.request(prompts, cfg.samples, cfg.sampling, step)
     asked = dataclasses.replace(asked, first=hosts.share(cfg.prompts).start, finished=scoring.finished)
     weights = stage.engine.weights(params)  # freed when this returns: the update needs their memory
     return stage.engine.rollout(weights, asked)
@@ -127,7 +130,7 @@ def _sample(
 
 def _advantages(stage: Stage, judged: Judged, step: int) -> tuple[np.ndarray, np.ndarray]:
     """Advantages [P, G] and which groups count [P], of the prompts of all hosts."""
-    cfg = stage.run.cfg
+    cfg = stage.context.cfg
     key = jax.random.fold_in(jax.random.key(cfg.seed), step)
     weights_R, (rewards_PGR, correct_PG, sound_P, *_) = reward.weights(cfg.grpo.reward), judged
     return jax.device_get(advantage(rewards_PGR, correct_PG, sound_P, weights_R, key, cfg.grpo.advantage))
@@ -144,24 +147,23 @@ def _with_logprobs(stage: Stage, params: Any, fed: Batch) -> Batch:
     """The batch with log-probabilities of the reference, and of the old policy where they are recomputed."""
     if stage.reference is not None:
         fed = dataclasses.replace(fed, reference_MBT=state.score(stage.reference, fed, stage.program))
-    if stage.run.cfg.grpo.old_logprobs == "trainer":
+    if stage.context.cfg.grpo.old_logprobs == "trainer":
         fed = dataclasses.replace(fed, old_MBT=state.score(params, fed, stage.program))
     return fed
 
 
-def rows_layout(run: Run, engine: Engine) -> Layout | None:
+def rows_layout(context: RunContext, engine: Engine) -> Layout | None:
     """Strided rows take any prompt and any completion: one shape for the whole stage."""
-    cfg = run.cfg.grpo
+    cfg = context.cfg.grpo
     if cfg.rows.layout == "packed":
         return None
     return Layout(cfg.rows.prefix or engine.prompt_tokens, cfg.samples, cfg.rows.segment or cfg.sampling.max_tokens)
 
 
-def reference_params(run: Run, first: TrainState) -> Any:
+def reference_params(context: RunContext, first: TrainState) -> Any:
     """The weights where the stage began: read back on resume, copied when it begins (the state's own are donated)."""
-    if not run.cfg.grpo.kl:
+    if not context.cfg.grpo.kl:
         return None
-    checkpoints = run.checkpoints(STAGE)
-    if hosts.agreed(0 in checkpoints.steps()):
-        return checkpoints.load(0, {"params": abstract(run)})["params"]
+    if hosts.agreed(0 in context.checkpoints(STAGE).steps()):
+        return load_params(context, CheckpointRef(STAGE, 0))
     return jax.tree.map(lambda leaf: leaf.copy(), first.params)

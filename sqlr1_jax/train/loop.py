@@ -15,9 +15,9 @@ from tqdm import tqdm
 from sqlr1_jax import hosts
 from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.model import flops
+from sqlr1_jax.train.context import RunContext
 from sqlr1_jax.train.interrupt import Interrupt, Interrupted
 from sqlr1_jax.train.metrics import Metrics
-from sqlr1_jax.train.run import Run
 from sqlr1_jax.train.state import TrainState, means
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Step(NamedTuple):
 
 
 def train(
-    run: Run,
+    context: RunContext,
     stage: str,
     steps: int,
     state: TrainState,
@@ -50,7 +50,7 @@ def train(
     """Runs `take` from where the stage's checkpoints end up to `steps`.
 
     Args:
-      run: the run.
+      context: the run's workdir, settings and checkpoints.
       stage: its name in checkpoints and metrics.
       steps: the stage's length.
       state: a fresh state; its layout is what a checkpoint is loaded into.
@@ -64,12 +64,12 @@ def train(
       NotFiniteError: three steps in a row were not finite.
     """
     # Whatever ends it, what was saved gets to disk.
-    with contextlib.closing(run.checkpoints(stage)) as checkpoints:
+    with contextlib.closing(context.checkpoints(stage)) as checkpoints:
         state, done = _resume(checkpoints, state)
         rewind(done)
         state = prepare(state) if done < steps else state
-        every, due = run.cfg.evaluate.every, run.cfg.checkpoint.every
-        metrics = Metrics(run.workdir, stage, hosts.first())
+        every, due = context.cfg.evaluate.every, context.cfg.checkpoint.every
+        metrics = Metrics(context.workdir, stage, hosts.first())
         with metrics, Interrupt() as interrupt, _bar(stage, done, steps) as bar:
             metrics.cut(done)
             writer = _Late(metrics)

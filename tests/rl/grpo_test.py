@@ -14,7 +14,7 @@ from sqlr1_jax.data import answer, packing
 from sqlr1_jax.rl import experience, grpo, rollouts
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train import loop, state
-from sqlr1_jax.train.run import Run, initial
+from sqlr1_jax.train.context import RunContext, init_params
 from sqlr1_jax.train.state import Program, TrainState
 from testing import closeness, naive_decoding, training_data
 from testing.grpo_stages import scripted_stage, values_of, with_settings
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 def _step(stage: grpo.Stage, at: TrainState | None = None, step: int = 0) -> tuple[loop.Step, TrainState]:
     """A step, and a copy of the state before it, whose own memory the step spends."""
-    with jax.set_mesh(stage.run.mesh):
-        at = at or state.create(initial(stage.run), stage.program)
+    with jax.set_mesh(stage.context.mesh):
+        at = at or state.create(init_params(stage.context), stage.program)
         before = jax.device_get(at)
         return grpo.take(stage, at, step), before
 
@@ -42,19 +42,21 @@ def _likelihood(stage: grpo.Stage, params: Any, items: tuple[str, ...], g: int) 
     longest = 200
     for name in items:
         [example], [prompt] = stage.problems.pick([examples[name]])
-        ids = stage.run.tokenizer(_right_and_wrong(example, g), add_special_tokens=False)["input_ids"]
-        text = np.array([*prompt.ids, *ids, stage.run.tokenizer.eos_token_id], np.int32)
+        ids = stage.context.tokenizer(_right_and_wrong(example, g), add_special_tokens=False)["input_ids"]
+        text = np.array([*prompt.ids, *ids, stage.context.tokenizer.eos_token_id], np.int32)
         padded = np.pad(text, (0, longest - len(text)))
-        logp, _ = naive_decoding.naive_logprobs(params, padded, stage.run.model)
+        logp, _ = naive_decoding.naive_logprobs(params, padded, stage.context.model)
         places = np.arange(len(prompt.ids) - 1, len(text) - 1)
         total += float(np.asarray(logp)[places, text[places + 1]].sum())
     return total
 
 
 @pytest.mark.parametrize("layout", ["strided", "packed"])
-def test_a_step_makes_right_answers_likelier_than_wrong_ones(run: Run, executor: Executor, layout: str) -> None:
-    run = with_settings(run, rows=config.Rows(layout=layout, per_microbatch=2), old_logprobs="trainer")
-    stage = scripted_stage(run, executor, _right_and_wrong)
+def test_a_step_makes_right_answers_likelier_than_wrong_ones(
+    context: RunContext, executor: Executor, layout: str
+) -> None:
+    context = with_settings(context, rows=config.Rows(layout=layout, per_microbatch=2), old_logprobs="trainer")
+    stage = scripted_stage(context, executor, _right_and_wrong)
     taken, before = _step(stage)
     values = values_of(taken)
     assert (values["groups/mixed"], values["outcome/match"], values["outcome/mismatch"]) == (1, 0.5, 0.5)
@@ -69,10 +71,10 @@ def test_a_step_makes_right_answers_likelier_than_wrong_ones(run: Run, executor:
     assert int(taken.state.step) == 1
 
 
-def test_the_two_layouts_take_the_same_step(run: Run, executor: Executor) -> None:
+def test_the_two_layouts_take_the_same_step(context: RunContext, executor: Executor) -> None:
     after = []
     for layout in ("strided", "packed"):
-        one = with_settings(run, rows=config.Rows(layout=layout, per_microbatch=2), old_logprobs="trainer")
+        one = with_settings(context, rows=config.Rows(layout=layout, per_microbatch=2), old_logprobs="trainer")
         taken, before = _step(scripted_stage(one, executor, _right_and_wrong))
         after.append(jax.tree.map(lambda new, old: np.asarray(new) - old, taken.state.params, before.params))
     assert closeness.relative_distance(after[1], after[0]) < 1e-2, (
@@ -81,14 +83,14 @@ def test_the_two_layouts_take_the_same_step(run: Run, executor: Executor) -> Non
 
 
 @pytest.mark.parametrize("kind", ["all right", "all wrong", "gold fails"])
-def test_groups_that_teach_nothing_change_nothing(run: Run, executor: Executor, kind: str) -> None:
-    run = with_settings(run, advantage=config.Advantage(keep="all" if kind == "gold fails" else "mixed"))
+def test_groups_that_teach_nothing_change_nothing(context: RunContext, executor: Executor, kind: str) -> None:
+    context = with_settings(context, advantage=config.Advantage(keep="all" if kind == "gold fails" else "mixed"))
 
     def say(example: Any, g: int) -> str:
         del g
         return answer.write("t", example.sql if kind == "all right" else "SELECT 'wrong'", "reasoning")
 
-    stage = scripted_stage(run, executor, say)
+    stage = scripted_stage(context, executor, say)
     if kind == "gold fails":
         broken = [dataclasses.replace(e, sql="SELECT nothing FROM nowhere") for e in stage.problems.examples]
         stage = dataclasses.replace(stage, problems=experience.Problems(broken, stage.problems.prompts))
@@ -103,8 +105,8 @@ def test_groups_that_teach_nothing_change_nothing(run: Run, executor: Executor, 
         assert values[f"groups/{kind.replace(' ', '_')}"] == 1
 
 
-def test_a_step_writes_its_rollouts_and_takes_the_data_in_order(run: Run, executor: Executor) -> None:
-    stage = scripted_stage(with_settings(run), executor, _right_and_wrong)
+def test_a_step_writes_its_rollouts_and_takes_the_data_in_order(context: RunContext, executor: Executor) -> None:
+    stage = scripted_stage(with_settings(context), executor, _right_and_wrong)
     seen = []
     taken, _ = _step(stage, step=0)
     seen += taken.items
@@ -112,8 +114,8 @@ def test_a_step_writes_its_rollouts_and_takes_the_data_in_order(run: Run, execut
         taken, _ = _step(stage, taken.state, step)
         seen += taken.items
     assert sorted(seen) == sorted(example.id for example in stage.problems.examples), "an epoch is each question once"
-    assert [path.name for path in sorted((run.workdir / "rollouts").iterdir())] == [
-        rollouts.path(run.workdir, step).name for step in (1, 2, 3)
+    assert [path.name for path in sorted((context.workdir / "rollouts").iterdir())] == [
+        rollouts.path(context.workdir, step).name for step in (1, 2, 3)
     ]
     engine: Any = stage.engine
     assert engine.asked == [(0, 4, 1.0, step) for step in range(3)]
@@ -121,7 +123,7 @@ def test_a_step_writes_its_rollouts_and_takes_the_data_in_order(run: Run, execut
 
 @pytest.mark.parametrize("steps", [4, pytest.param(200, marks=pytest.mark.nightly)])
 def test_all_sizes_are_compiled_before_the_first_step(
-    run: Run, executor: Executor, steps: int, caplog: pytest.LogCaptureFixture
+    context: RunContext, executor: Executor, steps: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Answers of a few words and of dozens, by JAX's own log of what it compiles."""
 
@@ -131,12 +133,12 @@ def test_all_sizes_are_compiled_before_the_first_step(
 
     rng, longest = np.random.default_rng(0), 4
     rows = config.Rows(per_microbatch=2, buckets=3, prefix=192, segment=96)
-    stage = scripted_stage(with_settings(run, rows=rows, kl=0.1, old_logprobs="trainer"), executor, say)
+    stage = scripted_stage(with_settings(context, rows=rows, kl=0.1, old_logprobs="trainer"), executor, say)
     assert [layout.segment for layout in packing.ladder(packing.Layout(192, 2, 96), 3)] == [48, 72, 96]
     compiled: list[list[str]] = []
     lengths = []
-    with jax.set_mesh(run.mesh), jax.log_compiles(), caplog.at_level("WARNING"):
-        at = grpo.compile_ahead(stage, state.create(initial(run), stage.program))
+    with jax.set_mesh(context.mesh), jax.log_compiles(), caplog.at_level("WARNING"):
+        at = grpo.compile_ahead(stage, state.create(init_params(context), stage.program))
         assert int(at.step) == 0
         before = _compiled(caplog)
         for step in range(steps):
@@ -169,24 +171,24 @@ def test_kept_rows_hold_the_groups_that_count_and_no_row_of_nothing(seed: int, k
     assert weighed.sum() == ((rows.weight > 0) & np.array(keep)[rows.prompt]).sum()
 
 
-def test_the_reference_is_where_the_stage_began_also_after_a_resume(run: Run) -> None:
-    run = with_settings(run, kl=0.1)
-    program = Program(run.model, run.cfg.grpo.optimizer, 4)
-    first = state.create(initial(run), program)
+def test_the_reference_is_where_the_stage_began_also_after_a_resume(context: RunContext) -> None:
+    context = with_settings(context, kl=0.1)
+    program = Program(context.model, context.cfg.grpo.optimizer, 4)
+    first = state.create(init_params(context), program)
     begun = jax.device_get(first.params)
-    fresh = grpo.reference_params(run, first)
+    fresh = grpo.reference_params(context, first)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(fresh), begun)
-    checkpoints = run.checkpoints("grpo")
+    checkpoints = context.checkpoints("grpo")
     for step in range(4):
         checkpoints.save(step, {"params": jax.tree.map(lambda x, step=step: x + np.float32(step), first.params)})
     moved = first.replace(params=jax.tree.map(lambda x: x + 3, first.params))
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(grpo.reference_params(run, moved)), begun)
-    assert grpo.reference_params(with_settings(run, kl=0.0), moved) is None
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(grpo.reference_params(context, moved)), begun)
+    assert grpo.reference_params(with_settings(context, kl=0.0), moved) is None
 
 
-def test_sizes_of_the_config_win_over_those_of_the_data(run: Run) -> None:
-    engine: Any = ScriptedSampler(run, lambda text, g: "")
-    assert grpo.rows_layout(with_settings(run), engine) == packing.Layout(96, 2, 96)
-    wider = with_settings(run, rows=config.Rows(prefix=128, segment=112))
+def test_sizes_of_the_config_win_over_those_of_the_data(context: RunContext) -> None:
+    engine: Any = ScriptedSampler(context, lambda text, g: "")
+    assert grpo.rows_layout(with_settings(context), engine) == packing.Layout(96, 2, 96)
+    wider = with_settings(context, rows=config.Rows(prefix=128, segment=112))
     assert grpo.rows_layout(wider, engine) == packing.Layout(128, 2, 112)
-    assert grpo.rows_layout(with_settings(run, rows=config.Rows(layout="packed")), engine) is None
+    assert grpo.rows_layout(with_settings(context, rows=config.Rows(layout="packed")), engine) is None

@@ -11,32 +11,32 @@ from sqlr1_jax.data.example import Example
 from sqlr1_jax.rl import experience, grpo
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train import batch, loop, state
-from sqlr1_jax.train.run import Run, initial
+from sqlr1_jax.train.context import RunContext, init_params
 from sqlr1_jax.train.state import Program
 from testing.scripted_sampler import ScriptedSampler
 
 SETTINGS: dict[str, Any] = {"prompts": 4, "samples": 2, "kl": 0.0, "entropy": 0.0, "advantage": config.Advantage()}
 
 
-def with_settings(run: Run, **changed: Any) -> Run:
+def with_settings(context: RunContext, **changed: Any) -> RunContext:
     """The run under SETTINGS, samples of up to 96 tokens, and these settings of GRPO."""
     sampling = config.Sampling(temperature=1.0, max_tokens=96)
     optimizer = config.Optimizer(learning_rate=0.003)
-    cfg = dataclasses.replace(run.cfg.grpo, sampling=sampling, optimizer=optimizer, **(SETTINGS | changed))
-    return dataclasses.replace(run, cfg=dataclasses.replace(run.cfg, grpo=cfg))
+    cfg = dataclasses.replace(context.cfg.grpo, sampling=sampling, optimizer=optimizer, **(SETTINGS | changed))
+    return dataclasses.replace(context, cfg=dataclasses.replace(context.cfg, grpo=cfg))
 
 
-def scripted_stage(run: Run, executor: Executor, say: Callable[[Example, int], str]) -> grpo.Stage:
+def scripted_stage(context: RunContext, executor: Executor, say: Callable[[Example, int], str]) -> grpo.Stage:
     """A stage whose completions are `say(example, sample)`."""
-    problems = experience.load_problems(run)
+    problems = experience.load_problems(context)
     by_text = {prompt.text: example for example, prompt in zip(problems.examples, problems.prompts, strict=True)}
-    engine: Any = ScriptedSampler(run, lambda text, g: say(by_text[text], g))
-    cfg = run.cfg.grpo
-    layout = grpo.rows_layout(run, engine)
+    engine: Any = ScriptedSampler(context, lambda text, g: say(by_text[text], g))
+    cfg = context.cfg.grpo
+    layout = grpo.rows_layout(context, engine)
     rows = batch.with_length(cfg.rows, 96 + 96 * cfg.samples)
-    program = Program(run.model, cfg.optimizer, cfg.steps, layout, cfg.sampling.temperature)
-    reference = initial(run) if cfg.kl else None
-    return grpo.Stage(run, executor, problems, engine, program, reference, rows, 2)
+    program = Program(context.model, cfg.optimizer, cfg.steps, layout, cfg.sampling.temperature)
+    reference = init_params(context) if cfg.kl else None
+    return grpo.Stage(context, executor, problems, engine, program, reference, rows, 2)
 
 
 def values_of(taken: loop.Step) -> dict[str, float]:

@@ -275,7 +275,6 @@ CORPUS: list[tuple[str, str, frozenset[str]]] = [
 ]
 
 
-
 def outlives_its_steps(sql: str) -> bool:
     """Whether one step of it takes seconds, so that the wall clock decides."""
     return "zeroblob(220000)" in sql
