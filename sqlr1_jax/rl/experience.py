@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sqlr1_jax import hosts
-from sqlr1_jax.data import answer
+from sqlr1_jax.data import answer, order
 from sqlr1_jax.data.answer import Answer
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.packing import Group, Segment
@@ -35,8 +35,18 @@ class Problems:
     examples: list[Example]
     prompts: list[Prompt]
 
-    def pick(self, indices: Sequence[int]) -> tuple[list[Example], list[Prompt]]:
-        return [self.examples[i] for i in indices], [self.prompts[i] for i in indices]
+    def batch(self, size: int, seed: int, step: int) -> tuple[list[Example], list[Prompt], list[str]]:
+        """This process's examples and prompts of a step, and the example ids of the step on all processes.
+
+        Args:
+          size: P, the prompts of a step on all processes.
+          seed: of the order of the data.
+          step: counted from 0; the order is a function of seed and step alone.
+        """
+        indices = order.take(len(self.examples), size, seed, step)
+        local = indices[hosts.share(size)]
+        ids = [self.examples[i].id for i in indices]
+        return [self.examples[i] for i in local], [self.prompts[i] for i in local], ids
 
 
 class Clock:

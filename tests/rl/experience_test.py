@@ -106,7 +106,7 @@ def test_length_may_be_counted_in_tokens(context: RunContext, pets: Path) -> Non
 
 def test_a_group_is_the_prompt_and_each_completion_behind_its_last_token(context: RunContext) -> None:
     problems = experience.load_problems(context)
-    _, prompts = problems.pick([3, 1, 2])
+    prompts = [problems.prompts[i] for i in (3, 1, 2)]
     made = scripted_sampler.completions(context, TEXTS)
     groups = experience.groups(prompts, made)
     for p, (group, prompt) in enumerate(zip(groups, prompts, strict=True)):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from sqlr1_jax import config
 from sqlr1_jax.data import answer, packing
-from sqlr1_jax.rl import experience, grpo, rollouts
+from sqlr1_jax.rl import experience, grpo, rollouts, setup
+from sqlr1_jax.rl.setup import GrpoSetup
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train import loop, state
 from sqlr1_jax.train.context import RunContext, init_params
@@ -23,25 +24,25 @@ from testing.scripted_sampler import ScriptedSampler
 pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 
-def _step(stage: grpo.Stage, at: TrainState | None = None, step: int = 0) -> tuple[loop.Step, TrainState]:
+def _step(stage: GrpoSetup, at: TrainState | None = None, step: int = 0) -> tuple[loop.Step, TrainState]:
     """A step, and a copy of the state before it, whose own memory the step spends."""
     with jax.set_mesh(stage.context.mesh):
-        at = at or state.create(init_params(stage.context), stage.program)
+        at = at or state.create(init_params(stage.context), stage.update_spec)
         before = jax.device_get(at)
-        return grpo.take(stage, at, step), before
+        return grpo.train_step(stage, at, step), before
 
 
 def _right_and_wrong(example: Any, g: int) -> str:
     return answer.write("tables", example.sql if g == 0 else "SELECT 'wrong'", "reasoning")
 
 
-def _likelihood(stage: grpo.Stage, params: Any, items: tuple[str, ...], g: int) -> float:
+def _likelihood(stage: GrpoSetup, params: Any, items: tuple[str, ...], g: int) -> float:
     """Log-probability of what sample g says, summed over the prompts, one plain text each."""
     total = 0.0
-    examples = {example.id: i for i, example in enumerate(stage.problems.examples)}
+    examples = {example.id: i for i, example in enumerate(stage.prompt_set.examples)}
     longest = 200
     for name in items:
-        [example], [prompt] = stage.problems.pick([examples[name]])
+        example, prompt = (part[examples[name]] for part in (stage.prompt_set.examples, stage.prompt_set.prompts))
         ids = stage.context.tokenizer(_right_and_wrong(example, g), add_special_tokens=False)["input_ids"]
         text = np.array([*prompt.ids, *ids, stage.context.tokenizer.eos_token_id], np.int32)
         padded = np.pad(text, (0, longest - len(text)))
@@ -92,8 +93,8 @@ def test_groups_that_teach_nothing_change_nothing(context: RunContext, executor:
 
     stage = scripted_stage(context, executor, say)
     if kind == "gold fails":
-        broken = [dataclasses.replace(e, sql="SELECT nothing FROM nowhere") for e in stage.problems.examples]
-        stage = dataclasses.replace(stage, problems=experience.Problems(broken, stage.problems.prompts))
+        broken = [dataclasses.replace(e, sql="SELECT nothing FROM nowhere") for e in stage.prompt_set.examples]
+        stage = dataclasses.replace(stage, prompt_set=experience.Problems(broken, stage.prompt_set.prompts))
     taken, before = _step(stage)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(taken.state.params), before.params)
     values = values_of(taken)
@@ -113,7 +114,7 @@ def test_a_step_writes_its_rollouts_and_takes_the_data_in_order(context: RunCont
     for step in (1, 2):
         taken, _ = _step(stage, taken.state, step)
         seen += taken.items
-    assert sorted(seen) == sorted(example.id for example in stage.problems.examples), "an epoch is each question once"
+    assert sorted(seen) == sorted(example.id for example in stage.prompt_set.examples), "an epoch is each question once"
     assert [path.name for path in sorted((context.workdir / "rollouts").iterdir())] == [
         rollouts.path(context.workdir, step).name for step in (1, 2, 3)
     ]
@@ -138,12 +139,12 @@ def test_all_sizes_are_compiled_before_the_first_step(
     compiled: list[list[str]] = []
     lengths = []
     with jax.set_mesh(context.mesh), jax.log_compiles(), caplog.at_level("WARNING"):
-        at = grpo.compile_ahead(stage, state.create(init_params(context), stage.program))
+        at = setup.compile_programs(stage, state.create(init_params(context), stage.update_spec))
         assert int(at.step) == 0
         before = _compiled(caplog)
         for step in range(steps):
             longest = 70 if step % 2 else 4
-            taken = grpo.take(stage, at, step)
+            taken = grpo.train_step(stage, at, step)
             at = taken.state
             compiled.append(_compiled(caplog))
             lengths.append(values_of(taken)["completion/max_tokens"])
@@ -176,19 +177,19 @@ def test_the_reference_is_where_the_stage_began_also_after_a_resume(context: Run
     program = Program(context.model, context.cfg.grpo.optimizer, 4)
     first = state.create(init_params(context), program)
     begun = jax.device_get(first.params)
-    fresh = grpo.reference_params(context, first)
+    fresh = setup.load_reference(context, first)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(fresh), begun)
     checkpoints = context.checkpoints("grpo")
     for step in range(4):
         checkpoints.save(step, {"params": jax.tree.map(lambda x, step=step: x + np.float32(step), first.params)})
     moved = first.replace(params=jax.tree.map(lambda x: x + 3, first.params))
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(grpo.reference_params(context, moved)), begun)
-    assert grpo.reference_params(with_settings(context, kl=0.0), moved) is None
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(setup.load_reference(context, moved)), begun)
+    assert setup.load_reference(with_settings(context, kl=0.0), moved) is None
 
 
 def test_sizes_of_the_config_win_over_those_of_the_data(context: RunContext) -> None:
     engine: Any = ScriptedSampler(context, lambda text, g: "")
-    assert grpo.rows_layout(with_settings(context), engine) == packing.Layout(96, 2, 96)
+    assert setup.row_layout(with_settings(context).cfg.grpo, engine) == packing.Layout(96, 2, 96)
     wider = with_settings(context, rows=config.Rows(prefix=128, segment=112))
-    assert grpo.rows_layout(wider, engine) == packing.Layout(128, 2, 112)
-    assert grpo.rows_layout(with_settings(context, rows=config.Rows(layout="packed")), engine) is None
+    assert setup.row_layout(wider.cfg.grpo, engine) == packing.Layout(128, 2, 112)
+    assert setup.row_layout(with_settings(context, rows=config.Rows(layout="packed")).cfg.grpo, engine) is None

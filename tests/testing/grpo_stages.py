@@ -8,7 +8,8 @@ from typing import Any
 
 from sqlr1_jax import config
 from sqlr1_jax.data.example import Example
-from sqlr1_jax.rl import experience, grpo
+from sqlr1_jax.rl import experience, setup
+from sqlr1_jax.rl.setup import GrpoSetup
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train import batch, loop, state
 from sqlr1_jax.train.context import RunContext, init_params
@@ -26,17 +27,17 @@ def with_settings(context: RunContext, **changed: Any) -> RunContext:
     return dataclasses.replace(context, cfg=dataclasses.replace(context.cfg, grpo=cfg))
 
 
-def scripted_stage(context: RunContext, executor: Executor, say: Callable[[Example, int], str]) -> grpo.Stage:
+def scripted_stage(context: RunContext, executor: Executor, say: Callable[[Example, int], str]) -> GrpoSetup:
     """A stage whose completions are `say(example, sample)`."""
     problems = experience.load_problems(context)
     by_text = {prompt.text: example for example, prompt in zip(problems.examples, problems.prompts, strict=True)}
     engine: Any = ScriptedSampler(context, lambda text, g: say(by_text[text], g))
     cfg = context.cfg.grpo
-    layout = grpo.rows_layout(context, engine)
+    layout = setup.row_layout(cfg, engine)
     rows = batch.with_length(cfg.rows, 96 + 96 * cfg.samples)
     program = Program(context.model, cfg.optimizer, cfg.steps, layout, cfg.sampling.temperature)
     reference = init_params(context) if cfg.kl else None
-    return grpo.Stage(context, executor, problems, engine, program, reference, rows, 2)
+    return GrpoSetup(context, executor, problems, engine, program, reference, rows, 2)
 
 
 def values_of(taken: loop.Step) -> dict[str, float]:
