@@ -21,7 +21,7 @@ from sqlr1_jax.rollout import decode
 from sqlr1_jax.rollout.engine import Engine
 from sqlr1_jax.train import optimizer, state
 from sqlr1_jax.train.batch import Batch, microbatches
-from sqlr1_jax.train.context import model_config
+from sqlr1_jax.train.context import abstract_params, model_config
 
 NUM_TOKENS = 151_665  # of Qwen2.5's tokenizer; the embedding's rows past them are padding
 STOP = (151_643, 151_645)
@@ -84,7 +84,7 @@ class Step:
         self.slots = cfg.rollout.slots or grpo.prompts
         self.engine = Engine(self.model, sampling_mesh, STOP, S, cfg.rollout)
         self.refill = self.engine.refill(self.slots, hosts)
-        self.params = _weights(self.model, self.mesh)
+        self.params = abstract_params(self.model, self.mesh)
         self.state = self._state()
         self.reference = self.params if grpo.kl else None
 
@@ -209,10 +209,3 @@ def _made_by(program: Program) -> Any:
     return jax.tree.map(
         _laid_out, jax.eval_shape(program.function, *program.inputs), program.compiled.output_shardings
     )
-
-
-def _weights(model: qwen2.Qwen2Config, mesh: Mesh) -> Any:
-    def one(spec: qwen2.ParamSpec) -> jax.ShapeDtypeStruct:
-        return _array(spec.shape, model.param_dtype, mesh, spec.logical_axes)
-
-    return jax.tree.map(one, qwen2.abstract(model), is_leaf=qwen2.is_spec)
