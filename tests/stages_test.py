@@ -83,7 +83,7 @@ def test_an_export_is_the_step_asked_for_in_float32_to_the_bit(finished: Path, t
     checkpoints = context.checkpoints("grpo")
     at = checkpoints.latest() if step == "last" else int(step)
     assert at is not None
-    embed = checkpoints.load(at, {"params": abstract_params(context)})["params"]["embed"]
+    embed = checkpoints.load(at, {"params": abstract_params(context.model, context.mesh)})["params"]["embed"]
     written = load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"]
     assert written.tobytes() == np.asarray(embed).tobytes()
 
@@ -94,7 +94,7 @@ def test_the_export_of_a_default_run_is_its_last_checkpoint_to_the_bit(finished:
     context = create_context(cfg, finished)
     checkpoints = context.checkpoints("grpo")
     assert checkpoints.latest() == cfg.grpo.steps
-    params = checkpoints.load(cfg.grpo.steps, {"params": abstract_params(context)})["params"]
+    params = checkpoints.load(cfg.grpo.steps, {"params": abstract_params(context.model, context.mesh)})["params"]
     written = load_file(finished / "export" / "model.safetensors")
     assert written["model.embed_tokens.weight"].tobytes() == np.asarray(params["embed"]).tobytes()
     for name, key in (("down", "mlp.down_proj"), ("gate", "mlp.gate_proj")):
@@ -106,7 +106,7 @@ def test_grpo_moved_the_weights_that_the_cold_start_left(finished: Path) -> None
     """And began from them: its step 0 is the cold start's last."""
     context = create_context(_settings(finished), finished)
     params = [
-        context.checkpoints(stage).load(step, {"params": abstract_params(context)})["params"]
+        context.checkpoints(stage).load(step, {"params": abstract_params(context.model, context.mesh)})["params"]
         for stage, step in (("cold_start", 0), ("cold_start", 4), ("grpo", 0), ("grpo", 4))
     ]
     embeds = [np.asarray(one["embed"]) for one in params]

@@ -95,7 +95,7 @@ class StepPrograms:
         self.slots = cfg.rollout.slots or grpo.prompts
         self.engine = Engine(self.model, sampling_mesh, STOP, S, cfg.rollout)
         self.prefill_prompts = self.engine.refill(self.slots, hosts)
-        self.params = _params(self.model, self.mesh)
+        self.params = context.abstract_params(self.model, self.mesh)
         self.state = self._state()
         self.reference = self.params if grpo.kl else None
 
@@ -223,10 +223,3 @@ def _outputs(program: AotProgram) -> Any:
     """A program's outputs as abstract arrays, with the shardings that the compiler chose."""
     shapes = jax.eval_shape(program.function, *program.inputs)
     return jax.tree.map(_with_sharding, shapes, program.compiled.output_shardings)
-
-
-def _params(model: qwen2.Qwen2Config, mesh: Mesh) -> Any:
-    def leaf(spec: qwen2.ParamSpec) -> jax.ShapeDtypeStruct:
-        return _abstract_array(spec.shape, model.param_dtype, mesh, spec.logical_axes)
-
-    return jax.tree.map(leaf, qwen2.abstract(model), is_leaf=qwen2.is_spec)

@@ -181,7 +181,7 @@ def load_params(context: RunContext, checkpoint: CheckpointRef | None) -> Any:
     if checkpoint is None:
         return init_params(context)
     log.info("weights: %s", checkpoint)
-    tree = {"params": abstract_params(context)}
+    tree = {"params": abstract_params(context.model, context.mesh)}
     return context.checkpoints(checkpoint.stage).load(checkpoint.step, tree)["params"]
 
 
@@ -189,16 +189,16 @@ def init_params(context: RunContext) -> Any:
     """The weights that the run starts from, in the training layout: those of model.path, or random from the seed."""
     if context.cfg.model.path:
         return huggingface.load(context.cfg.model.path, context.model, context.mesh)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(context))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(context.model, context.mesh))
     init = jax.jit(lambda key: random_weights.init_params(context.model, key), out_shardings=shardings)
     return init(jax.random.key(context.cfg.seed))
 
 
-def abstract_params(context: RunContext) -> Any:
-    """Shapes, dtypes and shardings of the training weights."""
+def abstract_params(model: qwen2.Qwen2Config, mesh: Mesh) -> Any:
+    """Shapes, dtypes and shardings of the training weights: what they are loaded into, or compiled for."""
 
-    def one(spec: qwen2.ParamSpec) -> jax.ShapeDtypeStruct:
-        layout = sharding.named(context.mesh, spec.logical_axes, sharding.TRAIN_RULES, spec.shape)
+    def abstract_leaf(spec: qwen2.ParamSpec) -> jax.ShapeDtypeStruct:
+        layout = sharding.named(mesh, spec.logical_axes, sharding.TRAIN_RULES, spec.shape)
         return jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=layout)
 
-    return jax.tree.map(one, qwen2.abstract(context.model), is_leaf=qwen2.is_spec)
+    return jax.tree.map(abstract_leaf, qwen2.abstract(model), is_leaf=qwen2.is_spec)

@@ -70,7 +70,8 @@ def test_random_weights_follow_the_seed_and_not_the_mesh(context: RunContext) ->
     one, spread, unlike = (jax.device_get(init_params(r)) for r in (bare, eight, other))
     jax.tree.map(np.testing.assert_array_equal, one, spread)
     assert (one["embed"] != unlike["embed"]).any()
-    for leaf, like in zip(jax.tree.leaves(init_params(eight)), jax.tree.leaves(abstract_params(eight)), strict=True):
+    params, abstract = init_params(eight), abstract_params(eight.model, eight.mesh)
+    for leaf, like in zip(jax.tree.leaves(params), jax.tree.leaves(abstract), strict=True):
         assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
         assert (leaf.shape, leaf.dtype) == (like.shape, like.dtype)
 
