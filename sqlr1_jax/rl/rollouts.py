@@ -11,7 +11,7 @@ import numpy as np
 from sqlr1_jax import hosts
 from sqlr1_jax.data.answer import Answer
 from sqlr1_jax.data.example import Example
-from sqlr1_jax.sql.executor import Outcome
+from sqlr1_jax.sql.outcome import Outcome
 
 
 def path(workdir: Path, step: int) -> Path:

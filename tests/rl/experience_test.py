@@ -16,7 +16,8 @@ from sqlr1_jax.data.example import Example
 from sqlr1_jax.rl import experience, reward
 from sqlr1_jax.rl.experience import Clock
 from sqlr1_jax.rollout.engine import Ended
-from sqlr1_jax.sql.executor import Executor, ExecutorError, Outcome
+from sqlr1_jax.sql.executor import Executor, ExecutorError
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 from sqlr1_jax.train.run import Run
 
 
@@ -98,7 +99,7 @@ def test_length_may_be_counted_in_tokens(run: Run, pets: Path) -> None:
     run = dataclasses.replace(run, cfg=dataclasses.replace(run.cfg, grpo=cfg))
     made = runs.completions(run, [[_said("SELECT count(*) FROM dogs")]])
     said = answer.read(_said("SELECT count(*) FROM dogs"), "reasoning")
-    judged = experience.judge(run, _examples(pets)[:1], made, [[said]], [[Outcome("match")]])
+    judged = experience.judge(run, _examples(pets)[:1], made, [[said]], [[Outcome(OutcomeKind.MATCH)]])
     rewards = judged.rewards_PGR
 
     def count(text: str) -> int:

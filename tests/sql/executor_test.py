@@ -18,7 +18,8 @@ import pytest
 
 from sqlr1_jax.config import Execute
 from sqlr1_jax.sql import executor as executor_module
-from sqlr1_jax.sql.executor import OUTCOMES, Executor, ExecutorError, Outcome
+from sqlr1_jax.sql.executor import Executor, ExecutorError
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
 CFG = Execute(workers=2, max_steps=2_000_000, wall_seconds=20.0, max_rows=2000)
 COUNT_FOR_EVER = "WITH RECURSIVE t(a) AS (SELECT 1 UNION ALL SELECT a + 1 FROM t) SELECT count(*) FROM t"
@@ -54,7 +55,7 @@ def test_every_kind_of_outcome(executor: Executor, pets: Path) -> None:
     futures = [executor.submit(pets, sql, gold) for sql, gold, _ in EVERY_KIND]
     kinds = [future.result().kind for future in futures]
     assert kinds == [kind for _, _, kind in EVERY_KIND]
-    assert set(OUTCOMES) - set(kinds) == {"no_sql", "bad_format", "ok"}
+    assert set(OutcomeKind) - set(kinds) == {OutcomeKind.NO_SQL, OutcomeKind.BAD_FORMAT, OutcomeKind.OK}
 
 
 def test_an_outcome_tells_all(executor: Executor, pets: Path) -> None:

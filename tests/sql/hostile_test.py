@@ -16,7 +16,8 @@ import pytest
 
 from sqlr1_jax.config import Execute
 from sqlr1_jax.sql import backends
-from sqlr1_jax.sql.executor import Executor, Outcome
+from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.sql.outcome import Outcome
 
 WALL_SECONDS = 2.0
 START_ROOM = 0.5  # seconds past the wall clock, as promised
