@@ -19,6 +19,7 @@ from typing import Any
 
 from sqlr1_jax.evaluate import execution
 from sqlr1_jax.io import read_jsonl
+from sqlr1_jax.sql.outcome import OutcomeKind
 from sqlr1_jax.train import metrics
 
 ARMS = ("grpo", "more_cold_start", "shuffled", "sound_teacher")
@@ -88,7 +89,7 @@ def correct(folder: Path) -> dict[str, dict[str, Any]]:
     """By item of the held-out set: right or wrong, its database, its line."""
     lines = [line for line in read_jsonl(folder / "greedy.jsonl") if line["set"] == "heldout"]
     return {
-        "right": {line["id"]: line["outcome"] in execution.RIGHT for line in lines},
+        "right": {line["id"]: OutcomeKind(line["outcome"]).correct for line in lines},
         "database": {line["id"]: line["db_id"] for line in lines},
         "line": {line["id"]: line for line in lines},
     }

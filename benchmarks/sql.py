@@ -35,6 +35,7 @@ from sqlr1_jax import config, presets
 from sqlr1_jax.data import example
 from sqlr1_jax.data.synth import generate
 from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.sql.outcome import OutcomeKind
 
 QUESTIONS, SAMPLES = 64, 8
 SERIAL_SECONDS = 30.0
@@ -92,7 +93,7 @@ def ours(work: Sequence[Completion], workers: int) -> dict[str, Any]:
         "seconds": seconds,
         "p50_ms": stats["sql/p50_ms"],
         "p99_ms": stats["sql/p99_ms"],
-        "right": outcomes["match"] + outcomes["match_empty"],
+        "right": sum(number for kind, number in outcomes.items() if kind.correct),
         "outcomes": dict(outcomes),
     }
 
@@ -154,7 +155,7 @@ def unjudged(work: Sequence[Completion], workers: int) -> dict[str, Any]:
         futures = [executor.run(one.database, one.sql) for one in work]
         kinds = {future.result().kind for future in futures}
         seconds = time.perf_counter() - start
-    assert kinds == {"ok"}, kinds
+    assert kinds == {OutcomeKind.OK}, kinds
     return {"seconds": seconds}
 
 

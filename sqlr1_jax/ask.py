@@ -14,7 +14,9 @@ from sqlr1_jax.data import answer
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.errors import ConfigError, exit_on_error
 from sqlr1_jax.sql import database as sqlite
-from sqlr1_jax.sql.executor import Executor, Outcome
+from sqlr1_jax.sql.answers import submit_answer
+from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 from sqlr1_jax.sql.vote import vote
 
 
@@ -61,10 +63,8 @@ class Asker:
         """
         texts = self.sample(database, question, knowledge)
         answers = [answer.read(text, self.cfg.data.form) for text in texts]
-        pending = [None if said.sql is None else executor.run(database, said.sql) for said in answers]
-        outcomes = [
-            future.result() if future else Outcome(said.problem) for future, said in zip(pending, answers, strict=True)
-        ]
+        pending = [submit_answer(executor, said, database) for said in answers]
+        outcomes = [future.result() for future in pending]
         place = vote(outcomes) or 0
         agreed = sum(outcome.result_hash == outcomes[place].result_hash for outcome in outcomes)
         return Reply(texts[place], answers[place], outcomes[place], agreed, self.votes)
@@ -89,7 +89,10 @@ def show(reply: Reply) -> str:
     said, outcome = reply.said, reply.outcome
     if said.sql is None:
         return f"The model's answer holds no SQL ({outcome.kind}):\n\n{reply.text.strip()}"
-    result = table(outcome) if outcome.kind == "ok" else f"{outcome.kind.replace('_', ' ')}: {outcome.message}"
+    if outcome.kind == OutcomeKind.OK:
+        result = table(outcome)
+    else:
+        result = f"{outcome.kind.replace('_', ' ')}: {outcome.message}"
     votes = f"{reply.agreed} of {reply.candidates} candidates gave this result." if reply.candidates > 1 else ""
     return "\n\n".join(part for part in (said.think.strip(), said.sql.strip(), result, votes) if part)
 
@@ -119,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with Executor(config.Execute(workers=min(args.votes, os.cpu_count() or 1))) as executor:
         reply = Asker(args.model, args.votes).ask(executor, args.database, args.question, args.knowledge)
     print(show(reply))
-    sys.exit(reply.outcome.kind != "ok")
+    sys.exit(reply.outcome.kind != OutcomeKind.OK)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -19,6 +19,7 @@ from sqlr1_jax.evaluate.metrics import METRICS, Protocol, Verdict
 from sqlr1_jax.io import atomic_write_text
 from sqlr1_jax.sql import backends
 from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.sql.outcome import OutcomeKind
 
 # Golds are trusted to end and their databases may be large: 10 s of steps and, as the official code waits, 30 s.
 MAX_STEPS, COMPAT_MAX_STEPS = 1_000_000_000, 3_000_000_000
@@ -43,14 +44,14 @@ def score(
             for name in together:
                 verdicts[name] = metrics.judge(executor, name, golds, said, files, protocol)
     first = verdicts[names[0]]
-    kinds = Counter(verdict.outcome.kind for verdict in first)
+    kinds = Counter(verdict.kind for verdict in first)
     made = {
         "metrics": {name: metrics.figures(golds, verdicts[name]) for name in names},
         "n": len(golds),
         "databases": len(files),
-        "missing": kinds[metrics.MISSING.kind],
+        "missing": kinds[metrics.MISSING],
         "ignored": said.ignored,
-        "gold_errors": kinds["gold_error"],
+        "gold_errors": kinds[OutcomeKind.GOLD_ERROR],
         "raised": {name: sum(v.value is None for v in verdicts[name]) for name in names if protocol.compat},
         "outcomes": dict(sorted(kinds.items())),
         "compat": protocol.compat,
@@ -106,7 +107,7 @@ def _line(gold: Gold, verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
     for name, verdict in verdicts.items():
         whole = name in ("spider", "bird") and verdict.value is not None
         line[name] = bool(verdict.value) if whole else verdict.value
-    return line | {"outcome": next(iter(verdicts.values())).outcome.kind}
+    return line | {"outcome": next(iter(verdicts.values())).kind}
 
 
 @exit_on_error()

@@ -7,7 +7,8 @@ import pytest
 
 from sqlr1_jax import ask, config
 from sqlr1_jax.data import answer
-from sqlr1_jax.sql.executor import Executor, Outcome
+from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
 RED = "SELECT code, age FROM dogs WHERE color = 'red'"
 
@@ -65,12 +66,12 @@ def test_an_answer_without_sql_is_shown_whole(reply: Callable[..., ask.Reply]) -
 
 
 def test_a_long_result_says_how_long() -> None:
-    outcome = Outcome("ok", rows=((None, "a"), (2.5, "b")), columns=("x", "name"), row_count=900)
+    outcome = Outcome(OutcomeKind.OK, rows=((None, "a"), (2.5, "b")), columns=("x", "name"), row_count=900)
     assert ask.table(outcome) == "x    | name\n-----+-----\nNULL | a\n2.5  | b\n(900 rows, the first 2 shown)"
 
 
 def test_an_empty_result_keeps_its_columns() -> None:
-    assert ask.table(Outcome("ok", columns=("x", "name"))) == "x | name\n--+-----\n(0 rows)"
+    assert ask.table(Outcome(OutcomeKind.OK, columns=("x", "name"))) == "x | name\n--+-----\n(0 rows)"
 
 
 def test_a_missing_database_is_named_before_the_model_is_loaded(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import dataclasses
 import re
 
 from sqlr1_jax.errors import Sqlr1Error
+from sqlr1_jax.sql.outcome import OutcomeKind
 
 FORMS = ("reasoning", "direct")
 
@@ -31,7 +32,8 @@ class Answer:
     think: str  # between the think marks; "" in the direct form
     answer: str  # between the answer marks
     sql: str | None
-    problem: str = ""  # bad_format: marks missing, repeated, out of order; no_sql: no block, or an empty one
+    # BAD_FORMAT: a mark is missing, repeated or out of order. NO_SQL: there is no SQL block, or an empty one.
+    problem: OutcomeKind | None = None
 
 
 def write(reasoning: str, sql: str, form: str) -> str:
@@ -49,15 +51,15 @@ def read(text: str, form: str) -> Answer:
     """What the completion says: each mark once, in order, with a block in the answer (sql-r1.md §2)."""
     marks = _marks(form)
     if any(text.count(mark) != 1 for mark in marks):
-        return Answer("", "", None, "bad_format")
+        return Answer("", "", None, OutcomeKind.BAD_FORMAT)
     places = [text.index(mark) for mark in marks]
     if places != sorted(places):
-        return Answer("", "", None, "bad_format")
+        return Answer("", "", None, OutcomeKind.BAD_FORMAT)
     think = _between(text, *_THINK) if form == "reasoning" else ""
     answer = _between(text, *_ANSWER)
     block = _BLOCK.search(answer)
     if block is None or not block[1].strip():
-        return Answer(think, answer, None, "no_sql")
+        return Answer(think, answer, None, OutcomeKind.NO_SQL)
     return Answer(think, answer, block[1].removeprefix("\n"))
 
 

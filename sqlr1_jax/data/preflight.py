@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from sqlr1_jax.data import example, lint, schema
 from sqlr1_jax.data.lint.statement import Statement, StatementError
 from sqlr1_jax.sql.database import DatabaseError
-from sqlr1_jax.sql.executor import Executor, Outcome
+from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
 if TYPE_CHECKING:
     from sqlr1_jax.data.example import Example, SetAside
@@ -154,9 +155,9 @@ def _reasons_of(runner: Runner, tables: schema.Schema, golds: Sequence[str]) -> 
         return {sql: {"broken_database": [Reason(broken)]} for sql in golds}
     outcomes = runner.run(golds)
     reasons = {sql: _judge(outcome) for sql, outcome in outcomes.items()}
-    for kind in ("ok", "timeout", "too_large"):
+    for kind in (OutcomeKind.OK, OutcomeKind.TIMEOUT, OutcomeKind.TOO_LARGE):
         understood = {sql: reasons[sql] for sql in golds if outcomes[sql].kind == kind}
-        _read(runner, tables, empty, understood, variants=kind == "ok")
+        _read(runner, tables, empty, understood, variants=kind == OutcomeKind.OK)
     return reasons
 
 
@@ -164,16 +165,21 @@ def _count(runner: Runner, tables: schema.Schema) -> tuple[frozenset[str], str]:
     """The tables without rows, and the first message where one cannot be read to its end."""
     queries = {f"SELECT count(*) FROM {schema.quoted(table.name)} NOT INDEXED": table.name for table in tables.tables}
     outcomes = runner.run(queries)
-    broken = [f"table {queries[sql]}: {one.message}" for sql, one in outcomes.items() if one.kind == "runtime_error"]
-    empty = frozenset(queries[sql] for sql, one in outcomes.items() if one.kind == "ok" and one.rows == ((0,),))
-    return empty, (broken or [""])[0]
+    broken = ""
+    empty: set[str] = set()
+    for sql, outcome in outcomes.items():
+        if outcome.kind == OutcomeKind.RUNTIME_ERROR:
+            broken = broken or f"table {queries[sql]}: {outcome.message}"
+        elif outcome.kind == OutcomeKind.OK and outcome.rows == ((0,),):
+            empty.add(queries[sql])
+    return frozenset(empty), broken
 
 
 def _judge(outcome: Outcome) -> Reasons:
     """What the run alone says."""
-    if outcome.kind == "timeout":
+    if outcome.kind == OutcomeKind.TIMEOUT:
         return {"timeout": [Reason(outcome.message)]}
-    if outcome.kind != "ok":
+    if outcome.kind != OutcomeKind.OK:
         return {"fails": [Reason(f"{outcome.kind}: {outcome.message}")]}
     if not outcome.row_count:
         return {"empty": [Reason("it returns no row")]}

@@ -63,10 +63,11 @@ def execute_golds(examples: Sequence[Example]) -> list[bool]:
     """Whether each example's gold runs and returns rows, in the sandbox."""
     from sqlr1_jax import config
     from sqlr1_jax.sql.executor import Executor
+    from sqlr1_jax.sql.outcome import OutcomeKind
 
     with Executor(config.Execute()) as executor:
         futures = [executor.run(example.database, example.sql) for example in examples]
-        return [outcome.kind == "ok" and outcome.row_count > 0 for outcome in (f.result() for f in futures)]
+        return [outcome.kind == OutcomeKind.OK and outcome.row_count > 0 for outcome in (f.result() for f in futures)]
 
 
 def _draw(examples: Iterable[Example], counts: Mapping[str, int], seed: int) -> dict[str, list[tuple[int, Example]]]:

@@ -11,11 +11,10 @@ import numpy as np
 
 from sqlr1_jax.data import answer
 from sqlr1_jax.data.example import Example
-from sqlr1_jax.sql.executor import Executor, Outcome
+from sqlr1_jax.sql.answers import submit_answer
+from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.sql.outcome import Outcome
 from sqlr1_jax.sql.vote import vote
-
-# In evaluation two empty results are equal, as the official metrics say (sql-r1.md §2).
-RIGHT = ("match", "match_empty")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +27,13 @@ class Candidate:
 
     @property
     def right(self) -> bool:
-        return self.outcome.kind in RIGHT
+        return self.outcome.kind.correct
 
 
 def judge(
     executor: Executor, examples: Sequence[Example], texts: Sequence[Sequence[str]], form: str, rule: str
 ) -> list[list[Candidate]]:
-    """Runs every completion's SQL beside its gold; an answer that cannot be read is an outcome like any other.
+    """Runs the SQL of every completion and of its gold query; an answer that cannot be read has an outcome too.
 
     Nothing of the gold reaches the prediction: what runs is what the completion says, to the character (defect 12).
     """
@@ -42,14 +41,8 @@ def judge(
     for example, group in zip(examples, texts, strict=True):
         for text in group:
             said = answer.read(text, form)
-            future = None
-            if said.sql is not None:
-                future = executor.submit(example.database, said.sql, example.sql, rule)
-            pending.append((text, said, future))
-    judged = iter(
-        Candidate(text, said.sql, future.result() if future else Outcome(said.problem))
-        for text, said, future in pending
-    )
+            pending.append((text, said.sql, submit_answer(executor, said, example.database, example.sql, rule)))
+    judged = iter(Candidate(text, sql, future.result()) for text, sql, future in pending)
     return [[next(judged) for _ in group] for group in texts]
 
 

@@ -16,11 +16,11 @@ from sqlr1_jax.config import Execute
 from sqlr1_jax.evaluate import execution, forms, r_ves
 from sqlr1_jax.evaluate.forms import Gold, Predictions
 from sqlr1_jax.sql import official
-from sqlr1_jax.sql.executor import Executor, Outcome
+from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
 METRICS = ("spider", "bird", "soft_f1", "r_ves")
-MISSING = Outcome("missing", message="the file has no prediction for it")
-NO_SQL = Outcome("no_sql", message="the answer holds no SQL")
+MISSING = "missing"  # stands for the kind of outcome where the file has no prediction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,12 @@ class Verdict:
     """What one metric says of one prediction: a fraction (r_ves: up to √1.25), None where the official code raises."""
 
     value: float | None
-    outcome: Outcome
+    outcome: Outcome | None  # None where the file has no prediction
+
+    @property
+    def kind(self) -> str:
+        """The kind of the outcome, or MISSING."""
+        return self.outcome.kind if self.outcome else MISSING
 
 
 _Pending = Callable[[], Verdict]
@@ -52,8 +57,8 @@ def judge(
     for gold in golds:
         sql = predictions.sql.get(gold.id)
         if sql is None:
-            lacking = NO_SQL if gold.id in predictions.sql else MISSING
-            pending.append(functools.partial(Verdict, 0.0, lacking))
+            outcome = Outcome(OutcomeKind.NO_SQL) if gold.id in predictions.sql else None
+            pending.append(functools.partial(Verdict, 0.0, outcome))
         else:
             pending.append(_BEGIN[metric](executor, gold, sql, databases[gold.db_id], protocol))
     return [verdict() for verdict in tqdm(pending, desc=metric, unit="query", leave=False, disable=None)]
@@ -72,8 +77,8 @@ def _spider(executor: Executor, gold: Gold, sql: str, database: Path, protocol: 
         try:
             sql, expected = (official.spider_text(text, protocol.keep_distinct) for text in (sql, gold.sql))
         except official.OfficialError as error:
-            raised = Outcome("syntax_error", message=f"the official code raises {error}: there is no statement")
-            return functools.partial(Verdict, None, raised)
+            message = f"the official code raises {error}: there is no statement"
+            return functools.partial(Verdict, None, Outcome(OutcomeKind.SYNTAX_ERROR, message=message))
     files = forms.suite(database, gold.db_id, protocol.compat)
     pending = [executor.submit(file, sql, expected, rule) for file in files]
     return lambda: _agreed([future.result() for future in pending], protocol.compat)
@@ -81,12 +86,12 @@ def _spider(executor: Executor, gold: Gold, sql: str, database: Path, protocol: 
 
 def _agreed(outcomes: Sequence[Outcome], compat: bool) -> Verdict:
     """The official code stops at the first file on which a prediction fails, and raises at one where gold does."""
-    failed = [outcome for outcome in outcomes if outcome.kind not in execution.RIGHT]
-    broken = [outcome for outcome in failed if outcome.kind == "gold_error"]
+    failed = [outcome for outcome in outcomes if not outcome.kind.correct]
+    broken = [outcome for outcome in failed if outcome.kind == OutcomeKind.GOLD_ERROR]
     if compat:
-        if failed and failed[0].kind == "gold_error":
+        if failed and failed[0].kind == OutcomeKind.GOLD_ERROR:
             return Verdict(None, failed[0])
-        decisive = failed or list(outcomes) or [Outcome("match", message="there is no database file")]
+        decisive = failed or list(outcomes) or [Outcome(OutcomeKind.MATCH, message="there is no database file")]
     else:
         decisive = broken or failed or list(outcomes)
     return Verdict(float(not failed), decisive[0])
@@ -106,7 +111,7 @@ def _r_ves(executor: Executor, gold: Gold, sql: str, database: Path, protocol: P
 
 def _root_of_reward(future: Future[Outcome]) -> float:
     outcome = future.result()
-    return math.sqrt(r_ves.reward(r_ves.ratios(outcome.times))) if outcome.kind in execution.RIGHT else 0.0
+    return math.sqrt(r_ves.reward(r_ves.ratios(outcome.times))) if outcome.kind.correct else 0.0
 
 
 _BEGIN: dict[str, Callable[[Executor, Gold, str, Path, Protocol], _Pending]] = {

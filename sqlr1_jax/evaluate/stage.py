@@ -165,7 +165,7 @@ def _judge(
 def _figures(
     greedy: list[list[Candidate]], winners: list[Candidate], sampled: list[list[Candidate]], votes: int
 ) -> dict[str, float]:
-    formed = [group[0].outcome.kind not in ("no_sql", "bad_format") for group in greedy]
+    formed = [group[0].outcome.kind.well_formed for group in greedy]
     return {
         "ex_greedy": execution.accuracy(group[0].right for group in greedy),
         f"ex_vote{votes}": execution.accuracy(candidate.right for candidate in winners),

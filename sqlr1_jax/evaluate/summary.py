@@ -9,6 +9,7 @@ from typing import Any
 from sqlr1_jax.config import Config
 from sqlr1_jax.evaluate import execution
 from sqlr1_jax.io import atomic_write_text, read_jsonl
+from sqlr1_jax.sql.outcome import OutcomeKind
 
 
 def write(workdir: Path, cfg: Config, stage: str, seconds: float) -> None:
@@ -35,7 +36,7 @@ def write(workdir: Path, cfg: Config, stage: str, seconds: float) -> None:
 def gain(workdir: Path, before: str = "cold_start", after: str = "final", **only: str) -> tuple[float, float, float]:
     """Paired gain in greedy accuracy on the held-out set with its 95 % interval; `only` keeps items by a field."""
     lines = [_items(workdir / "evaluation" / name / "greedy.jsonl", only) for name in (before, after)]
-    flags = [{i: line["outcome"] in execution.RIGHT for i, line in one.items()} for one in lines]
+    flags = [{i: OutcomeKind(line["outcome"]).correct for i, line in one.items()} for one in lines]
     return execution.paired_gain(flags[0], flags[1], {i: line["db_id"] for i, line in lines[0].items()})
 
 

@@ -7,12 +7,22 @@ from collections.abc import Iterator
 from sqlr1_jax.page import charts
 from sqlr1_jax.page.charts import Chart
 from sqlr1_jax.page.reading import Record
+from sqlr1_jax.sql.outcome import OutcomeKind
 
-OUTCOMES = {
-    "match": "right", "match_empty": "right2", "mismatch": "wrong", "too_large": "wrong2", "timeout": "slow",
-    "runtime_error": "fails2", "syntax_error": "fails", "denied": "denied", "no_sql": "none", "bad_format": "none2",
-    "gold_error": "gold", "ok": "right",
-}  # fmt: skip
+OUTCOMES: dict[str, str] = {
+    OutcomeKind.MATCH: "right",
+    OutcomeKind.MATCH_EMPTY: "right2",
+    OutcomeKind.MISMATCH: "wrong",
+    OutcomeKind.TOO_LARGE: "wrong2",
+    OutcomeKind.TIMEOUT: "slow",
+    OutcomeKind.RUNTIME_ERROR: "fails2",
+    OutcomeKind.SYNTAX_ERROR: "fails",
+    OutcomeKind.DENIED: "denied",
+    OutcomeKind.NO_SQL: "none",
+    OutcomeKind.BAD_FORMAT: "none2",
+    OutcomeKind.GOLD_ERROR: "gold",
+    OutcomeKind.OK: "right",
+}
 GROUPS = {"all right": "right", "mixed": "mixed", "all wrong": "wrong"}
 PARTS = ("result", "execution", "format", "length", "arctic", "overlap", "schema_recall")
 TONES = ("one", "two", "three", "four", "five", "six", "seven")

@@ -13,6 +13,7 @@ from sqlr1_jax.data import order
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.evaluate import execution
 from sqlr1_jax.io import read_jsonl
+from sqlr1_jax.sql.outcome import OutcomeKind
 from sqlr1_jax.train import metrics
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class Evaluation:
 
     def right(self, name: str = "heldout") -> dict[str, bool]:
         """Whether each item of a set was answered right."""
-        return {i: line["outcome"] in execution.RIGHT for i, line in self.lines.get(name, {}).items()}
+        return {i: OutcomeKind(line["outcome"]).correct for i, line in self.lines.get(name, {}).items()}
 
 
 @dataclasses.dataclass(frozen=True)

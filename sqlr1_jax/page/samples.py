@@ -12,6 +12,7 @@ from sqlr1_jax.data import answer
 from sqlr1_jax.page import sql_text
 from sqlr1_jax.page.charts import number
 from sqlr1_jax.page.reading import Line, Record
+from sqlr1_jax.sql.outcome import OutcomeKind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ def total(sample: Line) -> float:
 
 def _rank(line: Line) -> tuple[bool, int, float]:
     kinds = {sample["outcome"] for sample in line["samples"]}
-    right = sum(sample["outcome"] == "match" for sample in line["samples"])
+    right = sum(sample["outcome"] == OutcomeKind.MATCH for sample in line["samples"])
     return not (0 < right < len(line["samples"])), -len(kinds), abs(right - len(line["samples"]) / 2)
 
 

@@ -21,7 +21,9 @@ from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.rl import reward
 from sqlr1_jax.rollout.engine import Completions, Ended
-from sqlr1_jax.sql.executor import OUTCOMES, Executor, Outcome
+from sqlr1_jax.sql.answers import submit_answer
+from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 from sqlr1_jax.train.context import RunContext
 from sqlr1_jax.train.interrupt import waiting
 
@@ -86,7 +88,7 @@ class Scoring:
         empty: list[Any] = [None] * samples
         self.texts: list[list[str]] = [empty.copy() for _ in examples]
         self.answers: list[list[Answer]] = [empty.copy() for _ in examples]
-        self._pending: list[list[Future[Outcome] | Outcome]] = [empty.copy() for _ in examples]
+        self._pending: list[list[Future[Outcome]]] = [empty.copy() for _ in examples]
         self._error: Exception | None = None
         self._first = self._last = 0.0
 
@@ -101,13 +103,14 @@ class Scoring:
         except Exception as error:
             self._error = self._error or error
 
-    def _submit(self, example: Example, said: Answer) -> Future[Outcome] | Outcome:
-        """Sends SQL to the workers; an answer without SQL has its outcome already."""
-        if said.sql is None:
-            return Outcome(said.problem)
-        self._first = self._first or time.perf_counter()
-        future = self._executor.submit(example.database, said.sql, example.sql, self._context.cfg.grpo.reward.rule)
-        future.add_done_callback(self._note)
+    def _submit(self, example: Example, said: Answer) -> Future[Outcome]:
+        """Submits an answer; `seconds` counts those that hold SQL to run."""
+        if not said.problem:
+            self._first = self._first or time.perf_counter()
+        rule = self._context.cfg.grpo.reward.rule
+        future = submit_answer(self._executor, said, example.database, example.sql, rule)
+        if not said.problem:
+            future.add_done_callback(self._note)
         return future
 
     def _note(self, _: Future[Outcome]) -> None:
@@ -123,7 +126,7 @@ class Scoring:
         if self._error is not None:
             raise self._error
         with waiting("SQL results"):
-            return [[one if isinstance(one, Outcome) else one.result() for one in group] for group in self._pending]
+            return [[future.result() for future in group] for group in self._pending]
 
 
 def groups(prompts: Sequence[Prompt], completions: Completions) -> list[Group]:
@@ -145,7 +148,7 @@ class Judged(NamedTuple):
     rewards_PGR: npt.NDArray[np.float32]
     correct_PG: npt.NDArray[np.bool_]
     sound_P: npt.NDArray[np.bool_]  # the gold runs
-    outcome_PG: npt.NDArray[np.int32]  # places in sql.executor.OUTCOMES
+    outcome_PG: npt.NDArray[np.int32]  # OutcomeKind.code
     length_PG: npt.NDArray[np.int32]
     stopped_PG: npt.NDArray[np.bool_]
 
@@ -171,8 +174,8 @@ def judge(
     return Judged(
         rewards_PGR=reward.stack(paid),
         correct_PG=np.asarray([[reward.correct(outcome, cfg) for outcome in results] for results in outcomes]),
-        sound_P=np.asarray([all(outcome.kind != "gold_error" for outcome in results) for results in outcomes]),
-        outcome_PG=np.asarray([[OUTCOMES.index(o.kind) for o in results] for results in outcomes], np.int32),
+        sound_P=np.asarray([all(o.kind != OutcomeKind.GOLD_ERROR for o in results) for results in outcomes]),
+        outcome_PG=np.asarray([[o.kind.code for o in results] for results in outcomes], np.int32),
         length_PG=completions.length_PG,
         stopped_PG=completions.stopped_PG,
     )
@@ -186,7 +189,7 @@ def measure(
     Of the executors' numbers counts add up over the hosts, and milliseconds are the slowest host's.
     """
     total_PG, lengths = judged.rewards_PGR.sum(axis=-1), judged.length_PG
-    share = np.bincount(judged.outcome_PG.ravel(), minlength=len(OUTCOMES)) / lengths.size
+    share = np.bincount(judged.outcome_PG.ravel(), minlength=len(OutcomeKind)) / lengths.size
     right, wrong = judged.correct_PG.all(axis=1), ~judged.correct_PG.any(axis=1)
     values = {
         "reward/mean": total_PG.mean(),
@@ -200,11 +203,11 @@ def measure(
         "tokens": lengths.sum(),
     }
     values |= {f"reward/{name}": judged.rewards_PGR[..., r].mean() for r, name in enumerate(parts)}
-    values |= {f"outcome/{kind}": share[place] for place, kind in enumerate(OUTCOMES) if kind != "ok"}
+    values |= {f"outcome/{kind}": share[kind.code] for kind in OutcomeKind if kind != OutcomeKind.OK}
     told = hosts.gather(executor.stats())
     values |= {name: (max if name.endswith("_ms") else sum)(one[name] for one in told) for name in told[0]}
     values |= clock.seconds
     # As a resumed run counts them, whose executor remembers no answers.
-    values["sql/timeouts"] = (judged.outcome_PG == OUTCOMES.index("timeout")).sum()
+    values["sql/timeouts"] = (judged.outcome_PG == OutcomeKind.TIMEOUT.code).sum()
     values["time/execute"] = scoring.seconds
     return {name: float(value) for name, value in values.items()}

@@ -12,18 +12,15 @@ import numpy as np
 
 from sqlr1_jax import config
 from sqlr1_jax.data.answer import Answer
-from sqlr1_jax.sql.executor import Outcome
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
 PAPER = ("format", "execution", "result", "length")
 OTHERS = ("arctic", "overlap", "schema_recall")  # in a run's numbers only where their weight is not 0
 
-# Outcomes of a query that ran to its end (too_large ran, but returned more than gold ever could).
-RAN = ("match", "match_empty", "mismatch", "too_large")
-
 
 def correct(outcome: Outcome, cfg: config.Reward) -> bool:
     """Whether the result counts as gold's. An empty match does so only where cfg.empty_match says it."""
-    return outcome.kind == "match" or (outcome.kind == "match_empty" and cfg.empty_match == "match")
+    return outcome.kind.correct and (outcome.kind != OutcomeKind.MATCH_EMPTY or cfg.empty_match == "match")
 
 
 def names(cfg: config.Reward) -> tuple[str, ...]:
@@ -49,7 +46,7 @@ def parts(
       gold: the gold SQL, which schema_recall alone reads.
     """
     well_formed = not answer.problem
-    ran = well_formed and outcome.kind in RAN
+    ran = well_formed and outcome.kind.ran
     right = ran and correct(outcome, cfg)
     values = [
         1.0 if well_formed else -1.0,
@@ -59,7 +56,7 @@ def parts(
     ]
     others = {
         "arctic": lambda: 1.0 if right else 0.1 if ran else 0.0,
-        "overlap": lambda: outcome.overlap if ran and (right or outcome.kind != "match_empty") else 0.0,
+        "overlap": lambda: outcome.overlap if ran and (right or outcome.kind != OutcomeKind.MATCH_EMPTY) else 0.0,
         "schema_recall": lambda: schema_recall(answer.sql or "", gold) if well_formed else 0.0,
     }
     values += [others[name]() for name in names(cfg)[len(PAPER) :]]

@@ -13,7 +13,7 @@ from sqlr1_jax.config import Reward as RewardConfig
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.rl import reward
 from sqlr1_jax.rl.experience import Judged, Scoring
-from sqlr1_jax.sql.executor import Outcome
+from sqlr1_jax.sql.outcome import Outcome
 
 
 def path(workdir: Path, step: int) -> Path:

@@ -13,7 +13,7 @@ import threading
 import time
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,6 +22,7 @@ from sqlr1_jax.sql import official
 from sqlr1_jax.sql.compare import RULES, orders_at_top_level
 from sqlr1_jax.sql.gold import decode
 from sqlr1_jax.sql.gold_files import GoldFiles
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 from sqlr1_jax.sql.process import Failure, WallClock, WorkerProcess
 from sqlr1_jax.sql.worker import reply
 
@@ -29,21 +30,6 @@ if TYPE_CHECKING:
     from sqlr1_jax.config import Execute
 
 _Key = tuple[str, str, str | None, str, int]  # database, sql, gold, rule, repeats
-
-OUTCOMES = (
-    "match",
-    "match_empty",  # both results have no rows
-    "mismatch",
-    "syntax_error",  # SQLite cannot compile it: grammar, unknown table or column, no statement at all
-    "runtime_error",  # it failed while running, or the database cannot be read
-    "timeout",  # out of steps, or killed by the wall clock
-    "too_large",  # its result is past the row or byte cap, and gold's is not
-    "denied",  # it wants more than to read: writes, pragmas, several statements, random()
-    "gold_error",  # gold itself gives no result; the prediction was not run
-    "no_sql",  # set by the caller: the answer holds no SQL
-    "bad_format",  # set by the caller: the completion is no answer
-    "ok",  # of `run`: it ran, and there was nothing to compare with
-)
 
 BATCH = 8  # jobs sent at once at most; a worker has two batches, and an idle one cannot take from them
 STEAL_SECONDS = 0.01  # a worker busy on one batch for longer may be robbed
@@ -54,24 +40,6 @@ RECYCLE_AFTER = 20_000  # jobs of one process
 
 class ExecutorError(Sqlr1Error):
     """The pool itself cannot work; the message says why."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What became of one prediction."""
-
-    kind: str  # one of OUTCOMES
-    rows: tuple[tuple[Any, ...], ...] = ()  # the first 20, long cells cut, safe for JSON: to show, not to compare
-    columns: tuple[str, ...] = ()
-    row_count: int = 0
-    steps: int = 0  # SQLite virtual-machine steps, rounded down to 1000
-    milliseconds: float = 0.0  # of the prediction alone
-    message: str = ""  # SQLite's, or ours
-    result_hash: str = ""  # equal for equal results (multisets of rows); empty when it did not run
-    gold_rows: tuple[tuple[Any, ...], ...] = ()  # as rows
-    score: float = 0.0  # 1 for a match, 0 for none, between them under soft_f1
-    overlap: float = 0.0  # of its cells with gold's, 0 to 1, by compare.cell_overlap
-    times: tuple[tuple[float, float], ...] = ()  # milliseconds of gold and prediction, each time a match was repeated
 
 
 class _Counts:
@@ -277,7 +245,7 @@ class Executor:
                     answer = lane.worker.answer(self._cfg.wall_seconds)
                     lane.tired |= answer.pop("tired")
                     self._keep(batch[0], answer.pop("kept"))
-                    self._resolve(batch.popleft(), outcome_from(answer))
+                    self._resolve(batch.popleft(), Outcome.from_json(answer))
             except Failure as failure:
                 self._check_open()
                 self._replace(lane)
@@ -335,7 +303,7 @@ class Executor:
         if not killed and not job.crashed:
             job.crashed, job.suspect = job.suspect, True
             return
-        kind = "timeout" if killed else "runtime_error"
+        kind = OutcomeKind.TIMEOUT if killed else OutcomeKind.RUNTIME_ERROR
         message = f"killed, {failure}" if killed else f"the worker process died of it twice, {failure}"
         if failure.phase == "gold":
             self._killed_golds[job.key[0], job.key[2]] = f"the gold query failed ({kind}): {message}"
@@ -364,7 +332,7 @@ class Executor:
                 batch.remove(job)
                 with self._condition:
                     self._from_disk += 1
-                self._resolve(job, outcome_from(reply(decode(known))))
+                self._resolve(job, Outcome.from_json(reply(decode(known))))
 
     def _settle_hopeless(self, batch: deque[_Job]) -> None:
         """Answers the jobs whose gold is known to take its worker down."""
@@ -372,18 +340,10 @@ class Executor:
             message = self._killed_golds.get((job.key[0], job.key[2]))
             if message is not None:
                 batch.remove(job)
-                self._resolve(job, Outcome("gold_error", message=message))
+                self._resolve(job, Outcome(OutcomeKind.GOLD_ERROR, message=message))
 
     def _resolve(self, job: _Job, outcome: Outcome) -> None:
         with self._condition:
             self._counts.milliseconds.append(outcome.milliseconds)
-            self._counts.timeouts += outcome.kind == "timeout"
+            self._counts.timeouts += outcome.kind == OutcomeKind.TIMEOUT
         job.future.set_result(outcome)
-
-
-def outcome_from(answer: Mapping[str, Any]) -> Outcome:
-    """The outcome that JSON says: what a worker answers, or what `dataclasses.asdict` gave once."""
-    answer = dict(answer)
-    for name in ("rows", "gold_rows", "times"):
-        answer[name] = tuple(map(tuple, answer.get(name, ())))
-    return Outcome(**answer | {"columns": tuple(answer["columns"])})

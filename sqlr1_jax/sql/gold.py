@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+from sqlr1_jax.sql.outcome import OutcomeKind
 from sqlr1_jax.sql.sandbox import Result
 
 KEPT_CHARACTERS = 2**18  # of a result's text; a longer one costs more to read back than most golds to run
@@ -37,7 +38,7 @@ class GoldStore:
 
 def encode(result: Result) -> str | None:
     """A result as text, exact to the last bit; None where it is too long, or may not be the data's doing."""
-    if not result.milliseconds or result.kind == "runtime_error" or _length(result) > KEPT_CHARACTERS:
+    if not result.milliseconds or result.kind == OutcomeKind.RUNTIME_ERROR or _length(result) > KEPT_CHARACTERS:
         return None
     text = json.dumps(result, separators=(",", ":"), default=lambda blob: {"blob": blob.hex()})
     return text if len(text) <= KEPT_CHARACTERS else None
@@ -46,7 +47,7 @@ def encode(result: Result) -> str | None:
 def decode(text: str) -> Result:
     """The inverse of `encode`. Raises ValueError, KeyError or TypeError for a text that is none of its."""
     kind, rows, columns, *rest = json.loads(text, object_hook=_blob)
-    return Result(kind, [tuple(row) for row in rows], tuple(columns), *rest)
+    return Result(OutcomeKind(kind), [tuple(row) for row in rows], tuple(columns), *rest)
 
 
 def _length(result: Result) -> int:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from sqlr1_jax.sql import backends, clock
 from sqlr1_jax.sql.database import DatabaseError, open_readonly
+from sqlr1_jax.sql.outcome import OutcomeKind
 
 STEPS_PER_TICK = 1000  # resolution of the step count: about 10 µs of SQLite at work
 MAX_SESSIONS = 32  # connections kept open
@@ -78,7 +79,7 @@ class Limits(NamedTuple):
 class Result(NamedTuple):
     """What became of one statement: kind ok with all rows, else why there are none."""
 
-    kind: str  # ok syntax_error runtime_error timeout too_large denied
+    kind: OutcomeKind
     rows: list[Row]
     columns: tuple[str, ...]
     steps: int  # virtual-machine steps, rounded down to STEPS_PER_TICK
@@ -214,7 +215,7 @@ class Sandbox:
             except MemoryError:
                 self.exhausted = True
                 self.close()
-        return _failed("runtime_error", f"out of memory: SQLite may take {self.limits.heap_bytes} bytes")
+        return _failed(OutcomeKind.RUNTIME_ERROR, f"out of memory: SQLite may take {self.limits.heap_bytes} bytes")
 
     def close(self) -> None:
         """Closes every connection."""
@@ -224,13 +225,13 @@ class Sandbox:
     def _query(self, database: str, sql: str, max_steps: int, manner: Manner | None) -> Result:
         word = backends.first_word(sql)
         if word in STATEMENTS_DENIED and manner is None:
-            return _failed("denied", f"{word.upper()} is not allowed here; only SELECT, WITH and VALUES are")
+            return _failed(OutcomeKind.DENIED, f"{word.upper()} is not allowed here; only SELECT, WITH and VALUES are")
         try:
             if manner is not None:
                 return self._run_alone(manner(database, self._backend), sql, max_steps)
             return self._run_kept(database, sql, max_steps)
         except DatabaseError as error:
-            return _failed("runtime_error", str(error))
+            return _failed(OutcomeKind.RUNTIME_ERROR, str(error))
 
     def _run_kept(self, database: str, sql: str, max_steps: int) -> Result:
         """Runs it on the cheapest connection that can, each kind of which is kept open."""
@@ -261,7 +262,7 @@ class Sandbox:
             failure = error
         milliseconds = (time.perf_counter() - start) * 1000
         steps = session.steps
-        kind, message = _classify(failure, session, sql) if failure else ("ok", "")
+        kind, message = _classify(failure, session, sql) if failure else (OutcomeKind.OK, "")
         return Result(kind, rows, columns, steps, milliseconds, message)
 
     def _session(self, database: str, clocked: bool, quick: bool) -> Session:
@@ -297,23 +298,23 @@ def _fetch(cursor: Any, limits: Limits) -> list[Row]:
     return rows
 
 
-def _classify(error: Exception, session: Session, sql: str) -> tuple[str, str]:
+def _classify(error: Exception, session: Session, sql: str) -> tuple[OutcomeKind, str]:
     """The kind of outcome that an exception of sqlite3 stands for, and what to say of it."""
     message = str(error)
     if isinstance(error, _TooLarge):
-        return "too_large", message
+        return OutcomeKind.TOO_LARGE, message
     if session.denied:
-        return "denied", session.denied
+        return OutcomeKind.DENIED, session.denied
     if session.out_of_steps:
-        return "timeout", f"stopped after {session.steps} steps"
+        return OutcomeKind.TIMEOUT, f"stopped after {session.steps} steps"
     if "one statement at a time" in message:
-        return "denied", "only one statement is allowed"
+        return OutcomeKind.DENIED, "only one statement is allowed"
     if isinstance(error, (ValueError, sqlite3.ProgrammingError)) or "query string is too large" in message:
-        return "syntax_error", message
-    return ("runtime_error" if session.compiles(sql) else "syntax_error"), message
+        return OutcomeKind.SYNTAX_ERROR, message
+    return (OutcomeKind.RUNTIME_ERROR if session.compiles(sql) else OutcomeKind.SYNTAX_ERROR), message
 
 
-def _failed(kind: str, message: str) -> Result:
+def _failed(kind: OutcomeKind, message: str) -> Result:
     return Result(kind, [], (), 0, 0.0, message)
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from sqlr1_jax.sql.executor import Outcome
+from sqlr1_jax.sql.outcome import Outcome
 
 
 def vote(outcomes: Sequence[Outcome]) -> int | None:

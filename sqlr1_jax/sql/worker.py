@@ -24,6 +24,7 @@ from sqlr1_jax.sql import backends, official
 from sqlr1_jax.sql.compare import canonical_hash, cell_overlap, compare
 from sqlr1_jax.sql.gold import GoldStore, decode, encode
 from sqlr1_jax.sql.official_session import MANNERS
+from sqlr1_jax.sql.outcome import OutcomeKind
 from sqlr1_jax.sql.sandbox import Limits, Manner, Result, Row, Sandbox
 
 ROWS_SHOWN = 20
@@ -92,14 +93,15 @@ class Judge:
     def _judge(self, job: dict[str, Any]) -> dict[str, Any]:
         manner = MANNERS.get(job["rule"])
         gold = self._golds[manner].get(job["database"], job["gold"], lambda: self._gold(job, manner))
-        if gold.kind != "ok":
+        if gold.kind != OutcomeKind.OK:
             message = f"the gold query failed ({gold.kind}): {gold.message}"
-            return reply(Result("gold_error", [], (), gold.steps, gold.milliseconds, message))
+            return reply(Result(OutcomeKind.GOLD_ERROR, [], (), gold.steps, gold.milliseconds, message))
         result = self.sandbox.query(job["database"], job["sql"], self._steps_allowed(gold), manner)
-        if result.kind != "ok":
+        if result.kind != OutcomeKind.OK:
             return reply(result, gold)
         score = float(_compare(job["rule"], gold.rows, result.rows, job["ordered"]))
-        kind = "mismatch" if score < 1 else "match" if gold.rows else "match_empty"
+        matched = OutcomeKind.MATCH if gold.rows else OutcomeKind.MATCH_EMPTY
+        kind = OutcomeKind.MISMATCH if score < 1 else matched
         times = [self._time(job, manner) for _ in range(job["repeats"] if score == 1 else 0)]
         return reply(result._replace(kind=kind), gold, score) | {"times": times}
 
@@ -134,7 +136,6 @@ def _compare(rule: str, gold_rows: list[Row], rows: list[Row], ordered: bool) ->
 
 def reply(result: Result, gold: Result | None = None, score: float = 0.0) -> dict[str, Any]:
     """The fields of an Outcome, ready for JSON."""
-    ran = result.kind in ("ok", "match", "match_empty", "mismatch")
     return {
         "kind": result.kind,
         "rows": _show(result.rows),
@@ -143,10 +144,10 @@ def reply(result: Result, gold: Result | None = None, score: float = 0.0) -> dic
         "steps": result.steps,
         "milliseconds": result.milliseconds,
         "message": result.message,
-        "result_hash": canonical_hash(result.rows) if ran else "",
+        "result_hash": canonical_hash(result.rows) if result.kind.complete else "",
         "gold_rows": _show(gold.rows) if gold else [],
         "score": score,
-        "overlap": cell_overlap(gold.rows, result.rows) if ran and gold else 0.0,
+        "overlap": cell_overlap(gold.rows, result.rows) if result.kind.complete and gold else 0.0,
     }
 
 

@@ -26,7 +26,7 @@ def test_reading_undoes_writing(reasoning: str, sql: str, form: str) -> None:
         assert not sql.strip() or any(mark in reasoning + sql for mark in marks)
         return
     said = answer.read(written, form)
-    assert (said.sql, said.problem) == (sql, "")
+    assert (said.sql, said.problem) == (sql, None)
     assert said.think == (reasoning if form == "reasoning" else "")
 
 
@@ -84,7 +84,7 @@ def test_why_there_is_no_sql(text: str, problem: str) -> None:
 )
 def test_what_is_well_formed_all_the_same(text: str, sql: str) -> None:
     said = answer.read(text, "reasoning")
-    assert (said.sql, said.problem) == (sql, "")
+    assert (said.sql, said.problem) == (sql, None)
 
 
 def test_the_direct_form_asks_for_no_reasoning() -> None:

@@ -16,7 +16,8 @@ from sqlr1_jax.data.example import Example
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.evaluate import execution
 from sqlr1_jax.evaluate.execution import Candidate
-from sqlr1_jax.sql.executor import Executor, Outcome
+from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
 
 def _example(pets: Path, sql: str, number: int = 0, **labels: str) -> Example:
@@ -111,7 +112,7 @@ def test_candidates_keep_their_places(executor: Executor, pets: Path) -> None:
 
 
 def _candidate(kind: str, result: str = "") -> Candidate:
-    return Candidate(f"{kind} {result}", "SELECT 1", Outcome(kind, result_hash=result))
+    return Candidate(f"{kind} {result}", "SELECT 1", Outcome(OutcomeKind(kind), result_hash=result))
 
 
 @given(st.lists(st.sampled_from(["", "a", "b", "c"]), min_size=1, max_size=9))

@@ -16,7 +16,8 @@ from sqlr1_jax.config import Execute
 from sqlr1_jax.evaluate import metrics
 from sqlr1_jax.evaluate.forms import Gold, Predictions
 from sqlr1_jax.evaluate.metrics import Protocol, Verdict
-from sqlr1_jax.sql.executor import Executor, Outcome
+from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
 COMPAT, KEPT = Protocol(compat=True), Protocol(compat=True, keep_distinct=True)
 OFFICIAL = {  # the oracle's name of a verdict: our metric, how it is judged
@@ -70,7 +71,7 @@ def test_bird_and_soft_f1(executor: Executor, pets: Path) -> None:
 def test_what_is_missing_is_wrong_and_says_why(executor: Executor, pets: Path) -> None:
     golds = [Gold("a", "pets", "SELECT 1", ""), Gold("b", "pets", "SELECT 1", "")]
     verdicts = metrics.judge(executor, "spider", golds, Predictions({"b": None}, 0), {"pets": pets}, COMPAT)
-    assert [(verdict.value, verdict.outcome.kind) for verdict in verdicts] == [(0.0, "missing"), (0.0, "no_sql")]
+    assert [(verdict.value, verdict.kind) for verdict in verdicts] == [(0.0, "missing"), (0.0, "no_sql")]
 
 
 class Clocked(Executor):
@@ -125,14 +126,14 @@ def test_a_suite_must_agree_on_every_file(executor: Executor, tmp_path: Path) ->
         assert one(executor, "bird", main, gold, lucky, protocol).value == 1.0
     make(folder, {"m4.sqlite": "CREATE TABLE u(a)"})
     broken = [one(executor, "spider", main, gold, sql, Protocol()) for sql in (gold, lucky)]
-    assert [(verdict.value, verdict.outcome.kind) for verdict in broken] == [(0.0, "gold_error")] * 2
+    assert [(verdict.value, verdict.kind) for verdict in broken] == [(0.0, "gold_error")] * 2
     assert one(executor, "spider", main, gold, gold, COMPAT).value is None
     assert one(executor, "spider", main, gold, lucky, COMPAT).value == 0.0  # it stops at m2
 
 
 def test_figures_by_difficulty_with_intervals_over_databases() -> None:
     golds = [Gold("0", "a", "", "challenging"), Gold("1", "a", "", "simple"), Gold("2", "b", "", "simple")]
-    verdicts = [Verdict(value, Outcome("match")) for value in (1.0, 0.5, None)]
+    verdicts = [Verdict(value, Outcome(OutcomeKind.MATCH)) for value in (1.0, 0.5, None)]
     figures = metrics.figures(golds, verdicts)
     assert figures["all"] == {"n": 3, "score": 0.5, "interval": [0.0, 0.75]}
     assert list(figures["by_difficulty"]) == ["simple", "challenging"]

@@ -15,6 +15,7 @@ from sqlr1_jax.evaluate import execution
 from sqlr1_jax.evaluate import stage as evaluation
 from sqlr1_jax.io import read_jsonl
 from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.sql.outcome import OutcomeKind
 from sqlr1_jax.train.context import RunContext
 from testing.scripted_sampler import ScriptedSampler
 
@@ -115,7 +116,7 @@ def test_an_evaluation_leaves_the_files_and_figures_of_the_design(
         lines = [line for line in greedy if line["set"] == held.name]
         assert [line["id"] for line in lines] == [example.id for example in held.examples]
         assert [line["gold"] for line in lines] == [example.sql for example in held.examples]
-        assert [line["outcome"] in execution.RIGHT for line in lines] == right
+        assert [OutcomeKind(line["outcome"]).correct for line in lines] == right
         share = float(np.mean(right))
         # Where the first vote has no form the second wins alone; where it is right they tie, and the first seen wins.
         assert figures[held.name] == {

@@ -4,11 +4,11 @@ import json
 from collections.abc import Callable
 
 from sqlr1_jax.page import curves, reading
-from sqlr1_jax.sql.executor import OUTCOMES
+from sqlr1_jax.sql.outcome import OutcomeKind
 
 
 def test_every_outcome_has_a_colour() -> None:
-    assert set(curves.OUTCOMES) == set(OUTCOMES)
+    assert set(curves.OUTCOMES) == set(OutcomeKind)
 
 
 def test_grpo_is_drawn_whole(fake_run: Callable) -> None:

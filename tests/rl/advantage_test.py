@@ -14,7 +14,7 @@ from sqlr1_jax.data import answer
 from sqlr1_jax.rl import advantage as module
 from sqlr1_jax.rl import reward
 from sqlr1_jax.rl.advantage import advantage
-from sqlr1_jax.sql.executor import Outcome
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
 pytestmark = pytest.mark.usefixtures("compiles_fast")
 
@@ -123,7 +123,7 @@ def test_shuffling_follows_its_key_and_crosses_groups() -> None:
 def _all_right(thoughts: list[int]) -> np.ndarray:
     """Rewards [1, G, R] of a group in which every completion is right and they think at different lengths."""
     said = [answer.read(answer.write("x" * n, "SELECT 1", "reasoning"), "reasoning") for n in thoughts]
-    return reward.stack([[reward.parts(one, Outcome("match"), config.Reward()) for one in said]])
+    return reward.stack([[reward.parts(one, Outcome(OutcomeKind.MATCH), config.Reward()) for one in said]])
 
 
 def test_defect_11_length_alone_teaches_nothing() -> None:

@@ -15,7 +15,8 @@ from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.rl import experience, reward
 from sqlr1_jax.rl.experience import Clock
 from sqlr1_jax.rollout.engine import Ended
-from sqlr1_jax.sql.executor import Executor, ExecutorError, Outcome
+from sqlr1_jax.sql.executor import Executor, ExecutorError
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 from sqlr1_jax.train.context import RunContext
 from testing import scripted_sampler
 
@@ -94,7 +95,7 @@ def test_length_may_be_counted_in_tokens(context: RunContext, pets: Path) -> Non
     context = dataclasses.replace(context, cfg=dataclasses.replace(context.cfg, grpo=cfg))
     made = scripted_sampler.completions(context, [[_said("SELECT count(*) FROM dogs")]])
     said = answer.read(_said("SELECT count(*) FROM dogs"), "reasoning")
-    judged = experience.judge(context, _examples(pets)[:1], made, [[said]], [[Outcome("match")]])
+    judged = experience.judge(context, _examples(pets)[:1], made, [[said]], [[Outcome(OutcomeKind.MATCH)]])
     rewards = judged.rewards_PGR
 
     def count(text: str) -> int:

@@ -11,22 +11,23 @@ from sqlr1_jax import config
 from sqlr1_jax.data import answer
 from sqlr1_jax.data.answer import Answer
 from sqlr1_jax.rl import reward
-from sqlr1_jax.sql.executor import OUTCOMES, Outcome
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
 PAPER = config.Reward(empty_match="match")
 GOOD = answer.read(answer.write("tables dogs", "SELECT 1", "reasoning"), "reasoning")
 DIRECT = answer.read(answer.write("", "SELECT 1", "direct"), "direct")
-RUNNABLE = [kind for kind in OUTCOMES if kind not in ("no_sql", "bad_format", "ok")]
+RUNNABLE = [kind for kind in OutcomeKind if kind.well_formed and kind != OutcomeKind.OK]
+MATCH = Outcome(OutcomeKind.MATCH)
 
 
 def test_each_part_is_multiplied_by_its_weight() -> None:
     cfg = config.Reward(format=0.5, execution=0.0, result=2.0, length=0.1)
     assert reward.weights(cfg).tolist() == pytest.approx([0.5, 0.0, 2.0, 0.1])
-    plain = reward.parts(GOOD, Outcome("match"), config.Reward())
-    np.testing.assert_allclose(reward.parts(GOOD, Outcome("match"), cfg), plain * reward.weights(cfg), rtol=1e-6)
+    plain = reward.parts(GOOD, MATCH, config.Reward())
+    np.testing.assert_allclose(reward.parts(GOOD, MATCH, cfg), plain * reward.weights(cfg), rtol=1e-6)
 
 
-def _by_the_table(said: Answer, kind: str) -> tuple[float, float, float, float]:
+def _by_the_table(said: Answer, kind: OutcomeKind) -> tuple[float, float, float, float]:
     """sql-r1.md §2, row by row."""
     if said.problem:
         return -1, 0, 0, 0
@@ -40,13 +41,13 @@ def _by_the_table(said: Answer, kind: str) -> tuple[float, float, float, float]:
 
 @pytest.mark.parametrize("kind", RUNNABLE)
 @pytest.mark.parametrize("said", [GOOD, DIRECT], ids=["reasoning", "direct"])
-def test_each_outcome_is_paid_by_the_papers_table(said: Answer, kind: str) -> None:
+def test_each_outcome_is_paid_by_the_papers_table(said: Answer, kind: OutcomeKind) -> None:
     paid = reward.parts(said, Outcome(kind), PAPER)
     np.testing.assert_array_equal(paid, np.float32(_by_the_table(said, kind)))
 
 
-@pytest.mark.parametrize("problem", ["no_sql", "bad_format"])
-def test_an_answer_without_form_costs_one_and_nothing_else(problem: str) -> None:
+@pytest.mark.parametrize("problem", [OutcomeKind.NO_SQL, OutcomeKind.BAD_FORMAT])
+def test_an_answer_without_form_costs_one_and_nothing_else(problem: OutcomeKind) -> None:
     said = Answer("thought", "words", None, problem)
     np.testing.assert_array_equal(reward.parts(said, Outcome(problem), PAPER), [-1, 0, 0, 0])
 
@@ -54,35 +55,36 @@ def test_an_answer_without_form_costs_one_and_nothing_else(problem: str) -> None
 @given(st.text(max_size=3000), st.text(min_size=1, max_size=3000))
 def test_totals_of_right_answers_lie_between_six_and_seven_and_a_half(think: str, sql: str) -> None:
     said = Answer(think, f"```sql\n{sql}\n```", sql)
-    total = float(reward.parts(said, Outcome("match"), PAPER).sum())
+    total = float(reward.parts(said, MATCH, PAPER).sum())
     assert 6 <= total < 7.5
-    assert total == pytest.approx(sum(_by_the_table(said, "match")), rel=1e-6)
+    assert total == pytest.approx(sum(_by_the_table(said, OutcomeKind.MATCH)), rel=1e-6)
 
 
 def test_every_worse_outcome_is_paid_less() -> None:
-    def total(kind: str, said: Answer = GOOD) -> float:
+    def total(kind: OutcomeKind, said: Answer = GOOD) -> float:
         return float(reward.parts(said, Outcome(kind), PAPER).sum())
 
-    assert total("match") > total("mismatch") > total("syntax_error")
-    assert total("mismatch") == total("too_large") == 0
-    assert total("timeout") == total("no_sql", Answer("", "", None, "no_sql")) == -1
+    assert total(OutcomeKind.MATCH) > total(OutcomeKind.MISMATCH) > total(OutcomeKind.SYNTAX_ERROR)
+    assert total(OutcomeKind.MISMATCH) == total(OutcomeKind.TOO_LARGE) == 0
+    no_sql = Answer("", "", None, OutcomeKind.NO_SQL)
+    assert total(OutcomeKind.TIMEOUT) == total(OutcomeKind.NO_SQL, no_sql) == -1
 
 
 def test_an_empty_match_is_a_mismatch_unless_the_paper_is_asked_for() -> None:
-    empty = Outcome("match_empty")
+    empty = Outcome(OutcomeKind.MATCH_EMPTY)
     np.testing.assert_array_equal(reward.parts(GOOD, empty, config.Reward()), [1, 2, -3, 0])
-    np.testing.assert_array_equal(reward.parts(GOOD, empty, PAPER), reward.parts(GOOD, Outcome("match"), PAPER))
+    np.testing.assert_array_equal(reward.parts(GOOD, empty, PAPER), reward.parts(GOOD, MATCH, PAPER))
     assert not reward.correct(empty, config.Reward())
     assert reward.correct(empty, PAPER)
 
 
-@pytest.mark.parametrize("kind", OUTCOMES)
-def test_correct_is_match_alone(kind: str) -> None:
-    assert reward.correct(Outcome(kind), config.Reward()) == (kind == "match")
+@pytest.mark.parametrize("kind", OutcomeKind)
+def test_correct_is_match_alone(kind: OutcomeKind) -> None:
+    assert reward.correct(Outcome(kind), config.Reward()) == (kind == OutcomeKind.MATCH)
 
 
 @given(*[st.floats(0, 3, width=32)] * 4, st.sampled_from(RUNNABLE))
-def test_a_weight_scales_its_part_alone(a: float, b: float, c: float, d: float, kind: str) -> None:
+def test_a_weight_scales_its_part_alone(a: float, b: float, c: float, d: float, kind: OutcomeKind) -> None:
     weighted = reward.parts(GOOD, Outcome(kind), config.Reward(a, b, c, d))
     np.testing.assert_allclose(weighted, reward.parts(GOOD, Outcome(kind), config.Reward()) * [a, b, c, d], rtol=1e-6)
 
@@ -98,14 +100,14 @@ def test_a_part_left_out_is_zero_whatever_happens(name: str, place: int) -> None
 
 def test_length_is_counted_in_the_unit_asked_for() -> None:
     said = Answer("a b c", "d e\nf", "e")  # words: 3 + 3, sql 1
-    paid = reward.parts(said, Outcome("match"), PAPER, length=lambda text: len(text.split()))
+    paid = reward.parts(said, MATCH, PAPER, length=lambda text: len(text.split()))
     assert paid[3] == pytest.approx(1 / 3 + 0.5 * 6 / 2048)
-    assert reward.parts(said, Outcome("match"), PAPER)[3] == pytest.approx(1 / 5 + 0.5 * 10 / 2048)
+    assert reward.parts(said, MATCH, PAPER)[3] == pytest.approx(1 / 5 + 0.5 * 10 / 2048)
 
 
 def test_length_is_capped_at_2048() -> None:
     said = Answer("x" * 5000, "SELECT 1", "SELECT 1")
-    assert reward.parts(said, Outcome("match"), PAPER)[3] == 1.5
+    assert reward.parts(said, MATCH, PAPER)[3] == 1.5
 
 
 def test_stack_keeps_prompts_samples_and_parts_apart() -> None:
@@ -124,16 +126,16 @@ def test_arctic_pays_what_runs_a_tenth() -> None:
     tenth = {kind for kind, value in paid.items() if value == pytest.approx(0.1)}
     assert tenth == {"match_empty", "mismatch", "too_large"}
     assert {value for kind, value in paid.items() if kind not in tenth | {"match"}} == {0}
-    assert float(reward.parts(Answer("", "", None, "no_sql"), Outcome("no_sql"), cfg).sum()) == 0
+    assert float(reward.parts(Answer("", "", None, OutcomeKind.NO_SQL), Outcome(OutcomeKind.NO_SQL), cfg).sum()) == 0
 
 
 def test_overlap_pays_the_shared_cells_of_what_ran() -> None:
     cfg = config.Reward(overlap=2.0)
-    assert reward.parts(GOOD, Outcome("mismatch", overlap=0.4), cfg)[4] == pytest.approx(0.8)
-    assert reward.parts(GOOD, Outcome("timeout", overlap=0.0), cfg)[4] == 0
-    assert reward.parts(GOOD, Outcome("match_empty", overlap=1.0), cfg)[4] == 0
+    assert reward.parts(GOOD, Outcome(OutcomeKind.MISMATCH, overlap=0.4), cfg)[4] == pytest.approx(0.8)
+    assert reward.parts(GOOD, Outcome(OutcomeKind.TIMEOUT, overlap=0.0), cfg)[4] == 0
+    assert reward.parts(GOOD, Outcome(OutcomeKind.MATCH_EMPTY, overlap=1.0), cfg)[4] == 0
     paper = config.Reward(overlap=2.0, empty_match="match")
-    assert reward.parts(GOOD, Outcome("match_empty", overlap=1.0), paper)[4] == 2
+    assert reward.parts(GOOD, Outcome(OutcomeKind.MATCH_EMPTY, overlap=1.0), paper)[4] == 2
 
 
 @pytest.mark.parametrize(
@@ -153,5 +155,5 @@ def test_schema_recall_is_the_share_of_golds_tables_and_columns(sql: str, recall
     assert reward.schema_items(gold) == {("table", "dogs"), ("column", "color"), ("column", "age")}
     assert reward.schema_recall(sql, gold) == pytest.approx(recall)
     said = Answer("t", f"```sql\n{sql}\n```", sql)
-    paid = reward.parts(said, Outcome("mismatch"), config.Reward(schema_recall=3.0), gold=gold)
+    paid = reward.parts(said, Outcome(OutcomeKind.MISMATCH), config.Reward(schema_recall=3.0), gold=gold)
     assert paid.tolist() == pytest.approx([1, 2, -3, 0, 3 * recall])

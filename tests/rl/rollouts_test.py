@@ -12,7 +12,7 @@ from sqlr1_jax.data.answer import Answer
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.rl import rollouts
 from sqlr1_jax.rl.reward import PAPER as PARTS
-from sqlr1_jax.sql.executor import Outcome
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
 
 def _write(workdir: Path, step: int) -> None:
@@ -20,9 +20,9 @@ def _write(workdir: Path, step: int) -> None:
     said = [[Answer("", "", f"SELECT {p}{g}") for g in range(3)] for p in range(2)]
     outcomes = [
         [
-            Outcome("match", rows=((p, "a"),), gold_rows=((p, None),) if g == 1 else ()),
-            Outcome("mismatch", rows=((b"\x00".hex(), 1.5),), gold_rows=((p, None),)),
-            Outcome("syntax_error", message="near"),
+            Outcome(OutcomeKind.MATCH, rows=((p, "a"),), gold_rows=((p, None),) if g == 1 else ()),
+            Outcome(OutcomeKind.MISMATCH, rows=((b"\x00".hex(), 1.5),), gold_rows=((p, None),)),
+            Outcome(OutcomeKind.SYNTAX_ERROR, message="near"),
         ][g]
         for p in range(2)
         for g in range(3)

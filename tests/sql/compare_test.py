@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from sqlr1_jax.config import Execute
 from sqlr1_jax.sql import compare
 from sqlr1_jax.sql.compare import canonical_hash, orders_at_top_level
-from sqlr1_jax.sql.executor import Executor, Outcome
+from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.sql.outcome import Outcome
 
 CELLS = st.sampled_from([None, 0, 1, 2, 1.0, 0.5, "1", "a", b"a"])
 
@@ -319,7 +320,7 @@ def disagreements(folder: Path, every: int) -> dict[str, Counter[str]]:
         ]
         for rule, pair, future in futures:
             outcome = future.result()
-            right = outcome.score if rule == "soft_f1" else float(outcome.kind in ("match", "match_empty"))
+            right = outcome.score if rule == "soft_f1" else float(outcome.kind.correct)
             if abs(right - float(pair[VERDICTS[rule]])) > 1e-9:
                 found[rule][intended(rule, pair, outcome) or f"{pair['id']}: {outcome.kind}"] += 1
     return found

@@ -17,7 +17,8 @@ import pytest
 
 from sqlr1_jax.config import Execute
 from sqlr1_jax.sql import executor as executor_module
-from sqlr1_jax.sql.executor import OUTCOMES, Executor, ExecutorError, Outcome
+from sqlr1_jax.sql.executor import Executor, ExecutorError
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 from sqlr1_jax.sql.process import WorkerError
 from testing import hostile_sql
 
@@ -55,7 +56,7 @@ def test_every_kind_of_outcome(executor: Executor, pets: Path) -> None:
     futures = [executor.submit(pets, sql, gold) for sql, gold, _ in EVERY_KIND]
     kinds = [future.result().kind for future in futures]
     assert kinds == [kind for _, _, kind in EVERY_KIND]
-    assert set(OUTCOMES) - set(kinds) == {"no_sql", "bad_format", "ok"}
+    assert set(OutcomeKind) - set(kinds) == {OutcomeKind.NO_SQL, OutcomeKind.BAD_FORMAT, OutcomeKind.OK}
 
 
 def test_an_outcome_tells_all(executor: Executor, pets: Path) -> None:

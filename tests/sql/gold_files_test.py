@@ -9,8 +9,9 @@ import pytest
 
 from sqlr1_jax import config
 from sqlr1_jax.sql.database import DatabaseError
-from sqlr1_jax.sql.executor import Executor, Outcome
+from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.gold_files import GoldFiles
+from sqlr1_jax.sql.outcome import Outcome
 
 CFG = config.Execute(workers=1)
 LONG = "SELECT hex(zeroblob(200000))"  # longer than a result that is kept

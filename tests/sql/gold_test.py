@@ -4,10 +4,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqlr1_jax.sql.gold import KEPT_CHARACTERS, GoldStore, decode, encode
+from sqlr1_jax.sql.outcome import OutcomeKind
 from sqlr1_jax.sql.sandbox import Result
 
 
-def result(rows: int, kind: str = "ok") -> Result:
+def result(rows: int, kind: OutcomeKind = OutcomeKind.OK) -> Result:
     return Result(kind, [(1,)] * rows, ("a",), 0, 0.0)
 
 
@@ -15,14 +16,15 @@ def test_a_gold_runs_once_even_when_it_fails() -> None:
     calls = []
     store = GoldStore()
 
-    def run(kind: str) -> Result:
+    def run(kind: OutcomeKind) -> Result:
         calls.append(kind)
         return result(2, kind)
 
-    assert store.get("db", "SELECT 1", lambda: run("ok")) is store.get("db", "SELECT 1", lambda: run("again"))
-    assert store.get("other", "SELECT 1", lambda: run("timeout")).kind == "timeout"
-    assert store.get("other", "SELECT 1", lambda: run("again")).kind == "timeout"
-    assert calls == ["ok", "timeout"]
+    first = store.get("db", "SELECT 1", lambda: run(OutcomeKind.OK))
+    assert store.get("db", "SELECT 1", lambda: run(OutcomeKind.DENIED)) is first
+    assert store.get("other", "SELECT 1", lambda: run(OutcomeKind.TIMEOUT)).kind == OutcomeKind.TIMEOUT
+    assert store.get("other", "SELECT 1", lambda: run(OutcomeKind.DENIED)).kind == OutcomeKind.TIMEOUT
+    assert calls == [OutcomeKind.OK, OutcomeKind.TIMEOUT]
 
 
 def test_the_least_recently_used_goes_first() -> None:
@@ -47,7 +49,7 @@ cells = st.none() | st.integers() | st.floats(allow_nan=False) | st.text() | und
 
 @given(st.lists(st.tuples(cells, cells)), st.text())
 def test_a_result_is_read_back_exactly(rows: list, message: str) -> None:
-    made = Result("ok", rows, ("a", "b"), 12_000, 0.1 + 0.2, message)
+    made = Result(OutcomeKind.OK, rows, ("a", "b"), 12_000, 0.1 + 0.2, message)
     text = encode(made)
     assert text is not None
     back = decode(text)
@@ -58,5 +60,5 @@ def test_a_result_is_read_back_exactly(rows: list, message: str) -> None:
 def test_what_never_ran_or_is_long_is_not_kept() -> None:
     assert encode(result(3)._replace(milliseconds=1.0)) is not None
     assert encode(result(3)) is None
-    assert encode(result(3, "runtime_error")._replace(milliseconds=1.0)) is None
-    assert encode(Result("ok", [("x" * KEPT_CHARACTERS,)], ("a",), 0, 1.0)) is None
+    assert encode(result(3, OutcomeKind.RUNTIME_ERROR)._replace(milliseconds=1.0)) is None
+    assert encode(Result(OutcomeKind.OK, [("x" * KEPT_CHARACTERS,)], ("a",), 0, 1.0)) is None

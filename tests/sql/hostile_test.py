@@ -15,7 +15,8 @@ import pytest
 
 from sqlr1_jax.config import Execute
 from sqlr1_jax.sql import backends
-from sqlr1_jax.sql.executor import Executor, Outcome
+from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.sql.outcome import Outcome
 from testing import hostile_sql
 
 WALL_SECONDS = 2.0

@@ -3,22 +3,22 @@ from __future__ import annotations
 import pytest
 
 from sqlr1_jax.sql.compare import canonical_hash
-from sqlr1_jax.sql.executor import Outcome
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 from sqlr1_jax.sql.vote import vote
 
 
 def ran(*cells: object) -> Outcome:
-    return Outcome("mismatch", result_hash=canonical_hash([(cell,) for cell in cells]))
+    return Outcome(OutcomeKind.MISMATCH, result_hash=canonical_hash([(cell,) for cell in cells]))
 
 
-FAILED = Outcome("syntax_error")
+FAILED = Outcome(OutcomeKind.SYNTAX_ERROR)
 
 
 @pytest.mark.parametrize(
     ("outcomes", "winner"),
     [
         ([], None),
-        ([FAILED, Outcome("timeout")], None),
+        ([FAILED, Outcome(OutcomeKind.TIMEOUT)], None),
         ([FAILED, ran(1)], 1),
         ([ran(1), ran(2), ran(2)], 1),
         ([ran(1), ran(2), ran(2), ran(1)], 0),  # a tie goes to the group seen first

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlr1_jax import config
-from sqlr1_jax.sql.executor import OUTCOMES
+from sqlr1_jax.sql.outcome import OutcomeKind
 
 FAMILIES = {
     "superlative": ("extra_column", "SELECT breed{} FROM dogs ORDER BY age DESC LIMIT 1", ", age"),
@@ -100,7 +100,7 @@ def _grpo_metrics(step: int, way: float, noise: random.Random) -> dict[str, floa
 
     right = min(0.9, near(0.45 + 0.35 * way))
     fails = min(0.05, near(0.03, 0.01))
-    values = {f"outcome/{kind}": 0.0 for kind in OUTCOMES}
+    values = {f"outcome/{kind}": 0.0 for kind in OutcomeKind}
     values |= {"outcome/match": right, "outcome/syntax_error": fails, "outcome/mismatch": 1 - right - fails}
     mixed = min(0.6, near(0.5 - 0.2 * way))
     solved = min(1 - mixed, right * 0.5)

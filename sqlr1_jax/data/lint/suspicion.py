@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from sqlr1_jax.sql.executor import Outcome
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
 Verdict = Callable[[Sequence[Outcome]], bool | str]  # of the queries; a text is yes, and more to say
 
@@ -42,4 +42,4 @@ def yes(outcomes: Sequence[Outcome]) -> bool:
 
 
 def _ran(outcomes: Sequence[Outcome]) -> bool:
-    return all(outcome.kind == "ok" for outcome in outcomes)
+    return all(outcome.kind == OutcomeKind.OK for outcome in outcomes)

@@ -15,7 +15,7 @@ from sqlglot import exp
 from sqlr1_jax.data.lint.statement import Block, Place, Statement, affinity, write
 from sqlr1_jax.data.lint.suspicion import Suspicion, differ, differ_in_order, yes
 from sqlr1_jax.data.schema import quoted
-from sqlr1_jax.sql.executor import Outcome
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
 if TYPE_CHECKING:
     from sqlr1_jax.data.lint.statement import Node
@@ -200,7 +200,7 @@ def _absence(place: Place, operator: str, value: Node) -> Suspicion:
 
 def _absent(outcomes: Sequence[Outcome]) -> bool | str:
     """Whether the value is absent; then, where one is spelled almost so, which."""
-    if outcomes[0].kind != "ok" or not outcomes[0].rows[0][0]:
+    if outcomes[0].kind != OutcomeKind.OK or not outcomes[0].rows[0][0]:
         return False
     similar = outcomes[0].rows[0][1]
     return True if similar is None else f", but one has {similar!r}"

@@ -6,11 +6,12 @@ import pytest
 
 from sqlr1_jax.data.lint import suspicion
 from sqlr1_jax.data.lint.suspicion import Suspicion
-from sqlr1_jax.sql.executor import Outcome
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
-A, B = Outcome("ok", rows=((1,), (2,)), result_hash="a"), Outcome("ok", rows=((1,),), result_hash="b")
-TURNED = Outcome("ok", rows=((2,), (1,)), result_hash="a")
-FAILED = Outcome("timeout")
+A = Outcome(OutcomeKind.OK, rows=((1,), (2,)), result_hash="a")
+B = Outcome(OutcomeKind.OK, rows=((1,),), result_hash="b")
+TURNED = Outcome(OutcomeKind.OK, rows=((2,), (1,)), result_hash="a")
+FAILED = Outcome(OutcomeKind.TIMEOUT)
 
 
 @pytest.mark.parametrize(
@@ -30,8 +31,8 @@ def test_variants_decide(outcomes: Sequence[Outcome], differ: bool, in_order: bo
 
 def test_one_query_says_yes_by_answering_one() -> None:
     assert suspicion.yes([B])
-    assert not suspicion.yes([Outcome("ok", rows=((0,),))])
-    assert not suspicion.yes([Outcome("ok")])
+    assert not suspicion.yes([Outcome(OutcomeKind.OK, rows=((0,),))])
+    assert not suspicion.yes([Outcome(OutcomeKind.OK)])
     assert not suspicion.yes([FAILED])
 
 
