@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sqlr1_jax import config, exported
+from sqlr1_jax import config, prompt_metadata
 from sqlr1_jax.data import answer
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.errors import ConfigError, exit_on_error
@@ -42,7 +42,7 @@ class Asker:
         """
         if not (model / "config.json").exists():
             raise ConfigError(f"{model} holds no model: no config.json. --model= names an exported folder.")
-        data, max_tokens = exported.read(model)
+        data, max_tokens = prompt_metadata.read(model)
         import jax
 
         from sqlr1_jax.train.context import create_context, init_params

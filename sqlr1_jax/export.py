@@ -26,11 +26,11 @@ def export(workdir: Path, output: Path, settings: config.Export) -> None:
         raise ConfigError(f"{workdir} holds no run: it has no config.json. --checkpoint= names a run's folder.")
     cfg = dataclasses.replace(config.freeze(json.loads(path.read_text())), export=settings)
     config.check(cfg)
-    from sqlr1_jax import stages
+    from sqlr1_jax.pipeline import export_model
     from sqlr1_jax.train.context import create_context
 
     output.mkdir(parents=True, exist_ok=True)
-    stages.export(create_context(cfg, workdir), output)
+    export_model(create_context(cfg, workdir), output)
 
 
 @exit_on_error()

@@ -31,13 +31,13 @@ def run(cfg: config.Config, workdir: Path) -> None:
     with hosts.together():
         if not (workdir / "config.json").exists():
             raise ConfigError(f"{workdir} is not the first host's: all hosts must share one folder.")
-    from sqlr1_jax import stages
+    from sqlr1_jax.pipeline import Pipeline
 
-    with stages.Stages(cfg, workdir) as session:
+    with Pipeline(cfg, workdir) as pipeline:
         for name in cfg.stages:
             begin = time.perf_counter()
-            getattr(session, name)()
-            session.summarise(name, time.perf_counter() - begin)
+            getattr(pipeline, name)()
+            pipeline.summarize(name, time.perf_counter() - begin)
 
 
 def claim(cfg: config.Config, workdir: Path) -> None:

@@ -15,6 +15,7 @@ from sqlr1_jax import config, hosts, sharding
 from sqlr1_jax.data import example
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.prompt import Prompt, PromptRenderer
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import huggingface, qwen2, random_weights, tokenizer
 from sqlr1_jax.rollout.engine import Engine, Request
 from sqlr1_jax.train.checkpoint import Checkpoints
@@ -72,13 +73,13 @@ class RunContext:
         """The examples of a source, PREFIX:PATH; `split` picks a part of the embedded data set and of no other.
 
         Raises:
-          config.ConfigError: `spec` names the embedded data set, and this run has not made it.
+          ConfigError: `spec` names the embedded data set, and this run has not made it.
           example.ExampleError: the source cannot be read.
         """
         data = self.cfg.data
         if spec.startswith("synth:"):
             if not self.data_dir.exists():
-                raise config.ConfigError(
+                raise ConfigError(
                     f"config.data takes {split} from {spec}, the embedded data, which this run has not made: put "
                     "'data' into config.stages, or name sources in config.data.train, cold_start and evaluate."
                 )
@@ -104,15 +105,15 @@ def create_context(cfg: config.Config, workdir: Path) -> RunContext:
     """Makes the mesh, loads the tokenizer and settles the model config; loads no weights.
 
     Raises:
-      config.ConfigError: no setting names a model, the mesh does not suit the devices, or a batch does not divide
+      ConfigError: no setting names a model, the mesh does not suit the devices, or a batch does not divide
         evenly among the hosts.
     """
     if jax.process_count() > hosts.count():
-        raise config.ConfigError(f"this is one of {jax.process_count()} hosts: start it on each, with --distributed.")
+        raise ConfigError(f"this is one of {jax.process_count()} hosts: start it on each, with --distributed.")
     mesh = sharding.make_mesh(cfg.mesh)
     folder = _tokenizer_dir(cfg, workdir)
     if not folder.exists():
-        raise config.ConfigError(
+        raise ConfigError(
             "config.model.path is empty and the run made no data of its own: name a Hugging Face folder or repository, "
             "or put 'data' in config.stages."
         )

@@ -1,4 +1,4 @@
-"""The stages by name, and what they share: one run, one pool of SQL workers, one summary."""
+"""Pipeline: the stages of a run, one method each, and what they share: a context, SQL workers, the run's summary."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from sqlr1_jax import config, exported, hosts
+from sqlr1_jax import config, hosts, prompt_metadata
 from sqlr1_jax.data.synth import generate
 from sqlr1_jax.evaluate import stage as evaluation
 from sqlr1_jax.evaluate import summary
@@ -28,59 +28,63 @@ from sqlr1_jax.train.context import (
 log = logging.getLogger(__name__)
 
 
-class Stages:
-    """A context; its methods carry the names that cfg.stages lists. Each does nothing where its work is done."""
+class Pipeline:
+    """A run's stages; each method is named as in config.stages and does nothing where its work is already done.
+
+    A context manager: leaving it ends the SQL workers.
+    """
 
     def __init__(self, cfg: config.Config, workdir: Path):
         self.cfg, self.workdir = cfg, workdir
 
     @functools.cached_property
     def context(self) -> RunContext:
-        """Made when a stage first asks for it: the data stage trains the tokenizer that it needs."""
+        """Made at first use, since the data stage trains the tokenizer that it loads."""
         return create_context(self.cfg, self.workdir)
 
     @functools.cached_property
     def executor(self) -> Executor:
+        """The SQL workers, started at first use."""
         return Executor(self.cfg.execute).__enter__()
 
     def data(self) -> None:
-        """The embedded data set."""
+        """Generates the embedded data set."""
         hosts.once(generate.generate, self.cfg.data.synth, self.cfg.seed, self.workdir / "data")
 
     def cold_start(self) -> None:
-        """Supervised steps, and how good they left the model."""
+        """Supervised fine-tuning, and an evaluation of its weights where config.stages lists one."""
         trained = sft.run_stage(self.context)
         if "evaluate" in self.cfg.stages:
             weights = str(CheckpointRef("cold_start", int(trained.step)))
             evaluation.evaluate(self.context, "cold_start", trained.params, weights, self.executor)
-        self._forget_final()
+        self._remove_stale_evaluation()
 
     def grpo(self) -> None:
-        """GRPO's steps; figures of weights that they have left behind are forgotten."""
+        """GRPO training."""
         grpo.run_stage(self.context, self.executor)
-        self._forget_final()
+        self._remove_stale_evaluation()
 
     def evaluate(self) -> None:
-        """The run's last weights."""
+        """Evaluates the run's last weights."""
         checkpoint = find_checkpoint(self.context)
         params, weights = load_params(self.context, checkpoint), describe_weights(self.context, checkpoint)
         evaluation.evaluate(self.context, "final", params, weights, self.executor)
 
-    def _forget_final(self) -> None:
-        """Removes the final figures where they are not of the run's last weights."""
-        weights = describe_weights(self.context, find_checkpoint(self.context))
-        evaluation.forget(self.context, "final", weights)
-
     def export(self) -> None:
-        """The weights that cfg.export.step names, as a Hugging Face folder."""
-        export(self.context, self.workdir / "export")
+        """Exports the weights that config.export.step names to <workdir>/export."""
+        export_model(self.context, self.workdir / "export")
 
-    def summarise(self, stage: str, seconds: float) -> None:
-        """Writes summary.json and report.html as far as the run has come."""
+    def summarize(self, stage: str, seconds: float) -> None:
+        """Writes summary.json and report.html after a stage that took `seconds`."""
         hosts.once(summary.write, self.workdir, self.cfg, stage, seconds)
         hosts.once(report.write, self.workdir)
 
-    def __enter__(self) -> Stages:
+    def _remove_stale_evaluation(self) -> None:
+        """Removes the final figures unless they are those of the run's last weights."""
+        weights = describe_weights(self.context, find_checkpoint(self.context))
+        evaluation.forget(self.context, "final", weights)
+
+    def __enter__(self) -> Pipeline:
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -88,8 +92,8 @@ class Stages:
             self.executor.__exit__(*exception)
 
 
-def export(context: RunContext, folder: Path) -> None:
-    """Writes the run's weights for Hugging Face; `cfg.export` says which step, dtype and shard size.
+def export_model(context: RunContext, folder: Path) -> None:
+    """Writes the weights that cfg.export.step names as a Hugging Face folder; does nothing where they are there.
 
     Raises:
       NoCheckpoint: the last stage with checkpoints has no such step.
@@ -97,9 +101,9 @@ def export(context: RunContext, folder: Path) -> None:
     cfg = context.cfg.export
     checkpoint = find_checkpoint(context, cfg.step)
     weights = describe_weights(context, checkpoint)
-    if hosts.agreed(exported.matches(folder, context.cfg, weights)):
+    if hosts.agreed(prompt_metadata.matches(folder, context.cfg, weights)):
         return
     params = load_params(context, checkpoint)
     huggingface.save(folder, params, context.model, context.tokenizer_dir, cfg.dtype, cfg.shard_gigabytes)
-    hosts.once(exported.write, folder, context.cfg, weights)
+    hosts.once(prompt_metadata.write, folder, context.cfg, weights)
     log.info("exported %s to %s", weights, folder)

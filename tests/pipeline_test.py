@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from sqlr1_jax import config, stages
+from sqlr1_jax import config, pipeline
 from sqlr1_jax.evaluate import stage as evaluation
-from sqlr1_jax.stages import Stages
+from sqlr1_jax.pipeline import Pipeline
 from sqlr1_jax.train import sft, state
 from sqlr1_jax.train.context import RunContext, abstract_params, create_context
 
@@ -39,17 +39,17 @@ def test_every_stage_that_is_done_does_nothing(finished: Path, tmp_path: Path, m
     cfg, before = _settings(workdir), _contents(workdir)
     monkeypatch.setattr(state, "update", _refuse)
     monkeypatch.setattr(evaluation, "completions", _refuse)
-    monkeypatch.setattr(stages.huggingface, "save", _refuse)
-    with Stages(cfg, workdir) as session:
+    monkeypatch.setattr(pipeline.huggingface, "save", _refuse)
+    with Pipeline(cfg, workdir) as running:
         for name in cfg.stages:
-            getattr(session, name)()
+            getattr(running, name)()
     after = _contents(workdir)
     assert after.keys() == before.keys()
     assert [name for name in before if after[name] != before[name]] == []
 
 
 def test_every_name_that_a_config_may_list_is_a_stage() -> None:
-    assert all(callable(getattr(Stages, name)) for name in config.STAGES)
+    assert all(callable(getattr(Pipeline, name)) for name in config.STAGES)
 
 
 @pytest.mark.parametrize("listed", [("cold_start", "evaluate"), ("cold_start",)])
@@ -60,18 +60,18 @@ def test_the_cold_start_is_evaluated_where_evaluation_is_asked_for(
     trained = state.TrainState(np.int32(7), {"w": 1}, ())
     monkeypatch.setattr(sft, "run_stage", lambda context: trained)
     monkeypatch.setattr(evaluation, "evaluate", lambda context, name, params, of, executor: told.append((name, of)))
-    monkeypatch.setattr(Stages, "context", SimpleNamespace(cfg=config.Config(), workdir=tmp_path))
-    monkeypatch.setattr(Stages, "executor", None)
-    Stages(dataclasses.replace(config.Config(), stages=listed), tmp_path).cold_start()
+    monkeypatch.setattr(Pipeline, "context", SimpleNamespace(cfg=config.Config(), workdir=tmp_path))
+    monkeypatch.setattr(Pipeline, "executor", None)
+    Pipeline(dataclasses.replace(config.Config(), stages=listed), tmp_path).cold_start()
     assert told == ([("cold_start", "cold_start, step 7")] if "evaluate" in listed else [])
 
 
-def test_the_executor_is_closed_with_the_stages(tmp_path: Path) -> None:
+def test_the_executor_is_closed_with_the_pipeline(tmp_path: Path) -> None:
     cfg = dataclasses.replace(config.Config(), execute=config.Execute(workers=1))
-    with Stages(cfg, tmp_path) as session:
-        pool = session.executor
+    with Pipeline(cfg, tmp_path) as running:
+        pool = running.executor
         workers = [lane.worker for lane in pool._lanes]
-        assert session.executor is pool
+        assert running.executor is pool
     assert all(worker._process.poll() is not None for worker in workers)
 
 
@@ -79,7 +79,7 @@ def test_the_executor_is_closed_with_the_stages(tmp_path: Path) -> None:
 def test_an_export_is_the_step_asked_for_in_float32_to_the_bit(finished: Path, tmp_path: Path, step: str) -> None:
     cfg = dataclasses.replace(_settings(finished), export=config.Export(step=step))
     context = create_context(cfg, finished)
-    stages.export(context, tmp_path / "out")
+    pipeline.export_model(context, tmp_path / "out")
     checkpoints = context.checkpoints("grpo")
     at = checkpoints.latest() if step == "last" else int(step)
     assert at is not None
@@ -119,7 +119,7 @@ def test_grpo_moved_the_weights_that_the_cold_start_left(finished: Path) -> None
 
 
 def test_a_run_that_trained_nothing_exports_what_it_began_with(context: RunContext, home: Path, tmp_path: Path) -> None:
-    stages.export(context, tmp_path / "out")
+    pipeline.export_model(context, tmp_path / "out")
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", home / "model"))
     assert ours.keys() == theirs.keys()
     assert all(ours[name].tobytes() == theirs[name].tobytes() for name in ours)
