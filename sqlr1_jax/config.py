@@ -429,15 +429,16 @@ def as_dict(cfg: Config) -> dict:
 def differences(old: Config, new: Config) -> list[str]:
     """One line for each setting that differs and may not when a run resumes."""
     lines = []
-    for path, before in _leaves(old, ""):
+    for path, before in leaves(old):
         after = get(new, path)
         if before != after and path not in FREE_ON_RESUME:
             lines.append(f"config.{path}: {before!r} in the run, {after!r} now")
     return lines
 
 
-def _leaves(node: Any, path: str) -> list[tuple[str, Any]]:
+def leaves(node: Any, path: str = "") -> list[tuple[str, Any]]:
+    """Every setting of a config, or of a group of settings at `path`: its dotted path and its value."""
     if not dataclasses.is_dataclass(node):
         return [(path, node)]
     dotted = f"{path}." if path else ""
-    return [leaf for f in dataclasses.fields(node) for leaf in _leaves(getattr(node, f.name), dotted + f.name)]
+    return [leaf for f in dataclasses.fields(node) for leaf in leaves(getattr(node, f.name), dotted + f.name)]

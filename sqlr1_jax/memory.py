@@ -14,11 +14,10 @@ from typing import NamedTuple
 # mallopt's parameters, of glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 _NEVER = -1  # a threshold past all sizes
-_SECONDS = 1.0  # between looks at what the system has left
 
 
 @functools.cache
-def keep_freed() -> bool:
+def keep_freed(look_seconds: float = 1.0) -> bool:
     """Keeps freed memory for the next allocation; call it before anything starts threads. False where glibc isn't.
 
     A compiled program asks for its temporaries in one block of hundreds of megabytes at each call. By default glibc
@@ -26,8 +25,8 @@ def keep_freed() -> bool:
     0.2 of 0.95 processor seconds in an update of the tiny model.
 
     glibc asks for a few bytes more than a freed block has, so that a call may take a new one beside it. A thread makes
-    room again before such blocks fill the machine; where the system does not say what it has left, they are given back
-    when those at the heap's end come to 2 GiB.
+    room again before such blocks fill the machine, looking every `look_seconds`; where the system does not say what it
+    has left, they are given back when those at the heap's end come to 2 GiB.
     """
     if not _is_glibc():
         return False
@@ -37,13 +36,13 @@ def keep_freed() -> bool:
     settings = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: threshold, _TOP_PAD: 2**26}
     kept = {mallopt(parameter, value) for parameter, value in settings.items()} == {1}
     if watched:
-        threading.Thread(target=_watch, name="memory", daemon=True).start()
+        threading.Thread(target=_watch, args=(look_seconds,), name="memory", daemon=True).start()
     return kept
 
 
-def _watch() -> None:
+def _watch(look_seconds: float) -> None:
     while True:
-        time.sleep(_SECONDS)
+        time.sleep(look_seconds)
         _look()
 
 

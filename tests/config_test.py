@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sqlr1_jax import config, presets
 
-LEAVES = config._leaves(config.Config(), "")
+LEAVES = config.leaves(config.Config())
 
 
 def _changed(path: str, value: object) -> config.Config:

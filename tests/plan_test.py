@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -100,7 +101,7 @@ def test_five_percent_stay_free_and_nothing_is_offloaded_unasked(compiled: Compi
     ],
 )
 def test_a_compiler_that_gives_up_says_by_how_much(message: str, peak: float) -> None:
-    refused = plan._refused(message, seconds=1.0)
+    refused = plan.compile_program(_refused(message), "update")
     assert refused.peak == int(peak)
     assert not refused.fits(10**15)
     assert refused.refused == message
@@ -108,7 +109,18 @@ def test_a_compiler_that_gives_up_says_by_how_much(message: str, peak: float) ->
 
 def test_another_error_is_not_taken_for_a_verdict() -> None:
     with pytest.raises(RuntimeError, match="INTERNAL"):
-        plan._refused("INTERNAL: a bug", seconds=1.0)
+        plan.compile_program(_refused("INTERNAL: a bug"), "update")
+
+
+def _refused(message: str) -> Any:
+    """A step with an update that the compiler refuses with this message."""
+
+    class Refused:
+        @property
+        def compiled(self) -> Any:
+            raise jax.errors.JaxRuntimeError(message)
+
+    return SimpleNamespace(update=Refused())
 
 
 @pytest.mark.parametrize("topology", ["h100:8", "v5e", "", "v5e:3x3"])

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from sqlr1_jax import config, stages
 from sqlr1_jax.evaluate import stage as evaluation
+from sqlr1_jax.sql.executor import ExecutorError
 from sqlr1_jax.stages import Stages
 from sqlr1_jax.train import run as runs
 from sqlr1_jax.train import sft, state
@@ -66,13 +67,22 @@ def test_the_cold_start_is_evaluated_where_evaluation_is_asked_for(
     assert told == ([("cold_start", "cold_start, step 7")] if "evaluate" in listed else [])
 
 
-def test_the_executor_is_closed_with_the_stages(tmp_path: Path) -> None:
+def _children() -> set[str]:
+    """Ids of this process's children."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    return {number for task in tasks for number in task.read_text().split()}
+
+
+def test_the_executor_is_closed_with_the_stages(tmp_path: Path, pets: Path) -> None:
     cfg = dataclasses.replace(config.Config(), execute=config.Execute(workers=1))
+    before = _children()
     with Stages(cfg, tmp_path) as session:
-        pool = session.executor
-        workers = [lane.worker for lane in pool._lanes]
-        assert session.executor is pool
-    assert all(worker._process.poll() is not None for worker in workers)
+        assert session.executor.run(pets, "SELECT 1").result().kind == "ok"
+        assert session.executor is session.executor
+        assert _children() != before
+    assert _children() == before
+    with pytest.raises(ExecutorError, match="closed"):
+        session.executor.run(pets, "SELECT 1")
 
 
 @pytest.mark.parametrize("step", ["last", "0", "2"])

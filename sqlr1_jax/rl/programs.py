@@ -63,12 +63,15 @@ class Step:
 
     The hosts share grpo.prompts prompts and each feeds grpo.rows.per_microbatch rows at a time, as in training. Prompts
     are data.max_prompt_tokens long and completions grpo.sampling.max_tokens: the longest that the config allows.
+    `layers_apart` is the Engine's.
 
     Raises:
       config.ConfigError: the mesh does not suit the devices, or a batch the hosts.
     """
 
-    def __init__(self, cfg: config.Config, devices: Sequence[jax.Device], hosts: int):
+    def __init__(
+        self, cfg: config.Config, devices: Sequence[jax.Device], hosts: int, layers_apart: bool | None = None
+    ):
         self.cfg, self.model, self.mesh = cfg, shape(cfg.model), sharding.make_mesh(cfg.mesh, devices)
         grpo, S = cfg.grpo, -(-cfg.data.max_prompt_tokens // 16) * 16
         self.sampled = Layout(S, grpo.samples, grpo.sampling.max_tokens)  # a prompt and its samples
@@ -81,7 +84,7 @@ class Step:
         sampling_mesh = sharding.sampling_mesh(self.mesh, self.model.num_kv_heads)
         check_hosts(cfg, self.mesh, sampling_mesh)
         self.slots = cfg.rollout.slots or grpo.prompts
-        self.engine = Engine(self.model, sampling_mesh, STOP, S, cfg.rollout)
+        self.engine = Engine(self.model, sampling_mesh, STOP, S, cfg.rollout, layers_apart)
         self.refill = self.engine.refill(self.slots, hosts)
         self.params = _weights(self.model, self.mesh)
         self.state = self._state()

@@ -67,7 +67,7 @@ def test_defect_12_a_prediction_is_run_as_it_stands(executor: Executor, pets: Pa
 @pytest.mark.parametrize("value", ["false", "False", "0", "no", "True"])
 def test_defect_12_no_setting_turns_it_on(value: str) -> None:
     """There is no flag to be misread: `--plug_value false` was read as true."""
-    names = {name for name, _ in config._leaves(config.Config(), "")}
+    names = {name for name, _ in config.leaves(config.Config())}
     assert not [name for name in names if "plug" in name or "value" in name.rpartition(".")[2]]
     with pytest.raises(config.ConfigError, match="does not exist"):
         config.freeze({"evaluate": {"plug_value": value}})

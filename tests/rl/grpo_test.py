@@ -17,6 +17,7 @@ from sqlr1_jax.train import loop, state
 from sqlr1_jax.train.run import Run, initial
 from sqlr1_jax.train.state import Program, TrainState
 from testing import closeness, naive_decoding, training_data
+from testing.compilation import compiled_programs
 from testing.grpo_stages import scripted_stage, values_of, with_settings
 from testing.scripted_sampler import ScriptedSampler
 
@@ -121,9 +122,9 @@ def test_a_step_writes_its_rollouts_and_takes_the_data_in_order(run: Run, execut
 
 @pytest.mark.parametrize("steps", [4, pytest.param(200, marks=pytest.mark.nightly)])
 def test_all_sizes_are_compiled_before_the_first_step(
-    run: Run, executor: Executor, steps: int, caplog: pytest.LogCaptureFixture
+    run: Run, executor: Executor, steps: int
 ) -> None:
-    """Answers of a few words and of dozens, by JAX's own log of what it compiles."""
+    """Answers of a few words and of dozens."""
 
     def say(example: Any, g: int) -> str:
         words = 1 if g == 0 else int(rng.integers(longest // 2, longest))
@@ -135,27 +136,21 @@ def test_all_sizes_are_compiled_before_the_first_step(
     assert [layout.segment for layout in packing.ladder(packing.Layout(192, 2, 96), 3)] == [48, 72, 96]
     compiled: list[list[str]] = []
     lengths = []
-    with jax.set_mesh(run.mesh), jax.log_compiles(), caplog.at_level("WARNING"):
-        at = grpo.compile_ahead(stage, state.create(initial(run), stage.program))
+    with jax.set_mesh(run.mesh):
+        with compiled_programs() as ahead:
+            at = grpo.compile_ahead(stage, state.create(initial(run), stage.program))
         assert int(at.step) == 0
-        before = _compiled(caplog)
         for step in range(steps):
             longest = 70 if step % 2 else 4
-            taken = grpo.take(stage, at, step)
+            with compiled_programs() as names:
+                taken = grpo.take(stage, at, step)
             at = taken.state
-            compiled.append(_compiled(caplog))
+            compiled.append(names)
             lengths.append(values_of(taken)["completion/max_tokens"])
     assert min(lengths) <= 48 and max(lengths) > 72
-    assert {"jit(update)", "jit(score)"} <= set(before)
+    assert {"jit(update)", "jit(score)"} <= set(ahead)
     assert not {"jit(update)", "jit(score)"} & set(compiled[0])
     assert not any(compiled[1:])
-
-
-def _compiled(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Names of the programs compiled since it was last asked."""
-    said = [record.getMessage() for record in caplog.records]
-    caplog.clear()
-    return [line.split()[1] for line in said if line.startswith("Compiling ")]
 
 
 @given(st.integers(0, 10**6), st.lists(st.booleans(), min_size=6, max_size=6))
