@@ -61,13 +61,7 @@ class Asker:
         Raises:
           ConfigError: the question and the schema do not fit the model's prompt.
         """
-        texts = self.sample(database, question, knowledge)
-        answers = [answer.read(text, self.cfg.data.form) for text in texts]
-        pending = [submit_answer(executor, said, database) for said in answers]
-        outcomes = [future.result() for future in pending]
-        place = vote(outcomes) or 0
-        agreed = sum(outcome.result_hash == outcomes[place].result_hash for outcome in outcomes)
-        return Reply(texts[place], answers[place], outcomes[place], agreed, self.votes)
+        return reply_of(self.sample(database, question, knowledge), self.cfg.data.form, executor, database)
 
     def sample(self, database: Path, question: str, knowledge: str = "") -> list[str]:
         """As many completions as there are votes."""
@@ -82,6 +76,16 @@ class Asker:
         asked = self._context.request([prompt], self.votes, self.sampling, 0)
         made = engine.rollout(engine.weights(self._params), asked)
         return self._context.texts([made.ids(0, g).tolist() for g in range(self.votes)])
+
+
+def reply_of(texts: Sequence[str], form: str, executor: Executor, database: Path) -> Reply:
+    """Runs the SQL of each completion and answers with the vote's winner; `form` is config.data.form."""
+    answers = [answer.read(text, form) for text in texts]
+    pending = [submit_answer(executor, said, database) for said in answers]
+    outcomes = [future.result() for future in pending]
+    place = vote(outcomes) or 0
+    agreed = sum(outcome.result_hash == outcomes[place].result_hash for outcome in outcomes)
+    return Reply(texts[place], answers[place], outcomes[place], agreed, len(texts))
 
 
 def show(reply: Reply) -> str:

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from sqlr1_jax import config, pipeline
 from sqlr1_jax.evaluate import stage as evaluation
 from sqlr1_jax.pipeline import Pipeline
+from sqlr1_jax.sql.executor import ExecutorError
 from sqlr1_jax.train import sft, state
 from sqlr1_jax.train.context import RunContext, abstract_params, create_context
 
@@ -66,13 +67,22 @@ def test_the_cold_start_is_evaluated_where_evaluation_is_asked_for(
     assert told == ([("cold_start", "cold_start, step 7")] if "evaluate" in listed else [])
 
 
-def test_the_executor_is_closed_with_the_pipeline(tmp_path: Path) -> None:
+def _children() -> set[str]:
+    """Ids of this process's children."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    return {number for task in tasks for number in task.read_text().split()}
+
+
+def test_the_executor_is_closed_with_the_pipeline(tmp_path: Path, pets: Path) -> None:
     cfg = dataclasses.replace(config.Config(), execute=config.Execute(workers=1))
+    before = _children()
     with Pipeline(cfg, tmp_path) as running:
-        pool = running.executor
-        workers = [lane.worker for lane in pool._lanes]
-        assert running.executor is pool
-    assert all(worker._process.poll() is not None for worker in workers)
+        assert running.executor.run(pets, "SELECT 1").result().kind == "ok"
+        assert running.executor is running.executor
+        assert _children() != before
+    assert _children() == before
+    with pytest.raises(ExecutorError, match="closed"):
+        running.executor.run(pets, "SELECT 1")
 
 
 @pytest.mark.parametrize("step", ["last", "0", "2"])

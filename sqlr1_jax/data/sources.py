@@ -16,7 +16,6 @@ from typing import Any
 from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.io import read_jsonl
 
-_CHUNK = 1 << 22  # characters read at a time
 _LONGEST_TOKEN = 16  # characters, of what JSON has beside strings and numbers: how far behind a cut its error may be
 _DECODER = json.JSONDecoder()
 
@@ -50,10 +49,13 @@ def databases_beside(file: Path, folders: Sequence[str]) -> Path:
     return next((file.parent / f for f in folders if (file.parent / f).is_dir()), file.parent / folders[0])
 
 
-def json_list(file: Path) -> Iterator[Any]:
-    """The elements of a JSON list, one by one: SynSQL's is several gigabytes. Raises `ExampleError`."""
+def json_list(file: Path, chunk: int = 1 << 22) -> Iterator[Any]:
+    """The elements of a JSON list, one by one: SynSQL's is several gigabytes. Raises `ExampleError`.
+
+    The file is read `chunk` characters at a time.
+    """
     with file.open(encoding="utf-8") as text:
-        buffer = text.read(_CHUNK).lstrip()
+        buffer = text.read(chunk).lstrip()
         if not buffer.startswith("["):
             raise ExampleError(f"{file}: not a JSON list of records.")
         place, count = 1, 0
@@ -66,7 +68,7 @@ def json_list(file: Path) -> Iterator[Any]:
                 yield found[0]
                 place, count = found[1], count + 1
                 continue
-            more = "" if broken else text.read(_CHUNK)
+            more = "" if broken else text.read(chunk)
             if not more:
                 raise ExampleError(f"{file}: broken JSON at record {count} ({broken or 'the file ends in it'}).")
             buffer, place = buffer[place:] + more, 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from sqlr1_jax.data import packing
 from sqlr1_jax.data.packing import Group, Segment
 from sqlr1_jax.model import qwen2, random_weights
 from sqlr1_jax.rl.loss import grpo_loss
-from sqlr1_jax.rollout import engine
+from sqlr1_jax.rollout.decode import Arrivals
 from sqlr1_jax.rollout.engine import Request
 from sqlr1_jax.train import batch, state
 
@@ -36,17 +35,14 @@ CONFIG = config.Config(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _as_on_tpu() -> Iterator[None]:
-    """Stacks the sampler's layers, as on TPU; on CPU the engine keeps them apart."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "_on_cpu", lambda mesh: False)
-        yield
+def _planned(cfg: config.Config = CONFIG, hosts: int = 1) -> StepPrograms:
+    """The step on four devices with the sampler's layers in a loop, as on the chips that `plan` is for."""
+    return StepPrograms(cfg, jax.devices()[:4], hosts, layers_apart=False)
 
 
 @pytest.fixture(scope="module")
 def step() -> StepPrograms:
-    return StepPrograms(CONFIG, jax.devices()[:4], hosts=1)
+    return _planned()
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +86,7 @@ def test_the_compiled_sampler_samples_what_the_engine_samples(step: StepPrograms
     request = Request([np.arange(1, 20, dtype=np.int32)] * 8, 2, CONFIG.grpo.sampling, seed=0, step=0)
     put = functools.partial(sharding.put, mesh=step.engine.mesh, rules=sharding.SAMPLE_RULES)
     resident = real, real.params
-    arrivals = put(engine._arrivals(request, np.arange(8), np.arange(8), step.rollout_layout.prefix))
+    arrivals = put(_arrivals(request, step.rollout_layout.prefix))
     slots = step.init_slots.compiled(resident)
     _assert_same(step.prefill.inputs[1:3], (slots, arrivals))
     index = jax.device_put(np.int32(0), sharding.replicated(step.engine.mesh))
@@ -103,16 +99,26 @@ def test_the_compiled_sampler_samples_what_the_engine_samples(step: StepPrograms
     np.testing.assert_array_equal(chunk.length_PG, completions.length_PG)
 
 
+def _arrivals(asked: Request, size: int) -> Arrivals:
+    """The request's prompts, each in the slot of its number."""
+    count = len(asked.prompts)
+    tokens_RS = np.stack([np.pad(ids[:-1], (0, size - len(ids) + 1)) for ids in asked.prompts])
+    length_R, last_R = (np.array(x, np.int32) for x in zip(*((len(p) - 1, p[-1]) for p in asked.prompts), strict=True))
+    numbers_R = np.arange(count, dtype=np.int32)
+    limit_RG = np.full((count, asked.samples), asked.settings.max_tokens, np.int32)
+    return Arrivals(tokens_RS, length_R, last_R, numbers_R, numbers_R, limit_RG)
+
+
 def test_slots_and_refills_are_the_configs() -> None:
     few = dataclasses.replace(CONFIG, rollout=config.Rollout(slots=4, refill=2, cache="int8", weights="int8"))
-    step = StepPrograms(few, jax.devices()[:4], hosts=1)
+    step = _planned(few)
     _, slots, arrivals, _ = step.prefill.inputs
     assert slots.token_PG.shape == (4, 2) and arrivals.tokens_RS.shape == (2, 32)
     assert slots.cache.k[0].values.dtype == "int8" and step.sampler_params["layers"]["q"].values.dtype == "int8"
 
 
-def test_on_cpu_the_samplers_layers_are_apart_as_in_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_on_cpu", lambda mesh: True)
+def test_on_cpu_the_planned_sampler_is_the_engines() -> None:
+    """Its layers lie one by one, in the weights as in the cache that decoding takes."""
     step = StepPrograms(CONFIG, jax.devices()[:4], hosts=1)
     slots, chunk = jax.eval_shape(step.decode.function, *step.decode.inputs)
     assert len(step.sampler_params["layers"]) == len(slots.cache.k) == step.model.num_layers > step.model.unroll
@@ -142,22 +148,20 @@ def test_flops_are_those_of_all_devices(step: StepPrograms) -> None:
 
 
 def test_two_hosts_feed_twice_as_many_rows_at_a_time() -> None:
-    double = StepPrograms(CONFIG, jax.devices()[:4], hosts=2)
+    double = _planned(hosts=2)
     assert (double.prompts, double.microbatch_rows, double.microbatches) == (8, 8, 1)
 
 
 def test_without_kl_there_is_no_reference() -> None:
     cfg = dataclasses.replace(CONFIG, grpo=dataclasses.replace(CONFIG.grpo, kl=0.0))
-    step = StepPrograms(cfg, jax.devices()[:4], hosts=1)
+    step = _planned(cfg)
     assert step.names == ("weights", "prefill", "decode", "update")
     assert step.update.resident is None
 
 
 def test_packed_rows_take_the_length_that_the_config_gives() -> None:
     rows = config.Rows(layout="packed", length=100, per_microbatch=4)
-    step = StepPrograms(
-        dataclasses.replace(CONFIG, grpo=dataclasses.replace(CONFIG.grpo, rows=rows)), jax.devices()[:4], hosts=1
-    )
+    step = _planned(dataclasses.replace(CONFIG, grpo=dataclasses.replace(CONFIG.grpo, rows=rows)))
     assert step.update_spec.layout is None
     assert step.update.inputs[1].rows.tokens.shape == (2, 4, 100)
 

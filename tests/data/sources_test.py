@@ -28,9 +28,7 @@ def test_a_list_streams_as_it_loads(
 ) -> None:
     path = tmp_path_factory.mktemp("list") / "data.json"
     path.write_text(json.dumps(written, indent=indent, ensure_ascii=ascii_), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "_CHUNK", chunk)
-        assert list(sources.json_list(path)) == written
+    assert list(sources.json_list(path, chunk)) == written
 
 
 def test_a_long_list_is_never_whole_in_memory(tmp_path: Path) -> None:

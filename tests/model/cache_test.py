@@ -113,9 +113,33 @@ def test_a_cache_is_split_over_prompts_and_heads() -> None:
     assert made.prefix_v[0].values.addressable_shards[0].data.shape == (2, 2, 1, 5, 4)
 
 
-def test_of_many_columns_only_those_reached_are_read() -> None:
+@pytest.mark.parametrize(
+    ("columns", "step", "window"),
+    [(96, 3, 96), (608, 3, 152), (608, 151, 152), (608, 152, 304), (608, 303, 304), (608, 304, 608), (608, 607, 608)],
+)
+def test_a_step_reads_a_window_of_columns_that_doubles_until_it_holds_the_step(
+    columns: int, step: int, window: int
+) -> None:
+    """A NaN in a column spoils the output exactly where that column is read."""
+    rng = np.random.default_rng(0)
+    state = qwen2.empty_cache(tiny_models.MODEL, 3, SAMPLES, 5, columns)
+    assert state.columns == columns
+    stacks = [jnp.asarray(rng.standard_normal(state.v[0].values.shape), jnp.float32)] * 2
+    state = state.replace(step=jnp.int32(step), prefix_length_P=jnp.array([5, 1, 2]))
+    q_PGHh = jnp.asarray(rng.standard_normal((3, SAMPLES, 4, 4)), jnp.float32)
+
+    def attended(bad: int) -> jax.Array:
+        k, v = (stack.at[..., bad, :].set(jnp.nan) for stack in stacks)
+        spoiled = state.replace(k=(Scaled(k.swapaxes(-1, -2), None),), v=(Scaled(v, None),))
+        return attention.attend_cached(q_PGHh, spoiled, 0, 1)
+
+    assert jnp.isnan(attended(window - 1)).all()
+    if window < columns:
+        assert jnp.isfinite(attended(window)).all()
+
+
+def test_columns_past_the_step_change_nothing() -> None:
     attend = jax.jit(attention.attend_cached, static_argnums=2)
-    assert attention._windows(96) == [96] and attention._windows(2048) == [256, 512, 1024, 2048]
     with jax.enable_x64(True):
         state = prefilled(
             tiny_models.random_params(tiny_models.in_float64()), PROMPTS, SAMPLES, 600, tiny_models.in_float64()

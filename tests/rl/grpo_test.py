@@ -18,6 +18,7 @@ from sqlr1_jax.train import loop, state
 from sqlr1_jax.train.context import RunContext, init_params
 from sqlr1_jax.train.state import Program, TrainState
 from testing import closeness, naive_decoding, training_data
+from testing.compilation import compiled_programs
 from testing.grpo_stages import scripted_stage, values_of, with_settings
 from testing.scripted_sampler import ScriptedSampler
 
@@ -123,10 +124,8 @@ def test_a_step_writes_its_rollouts_and_takes_the_data_in_order(context: RunCont
 
 
 @pytest.mark.parametrize("steps", [4, pytest.param(200, marks=pytest.mark.nightly)])
-def test_all_sizes_are_compiled_before_the_first_step(
-    context: RunContext, executor: Executor, steps: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Answers of a few words and of dozens, by JAX's own log of what it compiles."""
+def test_all_sizes_are_compiled_before_the_first_step(context: RunContext, executor: Executor, steps: int) -> None:
+    """Answers of a few words and of dozens."""
 
     def say(example: Any, g: int) -> str:
         words = 1 if g == 0 else int(rng.integers(longest // 2, longest))
@@ -138,27 +137,21 @@ def test_all_sizes_are_compiled_before_the_first_step(
     assert [layout.segment for layout in packing.ladder(packing.Layout(192, 2, 96), 3)] == [48, 72, 96]
     compiled: list[list[str]] = []
     lengths = []
-    with jax.set_mesh(context.mesh), jax.log_compiles(), caplog.at_level("WARNING"):
-        at = setup.compile_programs(stage, state.create(init_params(context), stage.update_spec))
+    with jax.set_mesh(context.mesh):
+        with compiled_programs() as ahead:
+            at = setup.compile_programs(stage, state.create(init_params(context), stage.update_spec))
         assert int(at.step) == 0
-        before = _compiled(caplog)
         for step in range(steps):
             longest = 70 if step % 2 else 4
-            taken = grpo.train_step(stage, at, step)
+            with compiled_programs() as names:
+                taken = grpo.train_step(stage, at, step)
             at = taken.state
-            compiled.append(_compiled(caplog))
+            compiled.append(names)
             lengths.append(values_of(taken)["completion/max_tokens"])
     assert min(lengths) <= 48 and max(lengths) > 72
-    assert {"jit(update)", "jit(score)"} <= set(before)
+    assert {"jit(update)", "jit(score)"} <= set(ahead)
     assert not {"jit(update)", "jit(score)"} & set(compiled[0])
     assert not any(compiled[1:])
-
-
-def _compiled(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Names of the programs compiled since it was last asked."""
-    said = [record.getMessage() for record in caplog.records]
-    caplog.clear()
-    return [line.split()[1] for line in said if line.startswith("Compiling ")]
 
 
 @given(st.integers(0, 10**6), st.lists(st.booleans(), min_size=6, max_size=6))
