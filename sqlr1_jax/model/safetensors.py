@@ -65,7 +65,7 @@ def _map(path: Path, name: str, record: Mapping, start: int, size: int) -> np.nd
     if dtype is None:
         raise WeightsError(
             f"{path}: {name} is stored as {record['dtype']}; only {', '.join(_DTYPES)} are read, so take weights that "
-            "are not quantised."
+            "are not quantized."
         )
     if begin == end:
         return np.zeros(record["shape"], dtype)

@@ -57,7 +57,7 @@ def stop_ids(tokenizer: Any, folder: str | Path = "") -> tuple[int, ...]:
     return stops
 
 
-class Ends:
+class StopTextMatcher:
     """Tells how many of a completion's tokens reach the end of the first text that ends it; None: not there yet."""
 
     def __init__(self, tokenizer: Any, texts: tuple[str, ...]):

@@ -27,7 +27,7 @@ from sqlr1_jax.sql.process import Failure, WallClock, WorkerProcess
 from sqlr1_jax.sql.worker import reply
 
 if TYPE_CHECKING:
-    from sqlr1_jax.config import Execute
+    from sqlr1_jax.config import ExecuteConfig
 
 _Key = tuple[str, str, str | None, str, int]  # database, sql, gold, rule, repeats
 
@@ -94,11 +94,11 @@ class _Lane:
 class Executor:
     """A pool of sandboxed workers, used as a context; see `submit`. Safe to call from several threads."""
 
-    def __init__(self, cfg: Execute):
+    def __init__(self, cfg: ExecuteConfig):
         """cfg: config.Execute. Workers start on entering the context."""
         self._cfg = cfg
         self._settings = dataclasses.asdict(cfg)
-        self._golds = GoldFiles(cfg.golds, cfg) if cfg.golds else None
+        self._golds = GoldFiles(cfg.gold_cache_dir, cfg) if cfg.gold_cache_dir else None
         self._condition = threading.Condition()  # guards all below
         self._open = False
         self._error: Exception | None = None  # why the pool broke

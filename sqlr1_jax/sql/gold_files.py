@@ -23,7 +23,7 @@ from sqlr1_jax.sql.gold import decode
 from sqlr1_jax.sql.sandbox import Limits
 
 if TYPE_CHECKING:
-    from sqlr1_jax.config import Execute
+    from sqlr1_jax.config import ExecuteConfig
 
 log = logging.getLogger(__name__)
 FORM = 3  # of the lines; a change makes other files
@@ -40,7 +40,7 @@ class GoldFiles:
     Safe to use from several threads, and from several processes on a local file system.
     """
 
-    def __init__(self, folder: str, cfg: Execute) -> None:
+    def __init__(self, folder: str, cfg: ExecuteConfig) -> None:
         """Reads a database's file when it is first asked for; writes a result when it is put."""
         limits = [getattr(cfg, name) for name in Limits._fields]
         key = json.dumps([FORM, cfg.backend, backends.version(cfg.backend), NOW, limits])

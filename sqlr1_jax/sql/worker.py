@@ -115,7 +115,7 @@ class Judge:
         return result
 
     def _kept(self, result: Result) -> str | None:
-        return encode(result) if self._settings["golds"] else None
+        return encode(result) if self._settings["gold_cache_dir"] else None
 
     def _time(self, job: dict[str, Any], manner: Manner | None) -> tuple[float, float]:
         """Milliseconds of gold and of the prediction, which runs first as in the official code."""

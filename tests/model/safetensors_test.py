@@ -79,7 +79,7 @@ def test_a_download_cut_short_is_named(tmp_path: Path) -> None:
             safetensors.open_file(cut)
 
 
-def test_quantised_tensors_are_refused(tmp_path: Path) -> None:
+def test_quantized_tensors_are_refused(tmp_path: Path) -> None:
     header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0")
     with pytest.raises(WeightsError, match="w is stored as F8_E4M3"):

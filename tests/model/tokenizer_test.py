@@ -63,7 +63,7 @@ def test_qwens_own_tokenizer(shared_data: Path) -> None:
 
 def test_a_completion_ends_with_the_token_that_completes_an_ending_text(tiny_tokenizer: Any) -> None:
     words = tiny_tokenizer
-    ends = tokenizer.Ends(words, ("</answer>", "FROM"))
+    ends = tokenizer.StopTextMatcher(words, ("</answer>", "FROM"))
     ids = words("<answer> SELECT count(*) FROM dogs </answer> more", add_special_tokens=False)["input_ids"]
     count = ends(np.asarray(ids))
     assert count is not None

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from sqlr1_jax.config import Execute
+from sqlr1_jax.config import ExecuteConfig
 from sqlr1_jax.sql import executor as executor_module
 from sqlr1_jax.sql.executor import Executor, ExecutorError
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 from sqlr1_jax.sql.process import WorkerError
 from testing import hostile_sql
 
-CFG = Execute(workers=2, max_steps=2_000_000, wall_seconds=20.0, max_rows=2000)
+CFG = ExecuteConfig(workers=2, max_steps=2_000_000, wall_seconds=20.0, max_rows=2000)
 COUNT_FOR_EVER = "WITH RECURSIVE t(a) AS (SELECT 1 UNION ALL SELECT a + 1 FROM t) SELECT count(*) FROM t"
 BOMB = "SELECT instr(replace(hex(zeroblob(450000)), '0', 'a'), replace(hex(zeroblob(220000)), '0', 'a') || 'b')"
 GOLD = "SELECT color FROM dogs WHERE age > 4"
@@ -159,7 +159,7 @@ def test_a_query_that_crashes_is_blamed_and_no_other(
 ) -> None:
     """Whatever was not sent yet dies with the process: answers to quick queries, and whose turn it was."""
     (tmp_path / "worker.py").write_text(CRASHING)
-    (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable} -S -P {tmp_path}/worker.py\n')
+    (tmp_path / "python").write_text(f"#!/bin/sh\nexec {sys.executable} -S -P {tmp_path}/worker.py\n")
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr("sqlr1_jax.sql.process.sys.executable", str(tmp_path / "python"))
     with Executor(dataclasses.replace(CFG, workers=1)) as executor:
