@@ -97,7 +97,7 @@ def export_model(context: RunContext, folder: Path) -> None:
     """Writes the weights that cfg.export.step names as a Hugging Face folder; does nothing where they are there.
 
     Raises:
-      NoCheckpoint: the last stage with checkpoints has no such step.
+      CheckpointNotFoundError: the last stage with checkpoints has no such step.
     """
     cfg = context.cfg.export
     checkpoint = find_checkpoint(context, cfg.step)

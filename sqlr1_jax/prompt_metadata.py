@@ -47,6 +47,8 @@ def read(folder: Path) -> tuple[config.DataConfig, int]:
     try:
         found = json.loads(path.read_text())
         settings = {name: found[name] for name in _PROMPT_SETTINGS}
-        return dataclasses.replace(config.DataConfig(), **settings), int(found["max_tokens"])
+        data = dataclasses.replace(config.DataConfig(), **settings)
+        config.check(config.Config(data=data))
+        return data, int(found["max_tokens"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read ({error!r}): export the model again.") from None

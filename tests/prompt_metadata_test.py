@@ -36,7 +36,12 @@ def test_a_model_from_elsewhere_is_told_the_answer_form(tmp_path) -> None:
     assert (data.form, data.schema, data.instructions) == ("reasoning", "retrieved", "full")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"form": "direct"}'])
+UNKNOWN_SCHEMA = (
+    '{"form": "direct", "schema": "none", "instructions": "brief", "max_prompt_tokens": 512, "max_tokens": 64}'
+)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"form": "direct"}', UNKNOWN_SCHEMA])
 def test_a_broken_file_is_named(tmp_path, text: str) -> None:
     (tmp_path / prompt_metadata.FILE_NAME).write_text(text)
     with pytest.raises(ConfigError, match=r"sqlr1\.json cannot be read .* export the model again"):

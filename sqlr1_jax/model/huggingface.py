@@ -21,6 +21,7 @@ import numpy as np
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.distributed.sharding import TRAIN_RULES, Rules, named_sharding
 from sqlr1_jax.errors import ConfigError
+from sqlr1_jax.io import read_json
 from sqlr1_jax.model import safetensors, tokenizer
 from sqlr1_jax.model.qwen2 import Params, ParamSpec, Qwen2Config, abstract_params, is_spec
 from sqlr1_jax.model.safetensors import Tensor, WeightsError
@@ -77,10 +78,10 @@ def resolve_folder(source: str | Path) -> Path:
 def config_from_folder(folder: str | Path) -> Qwen2Config:
     """The shape that config.json names; ids past the folder's tokenizer are masked.
 
-    Raises ConfigError for what is no plain Qwen2.
+    Raises ConfigError for what is no plain Qwen2, JsonError for a file that is broken.
     """
     path = Path(folder) / "config.json"
-    record = json.loads(path.read_text())
+    record = read_json(path)
     _refuse_unknown(path, record)
     heads = record["num_attention_heads"]
     rope = record.get("rope_parameters") or {}

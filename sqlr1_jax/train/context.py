@@ -182,7 +182,7 @@ def load_params(context: RunContext, checkpoint: CheckpointRef | None) -> Any:
     """A checkpoint's weights in the training layout; for None those that the run starts from.
 
     Raises:
-      NoCheckpoint: the stage has no such step; the message lists those it has.
+      CheckpointNotFoundError: the stage has no such step; the message lists those it has.
     """
     if checkpoint is None:
         return init_params(context)
