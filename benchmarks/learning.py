@@ -5,13 +5,17 @@
 Four arms a seed. The first three begin at the same cold start, whose teacher errs: `grpo`; `more_sft`,
 supervised steps instead; `shuffled`, GRPO with advantages shuffled within the batch. `sound_teacher` is GRPO after a
 cold start without teacher errors. Each has a fixed number of steps, chosen once so that the arms' minutes agree. Runs
-that are there already go on where they were. Writes docs/results.md and prints one JSON line.
+that are there already go on where they were. Writes docs/reports/<date>-learning.md, which names the commits of the
+runs, and prints one JSON line; docs/results.md is written by hand.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +26,7 @@ from sqlr1_jax.io import read_jsonl
 from sqlr1_jax.sql.outcome import OutcomeKind
 from sqlr1_jax.train import metrics
 
+ROOT = Path(__file__).resolve().parents[1]
 ARMS = ("grpo", "more_sft", "shuffled", "sound_teacher")
 SOUND = "--config.data.synth.teacher_errors=0.0"
 BASE_STAGES = "('data','sft','evaluate','export')"
@@ -64,9 +69,23 @@ def run_once(folder: Path, seed: int, stages: str, options: list[str]) -> None:
     if not done.exists():
         print("+", said, file=sys.stderr, flush=True)
         subprocess.run(command, check=True, stdout=sys.stderr)
+        (folder / "commit").write_text(commit())
         done.write_text(said)
     elif done.read_text() != said:
         raise SystemExit(f"{folder} holds the run of `{done.read_text()}`, not of `{said}`: move it away.")
+
+
+def commit() -> str:
+    """The commit of this tree, with -dirty where files differ from it; unknown outside of a git checkout."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(git, check=False, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
+def commits(workdir: Path, seeds: list[int]) -> list[str]:
+    """The commits that the runs of these seeds were made with; unknown where a run has not noted it."""
+    runs = [done.parent for seed in seeds for done in (workdir / f"seed{seed}").glob("*/done")]
+    notes = [run / "commit" for run in runs]
+    return sorted({note.read_text() if note.exists() else "unknown" for note in notes})
 
 
 def arm_result(start: Path, folder: Path, stage: str) -> dict[str, Any]:
@@ -127,13 +146,15 @@ def against(workdir: Path, seeds: list[int], arm: str) -> dict[str, float]:
     return {"gain": gain, "low": low, "high": high}
 
 
-HEAD = """# What GRPO adds
+HEAD = """# What GRPO adds: measured on {date}
 
-Written by `python benchmarks/learning.py --seeds={seeds}`. Greedy execution accuracy on databases never trained on
-(rule `spider`, DISTINCT kept), in per cent; gains are paired by question, their 95 % intervals resampled by
-database. `habit` and `elsewhere`: the gain on questions whose gold the teacher's habit would change, and on the
-others. `vague`: questions that do not name the table. Minutes are those of the arm's steps and their evaluations,
-on two shared cores.
+Written by `{command}` on {date}, {cores} CPU cores, runs of commit {commits}. Not edited by hand;
+[results.md](../results.md) says what it means.
+
+Greedy execution accuracy on databases never trained on (rule `spider`, DISTINCT kept), in per cent; gains are paired
+by question, their 95 % intervals resampled by database. `habit` and `elsewhere`: the gain on questions whose gold the
+teacher's habit would change, and on the others. `vague`: questions that do not name the table. Minutes are those of
+the arm's steps and their evaluations.
 
 `grpo`, `more_sft` (supervised steps instead, on the same questions again) and `shuffled` (GRPO with
 advantages shuffled within the batch) begin at one cold start a seed, whose teacher errs; `sound_teacher` is GRPO
@@ -146,15 +167,18 @@ COLUMNS = ("arm", "seed", "steps", "minutes", "before", "after", "gain [95 %]", 
            "new names", "vote 8", "pass@8")  # fmt: skip
 
 
-def table(result: dict[str, Any], versus: dict[str, dict[str, float]]) -> str:
-    """docs/results.md."""
-    seeds = result["seeds"]
-    out = HEAD.format(seeds=",".join(map(str, seeds)), columns=" | ".join(COLUMNS), rule="---|" * len(COLUMNS))
+def report(result: dict[str, Any]) -> str:
+    """The report in Markdown; `result` is what main prints."""
+    seeds, columns = result["seeds"], " | ".join(COLUMNS)
+    out = HEAD.format(
+        date=result["date"], command=result["command"], cores=os.cpu_count(), commits=", ".join(result["commits"]),
+        columns=columns, rule="---|" * len(COLUMNS),
+    )  # fmt: skip
     for arm, lines in result["arms"].items():
         for seed, one in zip(seeds, lines, strict=True):
             out += f"| {arm} | {seed} | {' | '.join(_cells(one))} |\n"
     out += "\nGRPO against the controls, over all seeds:\n\n"
-    for arm, one in versus.items():
+    for arm, one in result["grpo_against"].items():
         out += f"- {arm}: {_pc(one['gain'], '+')} [{_pc(one['low'], '+')}, {_pc(one['high'], '+')}]\n"
     return out
 
@@ -183,17 +207,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--workdir", type=Path, default=Path("runs/learning"))
-    parser.add_argument("--output", type=Path, default=Path("docs/results.md"))
+    parser.add_argument("--output", type=Path, help="docs/reports/<date>-learning.md unless given")
     args, options = parser.parse_known_args()
     seeds = [int(seed) for seed in args.seeds.split(",")]
     arms: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
     for seed in seeds:
         for arm in ARMS:
             arms[arm].append(run_arm(args.workdir, seed, arm, options))
-    result = {"benchmark": "learning", "seeds": seeds, "arms": arms}
-    versus = {arm: against(args.workdir, seeds, arm) for arm in ("more_sft", "shuffled")}
-    args.output.write_text(table(result, versus))
-    print(json.dumps(result | {"grpo_against": versus}))
+    date = datetime.date.today().isoformat()
+    result = {
+        "benchmark": "learning",
+        "date": date,
+        "command": shlex.join(["python", "benchmarks/learning.py", *sys.argv[1:]]),
+        "commits": commits(args.workdir, seeds),
+        "seeds": seeds,
+        "arms": arms,
+        "grpo_against": {arm: against(args.workdir, seeds, arm) for arm in ("more_sft", "shuffled")},
+    }
+    output = args.output or ROOT / "docs" / "reports" / f"{date}-learning.md"
+    output.write_text(report(result))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from sqlr1_jax.errors import ConfigError, exit_on_error
 
 
 def export(workdir: Path, output: Path, settings: config.ExportConfig) -> None:
-    """Exports what a run has learned, of its last stage with checkpoints.
+    """Exports a run's weights: the step that `settings` names, of the last stage with checkpoints.
 
     Raises:
       ConfigError: the folder holds no run, or a setting cannot work.

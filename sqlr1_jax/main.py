@@ -91,8 +91,8 @@ def parse(argv: list[str]) -> list[str]:
 
 
 @exit_on_error()
-def main(argv: list[str]) -> None:
-    """The command; flags are parsed."""
+def absl_main(argv: list[str]) -> None:
+    """Runs the command; `argv` holds what absl's flags left over."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}; settings are --config.NAME=VALUE")
     malloc.tune_malloc()
@@ -104,6 +104,15 @@ def main(argv: list[str]) -> None:
     run(cfg, workdir)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command, from sys.argv."""
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=parse)
+    # absl's --help shows the docstring and flags of __main__; a console script's has neither.
+    sys.modules["__main__"].__doc__ = __doc__
+    for name in ("config", "distributed", "workdir"):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+    app.run(absl_main, flags_parser=parse)
+
+
+if __name__ == "__main__":
+    main()

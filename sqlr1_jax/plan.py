@@ -58,7 +58,7 @@ def _verdict(program: dict[str, Any]) -> str:
 
 
 @exit_on_error()
-def main(argv: list[str]) -> None:
+def absl_main(argv: list[str]) -> None:
     """Prints the table, or one JSON object; exits with 1 if the config does not fit."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}; settings are --config.NAME=VALUE")
@@ -77,6 +77,15 @@ def _define_flags() -> None:
     flags.mark_flags_as_required(["config", "topology"])
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command, from sys.argv."""
     _define_flags()
-    app.run(main)
+    # absl's --help shows the docstring and flags of __main__; a console script's has neither.
+    sys.modules["__main__"].__doc__ = __doc__
+    for name in ("config", "topology", "programs", "json"):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+    app.run(absl_main)
+
+
+if __name__ == "__main__":
+    main()

@@ -147,7 +147,7 @@ def error(monkeypatch: pytest.MonkeyPatch) -> Told:
         for name in [name for name in flags.FLAGS if name.startswith("config.")]:
             delattr(flags.FLAGS, name)  # an override defines a flag, once
         with pytest.raises(SystemExit) as end:
-            main.main(main.parse(["main", *arguments]))
+            main.absl_main(main.parse(["main", *arguments]))
         message = str(end.value)
         assert message.startswith("error: ")
         assert "\n" not in message, "one paragraph"

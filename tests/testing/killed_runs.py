@@ -66,4 +66,4 @@ if __name__ == "__main__":
         kill_after_taking(stage, int(step))
     else:
         kill_around_saving(stage, int(step), moment)
-    app.run(main.main, argv=[sys.argv[0], *arguments], flags_parser=main.parse)
+    app.run(main.absl_main, argv=[sys.argv[0], *arguments], flags_parser=main.parse)
