@@ -49,9 +49,9 @@ class Asker:
 
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         settings = config.ModelConfig(path=str(model), param_dtype=dtype, dtype=dtype)
-        self.votes, self.cfg = votes, config.Config(seed=seed, model=settings, data=data)
+        self.votes, self.config = votes, config.Config(seed=seed, model=settings, data=data)
         self.sampling = config.SamplingConfig(temperature=temperature if votes > 1 else 0.0, max_tokens=max_tokens)
-        self._context = create_context(self.cfg, model)
+        self._context = create_context(self.config, model)
         with jax.set_mesh(self._context.mesh):
             self._params = init_params(self._context)
 
@@ -61,7 +61,7 @@ class Asker:
         Raises:
           ConfigError: the question and the schema do not fit the model's prompt.
         """
-        return reply_of(self.sample(database, question, knowledge), self.cfg.data.form, executor, database)
+        return reply_of(self.sample(database, question, knowledge), self.config.data.form, executor, database)
 
     def sample(self, database: Path, question: str, knowledge: str = "") -> list[str]:
         """As many completions as there are votes."""
@@ -70,7 +70,7 @@ class Asker:
         if prompt.over_budget:
             raise ConfigError(
                 f"{database}: schema and question take {len(prompt.ids)} tokens, past the "
-                f"{self.cfg.data.max_prompt_tokens} that the model takes. Ask a database with fewer tables."
+                f"{self.config.data.max_prompt_tokens} that the model takes. Ask a database with fewer tables."
             )
         engine = self._context.engine([prompt])
         asked = self._context.request([prompt], self.votes, self.sampling, 0)

@@ -36,26 +36,26 @@ class Pipeline:
     """
 
     def __init__(self, cfg: config.Config, workdir: Path):
-        self.cfg, self.workdir = cfg, workdir
+        self.config, self.workdir = cfg, workdir
 
     @functools.cached_property
     def context(self) -> RunContext:
         """Made at first use, since the data stage trains the tokenizer that it loads."""
-        return create_context(self.cfg, self.workdir)
+        return create_context(self.config, self.workdir)
 
     @functools.cached_property
     def executor(self) -> Executor:
         """The SQL workers, started at first use."""
-        return Executor(self.cfg.execute).__enter__()
+        return Executor(self.config.execute).__enter__()
 
     def data(self) -> None:
         """Generates the embedded data set."""
-        collectives.run_on_primary(generate.generate, self.cfg.data.synth, self.cfg.seed, self.workdir / "data")
+        collectives.run_on_primary(generate.generate, self.config.data.synth, self.config.seed, self.workdir / "data")
 
     def sft(self) -> None:
         """Supervised fine-tuning, and an evaluation of its weights where config.stages lists one."""
         trained = sft.train(self.context)
-        if "evaluate" in self.cfg.stages:
+        if "evaluate" in self.config.stages:
             weights = str(CheckpointRef("sft", int(trained.step)))
             evaluation.evaluate(self.context, "sft", trained.params, weights, self.executor)
         self._remove_stale_evaluation()
@@ -77,7 +77,7 @@ class Pipeline:
 
     def summarize(self, stage: str, seconds: float) -> None:
         """Writes summary.json and report.html after a stage that took `seconds`."""
-        collectives.run_on_primary(summary.write, self.workdir, self.cfg, stage, seconds)
+        collectives.run_on_primary(summary.write, self.workdir, self.config, stage, seconds)
         collectives.run_on_primary(page.write, self.workdir)
 
     def _remove_stale_evaluation(self) -> None:
@@ -99,12 +99,12 @@ def export_model(context: RunContext, folder: Path) -> None:
     Raises:
       CheckpointNotFoundError: the last stage with checkpoints has no such step.
     """
-    cfg = context.cfg.export
+    cfg = context.config.export
     checkpoint = find_checkpoint(context, cfg.step)
     weights = describe_weights(context, checkpoint)
-    if collectives.broadcast(prompt_metadata.matches(folder, context.cfg, weights)):
+    if collectives.broadcast(prompt_metadata.matches(folder, context.config, weights)):
         return
     params = load_params(context, checkpoint)
     huggingface.save_model(folder, params, context.model, context.tokenizer_dir, cfg.dtype, cfg.shard_gigabytes)
-    collectives.run_on_primary(prompt_metadata.write, folder, context.cfg, weights)
+    collectives.run_on_primary(prompt_metadata.write, folder, context.config, weights)
     log.info("exported %s to %s", weights, folder)

@@ -61,7 +61,7 @@ def test_the_cold_start_is_evaluated_where_evaluation_is_asked_for(
     trained = state.TrainState(np.int32(7), {"w": 1}, ())
     monkeypatch.setattr(sft, "run_stage", lambda context: trained)
     monkeypatch.setattr(evaluation, "evaluate", lambda context, name, params, of, executor: told.append((name, of)))
-    monkeypatch.setattr(Pipeline, "context", SimpleNamespace(cfg=config.Config(), workdir=tmp_path))
+    monkeypatch.setattr(Pipeline, "context", SimpleNamespace(config=config.Config(), workdir=tmp_path))
     monkeypatch.setattr(Pipeline, "executor", None)
     Pipeline(dataclasses.replace(config.Config(), stages=listed), tmp_path).sft()
     assert told == ([("sft", "sft, step 7")] if "evaluate" in listed else [])

@@ -82,7 +82,7 @@ class StepPrograms:
     """
 
     def __init__(self, cfg: config.Config, devices: Sequence[jax.Device], hosts: int, layers_apart: bool | None = None):
-        self.cfg, self.model, self.mesh = cfg, model_config(cfg.model), sharding.make_mesh(cfg.mesh, devices)
+        self.config, self.model, self.mesh = cfg, model_config(cfg.model), sharding.make_mesh(cfg.mesh, devices)
         grpo, S = cfg.grpo, -(-cfg.data.max_prompt_tokens // 16) * 16
         self.rollout_layout = RowLayout(S, grpo.samples, grpo.sampling.max_tokens)
         self.row_layout = RowLayout(grpo.rows.prefix or S, grpo.samples, grpo.rows.segment or grpo.sampling.max_tokens)
@@ -119,7 +119,7 @@ class StepPrograms:
     @functools.cached_property
     def init_slots(self) -> AotProgram:
         """Makes empty slots. Its output is `prefill`'s input; `names` leaves it out."""
-        (S, G, T), kind = dataclasses.astuple(self.rollout_layout), self.cfg.rollout.cache
+        (S, G, T), kind = dataclasses.astuple(self.rollout_layout), self.config.rollout.cache
 
         def function() -> Any:
             return programs.init_slots(self.slots, G, S, T, self.engine.model, kind)
@@ -136,7 +136,7 @@ class StepPrograms:
         step = _abstract_array((), jnp.int32, self.engine.mesh)
 
         def function(params: Any, slots: Any, arrivals: Any, step: Any) -> Any:
-            return programs.prefill(params, slots, arrivals, step, self.cfg.seed, self.engine.model)
+            return programs.prefill(params, slots, arrivals, step, self.config.seed, self.engine.model)
 
         prefill_flops = flops.forward_flops(self.model, R * S, R * flops.row_keys(S, 0, 0), asked=0)
         inputs = self.sampler_params, _outputs(self.init_slots), arrivals, step
@@ -147,11 +147,13 @@ class StepPrograms:
     def decode(self) -> AotProgram:
         """Decodes one chunk of steps in all slots; the slots have the layout that `prefill` returns."""
         (S, G, T), P = dataclasses.astuple(self.rollout_layout), self.slots
-        steps = self.engine.steps(self.cfg.grpo.sampling)
+        steps = self.engine.steps(self.config.grpo.sampling)
         inputs = self.sampler_params, _outputs(self.prefill), self._sampler_input((P, G), jnp.bool_)
 
         def function(params: Any, slots: Any, halt_PG: Any) -> Any:
-            return programs.decode_steps(params, slots, halt_PG, steps, STOP, self.engine.model, self.cfg.grpo.sampling)
+            return programs.decode_steps(
+                params, slots, halt_PG, steps, STOP, self.engine.model, self.config.grpo.sampling
+            )
 
         keys = P * (flops.row_keys(S, G, T) - flops.row_keys(S, 0, 0)) * steps / T
         decode_flops = flops.forward_flops(self.model, P * G * steps, keys)
@@ -173,7 +175,7 @@ class StepPrograms:
         """Takes one optimizer step over all microbatches. The sampler's weights are freed before it runs."""
 
         def function(train_state: state.TrainState, batch: Batch) -> Any:
-            return state.update(train_state, batch, grpo_loss, self.cfg.grpo, self.update_spec)
+            return state.update(train_state, batch, grpo_loss, self.config.grpo, self.update_spec)
 
         update_flops = flops.update_flops(self.model, *self._training_work())
         inputs = self.state, self._batch()

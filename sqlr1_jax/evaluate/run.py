@@ -40,7 +40,7 @@ class HeldoutSet:
 
 def load_heldout_sets(context: RunContext) -> list[HeldoutSet]:
     """The run's sets: of the embedded data heldout and newnames, of any other source its one set as heldout."""
-    spec = context.cfg.data.evaluate
+    spec = context.config.data.evaluate
     names = ["heldout", "newnames"] if spec.startswith("synth:") else ["heldout"]
     sets = [(name, context.examples(spec, name)) for name in names]
     return [HeldoutSet(name, examples, context.prompts(examples)) for name, examples in sets if examples]
@@ -76,17 +76,17 @@ def evaluation_request(
     tell: Callable[[int], Any] = lambda ended: None,
 ) -> Request:
     """What an evaluation asks the sampler; `tell` is told how many samples have ended since."""
-    sampled = context.cfg.grpo.sampling
+    sampled = context.config.grpo.sampling
     settings = SamplingConfig(temperature=temperature, max_tokens=sampled.max_tokens, stop=sampled.stop)
     return dataclasses.replace(
         context.request(prompts, samples, settings, EVALUATION_STEP),
-        prompt_offset=first, max_concurrent_prompts=context.cfg.evaluate.max_concurrent_prompts, on_finished=lambda ended: tell(len(ended)),
+        prompt_offset=first, max_concurrent_prompts=context.config.evaluate.max_concurrent_prompts, on_finished=lambda ended: tell(len(ended)),
     )  # fmt: skip
 
 
 def greedy_accuracy(context: RunContext, engine: Engine, executor: Executor, params: Any, held: HeldoutSet) -> float:
     """Greedy execution accuracy on the fixed subset that GRPO is watched by."""
-    chosen = order.subset(len(held.examples), context.cfg.evaluate.subset, context.cfg.seed)
+    chosen = order.subset(len(held.examples), context.config.evaluate.subset, context.config.seed)
     prompts, examples = [held.prompts[i] for i in chosen], [held.examples[i] for i in chosen]
     texts = sample_texts(context, engine, engine.weights(params), prompts, 1, 0.0)
     judged = _judge(context, executor, examples, texts)
@@ -111,12 +111,12 @@ def evaluate(
     sets = load_heldout_sets(context)
     engine = context.engine([prompt for held in sets for prompt in held.prompts])
     weights = engine.weights(params)
-    votes = context.cfg.evaluate.votes
+    votes = context.config.evaluate.votes
     figures, greedy_lines, vote_lines = {}, [], []
     reports: dict[str, dict[str, Any]] = {"greedy": {}, f"vote{votes}": {}}
     for held in sets:
         greedy = _judged(context, engine, weights, executor, held, 1, 0.0)
-        sampled = _judged(context, engine, weights, executor, held, votes, context.cfg.evaluate.temperature)
+        sampled = _judged(context, engine, weights, executor, held, votes, context.config.evaluate.temperature)
         winners = [accuracy.vote_winner(group) for group in sampled]
         figures[held.name] = _figures(greedy, winners, sampled, votes)
         for report, chosen in zip(reports.values(), ([group[0] for group in greedy], winners), strict=True):
@@ -165,7 +165,7 @@ def _judge(
     context: RunContext, executor: Executor, examples: Sequence[Example], texts: Sequence[Sequence[str]]
 ) -> list[list[Candidate]]:
     """Every host runs its share of the queries, and learns of all."""
-    mine, cfg = collectives.local_slice(len(examples)), context.cfg
+    mine, cfg = collectives.local_slice(len(examples)), context.config
     judged = accuracy.execute_candidates(executor, examples[mine], texts[mine], cfg.data.form, cfg.evaluate.rule)
     return collectives.allgather_list(judged)
 

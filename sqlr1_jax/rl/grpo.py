@@ -39,7 +39,7 @@ def train(context: RunContext, executor: Executor) -> TrainState:
         return loop.run_steps(
             context,
             STAGE,
-            context.cfg.grpo.steps,
+            context.config.grpo.steps,
             initial_state,
             take=functools.partial(train_step, setup),
             evaluate=lambda state: evaluation.greedy_accuracy(context, setup.engine, executor, state.params, heldout),
@@ -53,8 +53,8 @@ def train_step(setup: GrpoSetup, state: TrainState, step: int) -> StepResult:
 
     Each process samples, executes and packs its own share of the prompts; rewards are exchanged between processes.
     """
-    context, grpo_config, timer = setup.context, setup.context.cfg.grpo, StepTimer()
-    examples, prompts, batch_ids = setup.prompt_set.batch(grpo_config.prompts, context.cfg.seed, step)
+    context, grpo_config, timer = setup.context, setup.context.config.grpo, StepTimer()
+    examples, prompts, batch_ids = setup.prompt_set.batch(grpo_config.prompts, context.config.seed, step)
 
     # Sample. The engine hands over each completion as it ends, so its SQL runs while others are still sampled.
     execution = scoring.CompletionScorer(context, setup.executor, examples, grpo_config.samples)
@@ -92,7 +92,7 @@ def sample(
     on_finished: Callable[[Sequence[FinishedSample]], None],
 ) -> Completions:
     """G completions of each of this process's prompts under `params`."""
-    grpo_config = setup.context.cfg.grpo
+    grpo_config = setup.context.config.grpo
     request = dataclasses.replace(
         setup.context.request(prompts, grpo_config.samples, grpo_config.sampling, step),
         prompt_offset=collectives.local_slice(grpo_config.prompts).start,
@@ -107,8 +107,8 @@ def local_advantages(setup: GrpoSetup, global_rewards: Rewards, step: int) -> tu
 
     Computed from the rewards of all processes, since some normalizations span the whole batch.
     """
-    grpo_config = setup.context.cfg.grpo
-    key = jax.random.fold_in(jax.random.key(setup.context.cfg.seed), step)
+    grpo_config = setup.context.config.grpo
+    key = jax.random.fold_in(jax.random.key(setup.context.config.seed), step)
     rewards_PGR, correct_PG, sound_P, *_ = global_rewards
     weights_R = reward.weights(grpo_config.reward)
     adv_PG, keep_P = jax.device_get(advantage(rewards_PGR, correct_PG, sound_P, weights_R, key, grpo_config.advantage))
@@ -125,7 +125,7 @@ def drop_filtered(rows: PackedRows, keep_P: np.ndarray) -> PackedRows:
 
 def make_batch(setup: GrpoSetup, params: Any, rows: PackedRows, adv_PG: np.ndarray) -> Batch:
     """Microbatches on the mesh, with advantages, loss weights and the log-probabilities that the loss compares."""
-    grpo_config = setup.context.cfg.grpo
+    grpo_config = setup.context.config.grpo
     rows = rows._replace(weight=batch.loss_weights(rows, grpo_config.aggregation, grpo_config.sampling.max_tokens))
     update_batch = batch.assemble_batch(
         rows, setup.context.mesh, grpo_config.rows.per_microbatch, setup.max_microbatches, adv_PG
@@ -139,6 +139,6 @@ def step_flops(setup: GrpoSetup, sampled_rows: PackedRows, trained_rows: PackedR
     An update is three forward passes; the reference's and the old policy's log-probabilities are one each.
     """
     model = setup.context.model
-    passes = 3 + (setup.reference_params is not None) + (setup.context.cfg.grpo.old_logprobs == "trainer")
+    passes = 3 + (setup.reference_params is not None) + (setup.context.config.grpo.old_logprobs == "trainer")
     sampling_flops = batch.forward_flops(sampled_rows, model)
     return collectives.global_sum(sampling_flops + passes * batch.forward_flops(trained_rows, model))

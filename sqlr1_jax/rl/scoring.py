@@ -70,12 +70,12 @@ def load_prompts(context: RunContext) -> PromptSet:
     Raises:
       ConfigError: none is left.
     """
-    examples = context.examples(context.cfg.data.train, "grpo")
+    examples = context.examples(context.config.data.train, "grpo")
     pairs = [(e, p) for e, p in zip(examples, context.prompts(examples), strict=True) if not p.over_budget]
     if len(pairs) < len(examples):
         log.warning("%d of %d prompts are over the budget and left out", len(examples) - len(pairs), len(examples))
     if not pairs:
-        raise ConfigError(f"config.data.train={context.cfg.data.train} gives no prompt within the budget.")
+        raise ConfigError(f"config.data.train={context.config.data.train} gives no prompt within the budget.")
     log.info("GRPO: %d questions on %d databases", len(pairs), len({e.db_id for e, _ in pairs}))
     return PromptSet([e for e, _ in pairs], [p for _, p in pairs])
 
@@ -97,7 +97,7 @@ class CompletionScorer:
         try:
             texts = self._context.texts([one.ids for one in ended])  # a call each would cost more than decoding all
             for (prompt, sample, _), text in zip(ended, texts, strict=True):
-                said = answer.read(text, self._context.cfg.data.form)
+                said = answer.read(text, self._context.config.data.form)
                 self.texts[prompt][sample], self.answers[prompt][sample] = text, said
                 self._pending[prompt][sample] = self._submit(self._examples[prompt], said)
         except Exception as error:
@@ -107,7 +107,7 @@ class CompletionScorer:
         """Submits an answer; `seconds` counts those that hold SQL to run."""
         if not said.problem:
             self._first = self._first or time.perf_counter()
-        rule = self._context.cfg.grpo.reward.rule
+        rule = self._context.config.grpo.reward.rule
         future = submit_answer(self._executor, said, example.database, example.sql, rule)
         if not said.problem:
             future.add_done_callback(self._note)
@@ -161,7 +161,7 @@ def compute_rewards(
     outcomes: Sequence[Sequence[Outcome]],
 ) -> Rewards:
     """What each completion is paid, and all else that is counted of it."""
-    cfg = context.cfg.grpo.reward
+    cfg = context.config.grpo.reward
 
     def tokens(text: str) -> int:
         return len(context.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -42,7 +42,7 @@ class GrpoSetup:
 
 def prepare(context: RunContext, executor: Executor, heldout: HeldoutSet) -> tuple[GrpoSetup, TrainState]:
     """The stage's setup, and its state at step 0: the SFT stage's last weights, or the run's initial ones."""
-    grpo_config = context.cfg.grpo
+    grpo_config = context.config.grpo
     prompt_set = scoring.load_prompts(context)
     engine = context.engine([*prompt_set.prompts, *heldout.prompts])
     update_spec = UpdateSpec(
@@ -89,7 +89,7 @@ def load_reference(context: RunContext, initial_state: TrainState) -> Any:
 
     A copy, because each update donates the buffers of the state's own weights.
     """
-    if not context.cfg.grpo.kl:
+    if not context.config.grpo.kl:
         return None
     if collectives.broadcast(0 in context.checkpoints(STAGE).steps()):
         return load_params(context, CheckpointRef(STAGE, 0))
@@ -98,11 +98,11 @@ def load_reference(context: RunContext, initial_state: TrainState) -> Any:
 
 def compile_programs(setup: GrpoSetup, train_state: TrainState) -> TrainState:
     """Compiles every program of the stage, so that no later step stops to compile; returns an equal state."""
-    context, grpo_config = setup.context, setup.context.cfg.grpo
+    context, grpo_config = setup.context, setup.context.config.grpo
     weights, local = setup.engine.weights(train_state.params), collectives.local_slice(grpo_config.prompts)
     any_prompts = setup.prompt_set.prompts[:1] * (local.stop - local.start)
     setup.engine.compile(weights, context.request(any_prompts, grpo_config.samples, grpo_config.sampling, 0))
-    if context.cfg.evaluate.every:
+    if context.config.evaluate.every:
         setup.engine.compile(weights, evaluation.evaluation_request(context, any_prompts, 1, 0.0))
     del weights  # the update needs their memory
     no_rows = batch.pack_groups([], setup.update_spec.layout, setup.rows_config)
@@ -119,7 +119,7 @@ def add_logprobs(setup: GrpoSetup, params: Any, update_batch: Batch) -> Batch:
     if setup.reference_params is not None:
         reference_MBT = state.compute_logprobs(setup.reference_params, update_batch, setup.update_spec)
         update_batch = dataclasses.replace(update_batch, reference_MBT=reference_MBT)
-    if setup.context.cfg.grpo.old_logprobs == "trainer":
+    if setup.context.config.grpo.old_logprobs == "trainer":
         old_MBT = state.compute_logprobs(params, update_batch, setup.update_spec)
         update_batch = dataclasses.replace(update_batch, old_MBT=old_MBT)
     return update_batch

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
-from sqlr1_jax import config
+from sqlr1_jax.config import RolloutConfig, SamplingConfig
 from sqlr1_jax.data.packing import padded_lengths
 from sqlr1_jax.distributed import collectives, sharding
 from sqlr1_jax.model import quantize, qwen2
@@ -57,7 +57,7 @@ class Request:
 
     prompts: Sequence[Ids]
     samples: int  # G
-    sampling: config.SamplingConfig
+    sampling: SamplingConfig
     seed: int  # with step, prompt and sample index the whole source of chance
     step: int  # of training; evaluations take one of their own
     prompt_offset: int = 0  # index of the first prompt within the step (or set), so that a batch's cut changes nothing
@@ -89,7 +89,7 @@ class Engine:
     mesh: Mesh
     stop: tuple[int, ...]
     prompt_tokens: int
-    cfg: config.RolloutConfig
+    config: RolloutConfig
     layers_apart: bool | None = None  # None: where the mesh is of CPUs
 
     def __post_init__(self) -> None:
@@ -100,7 +100,7 @@ class Engine:
 
     def weights(self, params: Any) -> Any:
         """The sampler's copy of the training weights: cast or quantized, and laid out by SAMPLE_RULES."""
-        return _sampling_weights(params, self.model, self.mesh, self.cfg.weights, bool(self.layers_apart))
+        return _sampling_weights(params, self.model, self.mesh, self.config.weights, bool(self.layers_apart))
 
     def rollout(self, weights: Any, asked: Request) -> Completions:
         """Samples every prompt; each host passes its own, as many as the others.
@@ -131,19 +131,19 @@ class Engine:
         with jax.set_mesh(self.mesh):
             slots = self._empty(asked)
             nobody = np.full((collectives.process_count(), self._width(asked)), self._slots(asked))
-            for size in padded_lengths(self.prompt_tokens, self.cfg.prompt_buckets):
+            for size in padded_lengths(self.prompt_tokens, self.config.prompt_buckets):
                 slots = self._fill(weights, slots, nobody, np.full(self._slots(asked), FREE), asked, size)
             self._chunk(weights, slots, np.zeros((self._here(asked), asked.samples), bool), asked)
 
-    def steps(self, settings: config.SamplingConfig) -> int:
+    def steps(self, settings: SamplingConfig) -> int:
         """C, of a chunk."""
-        return min(self.cfg.decode_steps_per_sync, settings.max_tokens)
+        return min(self.config.decode_steps_per_sync, settings.max_tokens)
 
     def _slots(self, asked: Request) -> int:
         """P, on all hosts."""
         return (
             asked.max_concurrent_prompts
-            or self.cfg.max_concurrent_prompts
+            or self.config.max_concurrent_prompts
             or len(asked.prompts) * collectives.process_count()
         )
 
@@ -161,12 +161,17 @@ class Engine:
         Fewer would be computed by several chips at once, or not part over the hosts at all.
         """
         rows = self.mesh.shape["replica"] * self.mesh.shape["fsdp"]
-        asked = self.cfg.prefill_batch * on or slots
+        asked = self.config.prefill_batch * on or slots
         return min(-(-asked // rows) * rows, slots)
 
     def _empty(self, asked: Request) -> Slots:
         return programs.init_slots(
-            self._slots(asked), asked.samples, self.prompt_tokens, asked.sampling.max_tokens, self.model, self.cfg.cache
+            self._slots(asked),
+            asked.samples,
+            self.prompt_tokens,
+            asked.sampling.max_tokens,
+            self.model,
+            self.config.cache,
         )
 
     def _seat(self, weights: Any, slots: Slots, seats: SlotScheduler, asked: Request, length_N: Any) -> Slots:
@@ -174,7 +179,9 @@ class Engine:
         for slots_HR in seats.admit(self._width(asked)):
             taken = slots_HR[slots_HR < len(seats.prompt_P)]
             longest = int(length_N[seats.prompt_P[taken]].max())
-            size = next(size for size in padded_lengths(self.prompt_tokens, self.cfg.prompt_buckets) if size >= longest)
+            size = next(
+                size for size in padded_lengths(self.prompt_tokens, self.config.prompt_buckets) if size >= longest
+            )
             slots = self._fill(weights, slots, slots_HR, seats.prompt_P, asked, size)
         return slots
 

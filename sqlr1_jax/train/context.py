@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from sqlr1_jax import config
+from sqlr1_jax.config import Config, ModelConfig, SamplingConfig
 from sqlr1_jax.data import example
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.prompt import Prompt, PromptRenderer
@@ -39,7 +39,7 @@ class CheckpointRef(NamedTuple):
 class RunContext:
     """What all stages of a run share; immutable. `create_context` makes it, after the data stage."""
 
-    cfg: config.Config
+    config: Config
     workdir: Path
     mesh: Mesh
     tokenizer: Any  # of transformers
@@ -53,22 +53,22 @@ class RunContext:
     @property
     def tokenizer_dir(self) -> Path:
         """Folder of the model's tokenizer."""
-        return _tokenizer_dir(self.cfg, self.workdir)
+        return _tokenizer_dir(self.config, self.workdir)
 
     def checkpoints(self, stage: str) -> Checkpoints:
         """A stage's checkpoints; step 0 is never deleted, since the reference model is read from it."""
-        return Checkpoints(self.workdir / "checkpoints" / stage, self.cfg.checkpoint.keep, always=(0,))
+        return Checkpoints(self.workdir / "checkpoints" / stage, self.config.checkpoint.keep, always=(0,))
 
     def engine(self, prompts: Sequence[Prompt]) -> Engine:
         """A sampler with room for the longest of `prompts` that is within the token budget."""
         longest = max((len(prompt.ids) for prompt in prompts if not prompt.over_budget), default=1)
         mesh = sharding.sampling_mesh(self.mesh, self.model.num_kv_heads)
-        return Engine(self.model, mesh, tokenizer.stop_ids(self.tokenizer), -(-longest // 16) * 16, self.cfg.rollout)
+        return Engine(self.model, mesh, tokenizer.stop_ids(self.tokenizer), -(-longest // 16) * 16, self.config.rollout)
 
-    def request(self, prompts: Sequence[Prompt], samples: int, settings: config.SamplingConfig, step: int) -> Request:
+    def request(self, prompts: Sequence[Prompt], samples: int, settings: SamplingConfig, step: int) -> Request:
         """An engine's request for `samples` completions of each prompt; `step` is folded into the sampling keys."""
         ends = tokenizer.StopTextMatcher(self.tokenizer, settings.stop) if settings.stop else None
-        return Request([prompt.ids for prompt in prompts], samples, settings, self.cfg.seed, step, stop_fn=ends)
+        return Request([prompt.ids for prompt in prompts], samples, settings, self.config.seed, step, stop_fn=ends)
 
     def examples(self, spec: str, split: str) -> list[Example]:
         """The examples of a source, PREFIX:PATH; `split` picks a part of the embedded data set and of no other.
@@ -77,7 +77,7 @@ class RunContext:
           ConfigError: `spec` names the embedded data set, and this run has not made it.
           example.ExampleError: the source cannot be read.
         """
-        data = self.cfg.data
+        data = self.config.data
         if spec.startswith("synth:"):
             if not self.data_dir.exists():
                 raise ConfigError(
@@ -88,12 +88,12 @@ class RunContext:
         else:
             databases = data.databases
         return example.read_examples(
-            spec, databases=databases, exclude=data.exclude, limit=data.limit, seed=self.cfg.seed
+            spec, databases=databases, exclude=data.exclude, limit=data.limit, seed=self.config.seed
         )
 
     def prompts(self, examples: Sequence[Example]) -> list[Prompt]:
         """The examples' prompts: the same text in training, evaluation and `ask`."""
-        return PromptRenderer(self.tokenizer, self.cfg.data).render_many(list(examples))
+        return PromptRenderer(self.tokenizer, self.config.data).render_many(list(examples))
 
     def texts(self, ids: Sequence[Any]) -> list[str]:
         """Completions decoded to text, without their stop token."""
@@ -104,7 +104,7 @@ class RunContext:
         )
 
 
-def create_context(cfg: config.Config, workdir: Path) -> RunContext:
+def create_context(cfg: Config, workdir: Path) -> RunContext:
     """Makes the mesh, loads the tokenizer and settles the model config; loads no weights.
 
     Raises:
@@ -127,11 +127,11 @@ def create_context(cfg: config.Config, workdir: Path) -> RunContext:
     return RunContext(cfg, workdir, mesh, tokens, model)
 
 
-def _tokenizer_dir(cfg: config.Config, workdir: Path) -> Path:
+def _tokenizer_dir(cfg: Config, workdir: Path) -> Path:
     return huggingface.resolve_folder(cfg.model.path) if cfg.model.path else workdir / "data" / "tokenizer"
 
 
-def model_config(cfg: config.ModelConfig, num_tokens: int) -> qwen2.Qwen2Config:
+def model_config(cfg: ModelConfig, num_tokens: int) -> qwen2.Qwen2Config:
     """The shape of the model's folder or preset, computed with as `cfg` says, for a tokenizer of `num_tokens` ids."""
     model = (
         huggingface.config_from_folder(huggingface.resolve_folder(cfg.path)) if cfg.path else qwen2.PRESETS[cfg.size]
@@ -175,7 +175,7 @@ def find_checkpoint(
 
 def describe_weights(context: RunContext, checkpoint: CheckpointRef | None) -> str:
     """A checkpoint's name, or model.path for the weights that the run starts from ("" where these are random)."""
-    return str(checkpoint) if checkpoint else context.cfg.model.path
+    return str(checkpoint) if checkpoint else context.config.model.path
 
 
 def load_params(context: RunContext, checkpoint: CheckpointRef | None) -> Any:
@@ -193,11 +193,11 @@ def load_params(context: RunContext, checkpoint: CheckpointRef | None) -> Any:
 
 def init_params(context: RunContext) -> Any:
     """The weights that the run starts from, in the training layout: those of model.path, or random from the seed."""
-    if context.cfg.model.path:
-        return huggingface.load_params(context.cfg.model.path, context.model, context.mesh)
+    if context.config.model.path:
+        return huggingface.load_params(context.config.model.path, context.model, context.mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(context.model, context.mesh))
     make_params = jax.jit(lambda key: init.init_params(context.model, key), out_shardings=shardings)
-    return make_params(jax.random.key(context.cfg.seed))
+    return make_params(jax.random.key(context.config.seed))
 
 
 def abstract_params(model: qwen2.Qwen2Config, mesh: Mesh) -> Any:

@@ -68,7 +68,7 @@ def run_steps(
         state, done = _resume(checkpoints, state)
         rewind(done)
         state = prepare(state) if done < steps else state
-        every, due = context.cfg.evaluate.every, context.cfg.checkpoint.every
+        every, due = context.config.evaluate.every, context.config.checkpoint.every
         metrics = Metrics(context.workdir, stage, collectives.is_primary())
         with metrics, Interrupt() as interrupt, _bar(stage, done, steps) as bar:
             metrics.cut(done)

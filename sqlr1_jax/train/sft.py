@@ -31,8 +31,8 @@ STAGE = "sft"
 
 def train(context: RunContext) -> TrainState:
     """Trains from the run's first weights to the stage's last step, or goes on from its last checkpoint."""
-    cfg = context.cfg.sft
-    examples = context.examples(context.cfg.data.sft, STAGE)
+    cfg = context.config.sft
+    examples = context.examples(context.config.data.sft, STAGE)
     groups, names = make_groups(context, examples)
     layout = batch.choose_layout(groups, cfg.rows)
     rows_cfg = batch.with_row_length(cfg.rows, max(map(packing.packed_length, groups)))
@@ -43,7 +43,7 @@ def train(context: RunContext) -> TrainState:
 
     def take(at: TrainState, step: int) -> loop.StepResult:
         begin = time.perf_counter()
-        chosen = order.batch_indices(len(groups), cfg.databases, context.cfg.seed, step)
+        chosen = order.batch_indices(len(groups), cfg.databases, context.config.seed, step)
         mine = chosen[collectives.local_slice(len(chosen))]
         rows = batch.pack_groups([_numbered(groups[i], n) for n, i in enumerate(mine)], layout, rows_cfg)
         rows = rows._replace(weight=batch.loss_weights(rows, "token"))
@@ -82,7 +82,7 @@ def make_groups(context: RunContext, examples: Sequence[Example]) -> tuple[list[
     Raises:
       ConfigError: the reasoning form was asked of a source without reasoning, or nothing is left to train on.
     """
-    cfg = context.cfg.sft
+    cfg = context.config.sft
     shared: dict[tuple, list[Taught]] = collections.defaultdict(list)
     for taught in teachable(context, examples):
         cut = taught.prompt.prefix_length
@@ -105,7 +105,7 @@ class Taught(NamedTuple):
 
 def teachable(context: RunContext, examples: Sequence[Example]) -> list[Taught]:
     """The examples with prompts and answers in the run's form; what can't be learned from is counted and left out."""
-    form, source = context.cfg.data.form, context.cfg.data.sft
+    form, source = context.config.data.form, context.config.data.sft
     if form == "reasoning" and examples and not any(e.reasoning for e in examples):
         raise ConfigError(
             f"record {examples[0].id} of {source}, like all others, has no reasoning: it gives a direct cold "

@@ -143,7 +143,7 @@ if rows == 1:
     hosts.join()
 bare = training.start(tiny_runs.tiny_config(model__path=str(home / "model"), grpo__prompts=4), workdir)
 problems = experience.load_problems(bare)
-place = {problems.examples[i].id: p for p, i in enumerate(order.take(len(problems.examples), 4, bare.cfg.seed, 0))}
+place = {problems.examples[i].id: p for p, i in enumerate(order.take(len(problems.examples), 4, bare.config.seed, 0))}
 
 def say(example, g):
     right = place.get(example.id, 9) + g < 2

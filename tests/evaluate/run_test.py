@@ -36,9 +36,9 @@ def _engine(context: RunContext, monkeypatch: pytest.MonkeyPatch, say: Say) -> S
 
 def _with(context: RunContext, **evaluate: Any) -> RunContext:
     """Answers of up to 160 tokens, and these settings of the evaluation."""
-    grpo = dataclasses.replace(context.cfg.grpo, sampling=config.SamplingConfig(max_tokens=160))
-    changed = dataclasses.replace(context.cfg.evaluate, **evaluate)
-    return dataclasses.replace(context, cfg=dataclasses.replace(context.cfg, grpo=grpo, evaluate=changed))
+    grpo = dataclasses.replace(context.config.grpo, sampling=config.SamplingConfig(max_tokens=160))
+    changed = dataclasses.replace(context.config.evaluate, **evaluate)
+    return dataclasses.replace(context, config=dataclasses.replace(context.config, grpo=grpo, evaluate=changed))
 
 
 def _said(sql: str) -> str:
@@ -62,8 +62,8 @@ def test_sets_are_the_two_splits_of_the_embedded_data_or_the_one_of_another(cont
         ("heldout", 6, 6),
         ("newnames", 4, 4),
     ]
-    data = dataclasses.replace(context.cfg.data, evaluate=f"synsql:{context.data_dir / 'grpo.json'}")
-    other = dataclasses.replace(context, cfg=dataclasses.replace(context.cfg, data=data))
+    data = dataclasses.replace(context.config.data, evaluate=f"synsql:{context.data_dir / 'grpo.json'}")
+    other = dataclasses.replace(context, config=dataclasses.replace(context.config, data=data))
     assert [(held.name, len(held.examples)) for held in evaluation.load_heldout_sets(other)] == [("heldout", 12)]
 
 
@@ -96,7 +96,7 @@ def test_greedy_accuracy_is_of_the_fixed_subset(
     context = _with(context, subset=4, prompts=4)
     engine: Any = _engine(context, monkeypatch, _script)
     held = evaluation.load_heldout_sets(context)[0]
-    chosen = order.subset(6, 4, context.cfg.seed)
+    chosen = order.subset(6, 4, context.config.seed)
     want = np.mean([_number(held.examples[i]) % 2 == 0 for i in chosen])
     assert evaluation.greedy_accuracy(context, engine, executor, None, held) == want
     assert engine.asked == [(0, 4, 0.0, evaluation.EVALUATION_STEP)]

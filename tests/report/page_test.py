@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sqlr1_jax.report import accuracy, page
+from sqlr1_jax.report import page, results
 
 VOID = ("meta", "link")
 
@@ -65,7 +65,7 @@ def test_a_whole_run_is_one_page_with_every_part(fake_run: Callable) -> None:
 def test_the_headline_s_figures_are_the_run_s(fake_run: Callable) -> None:
     workdir = fake_run().whole().workdir
     page = _checked(workdir)
-    gain = accuracy.headline(page.reading.read(workdir))
+    gain = results.headline(page.reading.read(workdir))
     assert gain is not None
     assert f'<span class="old">{100 * gain.before:.1f}</span>' in page
     assert f"{100 * gain.after:.1f}<small>%</small>" in page
@@ -151,7 +151,7 @@ def test_settings_that_differ_are_marked() -> None:
     ],
 )
 def test_a_change_has_a_colour_where_it_is_one(difference, interval, text, colour) -> None:
-    gain = accuracy.Gain("", 10, 0.5, 0.5 + difference, interval)
+    gain = results.Gain("", 10, 0.5, 0.5 + difference, interval)
     assert page.points(gain.difference) == text
     assert page.direction(gain) == colour
 

@@ -167,7 +167,7 @@ def test_kept_rows_hold_the_groups_that_count_and_no_row_of_nothing(seed: int, k
 
 def test_the_reference_is_where_the_stage_began_also_after_a_resume(context: RunContext) -> None:
     context = with_settings(context, kl=0.1)
-    program = UpdateSpec(context.model, context.cfg.grpo.optimizer, 4)
+    program = UpdateSpec(context.model, context.config.grpo.optimizer, 4)
     first = state.create_state(init_params(context), program)
     begun = jax.device_get(first.params)
     fresh = setup.load_reference(context, first)
@@ -182,7 +182,7 @@ def test_the_reference_is_where_the_stage_began_also_after_a_resume(context: Run
 
 def test_sizes_of_the_config_win_over_those_of_the_data(context: RunContext) -> None:
     engine: Any = ScriptedSampler(context, lambda text, g: "")
-    assert setup.row_layout(with_settings(context).cfg.grpo, engine) == packing.RowLayout(96, 2, 96)
+    assert setup.row_layout(with_settings(context).config.grpo, engine) == packing.RowLayout(96, 2, 96)
     wider = with_settings(context, rows=config.RowsConfig(prefix=128, segment=112))
-    assert setup.row_layout(wider.cfg.grpo, engine) == packing.RowLayout(128, 2, 112)
-    assert setup.row_layout(with_settings(context, rows=config.RowsConfig(layout="packed")).cfg.grpo, engine) is None
+    assert setup.row_layout(wider.config.grpo, engine) == packing.RowLayout(128, 2, 112)
+    assert setup.row_layout(with_settings(context, rows=config.RowsConfig(layout="packed")).config.grpo, engine) is None

@@ -78,8 +78,8 @@ def test_what_goes_wrong_while_sampling_is_raised_afterwards(context: RunContext
 def test_rewards_right_and_sound_follow_from_the_outcomes(
     context: RunContext, executor: Executor, pets: Path, empty: str
 ) -> None:
-    cfg = dataclasses.replace(context.cfg.grpo, reward=config.RewardConfig(empty_match=empty))
-    context = dataclasses.replace(context, cfg=dataclasses.replace(context.cfg, grpo=cfg))
+    cfg = dataclasses.replace(context.config.grpo, reward=config.RewardConfig(empty_match=empty))
+    context = dataclasses.replace(context, config=dataclasses.replace(context.config, grpo=cfg))
     made, answers, _, outcomes = _outcomes(context, executor, pets)
     judged = scoring.compute_rewards(context, _examples(pets), made, answers, outcomes)
     rewards, correct, sound = judged.rewards_PGR, judged.correct_PG, judged.sound_P
@@ -91,8 +91,8 @@ def test_rewards_right_and_sound_follow_from_the_outcomes(
 
 
 def test_length_may_be_counted_in_tokens(context: RunContext, pets: Path) -> None:
-    cfg = dataclasses.replace(context.cfg.grpo, reward=config.RewardConfig(length_unit="tokens"))
-    context = dataclasses.replace(context, cfg=dataclasses.replace(context.cfg, grpo=cfg))
+    cfg = dataclasses.replace(context.config.grpo, reward=config.RewardConfig(length_unit="tokens"))
+    context = dataclasses.replace(context, config=dataclasses.replace(context.config, grpo=cfg))
     made = scripted_sampler.completions(context, [[_said("SELECT count(*) FROM dogs")]])
     said = answer.read(_said("SELECT count(*) FROM dogs"), "reasoning")
     judged = scoring.compute_rewards(context, _examples(pets)[:1], made, [[said]], [[Outcome(OutcomeKind.MATCH)]])
@@ -125,8 +125,8 @@ def test_problems_are_the_examples_within_the_budget(context: RunContext, caplog
     middle = lengths[len(lengths) // 2]
 
     def limited(budget: int) -> RunContext:
-        data = dataclasses.replace(context.cfg.data, max_prompt_tokens=budget)
-        return dataclasses.replace(context, cfg=dataclasses.replace(context.cfg, data=data))
+        data = dataclasses.replace(context.config.data, max_prompt_tokens=budget)
+        return dataclasses.replace(context, config=dataclasses.replace(context.config, data=data))
 
     with caplog.at_level(logging.WARNING):
         problems = scoring.load_prompts(limited(middle))

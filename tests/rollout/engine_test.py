@@ -163,7 +163,7 @@ def test_eight_devices_sample_what_one_does_with_layers_in_a_loop() -> None:
     ids=str,
 )
 def test_samples_do_not_depend_on_slots_chunks_or_who_is_filled_in_when(how: dict[str, int]) -> None:
-    engine = dataclasses.replace(_engine(), cfg=config.RolloutConfig(**how))
+    engine = dataclasses.replace(_engine(), config=config.RolloutConfig(**how))
     _same(_rolled(_prompts(), engine), _whole())
 
 
@@ -171,7 +171,7 @@ def test_a_sample_is_cut_off_at_its_own_limit() -> None:
     limit_PG = np.random.default_rng(0).integers(1, 12, (4, G)).astype(np.int32)
     made = _rolled(
         _prompts(),
-        dataclasses.replace(_engine(), cfg=config.RolloutConfig(max_concurrent_prompts=2, decode_steps_per_sync=4)),
+        dataclasses.replace(_engine(), config=config.RolloutConfig(max_concurrent_prompts=2, decode_steps_per_sync=4)),
         limit_PG=limit_PG,
     )
     np.testing.assert_array_equal(made.length_PG, np.minimum(_whole().length_PG, limit_PG))
@@ -182,7 +182,9 @@ def test_a_sample_is_cut_off_at_its_own_limit() -> None:
 
 def test_each_sample_is_told_of_once_and_before_the_longest_are_made() -> None:
     told: list[tuple[int, int, list[int]]] = []
-    engine = dataclasses.replace(_engine(), cfg=config.RolloutConfig(max_concurrent_prompts=2, decode_steps_per_sync=2))
+    engine = dataclasses.replace(
+        _engine(), config=config.RolloutConfig(max_concurrent_prompts=2, decode_steps_per_sync=2)
+    )
     made = _rolled(
         _prompts(), engine, on_finished=lambda ended: told.extend((p, g, ids.tolist()) for p, g, ids in ended)
     )
@@ -202,7 +204,7 @@ def test_a_completion_ends_where_its_caller_says_so() -> None:
 
     made = _rolled(
         _prompts(),
-        dataclasses.replace(_engine(), cfg=config.RolloutConfig(max_concurrent_prompts=2, decode_steps_per_sync=2)),
+        dataclasses.replace(_engine(), config=config.RolloutConfig(max_concurrent_prompts=2, decode_steps_per_sync=2)),
         stop_fn=ends,
     )
     for p, g in np.ndindex(made.length_PG.shape):
@@ -216,7 +218,9 @@ def test_a_completion_ends_where_its_caller_says_so() -> None:
 def test_what_is_compiled_ahead_is_all_that_a_rollout_needs() -> None:
     engine = dataclasses.replace(
         _engine(),
-        cfg=config.RolloutConfig(max_concurrent_prompts=2, prefill_batch=1, decode_steps_per_sync=4, prompt_buckets=2),
+        config=config.RolloutConfig(
+            max_concurrent_prompts=2, prefill_batch=1, decode_steps_per_sync=4, prompt_buckets=2
+        ),
     )
     weights, asked = engine.weights(tiny_models.random_params()), Request(_prompts(), G + 1, SETTINGS, 7, 2)
     with compiled_programs() as ahead:
@@ -232,7 +236,7 @@ def test_int8_samples_nearly_what_full_precision_does(how: dict[str, str]) -> No
     """Log-probabilities of the same greedy tokens, where both took the same."""
     greedy = dataclasses.replace(SETTINGS, temperature=0.0)
     whole = _rolled(_prompts(), sampling=greedy)
-    made = _rolled(_prompts(), dataclasses.replace(_engine(), cfg=config.RolloutConfig(**how)), sampling=greedy)
+    made = _rolled(_prompts(), dataclasses.replace(_engine(), config=config.RolloutConfig(**how)), sampling=greedy)
     same = made.tokens_PGT[..., 0] == whole.tokens_PGT[..., 0]
     assert same.mean() > 0.5
     gap = np.abs(made.logprobs_PGT - whole.logprobs_PGT)[..., 0][same]
@@ -247,7 +251,9 @@ def test_a_prefill_takes_a_prompt_for_each_row_of_the_mesh(refill: int, slots: i
     mesh = sharding.sampling_mesh(
         sharding.make_mesh(config.MeshConfig(fsdp=2, tensor=4)), tiny_models.MODEL.num_kv_heads
     )
-    assert dataclasses.replace(_engine(mesh), cfg=config.RolloutConfig(prefill_batch=refill)).refill(slots, on) == want
+    assert (
+        dataclasses.replace(_engine(mesh), config=config.RolloutConfig(prefill_batch=refill)).refill(slots, on) == want
+    )
 
 
 def test_eight_devices_fill_slots_again_as_one_does() -> None:
@@ -255,7 +261,7 @@ def test_eight_devices_fill_slots_again_as_one_does() -> None:
         sharding.make_mesh(config.MeshConfig(fsdp=2, tensor=4)), tiny_models.MODEL.num_kv_heads
     )
     engine = dataclasses.replace(
-        _engine(mesh), cfg=config.RolloutConfig(max_concurrent_prompts=4, prefill_batch=1, decode_steps_per_sync=3)
+        _engine(mesh), config=config.RolloutConfig(max_concurrent_prompts=4, prefill_batch=1, decode_steps_per_sync=3)
     )
     prompts = (*_prompts(), *_prompts())
     _same(_rolled(prompts, engine), _rolled(prompts))

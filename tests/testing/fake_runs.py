@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlr1_jax import config
+from sqlr1_jax.config import Config
 from sqlr1_jax.sql.outcome import OutcomeKind
 
 FAMILIES = {
@@ -30,11 +31,11 @@ class FakeRun:
     """Writes a run's parts, each by a method of its own that returns the run."""
 
     workdir: Path
-    cfg: config.Config
+    config: Config
 
     def settings(self) -> FakeRun:
         self.workdir.mkdir(parents=True, exist_ok=True)
-        self._json("config.json", config.as_dict(self.cfg))
+        self._json("config.json", config.as_dict(self.config))
         return self
 
     def sft(self, steps: int = 90) -> FakeRun:

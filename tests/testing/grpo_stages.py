@@ -29,8 +29,8 @@ def with_settings(context: RunContext, **changed: Any) -> RunContext:
     """The run under SETTINGS, samples of up to 96 tokens, and these settings of GRPO."""
     sampling = config.SamplingConfig(temperature=1.0, max_tokens=96)
     optimizer = config.OptimizerConfig(learning_rate=0.003)
-    cfg = dataclasses.replace(context.cfg.grpo, sampling=sampling, optimizer=optimizer, **(SETTINGS | changed))
-    return dataclasses.replace(context, cfg=dataclasses.replace(context.cfg, grpo=cfg))
+    cfg = dataclasses.replace(context.config.grpo, sampling=sampling, optimizer=optimizer, **(SETTINGS | changed))
+    return dataclasses.replace(context, config=dataclasses.replace(context.config, grpo=cfg))
 
 
 def scripted_stage(context: RunContext, executor: Executor, say: Callable[[Example, int], str]) -> GrpoSetup:
@@ -38,7 +38,7 @@ def scripted_stage(context: RunContext, executor: Executor, say: Callable[[Examp
     problems = scoring.load_prompts(context)
     by_text = {prompt.text: example for example, prompt in zip(problems.examples, problems.prompts, strict=True)}
     engine: Any = ScriptedSampler(context, lambda text, g: say(by_text[text], g))
-    cfg = context.cfg.grpo
+    cfg = context.config.grpo
     layout = setup.row_layout(cfg, engine)
     rows = batch.with_row_length(cfg.rows, 96 + 96 * cfg.samples)
     program = UpdateSpec(context.model, cfg.optimizer, cfg.steps, layout, cfg.sampling.temperature)

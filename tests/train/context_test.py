@@ -64,10 +64,10 @@ def test_initial_weights_are_the_folders(context: RunContext, home: Path) -> Non
 
 def test_random_weights_follow_the_seed_and_not_the_mesh(context: RunContext) -> None:
     bare = dataclasses.replace(
-        context, cfg=dataclasses.replace(context.cfg, model=config.ModelConfig()), model=tiny_models.MODEL
+        context, config=dataclasses.replace(context.config, model=config.ModelConfig()), model=tiny_models.MODEL
     )
     eight = dataclasses.replace(bare, mesh=sharding.make_mesh(config.MeshConfig(fsdp=4, tensor=2)))
-    other = dataclasses.replace(bare, cfg=dataclasses.replace(bare.cfg, seed=1))
+    other = dataclasses.replace(bare, config=dataclasses.replace(bare.config, seed=1))
     one, spread, unlike = (jax.device_get(init_params(r)) for r in (bare, eight, other))
     jax.tree.map(np.testing.assert_array_equal, one, spread)
     assert (one["embed"] != unlike["embed"]).any()
@@ -147,8 +147,8 @@ def test_embedded_data_that_was_not_made_is_told_with_what_to_set(context: RunCo
 def test_another_source_is_read_from_where_it_says_and_limited(context: RunContext, pets: Path, tmp_path: Path) -> None:
     lines = [json.dumps({"db_id": "pets", "question": f"How {i}?", "sql": f"SELECT {i}"}) for i in range(5)]
     (tmp_path / "own.jsonl").write_text("\n".join(lines))
-    data = dataclasses.replace(context.cfg.data, databases=str(pets.parents[1]), limit=3)
-    other = dataclasses.replace(context, cfg=dataclasses.replace(context.cfg, data=data))
+    data = dataclasses.replace(context.config.data, databases=str(pets.parents[1]), limit=3)
+    other = dataclasses.replace(context, config=dataclasses.replace(context.config, data=data))
     examples = other.examples(f"jsonl:{tmp_path / 'own.jsonl'}", "grpo")
     assert [e.sql for e in examples] == ["SELECT 0", "SELECT 1", "SELECT 2"]
     assert {e.database for e in examples} == {pets.absolute()}

@@ -32,10 +32,10 @@ class FakeContext:
         self.workdir = workdir
         every = checkpoint.pop("evaluate_every", 0)
         cfg = config.Config(checkpoint=config.CheckpointConfig(**{"every": 2, **checkpoint}))
-        self.cfg = dataclasses.replace(cfg, evaluate=config.EvaluateConfig(every=every))
+        self.config = dataclasses.replace(cfg, evaluate=config.EvaluateConfig(every=every))
 
     def checkpoints(self, stage: str) -> Checkpoints:
-        return Checkpoints(self.workdir / "checkpoints" / stage, self.cfg.checkpoint.keep, always=(0,))
+        return Checkpoints(self.workdir / "checkpoints" / stage, self.config.checkpoint.keep, always=(0,))
 
 
 def _fresh() -> TrainState:
@@ -259,6 +259,6 @@ def test_sums_are_read_one_step_late(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_fake_context_has_nothing_that_the_real_one_lacks() -> None:
-    for name in ("workdir", "cfg"):
+    for name in ("workdir", "config"):
         assert name in RunContext.__dataclass_fields__
     assert isinstance(RunContext.checkpoints, types.FunctionType)

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 
 def _with(context: RunContext, **data: object) -> RunContext:
-    cfg = dataclasses.replace(context.cfg, data=dataclasses.replace(context.cfg.data, **data))
-    return dataclasses.replace(context, cfg=cfg)
+    cfg = dataclasses.replace(context.config, data=dataclasses.replace(context.config.data, **data))
+    return dataclasses.replace(context, config=cfg)
 
 
 def _texts(context: RunContext) -> dict[str, tuple[str, str]]:
@@ -30,7 +30,7 @@ def _texts(context: RunContext) -> dict[str, tuple[str, str]]:
     examples = context.examples("synth:", "sft")
     prompts = context.prompts(examples)
     return {
-        e.id: (p.text, answer.write(e.reasoning, e.sql, context.cfg.data.form))
+        e.id: (p.text, answer.write(e.reasoning, e.sql, context.config.data.form))
         for e, p in zip(examples, prompts, strict=True)
     }
 
@@ -44,7 +44,7 @@ def test_groups_say_what_the_examples_say_and_learn_the_answers_alone(context: R
     seen = []
     for group in groups:
         assert len(group.prefix) > 0
-        assert len(group.segments) <= context.cfg.sft.questions
+        assert len(group.segments) <= context.config.sft.questions
         for segment in group.segments:
             learned = np.asarray(segment.tokens[1:])[np.asarray(segment.weight) > 0]
             assert learned[-1] == stop
@@ -56,8 +56,8 @@ def test_groups_say_what_the_examples_say_and_learn_the_answers_alone(context: R
 
 
 def test_a_database_with_more_questions_than_a_group_takes_has_several(context: RunContext) -> None:
-    sft = dataclasses.replace(context.cfg.sft, questions=3)
-    context = dataclasses.replace(context, cfg=dataclasses.replace(context.cfg, sft=sft))
+    sft = dataclasses.replace(context.config.sft, questions=3)
+    context = dataclasses.replace(context, config=dataclasses.replace(context.config, sft=sft))
     groups, names = sft.make_groups(context, context.examples("synth:", "sft"))
     assert sorted(len(group.segments) for group in groups) == [1] * 6 + [3] * 6
     assert len(set(names)) == 12
@@ -67,9 +67,9 @@ def test_where_values_are_retrieved_nothing_is_shared_and_rows_still_work(contex
     context = _with(context, schema="retrieved")
     groups, _ = sft.make_groups(context, context.examples("synth:", "sft"))
     assert all(len(group.prefix) == 0 for group in groups)
-    layout = batch.choose_layout(groups, context.cfg.sft.rows)
+    layout = batch.choose_layout(groups, context.config.sft.rows)
     assert layout is not None
-    fed = batch.assemble_batch(batch.pack_groups(groups[:1], layout, context.cfg.sft.rows), context.mesh, 1, 1)
+    fed = batch.assemble_batch(batch.pack_groups(groups[:1], layout, context.config.sft.rows), context.mesh, 1, 1)
     program = UpdateSpec(context.model, config.OptimizerConfig(), 1, layout)
     scored = np.asarray(state.compute_logprobs(init_params(context), fed, program))[0, 0]
     first = np.asarray(groups[0].segments[0].tokens)
@@ -163,9 +163,9 @@ def test_the_stage_lowers_its_loss_and_goes_on_bit_for_bit(context: RunContext) 
     """Packed rows, Muon: 6 steps at once, and 3 steps and then 3 more."""
     rows = config.RowsConfig(layout="packed", per_microbatch=1)
     optimizer = config.OptimizerConfig(name="muon", learning_rate=0.02)
-    sft = dataclasses.replace(context.cfg.sft, steps=6, databases=3, rows=rows, optimizer=optimizer)
-    cfg = dataclasses.replace(context.cfg, sft=sft)
-    whole = dataclasses.replace(context, cfg=cfg, workdir=context.workdir / "whole")
+    sft = dataclasses.replace(context.config.sft, steps=6, databases=3, rows=rows, optimizer=optimizer)
+    cfg = dataclasses.replace(context.config, sft=sft)
+    whole = dataclasses.replace(context, config=cfg, workdir=context.workdir / "whole")
     whole.workdir.mkdir()
     (whole.workdir / "data").symlink_to(context.data_dir)
     state.update.clear_cache()
@@ -177,8 +177,8 @@ def test_the_stage_lowers_its_loss_and_goes_on_bit_for_bit(context: RunContext) 
     assert all(line["tokens"] > 0 and line["not_finite"] == 0 for line in lines)
 
     shorter = dataclasses.replace(cfg, sft=dataclasses.replace(sft, steps=3))
-    sft.train(dataclasses.replace(context, cfg=shorter))
-    resumed = sft.train(dataclasses.replace(context, cfg=cfg))
+    sft.train(dataclasses.replace(context, config=shorter))
+    resumed = sft.train(dataclasses.replace(context, config=cfg))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed.params), jax.device_get(at.params))
     repeated = metrics.read_metrics(context.workdir / "metrics.jsonl")
     assert [line["loss"] for line in repeated] == [line["loss"] for line in lines]
