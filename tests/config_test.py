@@ -23,7 +23,7 @@ def _changed(path: str, value: object) -> config.Config:
 
 
 def test_leaves_are_the_settings_by_dotted_path() -> None:
-    tree = {"seed": 1, "grpo": {"steps": 2, "rows": {"buckets": 3}}, "stages": ("data",)}
+    tree = {"seed": 1, "grpo": {"steps": 2, "rows": {"length_buckets": 3}}, "stages": ("data",)}
     assert config.leaves(tree) == [
         ("seed", 1),
         ("grpo.steps", 2),

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sqlr1_jax.data import lint, schema
+from sqlr1_jax import lint
+from sqlr1_jax.data import schema
 from sqlr1_jax.lint.statement import Statement
 from testing.databases import make_shop
 

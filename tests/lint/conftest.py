@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from sqlr1_jax import config
-from sqlr1_jax.data import lint, schema
+from sqlr1_jax import config, lint
+from sqlr1_jax.data import schema
 from sqlr1_jax.lint.statement import Statement
 from sqlr1_jax.sql.executor import Executor
 from testing.databases import make_shop
