@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from sqlr1_jax import config
+from sqlr1_jax import config, config_checks
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.sql.gold_files import default_folder
 
@@ -21,8 +21,8 @@ def get(size: str) -> ConfigDict:
         if size == "smoke":
             _smoke(cfg)
         return cfg
-    if size not in config.SIZES:
-        raise ConfigError(f"there is no size {size!r}; there are smoke, {', '.join(config.SIZES)}.")
+    if size not in config_checks.SIZES:
+        raise ConfigError(f"there is no size {size!r}; there are smoke, {', '.join(config_checks.SIZES)}.")
     cfg.model.size = size
     _paper(cfg)
     return cfg

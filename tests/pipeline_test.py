@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from sqlr1_jax import config, pipeline
+from sqlr1_jax import config, config_checks, pipeline
 from sqlr1_jax.evaluate import run as evaluation
 from sqlr1_jax.pipeline import Pipeline
 from sqlr1_jax.sql.executor import ExecutorError
@@ -50,7 +50,7 @@ def test_every_stage_that_is_done_does_nothing(finished: Path, tmp_path: Path, m
 
 
 def test_every_name_that_a_config_may_list_is_a_stage() -> None:
-    assert all(callable(getattr(Pipeline, name)) for name in config.STAGES)
+    assert all(callable(getattr(Pipeline, name)) for name in config_checks.STAGES)
 
 
 @pytest.mark.parametrize("listed", [("sft", "evaluate"), ("sft",)])

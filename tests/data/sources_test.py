@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sqlr1_jax import config
+from sqlr1_jax import config_checks
 from sqlr1_jax.data import sources
 from sqlr1_jax.data.sources import ExampleError
 
@@ -97,7 +97,7 @@ def test_a_folder_or_its_file(tmp_path: Path) -> None:
     assert sources.open_source("hub", "owner/name").databases is None
 
 
-@pytest.mark.parametrize("prefix", [name for name in config.SOURCES if name not in ("synth", "hub")])
+@pytest.mark.parametrize("prefix", [name for name in config_checks.SOURCES if name not in ("synth", "hub")])
 def test_a_missing_file_is_named(tmp_path: Path, prefix: str) -> None:
     with pytest.raises(ExampleError, match="no such data") as error:
         sources.open_source(prefix, str(tmp_path / "gone"))
