@@ -25,7 +25,7 @@ from sqlr1_jax.data.prompt import PromptError, PromptRenderer
 from sqlr1_jax.files import write_whole
 from sqlr1_jax.model import tokenizer
 from sqlr1_jax.sql.executor import Executor
-from sqlr1_jax.sql.gold_files import default_folder
+from sqlr1_jax.sql.result_cache import default_folder
 
 IDS_SHOWN = 3
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from sqlr1_jax import config
-from sqlr1_jax.sql.gold_files import default_folder
+from sqlr1_jax.sql.result_cache import default_folder
 
 
 def of(size: str) -> ConfigDict:

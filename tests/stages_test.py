@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,9 +71,11 @@ def test_the_executor_is_closed_with_the_stages(tmp_path: Path) -> None:
     cfg = dataclasses.replace(config.Config(), execute=config.Execute(workers=1))
     with Stages(cfg, tmp_path) as session:
         pool = session.executor
-        workers = [lane.worker for lane in pool._lanes]
+        pids = [worker.pid for worker in pool.workers]
         assert session.executor is pool
-    assert all(worker._process.poll() is not None for worker in workers)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 @pytest.mark.parametrize("step", ["last", "0", "2"])

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from sqlr1_jax.config import Execute
 from sqlr1_jax.evaluate import execution, forms, r_ves
 from sqlr1_jax.evaluate.forms import Gold, Predictions
-from sqlr1_jax.sql import official
+from sqlr1_jax.sql.compat import official
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sqlr1_jax.config import Execute
-from sqlr1_jax.sql.process import Died, WallClock, WorkerError, WorkerProcess
+from sqlr1_jax.sql.process import WallTimeout, WorkerDied, WorkerError, WorkerProcess
 
 SETTINGS = dataclasses.asdict(Execute())
 
@@ -20,7 +20,7 @@ def test_it_starts_fast_and_answers(pets: Path) -> None:
     worker.send([{"database": str(pets), "sql": "SELECT 1", "gold": None}])
     assert worker.answer(10.0)["kind"] == "ok"
     assert time.perf_counter() - start < 10.0
-    assert worker.jobs == 1
+    assert worker.jobs_sent == 1
     worker.kill()
     worker.kill()
 
@@ -28,7 +28,7 @@ def test_it_starts_fast_and_answers(pets: Path) -> None:
 def test_silence_is_noticed_in_time() -> None:
     worker = WorkerProcess(SETTINGS)
     worker.send([])
-    with pytest.raises(WallClock, match=r"0\.05 s"):
+    with pytest.raises(WallTimeout, match=r"0\.05 s"):
         worker.answer(0.05)
     worker.kill()
 
@@ -38,7 +38,7 @@ def test_an_end_is_noticed_and_told(pets: Path) -> None:
     worker.send([{"database": str(pets), "sql": "SELECT 1", "gold": None}])
     worker.answer(10.0)
     worker.terminate()
-    with pytest.raises(Died, match="exit status -9"):
+    with pytest.raises(WorkerDied, match="exit status -9"):
         worker.answer(10.0)
     worker.kill()
 
@@ -64,7 +64,7 @@ def test_jobs_and_answers_past_what_pipes_hold_cross_each_other(pets: Path) -> N
     answers = [worker.answer(10.0) for _ in jobs]
     assert [answer["rows"][-1][0] for answer in answers] == list(range(64))
     assert {len(answer["rows"]) for answer in answers} == {16}  # of four dogs
-    assert worker.jobs == 64
+    assert worker.jobs_sent == 64
     worker.kill()
 
 
@@ -74,6 +74,6 @@ def test_sending_to_one_that_hangs_does_not_wait(pets: Path) -> None:
     worker = WorkerProcess(settings)
     worker.send([{"database": str(pets), "sql": runaway, "gold": None}])
     worker.send([{"database": str(pets), "sql": f"SELECT 1 -- {'x' * 90_000}", "gold": None}] * 8)
-    with pytest.raises(WallClock):
+    with pytest.raises(WallTimeout):
         worker.answer(0.5)
     worker.kill()
