@@ -222,8 +222,8 @@ class Executor:
                     if len(batch) <= MAX_BATCH and len(batch) < len(queue.jobs) and not self._needs_restart(queue):
                         self._send_ahead(queue, batch)
                     answer = queue.worker.answer(self._config.wall_seconds)
-                    queue.needs_restart |= answer.pop("tired")
-                    self._cache_result(batch[0], answer.pop("kept"))
+                    queue.needs_restart |= answer.pop("needs_restart")
+                    self._cache_result(batch[0], answer.pop("result_to_cache"))
                     self._resolve(batch.popleft(), Outcome.from_json(answer))
             except WorkerFailure as failure:
                 self._check_open()

@@ -80,26 +80,26 @@ class JobRunner:
         self.sandbox = Sandbox(limits, settings["backend"])
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a job: the fields of an Outcome, and `kept`, a result for the disk cache or None.
+        """The answer to a job: the fields of an Outcome, and `result_to_cache`, a text or None.
 
         Fields of a job:
           database, sql: the file and the predicted query.
-          gold: the gold query, or None to run the prediction alone.
-          known: the gold result from the disk cache, or None.
+          gold_sql: the gold query, or None to run the prediction alone.
+          gold_result: the text of the gold result from the disk cache, or None.
           rule: the comparison rule.
           ordered: whether the order of rows matters.
           repeats: how often to run a matching prediction and its gold query again, to time them.
         """
-        if job["gold"] is None:
+        if job["gold_sql"] is None:
             result = self.sandbox.query(job["database"], job["sql"], self._settings["max_steps"])
-            return outcome_fields(result) | {"kept": self._encode(result)}
+            return outcome_fields(result) | {"result_to_cache": self._encode(result)}
         self._new_gold_result = None
-        return self._compare(job) | {"kept": self._new_gold_result}
+        return self._compare(job) | {"result_to_cache": self._new_gold_result}
 
     def _compare(self, job: dict[str, Any]) -> dict[str, Any]:
         factory = SESSION_FACTORIES.get(job["rule"])
         recent = self._gold_results[factory]
-        gold = recent.get(job["database"], job["gold"], lambda: self._run_gold(job, factory))
+        gold = recent.get(job["database"], job["gold_sql"], lambda: self._run_gold(job, factory))
         if gold.kind != OutcomeKind.OK:
             message = f"the gold query failed ({gold.kind}): {gold.message}"
             return outcome_fields(Result(OutcomeKind.GOLD_ERROR, [], (), gold.steps, gold.milliseconds, message))
@@ -113,10 +113,10 @@ class JobRunner:
         return outcome_fields(result._replace(kind=kind), gold, score) | {"times": times}
 
     def _run_gold(self, job: dict[str, Any], factory: SessionFactory | None) -> Result:
-        if job["known"] is not None:
-            return decode(job["known"])
+        if job["gold_result"] is not None:
+            return decode(job["gold_result"])
         self._announce("gold")
-        result = self.sandbox.query(job["database"], job["gold"], self._settings["max_steps"], factory)
+        result = self.sandbox.query(job["database"], job["gold_sql"], self._settings["max_steps"], factory)
         # The official rules run gold queries under other conditions, so the disk cache must not hold their results.
         self._new_gold_result = self._encode(result) if factory is None else None
         self._announce("prediction")
@@ -129,7 +129,7 @@ class JobRunner:
         """Milliseconds of the gold query and of the prediction, which runs first as in the official code."""
         max_steps = self._settings["max_steps"]
         prediction, gold = (
-            self.sandbox.query(job["database"], job[sql], max_steps, factory) for sql in ("sql", "gold")
+            self.sandbox.query(job["database"], job[sql], max_steps, factory) for sql in ("sql", "gold_sql")
         )
         return gold.milliseconds, prediction.milliseconds
 
@@ -256,7 +256,7 @@ def _serve(source: int, writer: _BufferedWriter) -> None:
             for job in jobs:
                 signal.setitimer(signal.ITIMER_REAL, 3 * settings["wall_seconds"] + 1)
                 answer = runner.run(job)
-                writer.put(answer | {"tired": runner.sandbox.exhausted})
+                writer.put(answer | {"needs_restart": runner.sandbox.exhausted})
             signal.setitimer(signal.ITIMER_REAL, 0)
         finally:
             writer.flush()

@@ -41,9 +41,14 @@ class Job:
         is_ordered = official.is_ordered if rule in official.RULES else orders_at_top_level
         ordered = gold_sql is not None and is_ordered(gold_sql)
         return {
-            "database": database, "sql": sql, "gold": gold_sql, "known": gold_result, "rule": rule, "ordered": ordered,
+            "database": database,
+            "sql": sql,
+            "gold_sql": gold_sql,
+            "gold_result": gold_result,
+            "rule": rule,
+            "ordered": ordered,
             "repeats": repeats,
-        }  # fmt: skip
+        }
 
 
 @dataclasses.dataclass(eq=False)

@@ -17,7 +17,7 @@ def test_it_starts_fast_and_answers(pets: Path) -> None:
     start = time.perf_counter()
     worker = WorkerProcess(SETTINGS)
     assert time.perf_counter() - start < 1.0  # does not wait for the process
-    worker.send([{"database": str(pets), "sql": "SELECT 1", "gold": None}])
+    worker.send([{"database": str(pets), "sql": "SELECT 1", "gold_sql": None}])
     assert worker.answer(10.0)["kind"] == "ok"
     assert time.perf_counter() - start < 10.0
     assert worker.jobs_sent == 1
@@ -35,7 +35,7 @@ def test_silence_is_noticed_in_time() -> None:
 
 def test_an_end_is_noticed_and_told(pets: Path) -> None:
     worker = WorkerProcess(SETTINGS)
-    worker.send([{"database": str(pets), "sql": "SELECT 1", "gold": None}])
+    worker.send([{"database": str(pets), "sql": "SELECT 1", "gold_sql": None}])
     worker.answer(10.0)
     worker.terminate()
     with pytest.raises(WorkerDied, match="exit status -9"):
@@ -56,7 +56,7 @@ def test_jobs_and_answers_past_what_pipes_hold_cross_each_other(pets: Path) -> N
     """Six megabytes of jobs are sent before an answer is read, and the answers are as large."""
     cells = ", ".join(f"printf('%0200d', {i})" for i in range(40))
     rows = "(SELECT 1 FROM dogs a, dogs b LIMIT 20)"
-    jobs = [{"database": str(pets), "sql": f"SELECT {i}, {cells} FROM {rows} -- {'x' * 90_000}", "gold": None}
+    jobs = [{"database": str(pets), "sql": f"SELECT {i}, {cells} FROM {rows} -- {'x' * 90_000}", "gold_sql": None}
             for i in range(64)]  # fmt: skip
     worker = WorkerProcess(SETTINGS)
     for first in range(0, 64, 8):
@@ -72,8 +72,8 @@ def test_sending_to_one_that_hangs_does_not_wait(pets: Path) -> None:
     settings = SETTINGS | {"max_steps": 10**12}
     runaway = "WITH RECURSIVE t(a) AS (SELECT 1 UNION ALL SELECT a + 1 FROM t) SELECT count(*) FROM t"
     worker = WorkerProcess(settings)
-    worker.send([{"database": str(pets), "sql": runaway, "gold": None}])
-    worker.send([{"database": str(pets), "sql": f"SELECT 1 -- {'x' * 90_000}", "gold": None}] * 8)
+    worker.send([{"database": str(pets), "sql": runaway, "gold_sql": None}])
+    worker.send([{"database": str(pets), "sql": f"SELECT 1 -- {'x' * 90_000}", "gold_sql": None}] * 8)
     with pytest.raises(WallTimeout):
         worker.answer(0.5)
     worker.kill()

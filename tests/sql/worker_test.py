@@ -26,8 +26,8 @@ BOMB = "SELECT instr(replace(hex(zeroblob(450000)), '0', 'a'), replace(hex(zerob
 
 
 def job(database: Path, sql: str, gold: str | None = None, **others: Any) -> dict[str, Any]:
-    plain = {"known": None, "rule": "spider", "ordered": False, "repeats": 0}
-    return {"database": str(database), "sql": sql, "gold": gold} | plain | others
+    plain = {"gold_result": None, "rule": "spider", "ordered": False, "repeats": 0}
+    return {"database": str(database), "sql": sql, "gold_sql": gold} | plain | others
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ import json, sys, time
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from sqlr1_jax.sql.process import WorkerProcess
 worker = WorkerProcess(json.loads(sys.argv[1]) | {{"wall_seconds": 0.1}})
-worker.send([{{"database": {str(pets)!r}, "sql": sys.argv[2], "gold": None, "rule": "", "ordered": False}}])
+worker.send([{{"database": {str(pets)!r}, "sql": sys.argv[2], "gold_sql": None, "rule": "", "ordered": False}}])
 print(worker.pid, flush=True)
 time.sleep(60)
 """
