@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlr1_jax.evaluate import execution
+from sqlr1_jax.io import read_jsonl
 from sqlr1_jax.sql.outcome import OutcomeKind
 from sqlr1_jax.train import metrics
 
@@ -32,7 +33,7 @@ def base(workdir: Path, seed: int, arm: str, options: list[str]) -> Path:
     """The cold start that an arm begins at: one for the first three arms, one with a sound teacher for the last."""
     sound = arm == "sound_teacher"
     folder = workdir / f"seed{seed}" / ("base_sound" if sound else "base")
-    _main(folder, seed, BASE_STAGES, [*options, SOUND] if sound else options)
+    run_once(folder, seed, BASE_STAGES, [*options, SOUND] if sound else options)
     return folder
 
 
@@ -48,11 +49,15 @@ def run_arm(workdir: Path, seed: int, arm: str, options: list[str]) -> dict[str,
     elif arm == "sound_teacher":
         extra = [SOUND, f"--config.grpo.steps={SOUND_STEPS}"]
     stages = f"('data','{stage}','evaluate')"
-    _main(folder, seed, stages, [*options, *extra, f"--config.model.path={start / 'export'}"])
-    return _line(start, folder, stage)
+    run_once(folder, seed, stages, [*options, *extra, f"--config.model.path={start / 'export'}"])
+    return arm_result(start, folder, stage)
 
 
-def _main(folder: Path, seed: int, stages: str, options: list[str]) -> None:
+def run_once(folder: Path, seed: int, stages: str, options: list[str]) -> None:
+    """Runs main in a folder, unless the same command has run there.
+
+    Raises SystemExit where another command has.
+    """
     command = [sys.executable, "-m", "sqlr1_jax.main", "--config=configs/grpo.py", f"--workdir={folder}"]
     command += [f"--config.seed={seed}", f"--config.stages={stages}", *options]
     done, said = folder / "done", " ".join(command[1:])
@@ -64,7 +69,8 @@ def _main(folder: Path, seed: int, stages: str, options: list[str]) -> None:
         raise SystemExit(f"{folder} holds the run of `{done.read_text()}`, not of `{said}`: move it away.")
 
 
-def _line(start: Path, folder: Path, stage: str) -> dict[str, Any]:
+def arm_result(start: Path, folder: Path, stage: str) -> dict[str, Any]:
+    """An arm's figures: of the run in `folder`, which began at the cold start in `start`."""
     before, after = correct(start / "evaluation" / "cold_start"), correct(folder / "evaluation" / "final")
     gain, low, high = execution.paired_gain(before["right"], after["right"], before["database"])
     figures = json.loads((folder / "summary.json").read_text())
@@ -86,7 +92,7 @@ def seconds(folder: Path, stage: str) -> float:
 
 def correct(folder: Path) -> dict[str, dict[str, Any]]:
     """By item of the held-out set: right or wrong, its database, its line."""
-    lines = [line for line in execution.read_lines(folder / "greedy.jsonl") if line["set"] == "heldout"]
+    lines = [line for line in read_jsonl(folder / "greedy.jsonl") if line["set"] == "heldout"]
     return {
         "right": {line["id"]: OutcomeKind(line["outcome"]).correct for line in lines},
         "database": {line["id"]: line["db_id"] for line in lines},

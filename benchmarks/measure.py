@@ -8,8 +8,10 @@ Processes of their own keep the thread pools of XLA and torch apart and make eac
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import platform
 import resource
 import statistics
 import subprocess
@@ -18,8 +20,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from sqlr1_jax import memory
 
 HERE = Path(__file__).resolve().parent
 Facts = dict[str, Any]
@@ -226,7 +226,17 @@ def _reset_peak() -> bool:
 
 
 def _status(field: str) -> int:
-    return memory.fields(Path("/proc/self/status")).get(f"{field}:", 0) * 1024
+    """A size in /proc/self/status, in bytes; 0 if the system does not report it."""
+    for entry in Path("/proc/self/status").read_text().splitlines():
+        if entry.startswith(f"{field}:"):
+            return int(entry.split()[1]) * 1024  # reported in kB
+    return 0
+
+
+def trim_heap() -> None:
+    """Returns freed memory to the system; does nothing where the C library is not glibc."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def machine(platform_name: str) -> str:

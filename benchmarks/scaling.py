@@ -25,7 +25,7 @@ import shapes
 import weights
 from shapes import Workload
 
-from sqlr1_jax import memory
+from sqlr1_jax import malloc
 
 PROMPTS, COMPLETIONS, SAMPLES = (256, 1024, 4096), (64, 512, 2048), (1, 8, 64)
 FLOORS = {"rollout": shapes.rollout_floor, "update": shapes.update_floor}
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", action="store_true", help="one JSON line at the end")
     args = parser.parse_args()
-    memory.keep_freed()
+    malloc.tune_malloc()
     with weights.written(args.model) as folder:
         rates: list[float] = []
         rows = []

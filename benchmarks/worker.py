@@ -18,7 +18,7 @@ from typing import Any
 import measure
 import shapes
 
-from sqlr1_jax import memory
+from sqlr1_jax import malloc
 
 PEERS = ("tunix", "transformers", "trl")
 MODULES = {"ours": "ours", "naive": "ours"} | {name: f"peers.{name}" for name in PEERS}
@@ -37,7 +37,7 @@ def serve(job: dict[str, Any], output: Any) -> None:
     except ImportError as error:
         answer({"absent": str(error)})
         return
-    memory.give_back()  # what loading freed, which runs would take unseen
+    measure.trim_heap()  # else runs would reuse what loading freed, and the peak would not show it
     held = measure.Memory()
     answer({"tokens": work.tokens, "prompts": work.prompts, "samples": work.samples})
     for request in sys.stdin:
@@ -45,7 +45,7 @@ def serve(job: dict[str, Any], output: Any) -> None:
             answer({"flops": measure.matmul_rate(job["platform"])})
             continue
         if request.strip() == "rest":
-            memory.give_back()
+            measure.trim_heap()
             answer({})
             continue
 
@@ -61,7 +61,7 @@ def serve(job: dict[str, Any], output: Any) -> None:
 def main() -> None:
     output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    memory.keep_freed()
+    malloc.tune_malloc()
     try:
         serve(json.loads(sys.argv[1]), output)
     except Exception as error:

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sqlr1_jax import config, exported
+from sqlr1_jax import config, prompt_metadata
 from sqlr1_jax.data import answer
 from sqlr1_jax.data.example import Example
+from sqlr1_jax.errors import ConfigError, exit_on_error
 from sqlr1_jax.sql import database as sqlite
 from sqlr1_jax.sql.answers import submit_answer
 from sqlr1_jax.sql.executor import Executor
@@ -37,50 +38,54 @@ class Asker:
         """Loads a Hugging Face folder; one vote is greedy, several are drawn at `temperature`.
 
         Raises:
-          config.ConfigError: the folder holds no model that can be asked.
+          ConfigError: the folder holds no model that can be asked.
         """
         if not (model / "config.json").exists():
-            raise config.ConfigError(f"{model} holds no model: no config.json. --model= names an exported folder.")
-        data, max_tokens = exported.read(model)
+            raise ConfigError(f"{model} holds no model: no config.json. --model= names an exported folder.")
+        data, max_tokens = prompt_metadata.read(model)
         import jax
 
-        from sqlr1_jax.train import run as runs
+        from sqlr1_jax.train.context import create_context, init_params
 
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         settings = config.Model(path=str(model), param_dtype=dtype, dtype=dtype)
         self.votes, self.cfg = votes, config.Config(seed=seed, model=settings, data=data)
         self.sampling = config.Sampling(temperature=temperature if votes > 1 else 0.0, max_tokens=max_tokens)
-        self._run = runs.start(self.cfg, model)
-        with jax.set_mesh(self._run.mesh):
-            self._params = runs.initial(self._run)
+        self._context = create_context(self.cfg, model)
+        with jax.set_mesh(self._context.mesh):
+            self._params = init_params(self._context)
 
     def ask(self, executor: Executor, database: Path, question: str, knowledge: str = "") -> Reply:
         """Samples, runs every candidate's SQL, and answers with the vote's winner.
 
         Raises:
-          config.ConfigError: the question and the schema do not fit the model's prompt.
+          ConfigError: the question and the schema do not fit the model's prompt.
         """
-        texts = self.sample(database, question, knowledge)
-        answers = [answer.read(text, self.cfg.data.form) for text in texts]
-        pending = [submit_answer(executor, said, database) for said in answers]
-        outcomes = [future.result() for future in pending]
-        place = vote(outcomes) or 0
-        agreed = sum(outcome.result_hash == outcomes[place].result_hash for outcome in outcomes)
-        return Reply(texts[place], answers[place], outcomes[place], agreed, self.votes)
+        return reply_of(self.sample(database, question, knowledge), self.cfg.data.form, executor, database)
 
     def sample(self, database: Path, question: str, knowledge: str = "") -> list[str]:
         """As many completions as there are votes."""
         example = Example("question", database.stem, database.absolute(), question, "", knowledge)
-        prompt = self._run.prompts([example])[0]
+        prompt = self._context.prompts([example])[0]
         if prompt.over_budget:
-            raise config.ConfigError(
+            raise ConfigError(
                 f"{database}: schema and question take {len(prompt.ids)} tokens, past the "
                 f"{self.cfg.data.max_prompt_tokens} that the model takes. Ask a database with fewer tables."
             )
-        engine = self._run.engine([prompt])
-        asked = self._run.request([prompt], self.votes, self.sampling, 0)
+        engine = self._context.engine([prompt])
+        asked = self._context.request([prompt], self.votes, self.sampling, 0)
         made = engine.rollout(engine.weights(self._params), asked)
-        return self._run.texts([made.ids(0, g).tolist() for g in range(self.votes)])
+        return self._context.texts([made.ids(0, g).tolist() for g in range(self.votes)])
+
+
+def reply_of(texts: Sequence[str], form: str, executor: Executor, database: Path) -> Reply:
+    """Runs the SQL of each completion and answers with the vote's winner; `form` is config.data.form."""
+    answers = [answer.read(text, form) for text in texts]
+    pending = [submit_answer(executor, said, database) for said in answers]
+    outcomes = [future.result() for future in pending]
+    place = vote(outcomes) or 0
+    agreed = sum(outcome.result_hash == outcomes[place].result_hash for outcome in outcomes)
+    return Reply(texts[place], answers[place], outcomes[place], agreed, len(texts))
 
 
 def show(reply: Reply) -> str:
@@ -113,15 +118,13 @@ def _line(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> s
     return " | ".join(padded).rstrip()
 
 
+@exit_on_error()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; `argv` without the program's name. Exits with 1 where the answer did not run."""
     args = _parser().parse_args(argv)
-    try:
-        sqlite.open_readonly(args.database).close()  # before the model takes its time
-        with Executor(config.Execute(workers=min(args.votes, os.cpu_count() or 1))) as executor:
-            reply = Asker(args.model, args.votes).ask(executor, args.database, args.question, args.knowledge)
-    except (config.ConfigError, sqlite.DatabaseError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    sqlite.open_readonly(args.database).close()  # before the model takes its time
+    with Executor(config.Execute(workers=min(args.votes, os.cpu_count() or 1))) as executor:
+        reply = Asker(args.model, args.votes).ask(executor, args.database, args.question, args.knowledge)
     print(show(reply))
     sys.exit(reply.outcome.kind != OutcomeKind.OK)
 

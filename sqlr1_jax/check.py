@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -21,8 +20,9 @@ from sqlr1_jax import config
 from sqlr1_jax.data import example, preflight
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.preflight import RULES, Finding
-from sqlr1_jax.data.prompt import PromptError, PromptRenderer
-from sqlr1_jax.files import write_whole
+from sqlr1_jax.data.prompt import PromptRenderer
+from sqlr1_jax.errors import ConfigError, exit_on_error
+from sqlr1_jax.io import atomic_write_text
 from sqlr1_jax.model import tokenizer
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.result_cache import default_folder
@@ -46,7 +46,7 @@ def check(args: argparse.Namespace) -> Checked:
 
     Raises:
       example.ExampleError: there is no such data.
-      config.ConfigError, PromptError: a setting or the tokenizer cannot be used.
+      ConfigError: a setting or the tokenizer cannot be used.
     """
     begin = time.monotonic()
     settings = config.Execute(workers=args.workers, max_steps=args.max_steps, golds=args.cache)
@@ -112,20 +112,18 @@ def write_report(path: Path, checked: Checked) -> None:
 
 
 def _write_lines(path: Path, records: Sequence[dict[str, str]]) -> None:
-    write_whole(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    atomic_write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
+@exit_on_error()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; `argv` without the program's name."""
     args = _parser().parse_args(argv)
-    try:
-        rules = _rules(args.rules)
-        for path in filter(None, (args.output, args.report)):
-            if not path.parent.is_dir():
-                raise config.ConfigError(f"{path.parent} is no folder: make it, or name another place for {path.name}.")
-        checked = check(args)
-    except (config.ConfigError, example.ExampleError, PromptError) as error:
-        sys.exit(f"error: {error}")
+    rules = _rules(args.rules)
+    for path in filter(None, (args.output, args.report)):
+        if not path.parent.is_dir():
+            raise ConfigError(f"{path.parent} is no folder: make it, or name another place for {path.name}.")
+    checked = check(args)
     if args.output:
         write_excluded(args.output, checked, rules)
     if args.report:
@@ -143,7 +141,7 @@ def _rules(text: str) -> tuple[str, ...]:
     for name in names:
         if name not in RULES or name == "bad_record":
             able = ", ".join(rule for rule in RULES if rule != "bad_record")
-            raise config.ConfigError(f"--rules: {name!r} leaves nothing out; it takes names of {able}.")
+            raise ConfigError(f"--rules: {name!r} leaves nothing out; it takes names of {able}.")
     return names
 
 

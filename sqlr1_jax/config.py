@@ -10,18 +10,18 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from sqlr1_jax.data import sources  # imports neither config nor anything that does
+from sqlr1_jax.errors import ConfigError
 
 if TYPE_CHECKING:  # only config files need it, and a machine that samples or trains by other means may lack it
     from ml_collections import ConfigDict
 
 SIZES = ("tiny", "0.5b", "1.5b", "3b", "7b", "14b", "32b")
 STAGES = ("data", "cold_start", "grpo", "evaluate", "export")
-SOURCES = ("synth", "synsql", "synsql-200k", "complex-5k", "spider", "bird", "parquet", "jsonl", "hub")
-
-
-class ConfigError(ValueError):
-    """A setting that cannot work; the message names the key and the fix."""
+SOURCES = ("synth", *sources.PREFIXES)  # prefixes; synth: the embedded data set
 
 
 def _one_of(key: str, value: Any, allowed: tuple) -> None:
@@ -193,9 +193,6 @@ class Grpo:
     kl: float = 0.001
     entropy: float = 0.001
     aggregation: str = "token"  # token mean over the global batch; sample: mean of means; constant: Dr. GRPO's
-    # Each batch is sampled before the update of the one before it, under which its SQL runs: no step waits for rewards,
-    # and every batch but the first is one update old.
-    ahead: bool = False
     old_logprobs: str = "sampler"  # or trainer: recomputed under the weights that are updated
     # With the trainer's: a token's policy term weighs min(p_trainer / p_sampler, cap), which corrects for a sampler in
     # another precision (truncated importance sampling); 0: 1.
@@ -240,7 +237,7 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    step: str = "best"  # or last, or a number
+    step: str = "last"  # or a step's number; best: the highest greedy accuracy on the evaluation subset
     dtype: str = ""  # empty: the parameters' own
     shard_gigabytes: float = 5.0
 
@@ -402,14 +399,8 @@ def check(cfg: Config) -> None:
         raise ConfigError(f"config.data.synth.teacher_errors is {errors}; it is a fraction, 0 to 1.")
     if not 0 < cfg.grpo.sampling.top_p <= 1:
         raise ConfigError(f"config.grpo.sampling.top_p is {cfg.grpo.sampling.top_p}; it takes 0 < top_p ≤ 1.")
-    grpo = cfg.grpo
-    if grpo.ahead and grpo.old_logprobs == "trainer" and not grpo.importance_cap:
-        raise ConfigError(
-            "config.grpo.ahead with config.grpo.old_logprobs='trainer' leaves samples of one update ago without "
-            "correction: set config.grpo.importance_cap, or old_logprobs='sampler'."
-        )
-    if cfg.export.step not in ("best", "last") and not cfg.export.step.isdigit():
-        raise ConfigError(f"config.export.step is {cfg.export.step!r}; it takes best, last or a step's number.")
+    if cfg.export.step not in ("last", "best") and not cfg.export.step.isdigit():
+        raise ConfigError(f"config.export.step is {cfg.export.step!r}; it takes last, best or a step's number.")
 
 
 def _check_source(key: str, spec: str) -> None:
@@ -429,15 +420,16 @@ def as_dict(cfg: Config) -> dict:
 def differences(old: Config, new: Config) -> list[str]:
     """One line for each setting that differs and may not when a run resumes."""
     lines = []
-    for path, before in _leaves(old, ""):
+    for path, before in leaves(as_dict(old)):
         after = get(new, path)
         if before != after and path not in FREE_ON_RESUME:
             lines.append(f"config.{path}: {before!r} in the run, {after!r} now")
     return lines
 
 
-def _leaves(node: Any, path: str) -> list[tuple[str, Any]]:
-    if not dataclasses.is_dataclass(node):
-        return [(path, node)]
-    dotted = f"{path}." if path else ""
-    return [leaf for f in dataclasses.fields(node) for leaf in _leaves(getattr(node, f.name), dotted + f.name)]
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted path, value) of each setting of a tree of dicts, as `as_dict` and config.json have it."""
+    found = []
+    for name, value in tree.items():
+        found += leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
+    return found

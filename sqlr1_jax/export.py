@@ -11,36 +11,35 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sqlr1_jax import config
+from sqlr1_jax.errors import ConfigError, exit_on_error
 
 
 def export(workdir: Path, output: Path, settings: config.Export) -> None:
     """Exports what a run has learnt, of its last stage with checkpoints.
 
     Raises:
-      config.ConfigError: the folder holds no run, or a setting cannot work.
-      FileNotFoundError: there is no such step.
+      ConfigError: the folder holds no run, or a setting cannot work.
+      CheckpointNotFoundError: there is no such step.
     """
     path = workdir / "config.json"
     if not path.exists():
-        raise config.ConfigError(f"{workdir} holds no run: it has no config.json. --checkpoint= names a run's folder.")
+        raise ConfigError(f"{workdir} holds no run: it has no config.json. --checkpoint= names a run's folder.")
     cfg = dataclasses.replace(config.freeze(json.loads(path.read_text())), export=settings)
     config.check(cfg)
-    from sqlr1_jax import stages
-    from sqlr1_jax.train import run as runs
+    from sqlr1_jax.pipeline import export_model
+    from sqlr1_jax.train.context import create_context
 
     output.mkdir(parents=True, exist_ok=True)
-    stages.export(runs.start(cfg, workdir), output)
+    export_model(create_context(cfg, workdir), output)
 
 
+@exit_on_error()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; `argv` without the program's name."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("absl").setLevel(logging.WARNING)
-    try:
-        export(args.checkpoint, args.output, config.Export(args.step, args.dtype, args.shard_gigabytes))
-    except (config.ConfigError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    export(args.checkpoint, args.output, config.Export(args.step, args.dtype, args.shard_gigabytes))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", type=Path, required=True, help="the run's folder")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
     default = config.Export()
-    parser.add_argument("--step", default=default.step, help="best, last or a step's number; %(default)s unless given")
+    parser.add_argument("--step", default=default.step, help="last, best or a step's number; default: %(default)s")
     parser.add_argument("--dtype", default=default.dtype, help="float32 or bfloat16; the parameters' own unless given")
     parser.add_argument("--shard_gigabytes", type=float, default=default.shard_gigabytes, help="of a file, at most")
     return parser

@@ -17,7 +17,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sqlr1_jax.config import Config, ConfigError
+from sqlr1_jax.config import Config
+from sqlr1_jax.errors import ConfigError
 
 Value = TypeVar("Value")
 

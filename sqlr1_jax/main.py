@@ -11,8 +11,9 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from sqlr1_jax import config, files, hosts, memory
-from sqlr1_jax.train.interrupt import Interrupted
+from sqlr1_jax import config, hosts, malloc
+from sqlr1_jax.errors import ConfigError, exit_on_error
+from sqlr1_jax.io import atomic_write_text
 
 log = logging.getLogger("sqlr1_jax")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config file, as in configs/grpo.py:smoke.")
@@ -24,37 +25,37 @@ def run(cfg: config.Config, workdir: Path) -> None:
     """Runs cfg.stages in the folder; each is idempotent, so a run cut short goes on where it was.
 
     Raises:
-      config.ConfigError: the folder holds a run of another config, or a setting cannot work.
+      ConfigError: the folder holds a run of another config, or a setting cannot work.
     """
     hosts.once(claim, cfg, workdir)
     with hosts.together():
         if not (workdir / "config.json").exists():
-            raise config.ConfigError(f"{workdir} is not the first host's: all hosts must share one folder.")
-    from sqlr1_jax import stages
+            raise ConfigError(f"{workdir} is not the first host's: all hosts must share one folder.")
+    from sqlr1_jax.pipeline import Pipeline
 
-    with stages.Stages(cfg, workdir) as session:
+    with Pipeline(cfg, workdir) as pipeline:
         for name in cfg.stages:
             begin = time.perf_counter()
-            getattr(session, name)()
-            session.summarise(name, time.perf_counter() - begin)
+            getattr(pipeline, name)()
+            pipeline.summarize(name, time.perf_counter() - begin)
 
 
 def claim(cfg: config.Config, workdir: Path) -> None:
     """Writes config.json, or checks the one that is there.
 
     Raises:
-      config.ConfigError: the run there has other settings; the message lists them.
+      ConfigError: the run there has other settings; the message lists them.
     """
     path = workdir / "config.json"
     if path.exists():
         there = config.freeze(json.loads(path.read_text()))
         if lines := config.differences(there, cfg):
-            raise config.ConfigError(
+            raise ConfigError(
                 f"{workdir} holds a run of another config: {'; '.join(lines)}. "
                 "Choose another --workdir, or the settings that it was started with."
             )
     workdir.mkdir(parents=True, exist_ok=True)
-    files.write_whole(path, json.dumps(config.as_dict(cfg), indent=1))
+    atomic_write_text(path, json.dumps(config.as_dict(cfg), indent=1))
 
 
 def log_to(workdir: Path) -> None:
@@ -80,31 +81,24 @@ def parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         config.freeze(_CONFIG.value)  # a config file that is missing says so when it is first looked at
         return rest
-    except (config.ConfigError, flags.Error, OSError) as error:
+    except (ConfigError, flags.Error, OSError) as error:
         # Where a config file raises or is missing, the reason stands in the last line, behind a traceback.
         reason = str(error).strip().splitlines()[-1].rpartition("ConfigError: ")[2]
         sys.exit(f"error: {reason.strip()}")
 
 
+@exit_on_error()
 def main(argv: list[str]) -> None:
     """The command; flags are parsed."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}; settings are --config.NAME=VALUE")
-    memory.keep_freed()
+    malloc.tune_malloc()
     workdir = Path(_WORKDIR.value or "")
-    try:
-        cfg = config.freeze(_CONFIG.value)
-        if _DISTRIBUTED.value:
-            hosts.join()
-        log_to(workdir)
-        run(cfg, workdir)
-    except Interrupted as stop:
-        sys.exit(f"{stop}")
-    except Exception as error:
-        # Errors of our own say what is wrong and what to do; a traceback would bury that.
-        if not type(error).__module__.startswith("sqlr1_jax."):
-            raise
-        sys.exit(f"error: {error}")
+    cfg = config.freeze(_CONFIG.value)
+    if _DISTRIBUTED.value:
+        hosts.join()
+    log_to(workdir)
+    run(cfg, workdir)
 
 
 if __name__ == "__main__":

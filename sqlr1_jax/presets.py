@@ -5,6 +5,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from sqlr1_jax import config
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.sql.result_cache import default_folder
 
 
@@ -12,7 +13,7 @@ def of(size: str) -> ConfigDict:
     """All settings for a size.
 
     Raises:
-      config.ConfigError: there is no such size.
+      ConfigError: there is no such size.
     """
     cfg = config.default()
     if size in ("tiny", "smoke"):
@@ -21,7 +22,7 @@ def of(size: str) -> ConfigDict:
             _smoke(cfg)
         return cfg
     if size not in config.SIZES:
-        raise config.ConfigError(f"there is no size {size!r}; there are smoke, {', '.join(config.SIZES)}.")
+        raise ConfigError(f"there is no size {size!r}; there are smoke, {', '.join(config.SIZES)}.")
     cfg.model.size = size
     _paper(cfg)
     return cfg

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sqlr1_jax.errors import exit_on_error
 from sqlr1_jax.page import report
 
 
+@exit_on_error()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; `argv` without the program's name."""
     parser = argparse.ArgumentParser(prog="python -m sqlr1_jax.report", description="Writes a run's report.html anew.")
     parser.add_argument("--workdir", type=Path, required=True, help="the run's folder; the run may still be going")
     args = parser.parse_args(argv)
-    try:
-        report.write(args.workdir)
-    except FileNotFoundError as error:
-        sys.exit(f"error: {error}")
+    report.write(args.workdir)
     print(args.workdir / "report.html")
 
 

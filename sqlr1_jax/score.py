@@ -6,18 +6,17 @@ import argparse
 import dataclasses
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sqlr1_jax.config import Execute
-from sqlr1_jax.data.sources import ExampleError
+from sqlr1_jax.errors import exit_on_error
 from sqlr1_jax.evaluate import forms, metrics, r_ves
 from sqlr1_jax.evaluate.forms import Gold
 from sqlr1_jax.evaluate.metrics import METRICS, Protocol, Verdict
-from sqlr1_jax.files import write_whole
+from sqlr1_jax.io import atomic_write_text
 from sqlr1_jax.sql import backends
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import OutcomeKind
@@ -111,6 +110,7 @@ def _line(gold: Gold, verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
     return line | {"outcome": next(iter(verdicts.values())).kind}
 
 
+@exit_on_error()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; `argv` without the program's name."""
     parser = _parser()
@@ -124,12 +124,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = Execute(workers=args.workers, max_steps=steps, wall_seconds=120.0)
     cfg = dataclasses.replace(cfg, **(LARGEST if args.compat else {}))
     databases = args.databases or forms.default_databases(args.gold)
-    try:
-        made, lines = score(args.metric, args.gold, args.predictions, databases, protocol, cfg)
-    except ExampleError as error:
-        sys.exit(f"error: {error}")
+    made, lines = score(args.metric, args.gold, args.predictions, databases, protocol, cfg)
     if args.output:
-        write_whole(args.output, "".join(json.dumps(line) + "\n" for line in lines))
+        atomic_write_text(args.output, "".join(json.dumps(line) + "\n" for line in lines))
     print(json.dumps(made) if args.json else show(made))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sqlr1_jax import config, hosts
+from sqlr1_jax.errors import ConfigError
 
 AXES = ("replica", "fsdp", "tensor")
 Rules = Mapping[str, tuple[str, ...]]
@@ -44,7 +45,7 @@ SAMPLE_RULES: Rules = {
 def make_mesh(cfg: config.Mesh, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The training mesh (replica, fsdp, tensor); a size of -1 takes what the others leave.
 
-    Raises config.ConfigError when the sizes don't multiply to the number of devices.
+    Raises ConfigError when the sizes don't multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = _fill([cfg.replica, cfg.fsdp, cfg.tensor], len(devices))
@@ -61,7 +62,7 @@ def _fill(sizes: list[int], devices: int) -> tuple[int, ...]:
     filled = tuple(size if size > 0 else devices // fixed for size in sizes)
     if sum(size <= 0 for size in sizes) > 1 or math.prod(filled) != devices:
         shape = " × ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
-        raise config.ConfigError(
+        raise ConfigError(
             f"config.mesh is {shape}, which doesn't make {devices} devices; sizes multiply to the number of devices, "
             "and one of them may be -1."
         )

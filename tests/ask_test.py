@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sqlr1_jax import ask, config
+from sqlr1_jax import ask
 from sqlr1_jax.data import answer
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
@@ -17,23 +17,10 @@ def _said(sql: str, reasoning: str = "show code in dogs") -> str:
     return answer.write(reasoning, sql, "reasoning")
 
 
-@pytest.fixture(scope="module")
-def executor():
-    with Executor(config.Execute(workers=1)) as pool:
-        yield pool
-
-
 @pytest.fixture
 def reply(pets: Path, executor: Executor) -> Callable[..., ask.Reply]:
-    """What an Asker replies whose model says the given texts."""
-
-    def one(*texts: str) -> ask.Reply:
-        asker = ask.Asker.__new__(ask.Asker)
-        asker.votes, asker.cfg = len(texts), config.Config()
-        asker.sample = lambda database, question, knowledge="": list(texts)  # type: ignore[method-assign]
-        return asker.ask(executor, pets, "Which dogs are red?")
-
-    return one
+    """The reply on `pets` to a model that says the given texts."""
+    return lambda *texts: ask.reply_of(texts, "reasoning", executor, pets)
 
 
 def test_an_answer_shows_reasoning_sql_and_rows(reply: Callable[..., ask.Reply]) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import shop
 
 from sqlr1_jax import check
 from sqlr1_jax.data import example
+from testing.databases import make_shop
 
 _JOIN = "FROM clerk T1 JOIN shop T2 ON T1.shop_id = T2.id"
 # Twenty golds that are wrong, each with the rule that must say so.
@@ -41,7 +41,7 @@ SOUND = ["SELECT name FROM shop", f"SELECT T1.name, T2.name {_JOIN}", "SELECT ci
 @pytest.fixture
 def data(tmp_path: Path) -> str:
     """A data set of twenty wrong golds and three sound ones."""
-    shop.make(tmp_path / "databases")
+    make_shop(tmp_path / "databases")
     golds = [*(sql for _, sql in PLANTED), *SOUND]
     lines = [{"id": f"q{i}", "db_id": "shop", "question": "What of shops?", "sql": sql} for i, sql in enumerate(golds)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -99,7 +99,7 @@ def test_a_second_run_finds_the_same_on_disk(data: str, tmp_path: Path, capsys: 
 
 
 def test_a_record_without_database_is_listed(tmp_path: Path) -> None:
-    shop.make(tmp_path / "databases")
+    make_shop(tmp_path / "databases")
     lines = [{"id": i, "db_id": name, "question": "?", "sql": "SELECT 1"} for i, name in enumerate(("shop", "lost"))]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run(f"jsonl:{tmp_path}/data.jsonl", tmp_path)

@@ -1,4 +1,4 @@
-"""What all tests share: JAX on eight fake CPU devices, strict about shapes, and the data to develop against."""
+"""Fixtures of all tests: JAX on eight fake CPU devices, strict about shapes; data, tiny runs, a pool of SQL workers."""
 
 from __future__ import annotations
 
@@ -10,30 +10,28 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 
-import sqlite3
-from contextlib import closing
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis
+import jax
 import pytest
+
+from sqlr1_jax import config
+from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.train.context import RunContext
+from testing import databases, tiny_models, tiny_runs
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
-
-_PETS = """
-CREATE TABLE owners (tag INTEGER PRIMARY KEY, city TEXT /* where they live */, "full name" TEXT);
-CREATE TABLE dogs (code INTEGER PRIMARY KEY, color TEXT, age INTEGER, -- in years
-    keeper INTEGER REFERENCES owners (tag));
-INSERT INTO owners VALUES (1, 'rome', 'Ada Byron'), (2, 'oslo', 'Max Born'), (3, 'rome', 'Lise Meitner');
-INSERT INTO dogs VALUES (10, 'red', 3, 1), (11, 'red', 5, 2), (12, 'black', 5, 3), (13, 'white', 8, 3);
-"""
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data, from $SQLR1_DATA or beside the repository; the test is skipped without it."""
-    beside = Path(__file__).parents[2] / "shared" / "data"
+    beside = tiny_runs.REPOSITORY.parent / "shared" / "data"
     folder = Path(os.environ.get("SQLR1_DATA", beside))
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}: set SQLR1_DATA to its folder")
@@ -43,11 +41,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database of dogs and their owners, at <folder>/pets/pets.sqlite."""
-    path = tmp_path_factory.mktemp("databases") / "pets" / "pets.sqlite"
-    path.parent.mkdir()
-    with closing(sqlite3.connect(path)) as connection:
-        connection.executescript(_PETS)
-    return path
+    return databases.make_pets(tmp_path_factory.mktemp("databases"))
 
 
 @pytest.fixture(scope="session")
@@ -62,4 +56,52 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-from runs import finished, home, run  # noqa: E402, F401, fixtures of whole runs
+@pytest.fixture(scope="module")
+def executor() -> Iterator[Executor]:
+    """A pool of one SQL worker."""
+    with Executor(config.Execute(workers=1)) as executor:
+        yield executor
+
+
+@pytest.fixture(scope="module")
+def compiles_fast() -> Iterator[None]:
+    """XLA optimizes little, which halves the time of a module that compiles much; used by `pytestmark`."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data/, as the data stage makes it, and model/: one layer under that tokenizer."""
+    from sqlr1_jax.data.synth import generate
+    from sqlr1_jax.model import huggingface, tokenizer
+
+    folder = tmp_path_factory.mktemp("home")
+    cfg = tiny_runs.tiny_config()
+    generate.generate(cfg.data.synth, cfg.seed, folder / "data")
+    count = tokenizer.count_tokens(folder / "data" / "tokenizer")
+    model = dataclasses.replace(tiny_models.MODEL, num_layers=1, vocab_size=count + 3, num_tokens=count)
+    params = tiny_models.random_params(model, scale=3)
+    huggingface.save(folder / "model", params, model, folder / "data" / "tokenizer")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that went through every stage by the command line; tests only read it."""
+    workdir = tiny_runs.folder_with_data(home, tmp_path_factory.mktemp("runs") / "finished")
+    tiny_runs.run_python(home, ["-m", "sqlr1_jax.main", *tiny_runs.command_line(home, workdir)])
+    return workdir
+
+
+@pytest.fixture
+def context(home: Path, tmp_path: Path) -> RunContext:
+    """A run's context in this process, on one device, before its first stage."""
+    from sqlr1_jax.train.context import create_context
+
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "data").symlink_to(home / "data")
+    made = create_context(tiny_runs.tiny_config(model__path=str(home / "model")), workdir)
+    return dataclasses.replace(made, mesh=tiny_models.one_device())

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small
 
 from sqlr1_jax import config, export
+from testing import tiny_models
 
 
 def test_a_folder_without_a_run_is_named(tmp_path) -> None:
@@ -19,7 +19,7 @@ def test_a_folder_without_a_run_is_named(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flag", "message"), [("--step=newest", "it takes best, last"), ("--dtype=int8", "export.dtype")]
+    ("flag", "message"), [("--step=newest", "it takes last, best"), ("--dtype=int8", "export.dtype")]
 )
 def test_a_setting_that_cannot_work_is_named(tmp_path, flag: str, message: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config.as_dict(config.Config())))
@@ -32,31 +32,31 @@ def test_a_setting_that_cannot_work_is_named(tmp_path, flag: str, message: str) 
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
     """A run's folder with two checkpoints of random weights: step 2, the better one, and step 5."""
     from sqlr1_jax.model import huggingface
-    from sqlr1_jax.train import run as runs
+    from sqlr1_jax.train.context import create_context
 
     workdir, start = (tmp_path_factory.mktemp("runs") / name for name in ("first", "start"))
     tiny_tokenizer.save_pretrained(start)
-    model = dataclasses.replace(small.MODEL, vocab_size=len(tiny_tokenizer) + 3, num_tokens=len(tiny_tokenizer))
-    huggingface.save(start, small.params(model), model, start)
+    model = dataclasses.replace(tiny_models.MODEL, vocab_size=len(tiny_tokenizer) + 3, num_tokens=len(tiny_tokenizer))
+    huggingface.save(start, tiny_models.random_params(model), model, start)
     grpo = config.Grpo(sampling=config.Sampling(max_tokens=8))
     cfg = dataclasses.replace(config.Config(), model=config.Model(path=str(start)), grpo=grpo)
     workdir.mkdir()
     (workdir / "config.json").write_text(json.dumps(config.as_dict(cfg)))
-    run = runs.start(cfg, workdir)
-    checkpoints = run.checkpoints("grpo")
+    context = create_context(cfg, workdir)
+    checkpoints = context.checkpoints("grpo")
     for step, score in ((2, 0.9), (5, 0.1)):
-        checkpoints.save(step, {"params": _weights(run, step)}, score)
+        checkpoints.save(step, {"params": _weights(context, step)}, score)
     checkpoints.close()
     return workdir
 
 
-def _weights(run: Any, step: int) -> Any:
+def _weights(context: Any, step: int) -> Any:
     """The run's first weights with a number added: tells steps apart."""
     import jax
 
-    from sqlr1_jax.train import run as runs
+    from sqlr1_jax.train.context import init_params
 
-    return jax.tree.map(lambda leaf: leaf + 0.001 * step, runs.initial(run))
+    return jax.tree.map(lambda leaf: leaf + 0.001 * step, init_params(context))
 
 
 def _embedding(folder: Path, name: str = "model.safetensors") -> np.ndarray:
@@ -65,15 +65,28 @@ def _embedding(folder: Path, name: str = "model.safetensors") -> np.ndarray:
     return load_file(folder / name)["model.embed_tokens.weight"]
 
 
-def test_the_best_step_is_exported_to_the_bit_and_answers(trained: Path, tmp_path: Path, pets: Path) -> None:
+def test_the_default_step_is_the_last() -> None:
+    assert config.Export().step == config.default().export.step == "last"
+    assert export._parser().parse_args(["--checkpoint=run", "--output=out"]).step == "last"
+
+
+@pytest.mark.parametrize(("flags", "step"), [([], 5), (["--step=last"], 5), (["--step=best"], 2)])
+def test_the_last_step_is_exported_to_the_bit_and_the_best_on_request(
+    trained: Path, tmp_path: Path, flags: list[str], step: int
+) -> None:
+    from sqlr1_jax.train.context import create_context
+
+    export.main([f"--checkpoint={trained}", f"--output={tmp_path}", *flags])
+    cfg = config.freeze(json.loads((trained / "config.json").read_text()))
+    expected = _weights(create_context(cfg, trained), step)
+    assert np.array_equal(_embedding(tmp_path), np.asarray(expected["embed"]))
+    assert json.loads((tmp_path / "sqlr1.json").read_text())["weights"] == f"grpo, step {step}"
+
+
+def test_an_export_answers_questions(trained: Path, tmp_path: Path, pets: Path) -> None:
     from sqlr1_jax import ask
-    from sqlr1_jax.train import run as runs
 
     export.main([f"--checkpoint={trained}", f"--output={tmp_path}"])
-    cfg = config.freeze(json.loads((trained / "config.json").read_text()))
-    best = _weights(runs.start(cfg, trained), 2)
-    assert np.array_equal(_embedding(tmp_path), np.asarray(best["embed"]))
-    assert json.loads((tmp_path / "sqlr1.json").read_text())["weights"] == "grpo, step 2"
 
     asker = ask.Asker(tmp_path)
     first, again = (asker.sample(pets, "How many dogs are red?") for _ in range(2))

@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import runs
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from sqlr1_jax import config, hosts, sharding
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.train import metrics
+from testing import tiny_runs
 
 
 def test_alone_a_process_is_first_and_has_everything() -> None:
@@ -45,7 +46,7 @@ def test_shares_follow_each_other_and_leave_nothing_out(count: int, of: int) -> 
 
 def test_who_the_others_are_must_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: _raise("coordinator_address should be defined."))
-    with pytest.raises(config.ConfigError, match="JAX_COORDINATOR_ADDRESS"):
+    with pytest.raises(ConfigError, match="JAX_COORDINATOR_ADDRESS"):
         hosts.join()
 
 
@@ -77,7 +78,7 @@ print(json.dumps([hosts.total(0.5 + rank), hosts.largest(5 - rank), hosts.gather
 
 def test_two_processes_tell_each_other(tmp_path: Path) -> None:
     """Sums, the largest, whole objects of unlike sizes, and rows of 64-bit numbers and of flags."""
-    said = runs.on_hosts(tmp_path, ["-c", _TALK])
+    said = tiny_runs.run_on_hosts(tmp_path, ["-c", _TALK])
     assert said[0] == said[1]
     first, second = [2**40] * 3, [2**40 + 1] * 3
     assert json.loads(said[0]) == [
@@ -111,36 +112,35 @@ FITS = {"stages": ("cold_start", "grpo", "evaluate"), "grpo__prompts": 16, "eval
     ],
 )
 def test_a_batch_that_does_not_part_evenly_is_refused(changed: dict[str, int], key: str, stage: str) -> None:
-    hosts.check(runs.settings(**FITS), _mesh(1), _mesh(1))
-    with pytest.raises(config.ConfigError, match=f"config.{key} "):
-        hosts.check(runs.settings(**FITS | changed), _mesh(1), _mesh(1))
+    hosts.check(tiny_runs.tiny_config(**FITS), _mesh(1), _mesh(1))
+    with pytest.raises(ConfigError, match=f"config.{key} "):
+        hosts.check(tiny_runs.tiny_config(**FITS | changed), _mesh(1), _mesh(1))
     left_out = tuple(other for other in FITS["stages"] if other != stage)
-    hosts.check(runs.settings(**FITS | changed | {"stages": left_out}), _mesh(1), _mesh(1))
+    hosts.check(tiny_runs.tiny_config(**FITS | changed | {"stages": left_out}), _mesh(1), _mesh(1))
 
 
 @pytest.mark.parametrize("tiles", [False, True])
 def test_a_row_stays_on_one_host_however_their_devices_are_numbered(tiles: bool) -> None:
-    hosts.check(runs.settings(**FITS), _mesh(4, tiles), _mesh(4, tiles))
-    with pytest.raises(config.ConfigError, match=r"config\.mesh\.tensor=8"):
-        hosts.check(runs.settings(**FITS), _mesh(8, tiles), _mesh(8, tiles))
+    hosts.check(tiny_runs.tiny_config(**FITS), _mesh(4, tiles), _mesh(4, tiles))
+    with pytest.raises(ConfigError, match=r"config\.mesh\.tensor=8"):
+        hosts.check(tiny_runs.tiny_config(**FITS), _mesh(8, tiles), _mesh(8, tiles))
 
 
 _STEP = """
-import dataclasses, json, sys
+import json, sys
 from pathlib import Path
-sys.path.insert(0, "tests/rl")
-import grpo_test
 import jax
-import runs
+from testing import grpo_stages, tiny_runs
 from sqlr1_jax import config, hosts
 from sqlr1_jax.data import answer, order
 from sqlr1_jax.rl import experience, grpo, rollouts
 from sqlr1_jax.sql.executor import Executor
-from sqlr1_jax.train import run as training, state
+from sqlr1_jax.train import state
+from sqlr1_jax.train.context import create_context, init_params
 home, workdir, rows = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 if rows == 1:
     hosts.join()
-bare = training.start(runs.settings(model__path=str(home / "model"), grpo__prompts=4), workdir)
+bare = training.start(tiny_runs.tiny_config(model__path=str(home / "model"), grpo__prompts=4), workdir)
 problems = experience.load_problems(bare)
 place = {problems.examples[i].id: p for p, i in enumerate(order.take(len(problems.examples), 4, bare.cfg.seed, 0))}
 
@@ -152,11 +152,11 @@ found = []
 with Executor(config.Execute(workers=1)) as pool:
     for cfg in (config.Advantage(), config.Advantage(normalise="parts"), config.Advantage(shuffled=True)):
         rows_cfg = config.Rows(per_microbatch=rows)
-        run = grpo_test._with(bare, samples=3, advantage=cfg, rows=rows_cfg, old_logprobs="trainer")
-        stage = grpo_test._stage(run, pool, say)
-        with jax.set_mesh(run.mesh):
-            taken = grpo.take(stage, state.create(training.initial(run), stage.program), 0)
-        values = grpo_test._values(taken)
+        context = grpo_stages.with_settings(bare, samples=3, advantage=cfg, rows=rows_cfg, old_logprobs="trainer")
+        stage = grpo_stages.scripted_stage(context, pool, say)
+        with jax.set_mesh(context.mesh):
+            taken = grpo.take(stage, state.create(training.initial(context), stage.program), 0)
+        values = grpo_stages.values_of(taken)
         lines = [json.loads(line) for line in rollouts.path(workdir, 1).open()] if hosts.first() else []
         advantages = [[sample["advantage"] for sample in line["samples"]] for line in lines]
         names = "loss", "grad_norm", "groups/mixed", "outcome/match", "reward/std", "tokens"
@@ -169,9 +169,13 @@ print(json.dumps(found))
 def test_two_hosts_take_the_step_of_one(home: Path, tmp_path: Path) -> None:
     """The first host has the mixed groups and the other's are all filtered; advantages follow the whole batch."""
     for name in ("one", "two"):
-        runs.begin(home, tmp_path / name)
-    alone = runs.execute(home, ["-c", _STEP, str(home), str(tmp_path / "one"), "2"]).stdout.strip().rpartition("\n")[2]
-    said = runs.on_hosts(home, ["-c", _STEP, str(home), str(tmp_path / "two"), "1"])
+        tiny_runs.folder_with_data(home, tmp_path / name)
+    alone = (
+        tiny_runs.run_python(home, ["-c", _STEP, str(home), str(tmp_path / "one"), "2"])
+        .stdout.strip()
+        .rpartition("\n")[2]
+    )
+    said = tiny_runs.run_on_hosts(home, ["-c", _STEP, str(home), str(tmp_path / "two"), "1"])
     assert said[0] == said[1]
     for one, two in zip(json.loads(alone), json.loads(said[0]), strict=True):
         (values, items, advantages), (our_values, our_items, our_advantages) = one, two
@@ -186,25 +190,25 @@ HALVED = {"grpo__rows__per_microbatch": 1, "cold_start__rows__per_microbatch": 1
 
 
 def test_two_hosts_make_the_run_of_one(home: Path, finished: Path, tmp_path: Path) -> None:
-    workdir = runs.begin(home, tmp_path / "run")
-    runs.on_hosts(home, ["-m", "sqlr1_jax.main", "--distributed", *runs.flags(home, workdir, **HALVED)])
+    workdir = tiny_runs.folder_with_data(home, tmp_path / "run")
+    tiny_runs.run_on_hosts(
+        home, ["-m", "sqlr1_jax.main", "--distributed", *tiny_runs.command_line(home, workdir, **HALVED)]
+    )
     assert "over 2 hosts" in (workdir / "log.txt").read_text()
     assert_same_run(workdir, finished)
 
 
 @pytest.mark.nightly
-def test_two_hosts_sample_ahead_as_one_does_and_go_on_from_a_checkpoint(home: Path, tmp_path: Path) -> None:
-    one, two = (runs.begin(home, tmp_path / name) for name in ("one", "two"))
-    runs.execute(home, ["-m", "sqlr1_jax.main", *runs.flags(home, one, grpo__ahead=True)])
-    command = ["-m", "sqlr1_jax.main", "--distributed", *runs.flags(home, two, grpo__ahead=True, **HALVED)]
-    runs.on_hosts(home, command)
-    assert_same_run(two, one)
+def test_two_hosts_resume_from_a_checkpoint(home: Path, finished: Path, tmp_path: Path) -> None:
+    two = tiny_runs.folder_with_data(home, tmp_path / "two")
+    command = ["-m", "sqlr1_jax.main", "--distributed", *tiny_runs.command_line(home, two, **HALVED)]
+    tiny_runs.run_on_hosts(home, command)
     shutil.rmtree(two / "checkpoints" / "grpo" / "4")
     for made in ("evaluation/final", "export"):
         shutil.rmtree(two / made)
-    runs.on_hosts(home, command)
+    tiny_runs.run_on_hosts(home, command)
     assert "resuming at step 2" in (two / "log.txt").read_text()
-    assert_same_run(two, one)
+    assert_same_run(two, finished)
 
 
 def assert_same_run(workdir: Path, finished: Path) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runs
 from absl import flags
 
 from sqlr1_jax import config, main
 from sqlr1_jax.train import metrics
+from testing import tiny_runs
 
 NUMBERS = [
     *(f"reward/{name}" for name in ("mean", "std", "format", "execution", "result", "length")),
@@ -84,10 +84,12 @@ def test_every_number_of_the_design_is_on_every_step(finished: Path) -> None:
 
 
 def _killed_and_resumed(home: Path, workdir: Path, stage: str, step: int, moment: str, **changed: Any) -> None:
-    arguments = runs.flags(home, workdir, **changed)
-    killed = runs.execute(home, ["tests/killed.py", stage, str(step), moment, *arguments], check=False)
+    arguments = tiny_runs.command_line(home, workdir, **changed)
+    killed = tiny_runs.run_python(
+        home, ["-m", "testing.killed_runs", stage, str(step), moment, *arguments], check=False
+    )
     assert killed.returncode == -9, killed.stderr[-2000:]
-    runs.execute(home, ["-m", "sqlr1_jax.main", *arguments])
+    tiny_runs.run_python(home, ["-m", "sqlr1_jax.main", *arguments])
 
 
 def test_killed_in_a_step_of_grpo_the_run_ends_bit_for_bit_alike(home: Path, finished: Path, tmp_path: Path) -> None:
@@ -113,27 +115,16 @@ def test_killed_anywhere_the_run_ends_bit_for_bit_alike(
 ) -> None:
     if moment != "stepped" and step % 2:
         pytest.skip("no checkpoint at this step")
-    workdir = runs.begin(home, tmp_path / "run")
+    workdir = tiny_runs.folder_with_data(home, tmp_path / "run")
     _killed_and_resumed(home, workdir, stage, step, moment)
     _ends_alike(workdir, finished)
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize(("step", "moment"), [(2, "saved"), (3, "stepped")])
-def test_killed_with_a_batch_in_flight_the_run_ends_bit_for_bit_alike(
-    home: Path, tmp_path: Path, step: int, moment: str
-) -> None:
-    whole, workdir = (runs.begin(home, tmp_path / name) for name in ("whole", "killed"))
-    runs.execute(home, ["-m", "sqlr1_jax.main", *runs.flags(home, whole, grpo__ahead=True)])
-    _killed_and_resumed(home, workdir, "grpo", step, moment, grpo__ahead=True)
-    _ends_alike(workdir, whole)
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_the_smoke_config_goes_all_the_way(home: Path, tmp_path: Path) -> None:
     command = ["-m", "sqlr1_jax.main", "--config=configs/grpo.py:smoke", f"--workdir={tmp_path / 'run'}"]
-    runs.execute(home, command)
+    tiny_runs.run_python(home, command)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["n"] == 32
     assert (tmp_path / "run" / "export" / "model.safetensors").exists()
@@ -148,7 +139,7 @@ Told = Callable[..., str]
 @pytest.fixture
 def error(monkeypatch: pytest.MonkeyPatch) -> Told:
     """Runs main with these flags and gives what it says as it ends."""
-    monkeypatch.chdir(runs.ROOT)
+    monkeypatch.chdir(tiny_runs.REPOSITORY)
 
     def told(*arguments: str) -> str:
         monkeypatch.setattr("sys.argv", ["main", *arguments])  # ml_collections looks for overrides there
@@ -253,7 +244,7 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(
 ) -> None:
     shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("data", "checkpoints", "export"))
     before = (tmp_path / "run" / "config.json").read_text()
-    arguments = runs.flags(home, tmp_path / "run", grpo__kl=0.2, grpo__samples=4)
+    arguments = tiny_runs.command_line(home, tmp_path / "run", grpo__kl=0.2, grpo__samples=4)
     message = error(*arguments)
     assert "config.grpo.kl: 0.1 in the run, 0.2 now" in message
     assert "config.grpo.samples: 3 in the run, 4 now" in message
@@ -264,7 +255,7 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(
 def test_a_run_may_go_on_under_settings_that_change_nothing_it_has_done(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("data", "checkpoints", "export"))
     there = config.freeze(json.loads((tmp_path / "run" / "config.json").read_text()))
-    longer = runs.settings(model__path=there.model.path, grpo__steps=9, evaluate__every=5, checkpoint__keep=7)
+    longer = tiny_runs.tiny_config(model__path=there.model.path, grpo__steps=9, evaluate__every=5, checkpoint__keep=7)
     main.claim(longer, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == json.loads(json.dumps(config.as_dict(longer)))
 

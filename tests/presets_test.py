@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from sqlr1_jax import config, presets
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import qwen2
 from sqlr1_jax.sql.result_cache import default_folder
 
@@ -17,7 +18,7 @@ def test_every_size_is_a_config_that_can_run(size: str) -> None:
 
 
 def test_a_size_that_there_is_not_is_told_with_those_there_are() -> None:
-    with pytest.raises(config.ConfigError, match=r"'8b'; there are smoke, tiny, 0\.5b, .*32b"):
+    with pytest.raises(ConfigError, match=r"'8b'; there are smoke, tiny, 0\.5b, .*32b"):
         presets.of("8b")
 
 

@@ -4,13 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
 from jax.sharding import PartitionSpec
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, sharding
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import attention, qwen2
 from sqlr1_jax.sharding import SAMPLE_RULES, TRAIN_RULES
+from testing import tiny_models
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 
 def mesh(fsdp: int = 4, tensor: int = 2) -> jax.sharding.Mesh:
@@ -24,7 +26,7 @@ def test_minus_one_takes_what_the_others_leave() -> None:
 
 @pytest.mark.parametrize("sizes", [(1, 3, 2), (-1, -1, 1), (16, -1, 1)])
 def test_sizes_that_do_not_make_the_devices_are_refused(sizes: tuple[int, int, int]) -> None:
-    with pytest.raises(config.ConfigError, match=r"config\.mesh is .* which doesn't make 8 devices"):
+    with pytest.raises(ConfigError, match=r"config\.mesh is .* which doesn't make 8 devices"):
         sharding.make_mesh(config.Mesh(*sizes), jax.devices()[:8])
 
 
@@ -66,16 +68,16 @@ def test_constrain_does_nothing_without_a_mesh() -> None:
 
 
 def test_forward_on_eight_devices_is_forward_on_one() -> None:
-    params = small.params()
+    params = tiny_models.random_params()
     tokens_BT = np.random.default_rng(0).integers(2, 37, (8, 12)).astype(np.int32)
     positions_BT = np.tile(np.arange(12, dtype=np.int32), (8, 1))
 
     def hidden(params: qwen2.Params, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         mask = attention.causal(tokens_BT, jnp.full(8, 12))
-        return qwen2.forward(params, tokens_BT, positions_BT, mask, small.MODEL)[0]
+        return qwen2.forward(params, tokens_BT, positions_BT, mask, tiny_models.MODEL)[0]
 
     one = jax.jit(hidden)(params, tokens_BT, positions_BT)
-    specs = qwen2.abstract(small.MODEL)
+    specs = qwen2.abstract(tiny_models.MODEL)
     place = lambda spec, x: jax.device_put(x, sharding.named(mesh(), spec.logical_axes, TRAIN_RULES, x.shape))  # noqa: E731
     with jax.set_mesh(mesh()):
         split = jax.tree.map(place, specs, params, is_leaf=qwen2.is_spec)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.sql.outcome import OutcomeKind
 
 FORMS = ("reasoning", "direct")
@@ -20,7 +21,7 @@ _ANSWER = ("<answer>", "</answer>")
 _BLOCK = re.compile(r"```sql(?=\s)(.*?)(?:\n[ \t]*```|```\s*\Z)", re.DOTALL)
 
 
-class AnswerError(ValueError):
+class AnswerError(Sqlr1Error):
     """Reasoning or SQL that the form cannot carry, such as SQL which holds `</answer>`."""
 
 

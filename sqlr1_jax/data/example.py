@@ -10,11 +10,11 @@ from typing import Any
 
 from sqlr1_jax.data import select, sources
 from sqlr1_jax.data.sources import ExampleError
+from sqlr1_jax.io import read_jsonl
 from sqlr1_jax.sql import database as sqlite
 
 log = logging.getLogger(__name__)
 
-PREFIXES = ("synsql", "synsql-200k", "complex-5k", "spider", "bird", "parquet", "jsonl", "hub")
 _TEXTS = ("knowledge", "reasoning", "complexity", "style", "family", "habit")  # optional
 
 
@@ -175,8 +175,9 @@ def _reader(spec: str, databases: str, exclude: str = "") -> _Reader:
 
 def _parsed(spec: str) -> tuple[str, str]:
     prefix, _, path = spec.partition(":")
-    if prefix not in PREFIXES or not path:
-        raise ExampleError(f"{spec!r} names no data: write PREFIX:PATH, the prefix one of {', '.join(PREFIXES)}.")
+    if prefix not in sources.PREFIXES or not path:
+        prefixes = ", ".join(sources.PREFIXES)
+        raise ExampleError(f"{spec!r} names no data: write PREFIX:PATH, the prefix one of {prefixes}.")
     return prefix, path
 
 
@@ -201,7 +202,7 @@ def _excluded(path: str) -> frozenset[str]:
         return frozenset()
     if not Path(path).is_file():
         raise ExampleError(f"{path}: no such file to exclude ids by: check --output= writes one.")
-    lines = list(sources.json_lines(Path(path)))
+    lines = list(read_jsonl(Path(path), on_bad_lines="keep"))
     if not all(isinstance(line, Mapping) and "id" in line for line in lines):
         raise ExampleError(f"{path}: each line must be a JSON object with an id.")
     return frozenset(str(line["id"]) for line in lines)

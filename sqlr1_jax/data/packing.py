@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sqlr1_jax.errors import Sqlr1Error
+
 Ints = Any  # int32: numpy where rows are made, JAX's once they are on the device
 Floats = Any  # float32, likewise
 
@@ -65,7 +67,7 @@ class Layout:
         return self.prefix + self.segments * self.segment
 
 
-class PackingError(ValueError):
+class PackingError(Sqlr1Error):
     """A group that does not fit its row; the message says by how much, and what to raise."""
 
 

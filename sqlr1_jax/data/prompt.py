@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sqlr1_jax.data import retrieval, schema
+from sqlr1_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from sqlr1_jax import config
@@ -55,10 +56,6 @@ _INDICES = 32  # databases whose values are held at a time: large ones take a gi
 _STAND_IN = "Stand-in for what is asked"  # of the user's message, while the chat template is taken apart
 
 
-class PromptError(ValueError):
-    """A tokenizer whose chat template cannot carry our messages; the message says what to use instead."""
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prompt:
     """A question as the model reads it."""
@@ -75,7 +72,7 @@ class Prompt:
 class PromptRenderer:
     """Renders examples for one tokenizer and one set of data settings, reading each database's schema once.
 
-    `tokenizer` is a fast tokenizer of transformers. Raises `PromptError` where its chat template won't do.
+    `tokenizer` is a fast tokenizer of transformers. Raises `ConfigError` where its chat template won't do.
     """
 
     def __init__(self, tokenizer: Any, data: config.Data) -> None:
@@ -115,11 +112,11 @@ class PromptRenderer:
     def _frame(self) -> tuple[str, str]:
         """What the chat template puts before and after the user's words: it is run once for all prompts."""
         if not self._tokenizer.chat_template:
-            raise PromptError("the tokenizer has no chat template: take an instruction-tuned model's tokenizer.")
+            raise ConfigError("the tokenizer has no chat template: take an instruction-tuned model's tokenizer.")
         text = self._tokenizer.apply_chat_template(self._chat(_STAND_IN), tokenize=False, add_generation_prompt=True)
         parts = text.split(_STAND_IN)
         if len(parts) != 2:
-            raise PromptError(f"the chat template shows the user's message {len(parts) - 1} times, not once.")
+            raise ConfigError(f"the chat template shows the user's message {len(parts) - 1} times, not once.")
         return parts[0], parts[1]
 
     def _render_as(self, examples: Sequence[Example], form: str) -> list[Prompt]:

@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_CHUNK = 1 << 22  # characters read at a time
+from sqlr1_jax.errors import Sqlr1Error
+from sqlr1_jax.io import read_jsonl
+
 _LONGEST_TOKEN = 16  # characters, of what JSON has beside strings and numbers: how far behind a cut its error may be
 _DECODER = json.JSONDecoder()
 
 Records = Iterator[tuple[int, dict[str, Any]]]
 
 
-class ExampleError(ValueError):
+class ExampleError(Sqlr1Error):
     """Data that cannot be read or trained on; the message names the file, the record and the fix."""
 
 
@@ -47,10 +49,13 @@ def databases_beside(file: Path, folders: Sequence[str]) -> Path:
     return next((file.parent / f for f in folders if (file.parent / f).is_dir()), file.parent / folders[0])
 
 
-def json_list(file: Path) -> Iterator[Any]:
-    """The elements of a JSON list, one by one: SynSQL's is several gigabytes. Raises `ExampleError`."""
+def json_list(file: Path, chunk: int = 1 << 22) -> Iterator[Any]:
+    """The elements of a JSON list, one by one: SynSQL's is several gigabytes. Raises `ExampleError`.
+
+    The file is read `chunk` characters at a time.
+    """
     with file.open(encoding="utf-8") as text:
-        buffer = text.read(_CHUNK).lstrip()
+        buffer = text.read(chunk).lstrip()
         if not buffer.startswith("["):
             raise ExampleError(f"{file}: not a JSON list of records.")
         place, count = 1, 0
@@ -63,7 +68,7 @@ def json_list(file: Path) -> Iterator[Any]:
                 yield found[0]
                 place, count = found[1], count + 1
                 continue
-            more = "" if broken else text.read(_CHUNK)
+            more = "" if broken else text.read(chunk)
             if not more:
                 raise ExampleError(f"{file}: broken JSON at record {count} ({broken or 'the file ends in it'}).")
             buffer, place = buffer[place:] + more, 0
@@ -81,21 +86,6 @@ def _next_value(buffer: str, place: int) -> tuple[tuple[Any, int] | None, str]:
     return (value, end), ""
 
 
-def json_lines(file: Path) -> Iterator[Any]:
-    """The elements of a JSONL file; a line that is not JSON comes as text, for the reader to set aside."""
-    with file.open(encoding="utf-8") as lines:
-        for line in lines:
-            if line.strip():
-                yield _decoded(line)
-
-
-def _decoded(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return line
-
-
 def _skip(buffer: str, place: int) -> int:
     while place < len(buffer) and buffer[place] in " \t\r\n,":
         place += 1
@@ -104,7 +94,7 @@ def _skip(buffer: str, place: int) -> int:
 
 def _raw(file: Path) -> Iterator[Any]:
     if file.suffix == ".jsonl":
-        return json_lines(file)
+        return read_jsonl(file, on_bad_lines="keep")  # text is no record: `example.read` sets it aside
     if file.suffix == ".parquet" or file.is_dir():
         return _parquet(file)
     return json_list(file)
@@ -202,3 +192,4 @@ _FORMS: Mapping[str, _Form] = {
     "parquet": (("train.parquet",), ("databases",), _from_synsql),
     "jsonl": (("data.jsonl", "train.jsonl"), ("databases",), _from_synsql),
 }
+PREFIXES = (*_FORMS, "hub")  # all that `open_source` takes

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -127,8 +125,3 @@ def record(example: Example, name: str, chosen: Candidate, candidates: Sequence[
     if candidates:
         line["candidates"] = [{"text": c.text, "sql": c.sql, "outcome": c.outcome.kind} for c in candidates]
     return line
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of an evaluation's JSONL."""
-    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -16,6 +16,7 @@ from typing import Any
 from sqlr1_jax.data import sources
 from sqlr1_jax.data.example import places
 from sqlr1_jax.data.sources import ExampleError
+from sqlr1_jax.io import read_numbered_jsonl
 from sqlr1_jax.sql import database as sqlite
 
 BIRD_SEPARATOR = "\t----- bird -----\t"
@@ -64,7 +65,7 @@ def read_predictions(path: Path, golds: Sequence[Gold]) -> Predictions:
     whole = _decoded(text)
     if isinstance(whole, Mapping) and "sql" not in whole:
         return _bird_object(path, golds, whole)
-    return _json_lines(path, golds, lines)
+    return _json_lines(path, golds)
 
 
 def default_databases(path: Path) -> Path:
@@ -169,20 +170,15 @@ def _bird_object(path: Path, golds: Sequence[Gold], whole: Mapping[str, Any]) ->
     return collector.done()
 
 
-def _json_lines(path: Path, golds: Sequence[Gold], lines: Sequence[str]) -> Predictions:
+def _json_lines(path: Path, golds: Sequence[Gold]) -> Predictions:
     collector = _Collector(path, golds)
-    position = 0
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        record = _decoded(line)
+    for position, (number, record) in enumerate(read_numbered_jsonl(path, on_bad_lines="keep")):
         if not isinstance(record, Mapping) or not isinstance(record.get("sql", 0), str | None):
             raise ExampleError(f"{path}: line {number} is no prediction: write a JSON object {{id, db_id, sql}}.")
         place = golds[position].id if position < len(golds) else None
         name = record.get("id", record.get("question_id", place))
         name = None if name is None else str(name)
         collector.add(name, record["sql"], str(record.get("db_id") or ""), f"line {number}")
-        position += 1
     return collector.done()
 
 

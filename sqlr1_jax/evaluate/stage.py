@@ -19,10 +19,10 @@ from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.evaluate import execution
 from sqlr1_jax.evaluate.execution import Candidate
-from sqlr1_jax.files import write_whole
+from sqlr1_jax.io import atomic_write_text
 from sqlr1_jax.rollout.engine import Engine, Request
 from sqlr1_jax.sql.executor import Executor
-from sqlr1_jax.train.run import Run
+from sqlr1_jax.train.context import RunContext
 
 log = logging.getLogger(__name__)
 WEIGHTS = "weights.txt"  # of an evaluation's folder: which weights its figures are of
@@ -38,16 +38,16 @@ class HeldOut:
     prompts: list[Prompt]
 
 
-def held_out(run: Run) -> list[HeldOut]:
+def held_out(context: RunContext) -> list[HeldOut]:
     """The run's sets: of the embedded data heldout and newnames, of any other source its one set as heldout."""
-    spec = run.cfg.data.evaluate
+    spec = context.cfg.data.evaluate
     names = ["heldout", "newnames"] if spec.startswith("synth:") else ["heldout"]
-    sets = [(name, run.examples(spec, name)) for name in names]
-    return [HeldOut(name, examples, run.prompts(examples)) for name, examples in sets if examples]
+    sets = [(name, context.examples(spec, name)) for name in names]
+    return [HeldOut(name, examples, context.prompts(examples)) for name, examples in sets if examples]
 
 
 def completions(
-    run: Run, engine: Engine, weights: Any, prompts: Sequence[Prompt], samples: int, temperature: float
+    context: RunContext, engine: Engine, weights: Any, prompts: Sequence[Prompt], samples: int, temperature: float
 ) -> list[list[str]]:
     """Texts [prompt][sample], of which cfg.evaluate.prompts are at work at a time; "" for a prompt over its budget."""
     asked = [prompt for prompt in prompts if not prompt.over_budget]
@@ -55,15 +55,15 @@ def completions(
     even = [asked[i % len(asked)] for i in range(-(-len(asked) // hosts.count()) * hosts.count())]
     mine = hosts.share(len(even))
     with tqdm(total=len(even[mine]) * samples, desc="sampling", unit="sample", leave=False, disable=None) as bar:
-        made = engine.rollout(weights, request(run, even[mine], samples, temperature, mine.start, bar.update))
-    decoded = run.texts([made.ids(p, g) for p in range(len(even[mine])) for g in range(samples)])
+        made = engine.rollout(weights, request(context, even[mine], samples, temperature, mine.start, bar.update))
+    decoded = context.texts([made.ids(p, g) for p in range(len(even[mine])) for g in range(samples)])
     texts = hosts.joined([decoded[p * samples : (p + 1) * samples] for p in range(len(even[mine]))])
     answered = iter(texts)
     return [[""] * samples if prompt.over_budget else next(answered) for prompt in prompts]
 
 
 def request(
-    run: Run,
+    context: RunContext,
     prompts: Sequence[Prompt],
     samples: int,
     temperature: float,
@@ -71,45 +71,47 @@ def request(
     tell: Callable[[int], Any] = lambda ended: None,
 ) -> Request:
     """What an evaluation asks the sampler; `tell` is told how many samples have ended since."""
-    sampled = run.cfg.grpo.sampling
+    sampled = context.cfg.grpo.sampling
     settings = Sampling(temperature=temperature, max_tokens=sampled.max_tokens, stop=sampled.stop)
     return dataclasses.replace(
-        run.request(prompts, samples, settings, EVALUATION_STEP),
-        first=first, slots=run.cfg.evaluate.prompts, finished=lambda ended: tell(len(ended)),
+        context.request(prompts, samples, settings, EVALUATION_STEP),
+        first=first, slots=context.cfg.evaluate.prompts, finished=lambda ended: tell(len(ended)),
     )  # fmt: skip
 
 
-def greedy_accuracy(run: Run, engine: Engine, executor: Executor, params: Any, held: HeldOut) -> float:
+def greedy_accuracy(context: RunContext, engine: Engine, executor: Executor, params: Any, held: HeldOut) -> float:
     """Greedy execution accuracy on the fixed subset that GRPO is watched by."""
-    chosen = order.subset(len(held.examples), run.cfg.evaluate.subset, run.cfg.seed)
+    chosen = order.subset(len(held.examples), context.cfg.evaluate.subset, context.cfg.seed)
     prompts, examples = [held.prompts[i] for i in chosen], [held.examples[i] for i in chosen]
-    texts = completions(run, engine, engine.weights(params), prompts, 1, 0.0)
-    judged = _judge(run, executor, examples, texts)
+    texts = completions(context, engine, engine.weights(params), prompts, 1, 0.0)
+    judged = _judge(context, executor, examples, texts)
     return execution.accuracy(group[0].right for group in judged)
 
 
-def evaluate(run: Run, name: str, params: Any, weights_of: str, executor: Executor) -> dict[str, dict[str, float]]:
+def evaluate(
+    context: RunContext, name: str, params: Any, weights_of: str, executor: Executor
+) -> dict[str, dict[str, float]]:
     """Evaluates weights as evaluation/<name>/ and returns {set: figures}.
 
     `weights_of` says which weights they are, as in "grpo, step 110": figures of those very weights are only read.
     """
-    forget(run, name, weights_of)
-    folder = run.workdir / "evaluation" / name
+    forget(context, name, weights_of)
+    folder = context.workdir / "evaluation" / name
     done = folder / "figures.json"
     there = hosts.agreed(json.loads(done.read_text()) if done.exists() else None)
     if there is not None:
         return there
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    sets = held_out(run)
-    engine = run.engine([prompt for held in sets for prompt in held.prompts])
+    sets = held_out(context)
+    engine = context.engine([prompt for held in sets for prompt in held.prompts])
     weights = engine.weights(params)
-    votes = run.cfg.evaluate.votes
+    votes = context.cfg.evaluate.votes
     figures, greedy_lines, vote_lines = {}, [], []
     reports: dict[str, dict[str, Any]] = {"greedy": {}, f"vote{votes}": {}}
     for held in sets:
-        greedy = _judged(run, engine, weights, executor, held, 1, 0.0)
-        sampled = _judged(run, engine, weights, executor, held, votes, run.cfg.evaluate.temperature)
+        greedy = _judged(context, engine, weights, executor, held, 1, 0.0)
+        sampled = _judged(context, engine, weights, executor, held, votes, context.cfg.evaluate.temperature)
         winners = [execution.winner(group) for group in sampled]
         figures[held.name] = _figures(greedy, winners, sampled, votes)
         for report, chosen in zip(reports.values(), ([group[0] for group in greedy], winners), strict=True):
@@ -122,34 +124,40 @@ def evaluate(run: Run, name: str, params: Any, weights_of: str, executor: Execut
         log.info("%s, %s: %s", name, held.name, figures[held.name])
     if hosts.first():
         for kind, lines in zip(reports, (greedy_lines, vote_lines), strict=True):
-            write_whole(folder / f"{kind}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-            write_whole(folder / f"{kind}.json", json.dumps(reports[kind], indent=1))
-        write_whole(folder / WEIGHTS, weights_of)
-        write_whole(done, json.dumps(figures, indent=1))
+            atomic_write_text(folder / f"{kind}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+            atomic_write_text(folder / f"{kind}.json", json.dumps(reports[kind], indent=1))
+        atomic_write_text(folder / WEIGHTS, weights_of)
+        atomic_write_text(done, json.dumps(figures, indent=1))
     log.info("evaluated %s in %.1f s", name, time.perf_counter() - begin)
     return figures
 
 
-def forget(run: Run, name: str, weights_of: str) -> None:
+def forget(context: RunContext, name: str, weights_of: str) -> None:
     """Removes the figures of evaluation/<name>/ where they are of other weights."""
-    folder = run.workdir / "evaluation" / name
+    folder = context.workdir / "evaluation" / name
     of = folder / WEIGHTS
     if not hosts.agreed(of.exists() and of.read_text() == weights_of):
         hosts.once((folder / "figures.json").unlink, True)
 
 
 def _judged(
-    run: Run, engine: Engine, weights: Any, executor: Executor, held: HeldOut, samples: int, temperature: float
+    context: RunContext,
+    engine: Engine,
+    weights: Any,
+    executor: Executor,
+    held: HeldOut,
+    samples: int,
+    temperature: float,
 ) -> list[list[Candidate]]:
-    texts = completions(run, engine, weights, held.prompts, samples, temperature)
-    return _judge(run, executor, held.examples, texts)
+    texts = completions(context, engine, weights, held.prompts, samples, temperature)
+    return _judge(context, executor, held.examples, texts)
 
 
 def _judge(
-    run: Run, executor: Executor, examples: Sequence[Example], texts: Sequence[Sequence[str]]
+    context: RunContext, executor: Executor, examples: Sequence[Example], texts: Sequence[Sequence[str]]
 ) -> list[list[Candidate]]:
     """Every host runs its share of the queries, and learns of all."""
-    mine, cfg = hosts.share(len(examples)), run.cfg
+    mine, cfg = hosts.share(len(examples)), context.cfg
     judged = execution.judge(executor, examples[mine], texts[mine], cfg.data.form, cfg.evaluate.rule)
     return hosts.joined(judged)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlr1_jax.config import Config
 from sqlr1_jax.evaluate import execution
-from sqlr1_jax.files import write_whole
+from sqlr1_jax.io import atomic_write_text, read_jsonl
 from sqlr1_jax.sql.outcome import OutcomeKind
 
 
@@ -30,7 +30,7 @@ def write(workdir: Path, cfg: Config, stage: str, seconds: float) -> None:
         summary |= {"gain": gains[0], "interval": list(gains[1:])}
     if (workdir / "export").exists():
         summary["export"] = str(workdir / "export")
-    write_whole(path, json.dumps(summary, indent=1))
+    atomic_write_text(path, json.dumps(summary, indent=1))
 
 
 def gain(workdir: Path, before: str = "cold_start", after: str = "final", **only: str) -> tuple[float, float, float]:
@@ -41,5 +41,5 @@ def gain(workdir: Path, before: str = "cold_start", after: str = "final", **only
 
 
 def _items(path: Path, only: dict[str, str]) -> dict[str, dict[str, Any]]:
-    lines = [line for line in execution.read_lines(path) if line["set"] == "heldout"]
+    lines = [line for line in read_jsonl(path) if line["set"] == "heldout"]
     return {line["id"]: line for line in lines if all(line[name] == value for name, value in only.items())}

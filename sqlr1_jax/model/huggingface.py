@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from sqlr1_jax import hosts
-from sqlr1_jax.config import ConfigError
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import safetensors, tokenizer
 from sqlr1_jax.model.qwen2 import Params, ParamSpec, Qwen2Config, abstract, is_spec
 from sqlr1_jax.model.safetensors import Tensor, WeightsError

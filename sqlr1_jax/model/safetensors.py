@@ -16,6 +16,8 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from sqlr1_jax.errors import Sqlr1Error
+
 _DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -25,7 +27,7 @@ _DTYPES = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
-class WeightsError(ValueError):
+class WeightsError(Sqlr1Error):
     """Weights that cannot be read; the message names the file, the tensor and the fix."""
 
 

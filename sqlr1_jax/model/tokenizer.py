@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sqlr1_jax.config import ConfigError
+from sqlr1_jax.errors import ConfigError
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torch is absent, which is meant
 

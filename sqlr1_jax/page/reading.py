@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sqlr1_jax.data import order
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.evaluate import execution
+from sqlr1_jax.io import read_jsonl
 from sqlr1_jax.sql.outcome import OutcomeKind
 from sqlr1_jax.train import metrics
 
@@ -91,10 +93,10 @@ def read(workdir: Path) -> Record:
     """Reads a run's folder.
 
     Raises:
-      FileNotFoundError: it is no run's folder.
+      ConfigError: it is no run's folder.
     """
     if not (workdir / "config.json").exists():
-        raise FileNotFoundError(f"{workdir} holds no run: it has no config.json. --workdir= names a run's folder.")
+        raise ConfigError(f"{workdir} holds no run: it has no config.json. --workdir= names a run's folder.")
     evaluations = {name: _evaluation(workdir / "evaluation" / name) for name in (BEFORE, AFTER)}
     return Record(
         workdir,
@@ -140,10 +142,4 @@ def _rollouts(folder: Path) -> list[tuple[int, list[Line]]]:
 
 
 def _lines(path: Path) -> list[Line]:
-    found = []
-    for number, text in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
-        try:
-            found.append(json.loads(text))
-        except ValueError:
-            log.warning("%s, line %d: left out of the page, it is not JSON", path, number)
-    return found
+    return list(read_jsonl(path, on_bad_lines="warn")) if path.exists() else []

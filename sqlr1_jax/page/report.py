@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from sqlr1_jax import config
-from sqlr1_jax.files import write_whole
+from sqlr1_jax.io import atomic_write_text
 from sqlr1_jax.page import accuracy, curves, reading, samples, sql_text, times
 from sqlr1_jax.page.charts import number
 from sqlr1_jax.page.reading import Record
@@ -26,7 +25,7 @@ def write(workdir: Path) -> None:
     Raises:
       FileNotFoundError: the folder holds no run.
     """
-    write_whole(workdir / "report.html", render(reading.read(workdir)))
+    atomic_write_text(workdir / "report.html", render(reading.read(workdir)))
 
 
 def render(record: Record) -> str:
@@ -120,9 +119,9 @@ def cell(value: Any) -> str:
 
 def settings(values: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str, bool]]]]:
     """(group, [(name, value, whether it differs from the default)]) of config.json."""
-    default = dict(_leaves(dataclasses.asdict(config.Config()), ""))
+    default = dict(config.leaves(config.as_dict(config.Config())))
     groups: dict[str, list[tuple[str, str, bool]]] = {}
-    for path, value in _leaves(values, ""):
+    for path, value in config.leaves(values):
         group, _, name = path.rpartition(".")
         text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         same = path in default and _plain(default[path]) == _plain(value)
@@ -132,9 +131,3 @@ def settings(values: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str, 
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _leaves(node: Any, path: str) -> list[tuple[str, Any]]:
-    if not isinstance(node, Mapping):
-        return [(path, node)]
-    return [leaf for name, child in node.items() for leaf in _leaves(child, f"{path}.{name}" if path else name)]

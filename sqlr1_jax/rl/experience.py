@@ -12,19 +12,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sqlr1_jax import config, hosts
-from sqlr1_jax.data import answer
+from sqlr1_jax import hosts
+from sqlr1_jax.data import answer, order
 from sqlr1_jax.data.answer import Answer
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.packing import Group, Segment
 from sqlr1_jax.data.prompt import Prompt
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.rl import reward
 from sqlr1_jax.rollout.engine import Completions, Ended
 from sqlr1_jax.sql.answers import submit_answer
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
+from sqlr1_jax.train.context import RunContext
 from sqlr1_jax.train.interrupt import waiting
-from sqlr1_jax.train.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,18 @@ class Problems:
     examples: list[Example]
     prompts: list[Prompt]
 
-    def pick(self, indices: Sequence[int]) -> tuple[list[Example], list[Prompt]]:
-        return [self.examples[i] for i in indices], [self.prompts[i] for i in indices]
+    def batch(self, size: int, seed: int, step: int) -> tuple[list[Example], list[Prompt], list[str]]:
+        """This process's examples and prompts of a step, and the example ids of the step on all processes.
+
+        Args:
+          size: P, the prompts of a step on all processes.
+          seed: of the order of the data.
+          step: counted from 0; the order is a function of seed and step alone.
+        """
+        indices = order.take(len(self.examples), size, seed, step)
+        local = indices[hosts.share(size)]
+        ids = [self.examples[i].id for i in indices]
+        return [self.examples[i] for i in local], [self.prompts[i] for i in local], ids
 
 
 class Clock:
@@ -53,18 +64,18 @@ class Clock:
         self._since = now
 
 
-def load_problems(run: Run) -> Problems:
+def load_problems(context: RunContext) -> Problems:
     """GRPO's examples with prompts within the budget; the others are counted and left out.
 
     Raises:
-      config.ConfigError: none is left.
+      ConfigError: none is left.
     """
-    examples = run.examples(run.cfg.data.train, "grpo")
-    pairs = [(e, p) for e, p in zip(examples, run.prompts(examples), strict=True) if not p.over_budget]
+    examples = context.examples(context.cfg.data.train, "grpo")
+    pairs = [(e, p) for e, p in zip(examples, context.prompts(examples), strict=True) if not p.over_budget]
     if len(pairs) < len(examples):
         log.warning("%d of %d prompts are over the budget and left out", len(examples) - len(pairs), len(examples))
     if not pairs:
-        raise config.ConfigError(f"config.data.train={run.cfg.data.train} gives no prompt within the budget.")
+        raise ConfigError(f"config.data.train={context.cfg.data.train} gives no prompt within the budget.")
     log.info("GRPO: %d questions on %d databases", len(pairs), len({e.db_id for e, _ in pairs}))
     return Problems([e for e, _ in pairs], [p for _, p in pairs])
 
@@ -72,8 +83,8 @@ def load_problems(run: Run) -> Problems:
 class Scoring:
     """Reads completions and runs their SQL as they end, while the sampler is at work on the others."""
 
-    def __init__(self, run: Run, executor: Executor, examples: Sequence[Example], samples: int):
-        self._run, self._executor, self._examples = run, executor, examples
+    def __init__(self, context: RunContext, executor: Executor, examples: Sequence[Example], samples: int):
+        self._context, self._executor, self._examples = context, executor, examples
         empty: list[Any] = [None] * samples
         self.texts: list[list[str]] = [empty.copy() for _ in examples]
         self.answers: list[list[Answer]] = [empty.copy() for _ in examples]
@@ -84,9 +95,9 @@ class Scoring:
     def finished(self, ended: Sequence[Ended]) -> None:
         """Takes completions; what goes wrong is raised by `outcomes`, since the sampler waits for no one."""
         try:
-            texts = self._run.texts([one.ids for one in ended])  # a call each would cost more than decoding all
+            texts = self._context.texts([one.ids for one in ended])  # a call each would cost more than decoding all
             for (prompt, sample, _), text in zip(ended, texts, strict=True):
-                said = answer.read(text, self._run.cfg.data.form)
+                said = answer.read(text, self._context.cfg.data.form)
                 self.texts[prompt][sample], self.answers[prompt][sample] = text, said
                 self._pending[prompt][sample] = self._submit(self._examples[prompt], said)
         except Exception as error:
@@ -96,7 +107,7 @@ class Scoring:
         """Submits an answer; `seconds` counts those that hold SQL to run."""
         if not said.problem:
             self._first = self._first or time.perf_counter()
-        rule = self._run.cfg.grpo.reward.rule
+        rule = self._context.cfg.grpo.reward.rule
         future = submit_answer(self._executor, said, example.database, example.sql, rule)
         if not said.problem:
             future.add_done_callback(self._note)
@@ -143,17 +154,17 @@ class Judged(NamedTuple):
 
 
 def judge(
-    run: Run,
+    context: RunContext,
     examples: Sequence[Example],
     completions: Completions,
     answers: Sequence[Sequence[Answer]],
     outcomes: Sequence[Sequence[Outcome]],
 ) -> Judged:
     """What each completion is paid, and all else that is counted of it."""
-    cfg = run.cfg.grpo.reward
+    cfg = context.cfg.grpo.reward
 
     def tokens(text: str) -> int:
-        return len(run.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(context.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     length = tokens if cfg.length_unit == "tokens" else len
     paid = [

@@ -1,192 +1,144 @@
-"""GRPO. A step is one sentence: prompts → rollout → completions → execute → outcomes → reward → advantage → update."""
+"""GRPO for text-to-SQL: sample groups of completions, execute their SQL, reinforce those that beat their group.
+
+`train_step` is the whole algorithm. Its formulas, constants and departures from the paper are in docs/method.md.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from sqlr1_jax import config, hosts
-from sqlr1_jax.data import order
-from sqlr1_jax.data.example import Example
-from sqlr1_jax.data.packing import Layout, Rows
+from sqlr1_jax import hosts
+from sqlr1_jax.data.packing import Rows
 from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.evaluate import stage as evaluation
 from sqlr1_jax.rl import experience, reward, rollouts
 from sqlr1_jax.rl.advantage import advantage
-from sqlr1_jax.rl.ahead import Ahead, Sampled
-from sqlr1_jax.rl.experience import Judged, Problems
+from sqlr1_jax.rl.experience import Clock, Judged
 from sqlr1_jax.rl.loss import grpo_loss
-from sqlr1_jax.rollout.engine import Completions, Engine
+from sqlr1_jax.rl.setup import STAGE, GrpoSetup, add_logprobs, compile_programs, prepare
+from sqlr1_jax.rollout.engine import Completions, Ended
 from sqlr1_jax.sql.executor import Executor
-from sqlr1_jax.train import batch, loop, state
+from sqlr1_jax.train import batch, loop
 from sqlr1_jax.train.batch import Batch
-from sqlr1_jax.train.run import Run, abstract, parameters
-from sqlr1_jax.train.state import Program, TrainState
-
-STAGE = "grpo"
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """What does not change from step to step."""
-
-    run: Run
-    executor: Executor
-    problems: Problems
-    engine: Engine
-    program: Program
-    reference: Any  # weights that KL is taken to; None where it costs nothing
-    rows: config.Rows
-    microbatches: int
-    ahead: Ahead | None = None  # where the next batch is sampled before the update
+from sqlr1_jax.train.context import RunContext
+from sqlr1_jax.train.loop import Step
+from sqlr1_jax.train.state import TrainState, update
 
 
-def run_stage(run: Run, executor: Executor) -> TrainState:
-    """Trains from the cold start's weights (or the run's first) to the stage's last step."""
-    cfg = run.cfg.grpo
-    problems = experience.load_problems(run)
-    held = evaluation.held_out(run)[0]
-    engine = run.engine([*problems.prompts, *held.prompts])
-    layout = _layout(run, engine)
-    program = Program(run.model, cfg.optimizer, cfg.steps, layout, cfg.sampling.temperature, cfg.rows.buckets)
-    with jax.set_mesh(run.mesh):
-        first = state.create(parameters(run, ("cold_start",)), program)
-        microbatches = batch.microbatches(cfg.prompts, cfg.rows, hosts.count())
-        longest = batch.with_length(cfg.rows, engine.prompt_tokens + cfg.samples * cfg.sampling.max_tokens)
-        stage = Stage(run, executor, problems, engine, program, _reference(run, first), longest, microbatches)
-        stage = with_ahead(stage) if cfg.ahead else stage
+def run_stage(context: RunContext, executor: Executor) -> TrainState:
+    """Trains to the stage's last step, from its last checkpoint if there is one; returns the final state."""
+    heldout = evaluation.held_out(context)[0]
+    with jax.set_mesh(context.mesh):
+        setup, initial_state = prepare(context, executor, heldout)
         return loop.train(
-            run, STAGE, cfg.steps, first,
-            take=lambda at, step: take(stage, at, step),
-            evaluate=lambda at: evaluation.greedy_accuracy(run, engine, executor, at.params, held),
-            rewind=lambda step: rollouts.cut(run.workdir, step),
-            prepare=lambda at: _compiled(stage, at), carried=stage.ahead,
-        )  # fmt: skip
+            context,
+            STAGE,
+            context.cfg.grpo.steps,
+            initial_state,
+            take=functools.partial(train_step, setup),
+            evaluate=lambda state: evaluation.greedy_accuracy(context, setup.engine, executor, state.params, heldout),
+            rewind=lambda step: rollouts.cut(context.workdir, step),
+            prepare=functools.partial(compile_programs, setup),
+        )
 
 
-def _compiled(stage: Stage, first: TrainState) -> TrainState:
-    """The same state, with all that the stage will run compiled: nothing compiles once steps are on their way."""
-    run, cfg = stage.run, stage.run.cfg.grpo
-    weights, mine = stage.engine.weights(first.params), hosts.share(cfg.prompts)
-    like = stage.problems.prompts[:1] * (mine.stop - mine.start)
-    stage.engine.compile(weights, run.request(like, cfg.samples, cfg.sampling, 0))
-    if run.cfg.evaluate.every:
-        stage.engine.compile(weights, evaluation.request(run, like, 1, 0.0))
-    del weights
-    rows, advantage_PG = batch.to_rows([], stage.program.layout, stage.rows), np.zeros((1, cfg.samples), np.float32)
-    nothing = batch.assemble(rows, stage.run.mesh, cfg.rows.per_microbatch, stage.microbatches, advantage_PG)
-    return state.warm(first, _with_logprobs(stage, first.params, nothing), grpo_loss, cfg, stage.program)
+def train_step(setup: GrpoSetup, state: TrainState, step: int) -> Step:
+    """One step of GRPO: sample, execute, reward, advantage, pack, update.
 
+    Each process samples, executes and packs its own share of the prompts; rewards are exchanged between processes.
+    """
+    context, grpo_config, timer = setup.context, setup.context.cfg.grpo, Clock()
+    examples, prompts, batch_ids = setup.prompt_set.batch(grpo_config.prompts, context.cfg.seed, step)
 
-def take(stage: Stage, at: TrainState, step: int) -> loop.Step:
-    """One step of GRPO."""
-    run, cfg, clock = stage.run, stage.run.cfg.grpo, experience.Clock()
-    sampled = (stage.ahead.take(step) if stage.ahead else None) or _sample(stage, at.params, step)
-    if stage.ahead and step + 1 < cfg.steps:
-        stage.ahead.hold(_sample(stage, at.params, step + 1))
-    examples, prompts, completions, scoring = sampled.examples, sampled.prompts, sampled.completions, sampled.scoring
-    mine = hosts.share(cfg.prompts)
-    clock.lap("rollout")
+    # Sample. The engine hands over each completion as it ends, so its SQL runs while others are still sampled.
+    execution = experience.Scoring(context, setup.executor, examples, grpo_config.samples)
+    completions = sample(setup, state.params, prompts, step, on_finished=execution.finished)
+    timer.lap("rollout")
 
+    # Pack while the last queries execute, then price what they returned.
     with hosts.together():
-        rows = batch.to_rows(experience.groups(prompts, completions), stage.program.layout, stage.rows)
-        sampling_flops = batch.forward_flops(rows, run.model)
-        clock.lap("pack")
-        outcomes = scoring.outcomes()
-        judged = experience.judge(run, examples, completions, scoring.answers, outcomes)
-    every = hosts.rows(judged)  # some advantages are relative to the whole batch
-    clock.lap("reward_wait")
+        groups = experience.groups(prompts, completions)
+        rows = batch.to_rows(groups, setup.update_spec.layout, setup.rows_config)
+        timer.lap("pack")
+        outcomes = execution.outcomes()
+        rewards = experience.judge(context, examples, completions, execution.answers, outcomes)
+    global_rewards = hosts.rows(rewards)
+    timer.lap("reward_wait")
 
-    adv_PG, keep_P = _advantages(stage, every, step)
-    adv_PG, rows = adv_PG[mine], _kept(rows, keep_P[mine])
-    rows = rows._replace(weight=batch.place_weights(rows, cfg.aggregation, cfg.sampling.max_tokens))
-    fed = batch.assemble(rows, run.mesh, cfg.rows.per_microbatch, stage.microbatches, adv_PG)
-    fed = _with_logprobs(stage, at.params, fed)
-    at, sums = state.update(at, fed, grpo_loss, cfg, stage.program)
-    clock.lap("update")
+    # Advantages are relative to the group; groups that teach nothing are dropped before the update.
+    adv_PG, keep_P = local_advantages(setup, global_rewards, step)
+    kept_rows = drop_filtered(rows, keep_P)
+    update_batch = make_batch(setup, state.params, kept_rows, adv_PG)
+    state, sums = update(state, update_batch, grpo_loss, grpo_config, setup.update_spec)
+    timer.lap("update")
 
-    parts = reward.names(cfg.reward)
-    texts, answers = scoring.texts, scoring.answers
-    rollouts.write(run.workdir, step + 1, examples, texts, answers, outcomes, parts, judged.rewards_PGR, adv_PG)
-    values = experience.measure(every, parts, clock, scoring, stage.executor)
-    passes = 3 + (stage.reference is not None) + (cfg.old_logprobs == "trainer")
-    values["flops"] = hosts.total(sampling_flops + passes * batch.forward_flops(rows, run.model))
-    return loop.Step(at, sums, values, [stage.problems.examples[i].id for i in sampled.chosen])
+    rollouts.write(context.workdir, step + 1, examples, execution, outcomes, rewards, adv_PG, grpo_config.reward)
+    metrics = experience.measure(global_rewards, reward.names(grpo_config.reward), timer, execution, setup.executor)
+    metrics["flops"] = step_flops(setup, rows, kept_rows)
+    return Step(state, sums, metrics, batch_ids)
 
 
-def with_ahead(stage: Stage) -> Stage:
-    """The same stage, which samples a batch before the update of the one before it."""
-    cfg = stage.run.cfg.grpo
-
-    def again(step: int, completions: Completions) -> Sampled:
-        chosen, examples, prompts, scoring = _begun(stage, step)
-        scoring.finished(completions.ended())
-        return Sampled(step, chosen, examples, prompts, completions, scoring)
-
-    shape = cfg.prompts, cfg.samples, cfg.sampling.max_tokens
-    return dataclasses.replace(stage, ahead=Ahead(stage.run.mesh, shape, again))
-
-
-def _sample(stage: Stage, params: Any, step: int) -> Sampled:
-    """A step's completions under these weights, their SQL on the way."""
-    run, cfg = stage.run, stage.run.cfg.grpo
-    chosen, examples, prompts, scoring = _begun(stage, step)
-    asked = run.request(prompts, cfg.samples, cfg.sampling, step)
-    asked = dataclasses.replace(asked, first=hosts.share(cfg.prompts).start, finished=scoring.finished)
-    weights = stage.engine.weights(params)  # gone when this returns: the update needs their room
-    completions = stage.engine.rollout(weights, asked)
-    return Sampled(step, chosen, examples, prompts, completions, scoring)
+def sample(
+    setup: GrpoSetup,
+    params: Any,
+    prompts: Sequence[Prompt],
+    step: int,
+    on_finished: Callable[[Sequence[Ended]], None],
+) -> Completions:
+    """G completions of each of this process's prompts under `params`."""
+    grpo_config = setup.context.cfg.grpo
+    request = dataclasses.replace(
+        setup.context.request(prompts, grpo_config.samples, grpo_config.sampling, step),
+        first=hosts.share(grpo_config.prompts).start,
+        finished=on_finished,
+    )
+    weights = setup.engine.weights(params)  # freed on return: the update needs their memory
+    return setup.engine.rollout(weights, request)
 
 
-def _begun(stage: Stage, step: int) -> tuple[Sequence[int], list[Example], list[Prompt], experience.Scoring]:
-    """A step's problems, of all hosts and with texts this host's, and who reads what is said to them."""
-    run, cfg = stage.run, stage.run.cfg.grpo
-    chosen = order.take(len(stage.problems.examples), cfg.prompts, run.cfg.seed, step)
-    examples, prompts = stage.problems.pick(chosen[hosts.share(cfg.prompts)])
-    return chosen, examples, prompts, experience.Scoring(run, stage.executor, examples, cfg.samples)
+def local_advantages(setup: GrpoSetup, global_rewards: Judged, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Advantages [P, G] of this process's completions, and which of its groups are kept, bool [P].
+
+    Computed from the rewards of all processes, since some normalizations span the whole batch.
+    """
+    grpo_config = setup.context.cfg.grpo
+    key = jax.random.fold_in(jax.random.key(setup.context.cfg.seed), step)
+    rewards_PGR, correct_PG, sound_P, *_ = global_rewards
+    weights_R = reward.weights(grpo_config.reward)
+    adv_PG, keep_P = jax.device_get(advantage(rewards_PGR, correct_PG, sound_P, weights_R, key, grpo_config.advantage))
+    local = hosts.share(grpo_config.prompts)
+    return adv_PG[local], keep_P[local]
 
 
-def _advantages(stage: Stage, judged: Judged, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Advantages [P, G] and which groups count [P], of the prompts of all hosts."""
-    cfg = stage.run.cfg
-    key = jax.random.fold_in(jax.random.key(cfg.seed), step)
-    weights_R, (rewards_PGR, correct_PG, sound_P, *_) = reward.weights(cfg.grpo.reward), judged
-    return jax.device_get(advantage(rewards_PGR, correct_PG, sound_P, weights_R, key, cfg.grpo.advantage))
-
-
-def _kept(rows: Rows, keep_P: np.ndarray) -> Rows:
-    """Rows whose groups count; those of filtered groups weigh nothing, and a row of nothing else is not computed."""
+def drop_filtered(rows: Rows, keep_P: np.ndarray) -> Rows:
+    """The rows without loss on groups that are not kept; a row of only such groups is removed, and costs nothing."""
     weight = rows.weight * keep_P[rows.prompt]
-    alive = weight.any(axis=1)
-    return Rows(*(field[alive] for field in rows._replace(weight=weight)))
+    has_loss = weight.any(axis=1)
+    return Rows(*(field[has_loss] for field in rows._replace(weight=weight)))
 
 
-def _with_logprobs(stage: Stage, params: Any, fed: Batch) -> Batch:
-    """The batch with log-probabilities of the reference, and of the old policy where they are recomputed."""
-    if stage.reference is not None:
-        fed = dataclasses.replace(fed, reference_MBT=state.score(stage.reference, fed, stage.program))
-    if stage.run.cfg.grpo.old_logprobs == "trainer":
-        fed = dataclasses.replace(fed, old_MBT=state.score(params, fed, stage.program))
-    return fed
+def make_batch(setup: GrpoSetup, params: Any, rows: Rows, adv_PG: np.ndarray) -> Batch:
+    """Microbatches on the mesh, with advantages, loss weights and the log-probabilities that the loss compares."""
+    grpo_config = setup.context.cfg.grpo
+    rows = rows._replace(weight=batch.place_weights(rows, grpo_config.aggregation, grpo_config.sampling.max_tokens))
+    update_batch = batch.assemble(
+        rows, setup.context.mesh, grpo_config.rows.per_microbatch, setup.max_microbatches, adv_PG
+    )
+    return add_logprobs(setup, params, update_batch)
 
 
-def _layout(run: Run, engine: Engine) -> Layout | None:
-    """Strided rows take any prompt and any completion: one shape for the whole stage."""
-    cfg = run.cfg.grpo
-    if cfg.rows.layout == "packed":
-        return None
-    return Layout(cfg.rows.prefix or engine.prompt_tokens, cfg.samples, cfg.rows.segment or cfg.sampling.max_tokens)
+def step_flops(setup: GrpoSetup, sampled_rows: Rows, trained_rows: Rows) -> float:
+    """Useful floating-point operations of a step on all processes: one forward pass a sampled token, and the update.
 
-
-def _reference(run: Run, first: TrainState) -> Any:
-    """The weights where the stage began: read back on resume, copied when it begins (the state's own are donated)."""
-    if not run.cfg.grpo.kl:
-        return None
-    checkpoints = run.checkpoints(STAGE)
-    if hosts.agreed(0 in checkpoints.steps()):
-        return checkpoints.load(0, {"params": abstract(run)})["params"]
-    return jax.tree.map(lambda leaf: leaf.copy(), first.params)
+    An update is three forward passes; the reference's and the old policy's log-probabilities are one each.
+    """
+    model = setup.context.model
+    passes = 3 + (setup.reference_params is not None) + (setup.context.cfg.grpo.old_logprobs == "trainer")
+    sampling_flops = batch.forward_flops(sampled_rows, model)
+    return hosts.total(sampling_flops + passes * batch.forward_flops(trained_rows, model))

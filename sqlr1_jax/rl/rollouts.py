@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from sqlr1_jax import hosts
-from sqlr1_jax.data.answer import Answer
+from sqlr1_jax.config import Reward as RewardConfig
 from sqlr1_jax.data.example import Example
+from sqlr1_jax.rl import reward
+from sqlr1_jax.rl.experience import Judged, Scoring
 from sqlr1_jax.sql.outcome import Outcome
 
 
@@ -23,27 +25,26 @@ def write(
     workdir: Path,
     step: int,
     examples: Sequence[Example],
-    texts: Sequence[Sequence[str]],
-    answers: Sequence[Sequence[Answer]],
+    execution: Scoring,
     outcomes: Sequence[Sequence[Outcome]],
-    parts: Sequence[str],
-    rewards_PGR: np.ndarray,
+    rewards: Judged,
     adv_PG: np.ndarray,
+    reward_config: RewardConfig,
 ) -> None:
-    """Writes a step's completions, what running them gave and what they were paid for each part, of all hosts."""
-    lines = []
+    """Writes a step's completions with their outcomes, the reward of each part and advantages, of all processes."""
+    lines, parts = [], reward.names(reward_config)
     for p, example in enumerate(examples):
         samples = [
             {
                 "text": text,
-                "sql": answers[p][g].sql,
+                "sql": execution.answers[p][g].sql,
                 "outcome": outcomes[p][g].kind,
                 "message": outcomes[p][g].message,
                 "rows": outcomes[p][g].rows,
-                "reward": dict(zip(parts, map(float, rewards_PGR[p, g]), strict=True)),
+                "reward": dict(zip(parts, map(float, rewards.rewards_PGR[p, g]), strict=True)),
                 "advantage": float(adv_PG[p, g]),
             }
-            for g, text in enumerate(texts[p])
+            for g, text in enumerate(execution.texts[p])
         ]
         gold_rows = next((o.gold_rows for o in outcomes[p] if o.gold_rows), ())
         head = {"id": example.id, "db_id": example.db_id, "question": example.question, "gold": example.sql}

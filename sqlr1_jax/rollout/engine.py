@@ -43,15 +43,11 @@ class Completions(NamedTuple):
         """A sample's tokens, its stop token (where it has one) included."""
         return self.tokens_PGT[prompt, sample, : self.length_PG[prompt, sample]]
 
-    def ended(self) -> list[Ended]:
-        """Every sample, as the sampler tells of it at its end."""
-        return [Ended(p, g, self.ids(p, g)) for p, g in np.ndindex(self.length_PG.shape)]
-
-
-def none_yet(P: int, G: int, T: int) -> Completions:
-    """Completions of which no token is sampled, to be filled."""
-    tokens_PGT, length_PG = np.zeros((P, G, T), np.int32), np.zeros((P, G), np.int32)
-    return Completions(tokens_PGT, np.zeros((P, G, T), np.float32), length_PG, np.zeros((P, G), bool))
+    @classmethod
+    def empty(cls, P: int, G: int, T: int) -> Completions:
+        """Completions without tokens, for the sampler to fill."""
+        tokens_PGT, length_PG = np.zeros((P, G, T), np.int32), np.zeros((P, G), np.int32)
+        return cls(tokens_PGT, np.zeros((P, G, T), np.float32), length_PG, np.zeros((P, G), bool))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +77,9 @@ class Request:
 class Engine:
     """What stays the same from rollout to rollout; prompts take at most `prompt_tokens`.
 
-    On CPU the model's layers are unrolled, whatever `model.unroll` says of training: XLA there copies what a turn of
-    the loop takes out of the stack, half of a decode step's time (qwen2.apart).
+    With `layers_apart` each layer has arrays of its own (qwen2.apart) and the layers are unrolled, whatever
+    `model.unroll` says of training. By default that is so on CPU, where XLA copies what a turn of a loop takes out of
+    the stack of layers, half of a decode step's time.
     """
 
     model: qwen2.Qwen2Config  # in the sampler's dtype
@@ -90,14 +87,17 @@ class Engine:
     stop: tuple[int, ...]
     prompt_tokens: int
     cfg: config.Rollout
+    layers_apart: bool | None = None  # None: where the mesh is of CPUs
 
     def __post_init__(self) -> None:
-        if _on_cpu(self.mesh):
+        if self.layers_apart is None:
+            object.__setattr__(self, "layers_apart", self.mesh.devices.flat[0].platform == "cpu")
+        if self.layers_apart:
             object.__setattr__(self, "model", dataclasses.replace(self.model, unroll=self.model.num_layers))
 
     def weights(self, params: Any) -> Any:
         """The sampler's copy of the training weights: cast or quantised, and laid out by SAMPLE_RULES."""
-        return _sampling_weights(params, self.model, self.mesh, self.cfg.weights)
+        return _sampling_weights(params, self.model, self.mesh, self.cfg.weights, bool(self.layers_apart))
 
     def rollout(self, weights: Any, asked: Request) -> Completions:
         """Samples every prompt; each host passes its own, as many as the others.
@@ -204,7 +204,7 @@ class _Record:
     def __init__(self, asked: Request, stop: tuple[int, ...]):
         N, G, T = len(asked.prompts), asked.samples, asked.settings.max_tokens
         self._asked, self._stop = asked, stop
-        self.made = none_yet(N, G, T)
+        self.made = Completions.empty(N, G, T)
         self._over_NG = np.zeros((N, G), bool)
 
     def halt(self, seats: Seats) -> npt.NDArray[np.bool_]:
@@ -249,8 +249,8 @@ class _Record:
         return over
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "mesh", "kind"))
-def _sampling_weights(params: Any, cfg: qwen2.Qwen2Config, mesh: Mesh, kind: str) -> Any:
+@functools.partial(jax.jit, static_argnames=("cfg", "mesh", "kind", "layers_apart"))
+def _sampling_weights(params: Any, cfg: qwen2.Qwen2Config, mesh: Mesh, kind: str, layers_apart: bool) -> Any:
     axes = jax.tree.map(lambda spec: spec.logical_axes, qwen2.abstract(cfg), is_leaf=qwen2.is_spec)
 
     def lay_out(leaf: jax.Array, axes: sharding.LogicalAxes) -> jax.Array:
@@ -264,8 +264,4 @@ def _sampling_weights(params: Any, cfg: qwen2.Qwen2Config, mesh: Mesh, kind: str
 
     made = quantize.layers(params) if kind == "int8" else params
     made = jax.tree.map_with_path(one, made, axes, is_leaf=lambda leaf: isinstance(leaf, quantize.Scaled))
-    return qwen2.apart(made, cfg) if _on_cpu(mesh) else made
-
-
-def _on_cpu(mesh: Mesh) -> bool:
-    return bool(mesh.devices.flat[0].platform == "cpu")
+    return qwen2.apart(made, cfg) if layers_apart else made

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.sql.compare import OPAQUE
 
 NAMES = ("sqlite3", "apsw")
@@ -24,21 +25,17 @@ _OPAQUE = re.compile(OPAQUE, re.DOTALL)
 _LEADING = re.compile(r"(?:[\s;]|--[^\n]*|/\*.*?(?:\*/|\Z))*+(\w*)", re.DOTALL)
 
 
-class BackendError(RuntimeError):
-    """A backend is not installed; the message says how to install it."""
-
-
 def find(name: str) -> str:
     """The file from which a worker, which has no site packages, loads a backend; "" for the standard library's.
 
-    Raises BackendError when the backend is not installed.
+    Raises ConfigError, which says how to install it, when the backend is not installed.
     """
     if name == "sqlite3":
         return ""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.origin:
         fix = f"pip install 'sqlr1_jax[{name}]'"
-        raise BackendError(f"config.execute.backend is {name}, which is not installed: {fix}.")
+        raise ConfigError(f"config.execute.backend is {name}, which is not installed: {fix}.")
     return spec.origin
 
 

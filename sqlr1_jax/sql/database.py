@@ -7,10 +7,11 @@ import os
 import sqlite3
 from typing import Any
 
+from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.sql import backends
 
 
-class DatabaseError(Exception):
+class DatabaseError(Sqlr1Error):
     """A database file cannot be read; the message names the file and the fix."""
 
 

@@ -16,6 +16,7 @@ from collections import OrderedDict, deque
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Self
 
+from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.sql.compare import RULES
 from sqlr1_jax.sql.compat import official
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
@@ -34,7 +35,7 @@ MAX_REMEMBERED = 8_192  # outcomes kept for questions that are asked again
 RECYCLE_AFTER = 20_000  # jobs, after which a worker process is replaced
 
 
-class ExecutorError(RuntimeError):
+class ExecutorError(Sqlr1Error):
     """The pool cannot answer; the message says why."""
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from typing import Any
 
+from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.sql import backends
 from sqlr1_jax.sql.worker import FrameReader, encode_frame
 
@@ -31,7 +32,7 @@ class WorkerDied(WorkerFailure):
     """The worker process ended; the message says how."""
 
 
-class WorkerError(RuntimeError):
+class WorkerError(Sqlr1Error):
     """The worker cannot be started; the message says why."""
 
 
@@ -41,7 +42,7 @@ class WorkerProcess:
     def __init__(self, settings: dict[str, Any]):
         """settings: the fields of config.Execute. Does not wait for the process; the first `answer` does.
 
-        Raises BackendError when the backend is not installed.
+        Raises ConfigError when the backend is not installed.
         """
         backend_file = backends.find(settings["backend"])
         self.jobs_sent = 0

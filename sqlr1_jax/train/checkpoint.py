@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from sqlr1_jax.errors import Sqlr1Error
 
-class NoCheckpoint(FileNotFoundError):
+
+class CheckpointNotFoundError(Sqlr1Error):
     """A step that was asked for and is not there; the message lists those there are."""
 
 
@@ -57,10 +59,10 @@ class Checkpoints:
         """Those of the pytrees saved under `step` that `like` names, in its shapes, dtypes and shardings.
 
         Raises:
-          NoCheckpoint: there is no such step; the message lists those there are.
+          CheckpointNotFoundError: there is no such step; the message lists those there are.
         """
         if step not in self.steps():
-            raise NoCheckpoint(f"{self.folder} has no step {step}; it has {self.steps() or 'none'}.")
+            raise CheckpointNotFoundError(f"{self.folder} has no step {step}; it has {self.steps() or 'none'}.")
         return self._manager.load_checkpointables(step, jax.tree.map(_abstract, like))
 
     def steps(self) -> list[int]:
@@ -78,11 +80,11 @@ class Checkpoints:
         """The step that 'best', 'last' or a number stands for.
 
         Raises:
-          NoCheckpoint: the stage has no checkpoint at all.
+          CheckpointNotFoundError: the stage has no checkpoint at all.
         """
         step = self.best() if which == "best" else self.latest() if which == "last" else int(which)
         if step is None:
-            raise NoCheckpoint(f"{self.folder} holds no checkpoint yet; run the stage first.")
+            raise CheckpointNotFoundError(f"{self.folder} holds no checkpoint yet; run the stage first.")
         return step
 
     def _whole(self) -> Any:

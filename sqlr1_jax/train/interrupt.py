@@ -9,11 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from sqlr1_jax.errors import Sqlr1Error
+
 log = logging.getLogger(__name__)
 
 
-class Interrupted(Exception):
+class Interrupted(Sqlr1Error):
     """The run was asked to stop and its state is saved; the message holds the command that resumes it."""
+
+    prefix = ""  # it is no error
 
 
 class Interrupt:

@@ -7,23 +7,24 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 from tqdm import tqdm
 
 from sqlr1_jax import hosts
+from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.model import flops
+from sqlr1_jax.train.context import RunContext
 from sqlr1_jax.train.interrupt import Interrupt, Interrupted
 from sqlr1_jax.train.metrics import Metrics
-from sqlr1_jax.train.run import Run
 from sqlr1_jax.train.state import TrainState, means
 
 log = logging.getLogger(__name__)
 MAX_NOT_FINITE = 3  # in a row
 
 
-class NotFinite(RuntimeError):
+class NotFiniteError(Sqlr1Error):
     """Loss or gradient was not finite several steps in a row; the message names the step and what it was fed."""
 
 
@@ -36,18 +37,8 @@ class Step(NamedTuple):
     items: Sequence[str]  # ids of what the step was fed
 
 
-class Carried(Protocol):
-    """What is state beside the state: a checkpoint keeps its arrays, of which there are as many at every step."""
-
-    def tree(self) -> Any:
-        """The arrays, the same on every host."""
-
-    def restore(self, tree: Any) -> None:
-        """Takes what `tree` gave."""
-
-
 def train(
-    run: Run,
+    context: RunContext,
     stage: str,
     steps: int,
     state: TrainState,
@@ -55,12 +46,11 @@ def train(
     evaluate: Callable[[TrainState], float] | None = None,
     rewind: Callable[[int], None] = lambda step: None,
     prepare: Callable[[TrainState], TrainState] = lambda state: state,
-    carried: Carried | None = None,
 ) -> TrainState:
     """Runs `take` from where the stage's checkpoints end up to `steps`.
 
     Args:
-      run: the run.
+      context: the run's workdir, settings and checkpoints.
       stage: its name in checkpoints and metrics.
       steps: the stage's length.
       state: a fresh state; its layout is what a checkpoint is loaded into.
@@ -68,19 +58,18 @@ def train(
       evaluate: scores the weights every cfg.evaluate.every steps and at the end; the best step is kept.
       rewind: told the step that the stage goes on from, to drop what lies past it.
       prepare: compiles what the steps run, where there are steps left; gives the state back as it was.
-      carried: what a step hands to the next beside the state.
 
     Raises:
       Interrupted: after a signal, once the state is saved.
-      NotFinite: three steps in a row were not finite.
+      NotFiniteError: three steps in a row were not finite.
     """
     # Whatever ends it, what was saved gets to disk.
-    with contextlib.closing(run.checkpoints(stage)) as checkpoints:
-        state, done = _resume(checkpoints, state, carried)
+    with contextlib.closing(context.checkpoints(stage)) as checkpoints:
+        state, done = _resume(checkpoints, state)
         rewind(done)
         state = prepare(state) if done < steps else state
-        every, due = run.cfg.evaluate.every, run.cfg.checkpoint.every
-        metrics = Metrics(run.workdir, stage, hosts.first())
+        every, due = context.cfg.evaluate.every, context.cfg.checkpoint.every
+        metrics = Metrics(context.workdir, stage, hosts.first())
         with metrics, Interrupt() as interrupt, _bar(stage, done, steps) as bar:
             metrics.cut(done)
             writer = _Late(metrics)
@@ -94,7 +83,7 @@ def train(
                     writer.record("evaluate/ex", score)
                 if last or asked or (due and (step + 1) % due == 0) or score is not None:
                     writer.flush()
-                    writer.timed("checkpoint", _save, checkpoints, state, carried, score)
+                    writer.timed("checkpoint", _save, checkpoints, state, score)
                 bar.update()
                 if asked:
                     break
@@ -111,27 +100,24 @@ def _bar(stage: str, done: int, steps: int) -> tqdm:
     return tqdm(initial=done, total=steps, desc=stage, unit="step", dynamic_ncols=True, disable=None)
 
 
-def _resume(checkpoints: Any, state: TrainState, carried: Carried | None) -> tuple[TrainState, int]:
+def _resume(checkpoints: Any, state: TrainState) -> tuple[TrainState, int]:
     step = hosts.agreed(checkpoints.latest())
     if step is None:
-        _save(checkpoints, state, carried, None)
+        _save(checkpoints, state, None)
         return state, 0
-    saved = checkpoints.load(step, _trees(state, carried))
+    saved = checkpoints.load(step, _trees(state))
     count, opt_state = saved["optimizer"]
-    if carried:
-        carried.restore(saved["carried"])
     if step:
         log.info("resuming at step %d of %s", step, checkpoints.folder)
     return TrainState(count, saved["params"], opt_state), step
 
 
-def _save(checkpoints: Any, state: TrainState, carried: Carried | None, score: float | None) -> None:
-    checkpoints.save(int(state.step), _trees(state, carried), score)
+def _save(checkpoints: Any, state: TrainState, score: float | None) -> None:
+    checkpoints.save(int(state.step), _trees(state), score)
 
 
-def _trees(state: TrainState, carried: Carried | None) -> dict[str, Any]:
-    trees = {"params": state.params, "optimizer": (state.step, state.opt_state)}
-    return trees | {"carried": carried.tree()} if carried else trees
+def _trees(state: TrainState) -> dict[str, Any]:
+    return {"params": state.params, "optimizer": (state.step, state.opt_state)}
 
 
 class _Late:
@@ -186,7 +172,7 @@ class _Late:
         self._bad = self._bad + 1 if values["not_finite"] else 0
         self._metrics.write(step, values)
         if self._bad >= MAX_NOT_FINITE:
-            raise NotFinite(
+            raise NotFiniteError(
                 f"step {step} and the {MAX_NOT_FINITE - 1} before it were not finite and were not taken; "
                 f"the last was fed {', '.join(taken.items[:8])}. Lower the learning rate or look at these records."
             )

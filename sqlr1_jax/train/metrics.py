@@ -6,11 +6,11 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sqlr1_jax.files import write_whole
+from sqlr1_jax.io import atomic_write_text, read_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Metrics:
             return
         kept = [line for line in read(self._path) if line["stage"] != self._stage or line["step"] <= step]
         if self._path.exists():
-            write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+            atomic_write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         shutil.rmtree(self._folder, ignore_errors=True)
         for line in kept:
             self._board(line["stage"], line["step"], line)
@@ -73,12 +73,4 @@ class Metrics:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """All lines of a metrics.jsonl; none where there is no file. A last line cut short by a kill is left out."""
-    return list(_lines(path)) if path.exists() else []
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for text in path.read_text().splitlines():
-        try:
-            yield json.loads(text)
-        except json.JSONDecodeError:
-            log.warning("%s: a line cut short was left out: %.60s", path, text)
+    return list(read_jsonl(path, on_bad_lines="warn")) if path.exists() else []

@@ -8,6 +8,7 @@ import jax
 import optax
 
 from sqlr1_jax import config
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import qwen2
 
 
@@ -80,5 +81,5 @@ def _labels(specs: Any, frozen: tuple[str, ...]) -> Any:
 
     labels = jax.tree_util.tree_map_with_path(label, specs, is_leaf=qwen2.is_spec)
     if missing := set(frozen) - found:
-        raise config.ConfigError(f"optimizer.frozen names {sorted(missing)}, which the model's parameters don't have.")
+        raise ConfigError(f"optimizer.frozen names {sorted(missing)}, which the model's parameters don't have.")
     return labels

@@ -13,52 +13,54 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from sqlr1_jax import config, hosts
+from sqlr1_jax import hosts
 from sqlr1_jax.data import answer, order, packing
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.packing import Group, Segment
 from sqlr1_jax.data.prompt import Prompt
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import tokenizer
 from sqlr1_jax.train import batch, loop, state
 from sqlr1_jax.train.batch import Batch
-from sqlr1_jax.train.run import Run, parameters
+from sqlr1_jax.train.context import RunContext, init_params
 from sqlr1_jax.train.state import TrainState
 
 log = logging.getLogger(__name__)
 STAGE = "cold_start"
 
 
-def run_stage(run: Run) -> TrainState:
+def run_stage(context: RunContext) -> TrainState:
     """Trains from the run's first weights to the stage's last step, or goes on from its last checkpoint."""
-    cfg = run.cfg.cold_start
-    examples = run.examples(run.cfg.data.cold_start, STAGE)
-    groups, names = make_groups(run, examples)
+    cfg = context.cfg.cold_start
+    examples = context.examples(context.cfg.data.cold_start, STAGE)
+    groups, names = make_groups(context, examples)
     layout = batch.layout_for(groups, cfg.rows)
     rows_cfg = batch.with_length(cfg.rows, max(map(packing.size, groups)))
-    program = state.Program(run.model, cfg.optimizer, cfg.steps, layout, buckets=cfg.rows.buckets)
+    program = state.Program(context.model, cfg.optimizer, cfg.steps, layout, buckets=cfg.rows.buckets)
     microbatches = batch.microbatches(cfg.databases, cfg.rows, hosts.count())
     asked = sum(len(group.segments) for group in groups)
     log.info("cold start: %d examples in %d groups, rows %s", asked, len(groups), layout or "packed")
 
     def take(at: TrainState, step: int) -> loop.Step:
         begin = time.perf_counter()
-        chosen = order.take(len(groups), cfg.databases, run.cfg.seed, step)
+        chosen = order.take(len(groups), cfg.databases, context.cfg.seed, step)
         mine = chosen[hosts.share(len(chosen))]
         rows = batch.to_rows([_numbered(groups[i], n) for n, i in enumerate(mine)], layout, rows_cfg)
         rows = rows._replace(weight=batch.place_weights(rows, "token"))
-        fed = batch.assemble(rows, run.mesh, cfg.rows.per_microbatch, microbatches)
+        fed = batch.assemble(rows, context.mesh, cfg.rows.per_microbatch, microbatches)
         # Told before the update is on its way, for which all that is told after it waits.
         tokens = hosts.total(int(np.count_nonzero(rows.weight)))
-        values = {"tokens": tokens, "flops": hosts.total(3 * batch.forward_flops(rows, run.model))}
+        values = {"tokens": tokens, "flops": hosts.total(3 * batch.forward_flops(rows, context.model))}
         packed = time.perf_counter()
         at, sums = state.update(at, fed, sft_loss, None, program)
         values |= {"time/pack": packed - begin, "time/update": time.perf_counter() - packed}
         return loop.Step(at, sums, values, [names[i] for i in chosen])
 
-    with jax.set_mesh(run.mesh):
-        nothing = batch.assemble(batch.to_rows([], layout, rows_cfg), run.mesh, cfg.rows.per_microbatch, microbatches)
+    with jax.set_mesh(context.mesh):
+        no_rows = batch.to_rows([], layout, rows_cfg)
+        nothing = batch.assemble(no_rows, context.mesh, cfg.rows.per_microbatch, microbatches)
         return loop.train(
-            run, STAGE, cfg.steps, state.create(parameters(run, ()), program), take,
+            context, STAGE, cfg.steps, state.create(init_params(context), program), take,
             prepare=lambda at: state.warm(at, nothing, sft_loss, None, program),
         )  # fmt: skip
 
@@ -74,15 +76,15 @@ def sft_loss(
     return -(logp_BT * micro.rows.weight).sum(), {"entropy": (entropy, count)}
 
 
-def make_groups(run: Run, examples: Sequence[Example]) -> tuple[list[Group], list[str]]:
+def make_groups(context: RunContext, examples: Sequence[Example]) -> tuple[list[Group], list[str]]:
     """Groups of questions that share a prompt prefix (their schema), and the first example's id of each.
 
     Raises:
-      config.ConfigError: the reasoning form was asked of a source without reasoning, or nothing is left to train on.
+      ConfigError: the reasoning form was asked of a source without reasoning, or nothing is left to train on.
     """
-    cfg = run.cfg.cold_start
+    cfg = context.cfg.cold_start
     shared: dict[tuple, list[Taught]] = collections.defaultdict(list)
-    for taught in teachable(run, examples):
+    for taught in teachable(context, examples):
         cut = taught.prompt.prefix_length
         shared[(taught.example.db_id, tuple(taught.prompt.ids[:cut]))].append(taught)
     parts = [
@@ -101,15 +103,15 @@ class Taught(NamedTuple):
     answer: npt.NDArray[np.int32]  # token ids, the stop token behind
 
 
-def teachable(run: Run, examples: Sequence[Example]) -> list[Taught]:
+def teachable(context: RunContext, examples: Sequence[Example]) -> list[Taught]:
     """The examples with prompts and answers in the run's form; what can't be learnt from is counted and left out."""
-    form, source = run.cfg.data.form, run.cfg.data.cold_start
+    form, source = context.cfg.data.form, context.cfg.data.cold_start
     if form == "reasoning" and examples and not any(e.reasoning for e in examples):
-        raise config.ConfigError(
+        raise ConfigError(
             f"record {examples[0].id} of {source}, like all others, has no reasoning: it gives a direct cold "
             "start. Set --config.data.form=direct, or name a source with reasoning (synsql:)."
         )
-    prompts, texts = run.prompts(examples), [_written(e, form) for e in examples]
+    prompts, texts = context.prompts(examples), [_written(e, form) for e in examples]
     left_out = collections.Counter(
         "has a prompt over the budget" if p.over_budget else "has no answer in this form" if t is None else "kept"
         for p, t in zip(prompts, texts, strict=True)
@@ -119,8 +121,8 @@ def teachable(run: Run, examples: Sequence[Example]) -> list[Taught]:
         if reason != "kept":
             log.warning("%s: %d of %d examples left out: each %s", source, count, len(examples), reason)
     if not kept:
-        raise config.ConfigError(f"config.data.cold_start={source} gives no example to learn from: {dict(left_out)}.")
-    ids = answer_ids(run, [t for _, _, t in kept])
+        raise ConfigError(f"config.data.cold_start={source} gives no example to learn from: {dict(left_out)}.")
+    ids = answer_ids(context, [t for _, _, t in kept])
     return [Taught(e, p, one) for (e, p, _), one in zip(kept, ids, strict=True)]
 
 
@@ -135,12 +137,12 @@ def _written(example: Example, form: str) -> str | None:
         return None
 
 
-def answer_ids(run: Run, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+def answer_ids(context: RunContext, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
     """Token ids of answers, the stop token behind."""
-    stop = run.tokenizer.eos_token_id
+    stop = context.tokenizer.eos_token_id
     if stop is None:
-        stop = tokenizer.stop_ids(run.tokenizer)[-1]
-    encoded = run.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        stop = tokenizer.stop_ids(context.tokenizer)[-1]
+    encoded = context.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
     return [np.asarray([*ids, stop], np.int32) for ids in encoded]
 
 

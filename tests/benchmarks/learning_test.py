@@ -22,20 +22,20 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 def test_a_run_is_made_once_and_another_is_not_taken_for_it(ran: list[list[str]], tmp_path: Path) -> None:
     for _ in range(2):
-        learning._main(tmp_path / "run", 3, "('data',)", ["--config.grpo.steps=1"])
+        learning.run_once(tmp_path / "run", 3, "('data',)", ["--config.grpo.steps=1"])
     (command,) = ran
     assert command[1:] == [
         "-m", "sqlr1_jax.main", "--config=configs/grpo.py", f"--workdir={tmp_path / 'run'}", "--config.seed=3",
         "--config.stages=('data',)", "--config.grpo.steps=1",
     ]  # fmt: skip
     with pytest.raises(SystemExit, match=r"steps=1`, not of .*steps=2`"):
-        learning._main(tmp_path / "run", 3, "('data',)", ["--config.grpo.steps=2"])
+        learning.run_once(tmp_path / "run", 3, "('data',)", ["--config.grpo.steps=2"])
 
 
 def test_the_first_three_arms_share_a_cold_start_and_the_last_has_a_sound_one(
     ran: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learning, "_line", lambda start, folder, stage: (start.name, folder.name, stage))
+    monkeypatch.setattr(learning, "arm_result", lambda start, folder, stage: (start.name, folder.name, stage))
     lines = [learning.run_arm(tmp_path, 0, arm, []) for arm in learning.ARMS]
     assert lines == [
         ("base", "grpo", "grpo"), ("base", "more_cold_start", "cold_start"), ("base", "shuffled", "grpo"),

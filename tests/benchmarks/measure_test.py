@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import worker
 
-from sqlr1_jax import memory
-
 
 def _facts(seconds: list[float], tokens: int = 100, **more: Any) -> dict[str, Any]:
     return {"tokens": tokens, "seconds": seconds, "cpu_seconds": seconds, "peak_bytes": 3_000_000, **more}
@@ -69,13 +67,13 @@ def test_a_worker_answers_each_run_with_its_seconds(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setitem(worker.MODULES, "trl", "an_engine")
     monkeypatch.setitem(sys.modules, "an_engine", Engine)  # type: ignore[arg-type]
-    rested: list[int] = []
-    give_back = memory.give_back
-    monkeypatch.setattr(memory, "give_back", lambda: (rested.append(len(made)), give_back()))
+    runs_before_trim: list[int] = []
+    trim_heap = measure.trim_heap
+    monkeypatch.setattr(measure, "trim_heap", lambda: (runs_before_trim.append(len(made)), trim_heap()))
     began, first, second, resting = _served(JOB, "run\nrun\nrest\n", monkeypatch)
     assert began == {"tokens": 6, "prompts": 1, "samples": 2}
     assert first["loss"] == 2.0 and 0 < first["seconds"] < 60 and first["cpu_seconds"] >= 0
-    assert resting == {} and rested == [0, 2]
+    assert resting == {} and runs_before_trim == [0, 2]
     assert first["peak_bytes"] >= 40_000_000 and first["peak_bytes"] + 30_000_000 <= second["peak_bytes"]
 
 

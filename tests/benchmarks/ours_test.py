@@ -10,7 +10,8 @@ import pytest
 import shapes
 import update
 import weights
-from small import compiles_fast  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import shop
 
 from sqlr1_jax import config
 from sqlr1_jax.data.example import Example, SetAside
 from sqlr1_jax.data.preflight import RULES, Finding, Preflight, of_records
 from sqlr1_jax.data.prompt import PromptRenderer
 from sqlr1_jax.sql.executor import Executor
+from testing.databases import make_shop
 
 CFG = config.Execute(workers=1, max_steps=100_000, max_rows=1000)
 Check = Callable[..., dict[str, dict[str, str]]]
@@ -24,7 +24,7 @@ def examples(database: Path, golds: Sequence[str], question: str = "How many?") 
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shop.make(tmp_path_factory.mktemp("preflight"))
+    return make_shop(tmp_path_factory.mktemp("preflight"))
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_a_second_run_asks_the_disk_alone(database: Path, tmp_path: Path) -> Non
 
 
 def test_examples_are_counted_database_by_database(database: Path, tmp_path: Path) -> None:
-    other = shop.make(tmp_path)
+    other = make_shop(tmp_path)
     its = [*examples(database, ["SELECT 1", "SELECT 2"]), *examples(other, ["SELECT 1"])]
     with Executor(CFG) as executor:
         assert [count for count, _ in Preflight(executor).findings(its)] == [2, 1]

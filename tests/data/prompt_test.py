@@ -17,7 +17,8 @@ import sqlr1_jax.data
 from sqlr1_jax import config
 from sqlr1_jax.data import example, prompt, schema
 from sqlr1_jax.data.example import Example
-from sqlr1_jax.data.prompt import PromptError, PromptRenderer
+from sqlr1_jax.data.prompt import PromptRenderer
+from sqlr1_jax.errors import ConfigError
 
 QUESTION = "Which colors are there?"
 
@@ -193,10 +194,10 @@ def test_a_tokenizer_that_will_not_do_is_refused() -> None:
         def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
             return messages[1]["content"] * 2
 
-    with pytest.raises(PromptError, match="no chat template"):
+    with pytest.raises(ConfigError, match="no chat template"):
         PromptRenderer(Tokenizer(), config.Data())
     Tokenizer.chat_template = "doubled"
-    with pytest.raises(PromptError, match="2 times"):
+    with pytest.raises(ConfigError, match="2 times"):
         PromptRenderer(Tokenizer(), config.Data())
 
 

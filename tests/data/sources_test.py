@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sqlr1_jax import config
 from sqlr1_jax.data import sources
 from sqlr1_jax.data.sources import ExampleError
 
@@ -27,9 +28,7 @@ def test_a_list_streams_as_it_loads(
 ) -> None:
     path = tmp_path_factory.mktemp("list") / "data.json"
     path.write_text(json.dumps(written, indent=indent, ensure_ascii=ascii_), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "_CHUNK", chunk)
-        assert list(sources.json_list(path)) == written
+    assert list(sources.json_list(path, chunk)) == written
 
 
 def test_a_long_list_is_never_whole_in_memory(tmp_path: Path) -> None:
@@ -82,7 +81,8 @@ def test_broken_json_in_a_long_list_is_found_without_reading_on(tmp_path: Path) 
 def test_lines(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text('{"a": 1}\n\n  \n{broken\n"text"\n')
-    assert list(sources.json_lines(path)) == [{"a": 1}, "{broken\n", "text"]
+    records = sources.open_source("jsonl", str(path)).records()
+    assert list(records) == [(0, {"a": 1}), (1, {}), (2, {})]
 
 
 def test_a_folder_or_its_file(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_folder_or_its_file(tmp_path: Path) -> None:
     assert sources.open_source("hub", "owner/name").databases is None
 
 
-@pytest.mark.parametrize("prefix", ["synsql", "spider", "bird", "jsonl", "parquet"])
+@pytest.mark.parametrize("prefix", [name for name in config.SOURCES if name not in ("synth", "hub")])
 def test_a_missing_file_is_named(tmp_path: Path, prefix: str) -> None:
     with pytest.raises(ExampleError, match="no such data") as error:
         sources.open_source(prefix, str(tmp_path / "gone"))

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoding import largest_mask
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, sharding
 from sqlr1_jax.model import attention
 from sqlr1_jax.model.attention import Mask, attend
+from testing.compilation import largest_mask
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 B, H, K, h = 2, 6, 2, 4
 PREFIX, SEGMENT, SEGMENTS = 6, 5, 3
@@ -141,8 +142,7 @@ STRIDED, PLAIN, PACKED = (4096, 2048), (4096, 0), (0, 0)
         ("cudnn", "gpu", STRIDED, "bfloat16", 128, "cudnn"),
     ],
 )
-def test_who_computes(
-    monkeypatch: pytest.MonkeyPatch,
+def test_auto_chooses_a_backend_by_the_platform_of_the_mesh_and_the_shape_of_rows(
     asked: str,
     platform: str,
     parts: tuple[int, int],
@@ -150,11 +150,13 @@ def test_who_computes(
     head_size: int,
     chosen: str,
 ) -> None:
-    monkeypatch.setattr(attention, "_platform", lambda: platform)
+    device = jax.sharding.AbstractDevice(device_kind=platform, num_cores=1, platform=platform)
+    mesh = jax.sharding.AbstractMesh((1,), ("rows",), abstract_device=device)
     length = parts[0] + 8 * parts[1] or 4096
     ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
     queries = jax.ShapeDtypeStruct((1, length, 14, head_size), jnp.dtype(dtype))
-    assert attention.choose(asked, queries, Mask(ids, ids, *parts)) == chosen  # type: ignore[arg-type]
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert attention.choose(asked, queries, Mask(ids, ids, *parts)) == chosen  # type: ignore[arg-type]
 
 
 def test_a_backend_that_is_asked_for_computes() -> None:
@@ -165,13 +167,13 @@ def test_a_backend_that_is_asked_for_computes() -> None:
     assert "pallas_call" not in str(jax.make_jaxpr(lambda *x: attend(*x, mask))(*narrow))
 
 
-def test_the_platform_is_that_of_the_mesh() -> None:
+def test_auto_chooses_xla_on_a_mesh_of_cpus_and_without_one() -> None:
+    ids = jax.ShapeDtypeStruct((1, 4096), jnp.int32)
+    queries = jax.ShapeDtypeStruct((1, 4096, 14, 128), jnp.bfloat16)
+    mask = Mask(ids, ids, *PLAIN)  # type: ignore[arg-type]
+    assert attention.choose("auto", queries, mask) == "xla"  # type: ignore[arg-type]
     with jax.set_mesh(sharding.make_mesh(config.Mesh())):
-        assert jax.jit(lambda: jnp.int32(attention._platform() == "cpu"))() == 1
-    device = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
-    mesh = jax.sharding.AbstractMesh((1,), ("rows",), abstract_device=device)
-    with jax.sharding.use_abstract_mesh(mesh):
-        assert attention._platform() == "tpu"
+        assert attention.choose("auto", queries, mask) == "xla"  # type: ignore[arg-type]
 
 
 def test_no_mask_of_all_places_leaves_the_loop_over_layers() -> None:

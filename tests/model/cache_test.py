@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
-from decoding import decode_step, prefilled
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, sharding
 from sqlr1_jax.model import attention, cache, qwen2
 from sqlr1_jax.model.quantize import Scaled
+from testing import tiny_models
+from testing.naive_decoding import decode_step, prefilled
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [10, 11, 12, 13, 14, 15, 16]]
 SAMPLES, STEPS = 2, 20
@@ -28,7 +29,7 @@ def samples(prompts: int, seed: int = 0) -> np.ndarray:
 
 def step_by_step(cfg: qwen2.Qwen2Config, state: qwen2.Cache, tokens_PGT: np.ndarray) -> tuple[qwen2.Cache, jax.Array]:
     """Feeds those tokens one at a time: the cache then, and the hidden states [P, G, T, D]."""
-    state, hidden_TPGD = run(small.params(cfg), state, jnp.moveaxis(jnp.asarray(tokens_PGT), 2, 0), cfg)
+    state, hidden_TPGD = run(tiny_models.random_params(cfg), state, jnp.moveaxis(jnp.asarray(tokens_PGT), 2, 0), cfg)
     return state, jnp.moveaxis(hidden_TPGD, 0, 2)
 
 
@@ -49,16 +50,16 @@ def at_once(cfg: qwen2.Qwen2Config, prompt: list[int], tokens_T: np.ndarray) -> 
     text_1T = jnp.pad(text_1T, ((0, 0), (0, WIDEST - text_1T.shape[1])))  # one program for all
     positions_1T = jnp.arange(text_1T.shape[1], dtype=jnp.int32)[None]
     mask = attention.causal(text_1T, jnp.array([text_1T.shape[1]]))
-    hidden_1TD, _ = forward(small.params(cfg), text_1T, positions_1T, mask, cfg)
+    hidden_1TD, _ = forward(tiny_models.random_params(cfg), text_1T, positions_1T, mask, cfg)
     return hidden_1TD[0, len(prompt) - 1 : len(prompt) - 1 + len(tokens_T)]
 
 
 @pytest.mark.parametrize("unroll", [1, 2])
 def test_prefill_and_steps_are_the_forward_pass(unroll: int) -> None:
     with jax.enable_x64(True):
-        cfg = dataclasses.replace(small.wide(), unroll=unroll)
+        cfg = dataclasses.replace(tiny_models.in_float64(), unroll=unroll)
         tokens_PGT = samples(len(PROMPTS))
-        state = prefilled(small.params(cfg), PROMPTS, SAMPLES, STEPS, cfg, prefix=9)
+        state = prefilled(tiny_models.random_params(cfg), PROMPTS, SAMPLES, STEPS, cfg, prefix=9)
         _, ours = step_by_step(cfg, state, tokens_PGT)
         for p, prompt in enumerate(PROMPTS):
             for g in range(SAMPLES):
@@ -67,8 +68,8 @@ def test_prefill_and_steps_are_the_forward_pass(unroll: int) -> None:
 
 def test_a_slot_begun_anew_is_as_good_as_a_fresh_cache() -> None:
     with jax.enable_x64(True):
-        cfg = small.wide()
-        params = small.params(cfg)
+        cfg = tiny_models.in_float64()
+        params = tiny_models.random_params(cfg)
         state = prefilled(params, PROMPTS, SAMPLES, STEPS, cfg)
         for seed in (1, 2):  # 40 steps into 32 columns, which then are full and of two ages
             state, _ = step_by_step(cfg, state, samples(len(PROMPTS), seed))
@@ -82,7 +83,7 @@ def test_a_slot_begun_anew_is_as_good_as_a_fresh_cache() -> None:
 
 
 def test_a_prompt_is_kept_once_whatever_its_samples() -> None:
-    few, many = (qwen2.cache_shapes(small.MODEL, 3, samples, 5, 7) for samples in (1, 9))
+    few, many = (qwen2.cache_shapes(tiny_models.MODEL, 3, samples, 5, 7) for samples in (1, 9))
     assert [k.values.shape for k in few.prefix_k] == [k.values.shape for k in many.prefix_k] == [(2, 3, 2, 4, 5)]
     assert [v.values.shape for v in few.prefix_v] == [v.values.shape for v in many.prefix_v] == [(2, 3, 2, 5, 4)]
     assert [k.values.shape for k in many.k] == [(2, 27, 2, 4, 16)] and many.columns == 16  # 7 steps in whole columns
@@ -91,13 +92,13 @@ def test_a_prompt_is_kept_once_whatever_its_samples() -> None:
 
 @pytest.mark.parametrize(("unroll", "stacks", "depth"), [(1, 1, 6), (2, 2, 3), (6, 6, 1), (4, 1, 6), (9, 6, 1)])
 def test_layers_lie_in_stacks_as_they_are_unrolled(unroll: int, stacks: int, depth: int) -> None:
-    cfg = dataclasses.replace(small.MODEL, num_layers=6, unroll=unroll)
+    cfg = dataclasses.replace(tiny_models.MODEL, num_layers=6, unroll=unroll)
     shapes = qwen2.cache_shapes(cfg, 3, 2, 5, 7)
     assert [k.values.shape[:-4] for k in shapes.k] == [(depth,) if depth > 1 else ()] * stacks
 
 
 def test_a_step_writes_its_own_column_alone() -> None:
-    state = qwen2.empty_cache(small.MODEL, 3, SAMPLES, 5, 16).replace(step=jnp.int32(18))
+    state = qwen2.empty_cache(tiny_models.MODEL, 3, SAMPLES, 5, 16).replace(step=jnp.int32(18))
     ones = jnp.ones((3, SAMPLES, 2, 4))
     after = cache.write(state, 0, 1, ones, 2 * ones)
     assert float(after.k[0].values[1, ..., 2].min()) == 1 and float(after.k[0].values.sum()) == ones.sum()
@@ -107,16 +108,42 @@ def test_a_step_writes_its_own_column_alone() -> None:
 def test_a_cache_is_split_over_prompts_and_heads() -> None:
     mesh = sharding.make_mesh(config.Mesh(fsdp=4, tensor=2), jax.devices()[:8])
     with jax.set_mesh(mesh):
-        made = jax.jit(lambda: qwen2.empty_cache(small.MODEL, 8, 3, 5, 16))()
+        made = jax.jit(lambda: qwen2.empty_cache(tiny_models.MODEL, 8, 3, 5, 16))()
     assert made.k[0].values.addressable_shards[0].data.shape == (2, 6, 1, 4, 16)
     assert made.prefix_v[0].values.addressable_shards[0].data.shape == (2, 2, 1, 5, 4)
 
 
-def test_of_many_columns_only_those_reached_are_read() -> None:
+@pytest.mark.parametrize(
+    ("columns", "step", "window"),
+    [(96, 3, 96), (608, 3, 152), (608, 151, 152), (608, 152, 304), (608, 303, 304), (608, 304, 608), (608, 607, 608)],
+)
+def test_a_step_reads_a_window_of_columns_that_doubles_until_it_holds_the_step(
+    columns: int, step: int, window: int
+) -> None:
+    """A NaN in a column spoils the output exactly where that column is read."""
+    rng = np.random.default_rng(0)
+    state = qwen2.empty_cache(tiny_models.MODEL, 3, SAMPLES, 5, columns)
+    assert state.columns == columns
+    stacks = [jnp.asarray(rng.standard_normal(state.v[0].values.shape), jnp.float32)] * 2
+    state = state.replace(step=jnp.int32(step), prefix_length_P=jnp.array([5, 1, 2]))
+    q_PGHh = jnp.asarray(rng.standard_normal((3, SAMPLES, 4, 4)), jnp.float32)
+
+    def attended(bad: int) -> jax.Array:
+        k, v = (stack.at[..., bad, :].set(jnp.nan) for stack in stacks)
+        spoiled = state.replace(k=(Scaled(k.swapaxes(-1, -2), None),), v=(Scaled(v, None),))
+        return attention.attend_cached(q_PGHh, spoiled, 0, 1)
+
+    assert jnp.isnan(attended(window - 1)).all()
+    if window < columns:
+        assert jnp.isfinite(attended(window)).all()
+
+
+def test_columns_past_the_step_change_nothing() -> None:
     attend = jax.jit(attention.attend_cached, static_argnums=2)
-    assert attention._windows(96) == [96] and attention._windows(2048) == [256, 512, 1024, 2048]
     with jax.enable_x64(True):
-        state = prefilled(small.params(small.wide()), PROMPTS, SAMPLES, 600, small.wide())
+        state = prefilled(
+            tiny_models.random_params(tiny_models.in_float64()), PROMPTS, SAMPLES, 600, tiny_models.in_float64()
+        )
         rng = np.random.default_rng(0)
         q_PGHh = jnp.asarray(rng.standard_normal((3, SAMPLES, 4, 4)))
         noise = rng.standard_normal(state.k[0].values.shape)
@@ -133,7 +160,7 @@ def test_of_many_columns_only_those_reached_are_read() -> None:
 
 def test_in_int8_a_step_attends_to_what_was_rounded() -> None:
     """Scales multiply scores and weights, which is attention over the keys and values that they stand for."""
-    cfg = small.MODEL
+    cfg = tiny_models.MODEL
     state = qwen2.empty_cache(cfg, 3, SAMPLES, 5, 16, "int8").replace(prefix_length_P=jnp.array([5, 0, 2]))
     rng = np.random.default_rng(0)
 
@@ -150,7 +177,7 @@ def test_in_int8_a_step_attends_to_what_was_rounded() -> None:
 
 
 def test_a_column_written_in_int8_is_near_what_was_written() -> None:
-    state = qwen2.empty_cache(small.MODEL, 3, SAMPLES, 5, 16, "int8")
+    state = qwen2.empty_cache(tiny_models.MODEL, 3, SAMPLES, 5, 16, "int8")
     k = jnp.asarray(np.random.default_rng(0).standard_normal((3, SAMPLES, 2, 4)), jnp.float32)
     after = cache.write(state, 0, 1, k, 2 * k)
     k_RKh = k.reshape(-1, 2, 4)

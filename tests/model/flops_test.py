@@ -5,14 +5,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-import small
 
 from sqlr1_jax.model import attention, flops, qwen2
+from testing import tiny_models
 
 
 def test_forward_is_what_the_compiler_counts_of_a_model_without_loops() -> None:
     cfg = dataclasses.replace(
-        small.MODEL, hidden_size=64, head_size=16, ffw_size=192, vocab_size=256, num_tokens=0, num_layers=1
+        tiny_models.MODEL, hidden_size=64, head_size=16, ffw_size=192, vocab_size=256, num_tokens=0, num_layers=1
     )
     B, T = 2, 48
     mask = attention.causal(jnp.zeros((B, T), jnp.int32), jnp.full(B, T))
@@ -36,11 +36,11 @@ def test_parameters_of_products_are_all_but_norms_biases_and_the_lookup() -> Non
 
 
 def test_an_update_is_three_forward_passes() -> None:
-    assert flops.update_flops(small.MODEL, 10, 40) == 3 * flops.forward_flops(small.MODEL, 10, 40)
+    assert flops.update_flops(tiny_models.MODEL, 10, 40) == 3 * flops.forward_flops(tiny_models.MODEL, 10, 40)
 
 
 def test_a_token_that_is_not_asked_saves_its_logits() -> None:
-    cfg = small.MODEL
+    cfg = tiny_models.MODEL
     some, every = flops.forward_flops(cfg, 10, 40, asked=7), flops.forward_flops(cfg, 10, 40)
     assert every - some == 3 * 2 * cfg.vocab_size * cfg.hidden_size
     assert flops.update_flops(cfg, 10, 40, asked=7) == 3 * some

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, plan, sharding
 from sqlr1_jax.model import attention, kernels
 from sqlr1_jax.model import cache as caches
 from sqlr1_jax.model.attention import Mask, attend
 from sqlr1_jax.model.kernels import Sees
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 B, S, C, G = 2, 150, 70, 3  # neither part ends where a block does
 T = S + G * C

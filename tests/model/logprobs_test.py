@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, sharding
 from sqlr1_jax.model import qwen2
 from sqlr1_jax.model.logprobs import token_logprobs
+from testing import tiny_models
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 B, T = 3, 11  # 33 places: no chunk below divides them
 
@@ -22,7 +23,7 @@ B, T = 3, 11  # 33 places: no chunk below divides them
 def inputs(cfg: qwen2.Qwen2Config) -> tuple[qwen2.Params, jax.Array, jax.Array]:
     rng = np.random.default_rng(0)
     hidden_BTD = jnp.asarray(rng.standard_normal((B, T, cfg.hidden_size)), cfg.dtype)
-    return small.params(cfg), hidden_BTD, jnp.asarray(rng.integers(0, 37, (B, T)), jnp.int32)
+    return tiny_models.random_params(cfg), hidden_BTD, jnp.asarray(rng.integers(0, 37, (B, T)), jnp.int32)
 
 
 def naive(
@@ -46,7 +47,7 @@ def values_and_gradients(fn: Callable[..., tuple[jax.Array, jax.Array]], *inputs
 @pytest.mark.parametrize("chunk", [0, 8, 64])
 def test_values_and_gradients_are_the_definition(chunk: int) -> None:
     with jax.enable_x64(True):
-        cfg = dataclasses.replace(small.wide(), logits_chunk=chunk)
+        cfg = dataclasses.replace(tiny_models.in_float64(), logits_chunk=chunk)
         ours = functools.partial(token_logprobs, cfg=cfg, temperature=1.1)
         theirs = functools.partial(naive, temperature=1.1)
         pair = [values_and_gradients(fn, *inputs(cfg)) for fn in (ours, theirs)]
@@ -56,13 +57,13 @@ def test_values_and_gradients_are_the_definition(chunk: int) -> None:
 
 
 def test_results_are_float32_at_least() -> None:
-    cfg = dataclasses.replace(small.MODEL, dtype="bfloat16")
+    cfg = dataclasses.replace(tiny_models.MODEL, dtype="bfloat16")
     shapes = jax.eval_shape(functools.partial(token_logprobs, cfg=cfg), *inputs(cfg))
     assert {str(shape.dtype) for shape in shapes} == {"float32"}
 
 
 def test_chunks_bound_the_logits() -> None:
-    cfg = dataclasses.replace(small.MODEL, logits_chunk=8)
+    cfg = dataclasses.replace(tiny_models.MODEL, logits_chunk=8)
     params, hidden, targets = inputs(cfg)
     program = str(jax.make_jaxpr(lambda p, h: token_logprobs(p, h, targets, cfg))(params, hidden))
     assert "f32[3,2,40]" in program and "f32[3,11,40]" not in program and "f32[3,12,40]" not in program
@@ -70,7 +71,7 @@ def test_chunks_bound_the_logits() -> None:
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 3, 2)])
 def test_chunks_on_a_mesh_are_as_without_one(sizes: tuple[int, int, int]) -> None:
-    cfg = dataclasses.replace(small.MODEL, logits_chunk=4)
+    cfg = dataclasses.replace(tiny_models.MODEL, logits_chunk=4)
     params, hidden, targets = inputs(cfg)
     mesh = sharding.make_mesh(config.Mesh(*sizes), jax.devices()[: sizes[1] * sizes[2]])
     with jax.set_mesh(mesh):
@@ -79,7 +80,7 @@ def test_chunks_on_a_mesh_are_as_without_one(sizes: tuple[int, int, int]) -> Non
 
 
 def test_untied_heads_use_their_own_table() -> None:
-    cfg = dataclasses.replace(small.MODEL, tied=False)
+    cfg = dataclasses.replace(tiny_models.MODEL, tied=False)
     params, hidden, targets = inputs(cfg)
     logp, _ = jax.jit(token_logprobs, static_argnames="cfg")(params, hidden, targets, cfg)
     swapped, _ = jax.jit(naive)(params | {"embed": params["unembed"].T}, hidden, targets)

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoding import close
 
 from sqlr1_jax.model import matmul
 from sqlr1_jax.model.matmul import Turned
 from sqlr1_jax.model.quantize import Scaled
+from testing.closeness import assert_close
 
 RNG = np.random.default_rng(0)
 X_BTM = RNG.standard_normal((2, 3, 8)).astype(np.float32)
@@ -18,7 +18,7 @@ def test_what_int8_adds_to_the_stream_is_not_rounded_first() -> None:
     values, scale = RNG.integers(-127, 128, (8, 5)).astype(np.int8), RNG.random((1, 5)).astype(np.float32)
     x_BTM = jnp.asarray(X_BTM, jnp.bfloat16)
     made = np.asarray(matmul.product(x_BTM, Scaled(jnp.asarray(values), jnp.asarray(scale)), jnp.float32))
-    close(made, np.asarray(x_BTM, np.float32) @ (values * scale), 1e-5)
+    assert_close(made, np.asarray(x_BTM, np.float32) @ (values * scale), 1e-5)
     assert made.dtype == np.float32 and (made.astype(jnp.bfloat16).astype(np.float32) != made).any()
 
 
@@ -30,7 +30,7 @@ def test_a_turned_matrix_gives_the_same_product(name: str, shape: tuple[int, ...
     w = RNG.standard_normal(shape).astype(np.float32)
     made = matmul.turn(name, jnp.asarray(w))
     assert isinstance(made, Turned) and made.values.shape == turned
-    close(matmul.product(jnp.asarray(X_BTM), made, jnp.float32), X_BTM @ w.reshape(8, -1), 1e-6)
+    assert_close(matmul.product(jnp.asarray(X_BTM), made, jnp.float32), X_BTM @ w.reshape(8, -1), 1e-6)
 
 
 def test_norms_biases_and_int8_are_not_turned() -> None:
@@ -55,8 +55,8 @@ def test_the_gradients_of_a_product_are_the_products_of_numpy(width: int) -> Non
     x_BTM, w_MN = jnp.asarray(X_BTM), jnp.asarray(RNG.standard_normal((8, width)), jnp.float32)
     dx, dw = jax.grad(lambda x, w: (matmul.linear(x, w, jnp.float32) ** 2).sum() / 2, (0, 1))(x_BTM, w_MN)
     y_BTN = X_BTM @ np.asarray(w_MN)
-    close(dw, np.einsum("btm,btn->mn", X_BTM, y_BTN), 1e-5)
-    close(dx, y_BTN @ np.asarray(w_MN).T, 1e-5)
+    assert_close(dw, np.einsum("btm,btn->mn", X_BTM, y_BTN), 1e-5)
+    assert_close(dx, y_BTN @ np.asarray(w_MN).T, 1e-5)
 
 
 def test_a_feed_forward_is_the_same_by_matrices_turned_or_not() -> None:
@@ -66,7 +66,7 @@ def test_a_feed_forward_is_the_same_by_matrices_turned_or_not() -> None:
     gated = X_BTM @ gate
     expected = (gated / (1 + np.exp(-gated)) * (X_BTM @ up)) @ down
     for some in (weights, turned):
-        close(matmul.swiglu(jnp.asarray(X_BTM), *some, jnp.float32), expected, 1e-5)
+        assert_close(matmul.swiglu(jnp.asarray(X_BTM), *some, jnp.float32), expected, 1e-5)
 
 
 def test_gradients_of_a_feed_forward_are_those_that_jax_derives() -> None:
@@ -79,7 +79,7 @@ def test_gradients_of_a_feed_forward_are_those_that_jax_derives() -> None:
         ours = jax.grad(lambda *args: jnp.sin(matmul.swiglu(*args, wide)).sum(), (0, 1, 2, 3))(*args)
         theirs = jax.grad(lambda *args: jnp.sin(plain(*args)).sum(), (0, 1, 2, 3))(*args)
         for one, other in zip(ours, theirs, strict=True):
-            close(one, np.asarray(other), 1e-12)
+            assert_close(one, np.asarray(other), 1e-12)
 
 
 def test_of_a_feed_forward_two_arrays_of_its_width_are_kept_for_the_gradient() -> None:

@@ -3,9 +3,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from decoding import close
 
 from sqlr1_jax.model.norm import rms_norm
+from testing.closeness import assert_close
 
 RNG = np.random.default_rng(0)
 X_BTD, SCALE_D, EPS = 3 * RNG.standard_normal((2, 3, 8)), RNG.standard_normal(8), 1e-3
@@ -17,7 +17,7 @@ def plain(x_BTD: jax.Array, scale_D: jax.Array) -> jax.Array:
 
 def test_rows_are_divided_by_their_root_mean_square() -> None:
     x_BTD, scale_D = (jnp.asarray(x, jnp.float32) for x in (X_BTD, SCALE_D))
-    close(rms_norm(x_BTD, scale_D, EPS, "float32"), np.asarray(plain(X_BTD, SCALE_D)), 1e-6)
+    assert_close(rms_norm(x_BTD, scale_D, EPS, "float32"), np.asarray(plain(X_BTD, SCALE_D)), 1e-6)
 
 
 def test_gradients_are_those_that_jax_derives() -> None:
@@ -26,13 +26,13 @@ def test_gradients_are_those_that_jax_derives() -> None:
         ours = jax.grad(lambda x, scale: jnp.sin(rms_norm(x, scale, EPS, "float64")).sum(), (0, 1))(*args)
         theirs = jax.grad(lambda x, scale: jnp.sin(plain(x, scale)).sum(), (0, 1))(*args)
         for one, other in zip(ours, theirs, strict=True):
-            close(one, np.asarray(other), 1e-12)
+            assert_close(one, np.asarray(other), 1e-12)
 
 
 def test_a_bfloat16_input_is_normalised_in_float32_and_its_gradient_has_its_type() -> None:
     x_BTD, scale_D = jnp.asarray(X_BTD, jnp.bfloat16), jnp.asarray(SCALE_D, jnp.float32)
     made, through = jax.vjp(lambda x, scale: rms_norm(x, scale, EPS, "float32"), x_BTD, scale_D)
-    close(made, np.asarray(plain(np.asarray(x_BTD, np.float64), SCALE_D)), 1e-6)
+    assert_close(made, np.asarray(plain(np.asarray(x_BTD, np.float64), SCALE_D)), 1e-6)
     assert [slope.dtype for slope in through(made)] == [jnp.bfloat16, jnp.float32]
 
 

@@ -4,14 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax.model import attention, quantize, qwen2
 from sqlr1_jax.model.quantize import Scaled
+from testing import tiny_models
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 
 @given(arrays.arrays(np.float32, (3, 4), elements=st.floats(-1e6, 1e6, width=32)))
@@ -23,7 +24,7 @@ def test_int8_is_within_half_a_step(x: np.ndarray) -> None:
 
 
 def test_the_layers_matrices_have_a_scale_for_each_output() -> None:
-    params = small.params()
+    params = tiny_models.random_params()
     made = quantize.layers(params)
     assert made["embed"] is params["embed"] and made["layers"]["q_bias"] is params["layers"]["q_bias"]
     shapes = {name: w.scale.shape for name, w in made["layers"].items() if isinstance(w, Scaled)}
@@ -34,12 +35,12 @@ def test_the_layers_matrices_have_a_scale_for_each_output() -> None:
 
 
 def test_a_product_with_int8_is_that_with_the_matrix_it_stands_for() -> None:
-    params = quantize.layers(small.params())
+    params = quantize.layers(tiny_models.random_params())
     wide = {n: w.values * w.scale if isinstance(w, Scaled) else w for n, w in params["layers"].items()}
     tokens_BT = jnp.asarray([[3, 4, 5, 6, 7]])
     mask = attention.causal(tokens_BT, jnp.array([5]))
     ours, theirs = (
-        qwen2.forward(tree, tokens_BT, jnp.arange(5)[None], mask, small.MODEL)[0]
+        qwen2.forward(tree, tokens_BT, jnp.arange(5)[None], mask, tiny_models.MODEL)[0]
         for tree in (params, {**params, "layers": wide})
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -10,12 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
-from decoding import FIXTURE, close, greedy, logits
 from jax.flatten_util import ravel_pytree
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax.model import attention, huggingface, qwen2
+from testing import tiny_models
+from testing.closeness import assert_close
+from testing.naive_decoding import greedy, logits
+from testing.tiny_models import TRANSFORMERS_FIXTURE
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 # Published counts of Qwen2.5-Coder's parameters.
 COUNTS = {
@@ -54,22 +57,22 @@ def test_presets_have_the_published_number_of_parameters(size: str) -> None:
 
 
 def test_fixture_logits_and_greedy_tokens_are_transformers() -> None:
-    cfg = huggingface.config_from_folder(FIXTURE)
-    params = huggingface.load(FIXTURE, cfg)
-    expected = np.load(FIXTURE / "expected.npz")
+    cfg = huggingface.config_from_folder(TRANSFORMERS_FIXTURE)
+    params = huggingface.load(TRANSFORMERS_FIXTURE, cfg)
+    expected = np.load(TRANSFORMERS_FIXTURE / "expected.npz")
     for i in range(2):
         prompt = [int(token) for token in expected[f"prompt_{i}"]]
-        close(logits(params, prompt, cfg), expected[f"logits_{i}"], 1e-4)
+        assert_close(logits(params, prompt, cfg), expected[f"logits_{i}"], 1e-4)
         assert greedy(params, prompt, 64, cfg)[0] == expected[f"greedy_{i}"].tolist()
 
 
 def test_prefill_and_decode_give_the_logits_of_forward() -> None:
-    cfg = huggingface.config_from_folder(FIXTURE)
-    params = huggingface.load(FIXTURE, cfg)
+    cfg = huggingface.config_from_folder(TRANSFORMERS_FIXTURE)
+    params = huggingface.load(TRANSFORMERS_FIXTURE, cfg)
     prompt = [3, 17, 42, 8]
     tokens, stepwise = greedy(params, prompt, 40, cfg)
     at_once = logits(params, prompt + tokens[:-1], cfg)[len(prompt) - 1 :]
-    close(stepwise, at_once, 1e-5)
+    assert_close(stepwise, at_once, 1e-5)
 
 
 # The others differ from these in their numbers of heads alone.
@@ -82,7 +85,7 @@ QUICK = ("tiny", "0.5b", "7b")
 def test_structure_of_each_preset_agrees_with_transformers(size: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     cfg = structure(size)
-    params = small.params(cfg, seed=1, scale=6.0)
+    params = tiny_models.random_params(cfg, seed=1, scale=6.0)
     huggingface.save(tmp_path, params, cfg)
     check_against_transformers(torch, tmp_path, params, cfg, [5, 80, 3, 77, 12, 60])
 
@@ -110,16 +113,16 @@ def check_against_transformers(
         theirs = model(tokens).logits[0].numpy()
         settings = GenerationConfig(do_sample=False, max_new_tokens=64, eos_token_id=None, pad_token_id=0)
         generated = model.generate(tokens, attention_mask=torch.ones_like(tokens), generation_config=settings)
-    close(logits(params, prompt, cfg), theirs, 1e-4)
+    assert_close(logits(params, prompt, cfg), theirs, 1e-4)
     ours, stepwise = greedy(params, prompt, 64, cfg)
     assert ours == generated[0, len(prompt) :].tolist()
-    close(stepwise, logits(params, prompt + ours[:-1], cfg)[len(prompt) - 1 :], 1e-5)
+    assert_close(stepwise, logits(params, prompt + ours[:-1], cfg)[len(prompt) - 1 :], 1e-5)
 
 
 def influence(mask: attention.Mask, positions: list[int]) -> np.ndarray:
     """[t, s]: whether the hidden state at t depends on the token at s, by gradient; no two places hold one token."""
-    cfg = dataclasses.replace(small.MODEL, dtype="float32")
-    params = small.params(cfg)
+    cfg = dataclasses.replace(tiny_models.MODEL, dtype="float32")
+    params = tiny_models.random_params(cfg)
     tokens_BT = jnp.arange(2, 2 + len(positions), dtype=jnp.int32)[None]
     positions_BT = jnp.asarray([positions], jnp.int32)
 
@@ -152,7 +155,7 @@ def test_groups_of_a_packed_row_do_not_see_each_other() -> None:
 @functools.cache
 def gradient(**how: Any) -> Any:
     """Of a strided row's hidden states, in float64."""
-    cfg = dataclasses.replace(small.MODEL, param_dtype="float64", dtype="float64", **how)
+    cfg = dataclasses.replace(tiny_models.MODEL, param_dtype="float64", dtype="float64", **how)
     row = {key: jnp.asarray(values, jnp.int32)[None] for key, values in STRIDED.items()}
     mask = attention.Mask(row["prefix"], row["segment"], prefix=8, segment=4)
 
@@ -161,7 +164,7 @@ def gradient(**how: Any) -> Any:
         hidden_BTD, _ = qwen2.forward(params, tokens_BT, row["positions"], mask, cfg)
         return (jnp.sin(3 * hidden_BTD) * (row["prefix"] > 0)[..., None]).sum()
 
-    return jax.jit(jax.grad(loss))(small.params(cfg))
+    return jax.jit(jax.grad(loss))(tiny_models.random_params(cfg))
 
 
 @pytest.mark.parametrize("how", [{"remat": "full", "unroll": 2}, {"ffw_chunks": 4, "query_chunk": 3}], ids=str)
@@ -172,31 +175,31 @@ def test_gradients_do_not_depend_on_how_they_are_computed(how: dict[str, Any]) -
 
 
 def test_bfloat16_compute_stays_near_float32() -> None:
-    params = small.params(scale=3.0)
-    rough = logits(params, list(range(2, 20)), dataclasses.replace(small.MODEL, dtype="bfloat16"))
+    params = tiny_models.random_params(scale=3.0)
+    rough = logits(params, list(range(2, 20)), dataclasses.replace(tiny_models.MODEL, dtype="bfloat16"))
     assert rough.dtype == np.float32
-    close(rough[:, :37], logits(params, list(range(2, 20)), small.MODEL)[:, :37], 0.05)
+    assert_close(rough[:, :37], logits(params, list(range(2, 20)), tiny_models.MODEL)[:, :37], 0.05)
 
 
 def test_float32_activations_keep_bfloat16_nearer_to_float32() -> None:
-    params, tokens = small.params(scale=3.0), list(range(2, 20))
-    exact = logits(params, tokens, small.MODEL)[:, :37]
+    params, tokens = tiny_models.random_params(scale=3.0), list(range(2, 20))
+    exact = logits(params, tokens, tiny_models.MODEL)[:, :37]
 
     def error(activations: str) -> float:
-        cfg = dataclasses.replace(small.MODEL, dtype="bfloat16", activations=activations)
+        cfg = dataclasses.replace(tiny_models.MODEL, dtype="bfloat16", activations=activations)
         return float(np.sqrt(np.mean((logits(params, tokens, cfg)[:, :37] - exact) ** 2)))
 
     assert 0 < error("float32") < 0.9 * error("bfloat16")
 
 
 def test_gradients_under_bfloat16_are_near_those_of_float32_and_nearer_with_float32_activations() -> None:
-    params = small.params(scale=3.0)
+    params = tiny_models.random_params(scale=3.0)
     row = {key: jnp.asarray(values, jnp.int32)[None] for key, values in STRIDED.items()}
     mask = attention.Mask(row["prefix"], row["segment"], prefix=8, segment=4)
     tokens_1T = jnp.asarray(np.random.default_rng(0).integers(2, 37, (1, 16)), jnp.int32)
 
     def gradient(**changes: str) -> jax.Array:
-        cfg = dataclasses.replace(small.MODEL, remat="full", **changes)
+        cfg = dataclasses.replace(tiny_models.MODEL, remat="full", **changes)
 
         def surprise(params: Any) -> jax.Array:
             hidden_BTD = qwen2.forward(params, tokens_1T, row["positions"], mask, cfg)[0]
@@ -219,18 +222,18 @@ def test_gradients_under_bfloat16_are_near_those_of_float32_and_nearer_with_floa
     [("bfloat16", "float32", "f32"), ("bfloat16", "bfloat16", "bf16"), ("float32", "bfloat16", "f32")],
 )
 def test_the_residual_stream_is_never_narrower_than_dtype(dtype: str, activations: str, stream: str) -> None:
-    cfg = dataclasses.replace(small.MODEL, dtype=dtype, activations=activations, remat="full")
+    cfg = dataclasses.replace(tiny_models.MODEL, dtype=dtype, activations=activations, remat="full")
     row = {key: jnp.asarray(values, jnp.int32)[None] for key, values in STRIDED.items()}
     mask = attention.Mask(row["prefix"], row["segment"], prefix=8, segment=4)
 
     def hidden(params: Any) -> jax.Array:
         return qwen2.forward(params, jnp.ones((1, 16), jnp.int32), row["positions"], mask, cfg)[0].sum()
 
-    program = str(jax.make_jaxpr(jax.grad(hidden))(small.params(cfg)))
+    program = str(jax.make_jaxpr(jax.grad(hidden))(tiny_models.random_params(cfg)))
     inputs = f"[{cfg.num_layers},1,16,{cfg.hidden_size}]"  # each layer's, which rematerialisation keeps
     assert {kind for kind in ("bf16", "f32") if f":{kind}{inputs}" in program} == {stream}
 
 
 def test_ids_past_the_tokenizers_are_never_predicted() -> None:
-    at = logits(small.params(), [2, 3, 4], small.MODEL)
+    at = logits(tiny_models.random_params(), [2, 3, 4], tiny_models.MODEL)
     assert (at[:, 37:] == qwen2.MASKED_LOGIT).all() and np.abs(at[:, :37]).max() < 1e6

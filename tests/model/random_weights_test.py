@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax.model import attention, qwen2, random_weights
+from testing import tiny_models
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 TINY = dataclasses.replace(qwen2.PRESETS["tiny"], vocab_size=1024)
 MARK, COMMA, IN = 0, 1, 2  # ids of what stands between names
@@ -17,8 +18,8 @@ init = jax.jit(random_weights.init_params, static_argnums=0)
 
 
 def test_init_makes_what_the_abstract_tree_says() -> None:
-    params = init(small.MODEL, jax.random.key(0))
-    specs = qwen2.abstract(small.MODEL)
+    params = init(tiny_models.MODEL, jax.random.key(0))
+    specs = qwen2.abstract(tiny_models.MODEL)
     shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), params)
     assert shapes == jax.tree.map(lambda spec: (spec.shape, spec.dtype), specs, is_leaf=qwen2.is_spec)
     assert float(jnp.std(params["layers"]["gate"])) == pytest.approx(0.02, rel=0.1)
@@ -27,8 +28,8 @@ def test_init_makes_what_the_abstract_tree_says() -> None:
 
 
 def test_init_depends_on_the_key_alone() -> None:
-    first, again = (init(small.MODEL, jax.random.key(3)) for _ in range(2))
-    other = init(small.MODEL, jax.random.key(4))
+    first, again = (init(tiny_models.MODEL, jax.random.key(3)) for _ in range(2))
+    other = init(tiny_models.MODEL, jax.random.key(4))
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), first, again)))
     assert not bool((first["embed"] == other["embed"]).any())
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from decoding import FIXTURE
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -16,6 +15,7 @@ from safetensors import numpy as library
 
 from sqlr1_jax.model import safetensors
 from sqlr1_jax.model.safetensors import Tensor, WeightsError
+from testing.tiny_models import TRANSFORMERS_FIXTURE
 
 
 def _tensor(name: str, values: np.ndarray) -> Tensor:
@@ -71,7 +71,7 @@ def test_writing_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_download_cut_short_is_named(tmp_path: Path) -> None:
-    whole = (FIXTURE / "model.safetensors").read_bytes()
+    whole = (TRANSFORMERS_FIXTURE / "model.safetensors").read_bytes()
     cut = tmp_path / "model.safetensors"
     for size in (3, 200, len(whole) - 1):
         cut.write_bytes(whole[:size])

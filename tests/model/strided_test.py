@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoding import largest_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax.model import strided
 from sqlr1_jax.model.strided import Places
+from testing.compilation import largest_mask
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 B, K, g, h = 2, 2, 3, 4
 LENGTHS = (9, 4)  # of the prefixes, which may take 9
@@ -22,13 +23,20 @@ def _inputs(length: int) -> tuple[jax.Array, ...]:
     return tuple(jnp.asarray(2 * rng.standard_normal(shape)) for shape in shapes)
 
 
-def _plain(q_BKgTh: jax.Array, k_BKTh: jax.Array, v_BKTh: jax.Array, prefix: int, segment: int) -> jax.Array:
+def _plain(
+    q_BKgTh: jax.Array,
+    k_BKTh: jax.Array,
+    v_BKTh: jax.Array,
+    prefix: int,
+    segment: int,
+    lengths: tuple[int, ...] = LENGTHS,
+) -> jax.Array:
     """Softmax over all pairs under a mask that is made place by place."""
     T = k_BKTh.shape[2]
     seen_BTT = np.zeros((B, T, T), bool)
     for b, t, s in np.ndindex(B, T, T):
         own = s >= prefix and t >= prefix and (s - prefix) // segment == (t - prefix) // segment
-        shared = s < prefix and (t < prefix or s < LENGTHS[b])
+        shared = s < prefix and (t < prefix or s < lengths[b])
         seen_BTT[b, t, s] = s <= t and (own or shared)
     scores = jnp.einsum("bkgth,bksh->bkgts", q_BKgTh, k_BKTh) / h**0.5
     weights = jax.nn.softmax(jnp.where(seen_BTT[:, None, None], scores, -jnp.inf), axis=-1)
@@ -64,11 +72,24 @@ def test_time_is_split_into_equal_chunks_and_joined_again(length: int, chunk: in
     np.testing.assert_array_equal(strided.join_time(parts, length), x)
 
 
-@given(st.integers(1, 5000))
-def test_spans_cover_a_part_without_overlap(length: int) -> None:
-    spans = list(strided._spans(length))
-    assert [start for start, _ in spans] == [0, *(end for _, end in spans[:-1])] and spans[-1][1] == length
-    assert len(spans) <= strided.SPANS
+@pytest.mark.parametrize("prefix", [1, 8, 17, 40, 65])
+def test_outputs_are_those_of_the_whole_mask_for_every_number_of_spans(
+    prefix: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strided, "NARROW", 2)
+    lengths = (prefix, prefix // 2)
+    with jax.enable_x64(True):
+        inputs = _inputs(prefix + 2 * 11)
+        ours = strided.attend(*inputs, jnp.asarray(lengths), Places(prefix, 11, 0))
+        assert jnp.abs(ours - _plain(*inputs, prefix, 11, lengths)).max() < 1e-12
+
+
+def test_a_long_part_is_cut_into_so_many_spans_and_no_more() -> None:
+    """Each span has two products, and so have the segments with the prefix and with themselves."""
+    prefix, segment = 5000, 5
+    inputs = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in _inputs(prefix + segment))
+    program = jax.make_jaxpr(lambda *x: strided.attend(*x, jnp.asarray([prefix, 1]), Places(prefix, segment, 0)))
+    assert str(program(*inputs)).count("dot_general[") == 2 * (strided.SPANS + 1 + 1)
 
 
 def test_no_mask_of_all_places_leaves_the_loop_over_layers() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sqlr1_jax.config import ConfigError
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import tokenizer
 
 

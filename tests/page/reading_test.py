@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.page import reading
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no config\.json. --workdir="):
+    with pytest.raises(ConfigError, match=r"no config\.json. --workdir="):
         reading.read(tmp_path)
 
 

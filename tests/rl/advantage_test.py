@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config
 from sqlr1_jax.data import answer
@@ -16,6 +15,8 @@ from sqlr1_jax.rl import advantage as module
 from sqlr1_jax.rl import reward
 from sqlr1_jax.rl.advantage import advantage
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 KEY = jax.random.key(0)
 ONES = np.ones(4, np.float32)

@@ -2,29 +2,23 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import runs
 
 from sqlr1_jax import config
 from sqlr1_jax.data import answer
 from sqlr1_jax.data.example import Example
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.rl import experience, reward
 from sqlr1_jax.rl.experience import Clock
 from sqlr1_jax.rollout.engine import Ended
 from sqlr1_jax.sql.executor import Executor, ExecutorError
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
-from sqlr1_jax.train.run import Run
-
-
-@pytest.fixture(scope="module")
-def executor() -> Iterator[Executor]:
-    with Executor(config.Execute(workers=1)) as pool:
-        yield pool
+from sqlr1_jax.train.context import RunContext
+from testing import scripted_sampler
 
 
 def _said(sql: str) -> str:
@@ -48,44 +42,46 @@ def _examples(pets: Path) -> list[Example]:
     return [Example(str(i), "pets", pets, "How many dogs?", gold) for i, gold in enumerate(GOLDS)]
 
 
-def _outcomes(run: Run, executor: Executor, pets: Path) -> tuple:
-    made = runs.completions(run, TEXTS)
-    scoring = _scored(run, executor, _examples(pets), made)
+def _outcomes(context: RunContext, executor: Executor, pets: Path) -> tuple:
+    made = scripted_sampler.completions(context, TEXTS)
+    scoring = _scored(context, executor, _examples(pets), made)
     return made, scoring.answers, scoring, scoring.outcomes()
 
 
-def _scored(run: Run, executor: Executor, examples: list[Example], made: Any) -> experience.Scoring:
+def _scored(context: RunContext, executor: Executor, examples: list[Example], made: Any) -> experience.Scoring:
     """Completions handed over as they might end: the last sample first."""
-    scoring = experience.Scoring(run, executor, examples, made.length_PG.shape[1])
+    scoring = experience.Scoring(context, executor, examples, made.length_PG.shape[1])
     for p, g in reversed(list(np.ndindex(made.length_PG.shape))):
         scoring.finished([Ended(p, g, made.ids(p, g))])
     return scoring
 
 
-def test_completions_are_read_run_and_judged(run: Run, executor: Executor, pets: Path) -> None:
-    _, answers, scoring, outcomes = _outcomes(run, executor, pets)
+def test_completions_are_read_run_and_judged(context: RunContext, executor: Executor, pets: Path) -> None:
+    _, answers, scoring, outcomes = _outcomes(context, executor, pets)
     assert scoring.texts == [[text.removesuffix("…") for text in group] for group in TEXTS]
     assert [one.sql for one in answers[0]] == ["SELECT 4", "SELECT 5", None, None]
     assert [[one.kind for one in group] for group in outcomes] == KINDS
     assert scoring.seconds > 0
 
 
-def test_what_goes_wrong_while_sampling_is_raised_afterwards(run: Run, pets: Path) -> None:
+def test_what_goes_wrong_while_sampling_is_raised_afterwards(context: RunContext, pets: Path) -> None:
     """The sampler of other hosts must not be left alone."""
     with Executor(config.Execute(workers=1)) as pool:
         pass
-    made = runs.completions(run, TEXTS[:1])
-    scoring = _scored(run, pool, _examples(pets)[:1], made)
+    made = scripted_sampler.completions(context, TEXTS[:1])
+    scoring = _scored(context, pool, _examples(pets)[:1], made)
     with pytest.raises(ExecutorError, match="The executor is closed"):
         scoring.outcomes()
 
 
 @pytest.mark.parametrize("empty", ["mismatch", "match"])
-def test_rewards_right_and_sound_follow_from_the_outcomes(run: Run, executor: Executor, pets: Path, empty: str) -> None:
-    cfg = dataclasses.replace(run.cfg.grpo, reward=config.Reward(empty_match=empty))
-    run = dataclasses.replace(run, cfg=dataclasses.replace(run.cfg, grpo=cfg))
-    made, answers, _, outcomes = _outcomes(run, executor, pets)
-    judged = experience.judge(run, _examples(pets), made, answers, outcomes)
+def test_rewards_right_and_sound_follow_from_the_outcomes(
+    context: RunContext, executor: Executor, pets: Path, empty: str
+) -> None:
+    cfg = dataclasses.replace(context.cfg.grpo, reward=config.Reward(empty_match=empty))
+    context = dataclasses.replace(context, cfg=dataclasses.replace(context.cfg, grpo=cfg))
+    made, answers, _, outcomes = _outcomes(context, executor, pets)
+    judged = experience.judge(context, _examples(pets), made, answers, outcomes)
     rewards, correct, sound = judged.rewards_PGR, judged.correct_PG, judged.sound_P
     assert rewards.shape == (3, 4, 4)
     for p, g in np.ndindex(3, 4):
@@ -94,25 +90,25 @@ def test_rewards_right_and_sound_follow_from_the_outcomes(run: Run, executor: Ex
     assert sound.tolist() == [True, True, False]
 
 
-def test_length_may_be_counted_in_tokens(run: Run, pets: Path) -> None:
-    cfg = dataclasses.replace(run.cfg.grpo, reward=config.Reward(length_unit="tokens"))
-    run = dataclasses.replace(run, cfg=dataclasses.replace(run.cfg, grpo=cfg))
-    made = runs.completions(run, [[_said("SELECT count(*) FROM dogs")]])
+def test_length_may_be_counted_in_tokens(context: RunContext, pets: Path) -> None:
+    cfg = dataclasses.replace(context.cfg.grpo, reward=config.Reward(length_unit="tokens"))
+    context = dataclasses.replace(context, cfg=dataclasses.replace(context.cfg, grpo=cfg))
+    made = scripted_sampler.completions(context, [[_said("SELECT count(*) FROM dogs")]])
     said = answer.read(_said("SELECT count(*) FROM dogs"), "reasoning")
-    judged = experience.judge(run, _examples(pets)[:1], made, [[said]], [[Outcome(OutcomeKind.MATCH)]])
+    judged = experience.judge(context, _examples(pets)[:1], made, [[said]], [[Outcome(OutcomeKind.MATCH)]])
     rewards = judged.rewards_PGR
 
     def count(text: str) -> int:
-        return len(run.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(context.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     length = count(said.think) + count(said.answer)
     assert rewards[0, 0, 3] == pytest.approx(count(said.sql or "") / count(said.answer) + 0.5 * length / 2048)
 
 
-def test_a_group_is_the_prompt_and_each_completion_behind_its_last_token(run: Run) -> None:
-    problems = experience.load_problems(run)
-    _, prompts = problems.pick([3, 1, 2])
-    made = runs.completions(run, TEXTS)
+def test_a_group_is_the_prompt_and_each_completion_behind_its_last_token(context: RunContext) -> None:
+    problems = experience.load_problems(context)
+    prompts = [problems.prompts[i] for i in (3, 1, 2)]
+    made = scripted_sampler.completions(context, TEXTS)
     groups = experience.groups(prompts, made)
     for p, (group, prompt) in enumerate(zip(groups, prompts, strict=True)):
         assert list(group.prefix) == list(prompt.ids[:-1])
@@ -124,34 +120,34 @@ def test_a_group_is_the_prompt_and_each_completion_behind_its_last_token(run: Ru
             assert (segment.prompt, segment.sample) == (p, g)
 
 
-def test_problems_are_the_examples_within_the_budget(run: Run, caplog: pytest.LogCaptureFixture) -> None:
-    lengths = sorted(len(p.ids) for p in experience.load_problems(run).prompts)
+def test_problems_are_the_examples_within_the_budget(context: RunContext, caplog: pytest.LogCaptureFixture) -> None:
+    lengths = sorted(len(p.ids) for p in experience.load_problems(context).prompts)
     middle = lengths[len(lengths) // 2]
 
-    def limited(budget: int) -> Run:
-        data = dataclasses.replace(run.cfg.data, max_prompt_tokens=budget)
-        return dataclasses.replace(run, cfg=dataclasses.replace(run.cfg, data=data))
+    def limited(budget: int) -> RunContext:
+        data = dataclasses.replace(context.cfg.data, max_prompt_tokens=budget)
+        return dataclasses.replace(context, cfg=dataclasses.replace(context.cfg, data=data))
 
     with caplog.at_level(logging.WARNING):
         problems = experience.load_problems(limited(middle))
     assert [len(p.ids) for p in problems.prompts if len(p.ids) > middle] == []
     assert [p.example_id for p in problems.prompts] == [e.id for e in problems.examples]
     assert f"{12 - len(problems.prompts)} of 12 prompts are over the budget" in caplog.text
-    with pytest.raises(config.ConfigError, match="gives no prompt within the budget"):
+    with pytest.raises(ConfigError, match="gives no prompt within the budget"):
         experience.load_problems(limited(2))
 
 
-def test_the_reasoning_of_the_data_is_never_shown(run: Run) -> None:
-    problems = experience.load_problems(run)
+def test_the_reasoning_of_the_data_is_never_shown(context: RunContext) -> None:
+    problems = experience.load_problems(context)
     for example, prompt in zip(problems.examples, problems.prompts, strict=True):
         assert example.reasoning
         assert example.reasoning not in prompt.text
         assert example.sql not in prompt.text
 
 
-def test_measured_numbers_are_the_batches(run: Run, executor: Executor, pets: Path) -> None:
-    made, answers, scoring, outcomes = _outcomes(run, executor, pets)
-    judged = experience.judge(run, _examples(pets), made, answers, outcomes)
+def test_measured_numbers_are_the_batches(context: RunContext, executor: Executor, pets: Path) -> None:
+    made, answers, scoring, outcomes = _outcomes(context, executor, pets)
+    judged = experience.judge(context, _examples(pets), made, answers, outcomes)
     rewards = judged.rewards_PGR
     clock = Clock()
     for name in ("rollout", "pack", "reward_wait", "update"):
@@ -173,16 +169,16 @@ def test_measured_numbers_are_the_batches(run: Run, executor: Executor, pets: Pa
     assert all(type(value) is float for value in values.values())
 
 
-def test_time_outs_are_the_batches_own_whatever_the_executor_remembers(run: Run, pets: Path) -> None:
+def test_time_outs_are_the_batches_own_whatever_the_executor_remembers(context: RunContext, pets: Path) -> None:
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT sum(i) FROM n"
     examples = _examples(pets)[:1]
     with Executor(config.Execute(workers=1, max_steps=100_000)) as pool:
         counted = []
         for _ in range(2):
-            made = runs.completions(run, [[_said(endless), _said("SELECT 4")]])
-            scoring = _scored(run, pool, examples, made)
+            made = scripted_sampler.completions(context, [[_said(endless), _said("SELECT 4")]])
+            scoring = _scored(context, pool, examples, made)
             outcomes = scoring.outcomes()
             assert outcomes[0][0].kind == "timeout"
-            judged = experience.judge(run, examples, made, scoring.answers, outcomes)
+            judged = experience.judge(context, examples, made, scoring.answers, outcomes)
             counted.append(experience.measure(judged, reward.PAPER, Clock(), scoring, pool)["sql/timeouts"])
     assert counted == [1, 1]

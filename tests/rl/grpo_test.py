@@ -1,93 +1,66 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-import runs
-import small
 from hypothesis import given
 from hypothesis import strategies as st
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config
 from sqlr1_jax.data import answer, packing
-from sqlr1_jax.rl import experience, grpo, rollouts
+from sqlr1_jax.rl import experience, grpo, rollouts, setup
+from sqlr1_jax.rl.setup import GrpoSetup
 from sqlr1_jax.sql.executor import Executor
-from sqlr1_jax.train import batch, loop, state
-from sqlr1_jax.train.run import Run, initial
+from sqlr1_jax.train import loop, state
+from sqlr1_jax.train.context import RunContext, init_params
 from sqlr1_jax.train.state import Program, TrainState
+from testing import closeness, naive_decoding, training_data
+from testing.compilation import compiled_programs
+from testing.grpo_stages import scripted_stage, values_of, with_settings
+from testing.scripted_sampler import ScriptedSampler
 
-GRPO: dict[str, Any] = {"prompts": 4, "samples": 2, "kl": 0.0, "entropy": 0.0, "advantage": config.Advantage()}
-
-
-@pytest.fixture(scope="module")
-def executor() -> Iterator[Executor]:
-    with Executor(config.Execute(workers=1)) as pool:
-        yield pool
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 
-def _with(run: Run, **changed: Any) -> Run:
-    sampling = config.Sampling(temperature=1.0, max_tokens=96)
-    optimizer = config.Optimizer(learning_rate=0.003)
-    cfg = dataclasses.replace(run.cfg.grpo, sampling=sampling, optimizer=optimizer, **(GRPO | changed))
-    return dataclasses.replace(run, cfg=dataclasses.replace(run.cfg, grpo=cfg))
-
-
-def _stage(run: Run, executor: Executor, say: Callable[[Any, int], str]) -> grpo.Stage:
-    """A stage whose sampler is told, by example, what to say."""
-    problems = experience.load_problems(run)
-    by_text = {prompt.text: example for example, prompt in zip(problems.examples, problems.prompts, strict=True)}
-    engine: Any = runs.Scripted(run, lambda text, g: say(by_text[text], g))
-    cfg = run.cfg.grpo
-    layout = grpo._layout(run, engine)
-    rows = batch.with_length(cfg.rows, 96 + 96 * cfg.samples)
-    program = Program(run.model, cfg.optimizer, cfg.steps, layout, cfg.sampling.temperature)
-    reference = initial(run) if cfg.kl else None
-    return grpo.Stage(run, executor, problems, engine, program, reference, rows, 2)
-
-
-def _step(stage: grpo.Stage, at: TrainState | None = None, step: int = 0) -> tuple[loop.Step, TrainState]:
+def _step(stage: GrpoSetup, at: TrainState | None = None, step: int = 0) -> tuple[loop.Step, TrainState]:
     """A step, and a copy of the state before it, whose own memory the step spends."""
-    with jax.set_mesh(stage.run.mesh):
-        at = at or state.create(initial(stage.run), stage.program)
+    with jax.set_mesh(stage.context.mesh):
+        at = at or state.create(init_params(stage.context), stage.update_spec)
         before = jax.device_get(at)
-        return grpo.take(stage, at, step), before
+        return grpo.train_step(stage, at, step), before
 
 
 def _right_and_wrong(example: Any, g: int) -> str:
     return answer.write("tables", example.sql if g == 0 else "SELECT 'wrong'", "reasoning")
 
 
-def _values(taken: loop.Step) -> dict[str, float]:
-    return dict(taken.values) | state.means(taken.sums)
-
-
-def _likelihood(stage: grpo.Stage, params: Any, items: tuple[str, ...], g: int) -> float:
+def _likelihood(stage: GrpoSetup, params: Any, items: tuple[str, ...], g: int) -> float:
     """Log-probability of what sample g says, summed over the prompts, one plain text each."""
     total = 0.0
-    examples = {example.id: i for i, example in enumerate(stage.problems.examples)}
+    examples = {example.id: i for i, example in enumerate(stage.prompt_set.examples)}
     longest = 200
     for name in items:
-        [example], [prompt] = stage.problems.pick([examples[name]])
-        ids = stage.run.tokenizer(_right_and_wrong(example, g), add_special_tokens=False)["input_ids"]
-        text = np.array([*prompt.ids, *ids, stage.run.tokenizer.eos_token_id], np.int32)
+        example, prompt = (part[examples[name]] for part in (stage.prompt_set.examples, stage.prompt_set.prompts))
+        ids = stage.context.tokenizer(_right_and_wrong(example, g), add_special_tokens=False)["input_ids"]
+        text = np.array([*prompt.ids, *ids, stage.context.tokenizer.eos_token_id], np.int32)
         padded = np.pad(text, (0, longest - len(text)))
-        logp, _ = small.naive_logprobs(params, padded, stage.run.model)
+        logp, _ = naive_decoding.naive_logprobs(params, padded, stage.context.model)
         places = np.arange(len(prompt.ids) - 1, len(text) - 1)
         total += float(np.asarray(logp)[places, text[places + 1]].sum())
     return total
 
 
 @pytest.mark.parametrize("layout", ["strided", "packed"])
-def test_a_step_makes_right_answers_likelier_than_wrong_ones(run: Run, executor: Executor, layout: str) -> None:
-    run = _with(run, rows=config.Rows(layout=layout, per_microbatch=2), old_logprobs="trainer")
-    stage = _stage(run, executor, _right_and_wrong)
+def test_a_step_makes_right_answers_likelier_than_wrong_ones(
+    context: RunContext, executor: Executor, layout: str
+) -> None:
+    context = with_settings(context, rows=config.Rows(layout=layout, per_microbatch=2), old_logprobs="trainer")
+    stage = scripted_stage(context, executor, _right_and_wrong)
     taken, before = _step(stage)
-    values = _values(taken)
+    values = values_of(taken)
     assert (values["groups/mixed"], values["outcome/match"], values["outcome/mismatch"]) == (1, 0.5, 0.5)
     assert values["ratio/mean"] == pytest.approx(1, abs=1e-5), "the trainer's own log-probabilities"
     assert "kl" not in values
@@ -100,30 +73,32 @@ def test_a_step_makes_right_answers_likelier_than_wrong_ones(run: Run, executor:
     assert int(taken.state.step) == 1
 
 
-def test_the_two_layouts_take_the_same_step(run: Run, executor: Executor) -> None:
+def test_the_two_layouts_take_the_same_step(context: RunContext, executor: Executor) -> None:
     after = []
     for layout in ("strided", "packed"):
-        one = _with(run, rows=config.Rows(layout=layout, per_microbatch=2), old_logprobs="trainer")
-        taken, before = _step(_stage(one, executor, _right_and_wrong))
+        one = with_settings(context, rows=config.Rows(layout=layout, per_microbatch=2), old_logprobs="trainer")
+        taken, before = _step(scripted_stage(one, executor, _right_and_wrong))
         after.append(jax.tree.map(lambda new, old: np.asarray(new) - old, taken.state.params, before.params))
-    assert small.distance(after[1], after[0]) < 1e-2, "Adam's first step is the gradient's sign, so tiny ones may flip"
+    assert closeness.relative_distance(after[1], after[0]) < 1e-2, (
+        "Adam's first step is the gradient's sign, so tiny ones may flip"
+    )
 
 
 @pytest.mark.parametrize("kind", ["all right", "all wrong", "gold fails"])
-def test_groups_that_teach_nothing_change_nothing(run: Run, executor: Executor, kind: str) -> None:
-    run = _with(run, advantage=config.Advantage(keep="all" if kind == "gold fails" else "mixed"))
+def test_groups_that_teach_nothing_change_nothing(context: RunContext, executor: Executor, kind: str) -> None:
+    context = with_settings(context, advantage=config.Advantage(keep="all" if kind == "gold fails" else "mixed"))
 
     def say(example: Any, g: int) -> str:
         del g
         return answer.write("t", example.sql if kind == "all right" else "SELECT 'wrong'", "reasoning")
 
-    stage = _stage(run, executor, say)
+    stage = scripted_stage(context, executor, say)
     if kind == "gold fails":
-        broken = [dataclasses.replace(e, sql="SELECT nothing FROM nowhere") for e in stage.problems.examples]
-        stage = dataclasses.replace(stage, problems=experience.Problems(broken, stage.problems.prompts))
+        broken = [dataclasses.replace(e, sql="SELECT nothing FROM nowhere") for e in stage.prompt_set.examples]
+        stage = dataclasses.replace(stage, prompt_set=experience.Problems(broken, stage.prompt_set.prompts))
     taken, before = _step(stage)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(taken.state.params), before.params)
-    values = _values(taken)
+    values = values_of(taken)
     assert values["not_finite"] == 0
     assert values["loss"] == 0
     if kind == "gold fails":
@@ -132,27 +107,25 @@ def test_groups_that_teach_nothing_change_nothing(run: Run, executor: Executor, 
         assert values[f"groups/{kind.replace(' ', '_')}"] == 1
 
 
-def test_a_step_writes_its_rollouts_and_takes_the_data_in_order(run: Run, executor: Executor) -> None:
-    stage = _stage(_with(run), executor, _right_and_wrong)
+def test_a_step_writes_its_rollouts_and_takes_the_data_in_order(context: RunContext, executor: Executor) -> None:
+    stage = scripted_stage(with_settings(context), executor, _right_and_wrong)
     seen = []
     taken, _ = _step(stage, step=0)
     seen += taken.items
     for step in (1, 2):
         taken, _ = _step(stage, taken.state, step)
         seen += taken.items
-    assert sorted(seen) == sorted(example.id for example in stage.problems.examples), "an epoch is each question once"
-    assert [path.name for path in sorted((run.workdir / "rollouts").iterdir())] == [
-        rollouts.path(run.workdir, step).name for step in (1, 2, 3)
+    assert sorted(seen) == sorted(example.id for example in stage.prompt_set.examples), "an epoch is each question once"
+    assert [path.name for path in sorted((context.workdir / "rollouts").iterdir())] == [
+        rollouts.path(context.workdir, step).name for step in (1, 2, 3)
     ]
     engine: Any = stage.engine
     assert engine.asked == [(0, 4, 1.0, step) for step in range(3)]
 
 
 @pytest.mark.parametrize("steps", [4, pytest.param(200, marks=pytest.mark.nightly)])
-def test_all_sizes_are_compiled_before_the_first_step(
-    run: Run, executor: Executor, steps: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Answers of a few words and of dozens, by JAX's own log of what it compiles."""
+def test_all_sizes_are_compiled_before_the_first_step(context: RunContext, executor: Executor, steps: int) -> None:
+    """Answers of a few words and of dozens."""
 
     def say(example: Any, g: int) -> str:
         words = 1 if g == 0 else int(rng.integers(longest // 2, longest))
@@ -160,37 +133,31 @@ def test_all_sizes_are_compiled_before_the_first_step(
 
     rng, longest = np.random.default_rng(0), 4
     rows = config.Rows(per_microbatch=2, buckets=3, prefix=192, segment=96)
-    stage = _stage(_with(run, rows=rows, kl=0.1, old_logprobs="trainer"), executor, say)
+    stage = scripted_stage(with_settings(context, rows=rows, kl=0.1, old_logprobs="trainer"), executor, say)
     assert [layout.segment for layout in packing.ladder(packing.Layout(192, 2, 96), 3)] == [48, 72, 96]
     compiled: list[list[str]] = []
     lengths = []
-    with jax.set_mesh(run.mesh), jax.log_compiles(), caplog.at_level("WARNING"):
-        at = grpo._compiled(stage, state.create(initial(run), stage.program))
+    with jax.set_mesh(context.mesh):
+        with compiled_programs() as ahead:
+            at = setup.compile_programs(stage, state.create(init_params(context), stage.update_spec))
         assert int(at.step) == 0
-        before = _compiled(caplog)
         for step in range(steps):
             longest = 70 if step % 2 else 4
-            taken = grpo.take(stage, at, step)
+            with compiled_programs() as names:
+                taken = grpo.train_step(stage, at, step)
             at = taken.state
-            compiled.append(_compiled(caplog))
-            lengths.append(_values(taken)["completion/max_tokens"])
+            compiled.append(names)
+            lengths.append(values_of(taken)["completion/max_tokens"])
     assert min(lengths) <= 48 and max(lengths) > 72
-    assert {"jit(update)", "jit(score)"} <= set(before)
+    assert {"jit(update)", "jit(score)"} <= set(ahead)
     assert not {"jit(update)", "jit(score)"} & set(compiled[0])
     assert not any(compiled[1:])
 
 
-def _compiled(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Names of the programs compiled since it was last asked."""
-    said = [record.getMessage() for record in caplog.records]
-    caplog.clear()
-    return [line.split()[1] for line in said if line.startswith("Compiling ")]
-
-
 @given(st.integers(0, 10**6), st.lists(st.booleans(), min_size=6, max_size=6))
 def test_kept_rows_hold_the_groups_that_count_and_no_row_of_nothing(seed: int, keep: list[bool]) -> None:
-    rows = packing.packed(small.groups(6, 2, seed), 40)
-    kept = grpo._kept(rows, np.array(keep))
+    rows = packing.packed(training_data.random_groups(6, 2, seed), 40)
+    kept = grpo.drop_filtered(rows, np.array(keep))
     want = [(p, g) for p in range(6) for g in range(2) if keep[p]]
     weighed = kept.weight > 0
     assert sorted(set(zip(kept.prompt[weighed].tolist(), kept.sample[weighed].tolist(), strict=True))) == want
@@ -198,72 +165,24 @@ def test_kept_rows_hold_the_groups_that_count_and_no_row_of_nothing(seed: int, k
     assert weighed.sum() == ((rows.weight > 0) & np.array(keep)[rows.prompt]).sum()
 
 
-def test_the_reference_is_where_the_stage_began_also_after_a_resume(run: Run) -> None:
-    run = _with(run, kl=0.1)
-    program = Program(run.model, run.cfg.grpo.optimizer, 4)
-    first = state.create(initial(run), program)
+def test_the_reference_is_where_the_stage_began_also_after_a_resume(context: RunContext) -> None:
+    context = with_settings(context, kl=0.1)
+    program = Program(context.model, context.cfg.grpo.optimizer, 4)
+    first = state.create(init_params(context), program)
     begun = jax.device_get(first.params)
-    fresh = grpo._reference(run, first)
+    fresh = setup.load_reference(context, first)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(fresh), begun)
-    checkpoints = run.checkpoints("grpo")
+    checkpoints = context.checkpoints("grpo")
     for step in range(4):
         checkpoints.save(step, {"params": jax.tree.map(lambda x, step=step: x + np.float32(step), first.params)})
     moved = first.replace(params=jax.tree.map(lambda x: x + 3, first.params))
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(grpo._reference(run, moved)), begun)
-    assert grpo._reference(_with(run, kl=0.0), moved) is None
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(setup.load_reference(context, moved)), begun)
+    assert setup.load_reference(with_settings(context, kl=0.0), moved) is None
 
 
-def test_sizes_of_the_config_win_over_those_of_the_data(run: Run) -> None:
-    engine: Any = runs.Scripted(run, lambda text, g: "")
-    assert grpo._layout(_with(run), engine) == packing.Layout(96, 2, 96)
-    wider = _with(run, rows=config.Rows(prefix=128, segment=112))
-    assert grpo._layout(wider, engine) == packing.Layout(128, 2, 112)
-    assert grpo._layout(_with(run, rows=config.Rows(layout="packed")), engine) is None
-
-
-def _same_state(one: TrainState, other: TrainState) -> None:
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), jax.device_get(other))
-
-
-def test_ahead_a_batch_is_sampled_before_the_update_of_the_one_before(run: Run, executor: Executor) -> None:
-    run = _with(run, ahead=True, steps=3)
-    stage = grpo.with_ahead(_stage(run, executor, _right_and_wrong))
-    engine: Any = stage.engine
-    sampled_under: list[tuple[int, float]] = []
-    rollout, seen = engine.rollout, []
-    engine.weights = lambda params: float(np.asarray(params["layers"]["q"]).sum())
-    engine.rollout = lambda weights, asked: sampled_under.append((asked.step, weights)) or rollout(weights, asked)
-    with jax.set_mesh(run.mesh):
-        at = state.create(initial(run), stage.program)
-        for step in range(3):
-            seen.append(engine.weights(at.params))
-            at = grpo.take(stage, at, step).state
-    assert len(set(seen)) == 3, "each update moved the weights"
-    assert sampled_under == [(0, seen[0]), (1, seen[0]), (2, seen[1])]
-
-
-def test_ahead_the_batch_in_flight_survives_a_checkpoint(run: Run, executor: Executor) -> None:
-    run = _with(run, ahead=True, steps=3)
-    stage, again = (grpo.with_ahead(_stage(run, executor, _right_and_wrong)) for _ in range(2))
-    assert stage.ahead is not None and again.ahead is not None
-    at = _step(stage)[0].state
-    held = jax.tree.map(lambda leaf: np.asarray(leaf).copy(), stage.ahead.tree())
-    assert int(held["step"]) == 1
-    kept = jax.tree.map(lambda leaf: leaf.copy(), at)
-    went_on = _step(stage, at, 1)[0]
-    again.ahead.restore(jax.tree.map(jax.numpy.asarray, held))
-    resumed = _step(again, kept, 1)[0]
-    _same_state(resumed.state, went_on.state)
-    assert resumed.items == went_on.items
-    engine: Any = again.engine
-    assert [asked[3] for asked in engine.asked] == [2], "step 1 was not sampled again"
-
-
-def test_ahead_no_batch_is_sampled_past_the_last_step(run: Run, executor: Executor) -> None:
-    run = _with(run, ahead=True, steps=1)
-    stage = grpo.with_ahead(_stage(run, executor, _right_and_wrong))
-    assert stage.ahead is not None
-    _step(stage)
-    assert int(stage.ahead.tree()["step"]) == -1
-    stage.ahead.restore(stage.ahead.tree())
-    assert stage.ahead.take(0) is None
+def test_sizes_of_the_config_win_over_those_of_the_data(context: RunContext) -> None:
+    engine: Any = ScriptedSampler(context, lambda text, g: "")
+    assert setup.row_layout(with_settings(context).cfg.grpo, engine) == packing.Layout(96, 2, 96)
+    wider = with_settings(context, rows=config.Rows(prefix=128, segment=112))
+    assert setup.row_layout(wider.cfg.grpo, engine) == packing.Layout(128, 2, 112)
+    assert setup.row_layout(with_settings(context, rows=config.Rows(layout="packed")).cfg.grpo, engine) is None

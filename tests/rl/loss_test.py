@@ -6,16 +6,17 @@ import math
 import jax
 import numpy as np
 import pytest
-import small
 from hypothesis import given
 from hypothesis import strategies as st
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config
 from sqlr1_jax.data.packing import Rows
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.train import batch
 from sqlr1_jax.train.batch import Batch
+from testing import training_data
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 B, T = 3, 5
 CFG = config.Grpo(clip=0.2, clip_high=0.3, kl=0.1, entropy=0.01)
@@ -30,7 +31,7 @@ def _fed(seed: int = 0) -> tuple[np.ndarray, np.ndarray, Batch]:
     advantage = rng.normal(size=(B, T)).astype(np.float32)
     rows = Rows(*[zeros] * 7, weight, sampled)
     entropy = rng.uniform(0, 2, (B, T)).astype(np.float32)
-    return logp, entropy, small.micro(rows, advantage=advantage, old=old, reference=reference)
+    return logp, entropy, training_data.microbatch(rows, advantage_BT=advantage, old_BT=old, reference_BT=reference)
 
 
 def _by_hand(logp: np.ndarray, entropy: np.ndarray, fed: Batch, cfg: config.Grpo) -> tuple[float, dict[str, float]]:
@@ -159,14 +160,14 @@ def test_without_kl_no_reference_is_looked_at() -> None:
 
 @pytest.mark.parametrize("aggregation", ["token", "sample", "constant"])
 def test_cut_into_microbatches_it_adds_up_to_the_same(aggregation: str) -> None:
-    rows = batch.to_rows(small.groups(4, 3), None, config.Rows(layout="packed", length=40))
+    rows = batch.to_rows(training_data.random_groups(4, 3), None, config.Rows(layout="packed", length=40))
     rows = rows._replace(weight=batch.place_weights(rows, aggregation, 16))
     rng = np.random.default_rng(0)
     logp, entropy, advantage = rng.normal(size=(3, *rows.tokens.shape)).astype(np.float32)
-    whole, sums = grpo_loss(logp, entropy, small.micro(rows, advantage=advantage), CFG)
+    whole, sums = grpo_loss(logp, entropy, training_data.microbatch(rows, advantage_BT=advantage), CFG)
 
     def piece(i: int) -> tuple:
-        one = small.micro(Rows(*(x[i : i + 1] for x in rows)), advantage=advantage[i : i + 1])
+        one = training_data.microbatch(Rows(*(x[i : i + 1] for x in rows)), advantage_BT=advantage[i : i + 1])
         return grpo_loss(logp[i : i + 1], entropy[i : i + 1], one, CFG)
 
     pieces = [piece(i) for i in range(len(rows.tokens))]

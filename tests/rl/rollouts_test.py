@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
+from sqlr1_jax.config import Reward
 from sqlr1_jax.data.answer import Answer
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.rl import rollouts
@@ -27,7 +30,9 @@ def _write(workdir: Path, step: int) -> None:
     grouped = [outcomes[:3], outcomes[3:]]
     rewards = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     texts = [[f"text {p}{g}" for g in range(3)] for p in range(2)]
-    rollouts.write(workdir, step, examples, texts, said, grouped, PARTS, rewards, rewards.sum(-1))
+    execution: Any = SimpleNamespace(texts=texts, answers=said)
+    paid: Any = SimpleNamespace(rewards_PGR=rewards)
+    rollouts.write(workdir, step, examples, execution, grouped, paid, rewards.sum(-1), Reward())
 
 
 def test_a_line_holds_a_prompt_with_all_its_samples(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config
 from sqlr1_jax.model import attention, qwen2
 from sqlr1_jax.rollout import decode, sampling
+from testing import tiny_models
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 P, G, S, T = 3, 2, 8, 7
 LENGTHS = [8, 3, 1]  # of the prompts, their last tokens counted
@@ -48,11 +49,13 @@ def _arrivals() -> decode.Arrivals:
 
 
 def _decoded(settings: config.Sampling, stop: tuple[int, ...] = STOP, steps: int = T) -> Decoded:
-    params = small.params()
-    slots = decode.fill(params, decode.empty(P, G, S, T, small.MODEL), _arrivals(), jnp.int32(1), 0, small.MODEL)
+    params = tiny_models.random_params()
+    slots = decode.fill(
+        params, decode.empty(P, G, S, T, tiny_models.MODEL), _arrivals(), jnp.int32(1), 0, tiny_models.MODEL
+    )
     nobody, chunks = np.zeros((P, G), bool), []
     for _ in range(-(-T // steps)):
-        slots, chunk = decode.chunk(params, slots, nobody, steps, stop, small.MODEL, settings)
+        slots, chunk = decode.chunk(params, slots, nobody, steps, stop, tiny_models.MODEL, settings)
         chunks.append(jax.device_get(chunk))
     assert not chunks[-1].busy_P.any()
     tokens, logprobs = (np.concatenate([chunk[i] for chunk in chunks], axis=2)[..., :T] for i in (0, 1))
@@ -65,8 +68,8 @@ def _next(tokens_N: jax.Array, count: jax.Array, uniform: jax.Array, settings: c
     tokens_1N = tokens_N[None]
     positions = jnp.arange(tokens_N.shape[0])[None]
     mask = attention.causal(tokens_1N, count[None])
-    hidden_1ND, _ = qwen2.forward(small.params(), tokens_1N, positions, mask, small.MODEL)
-    logits_11V = qwen2.unembed(small.params(), hidden_1ND[:, count - 1][:, None], small.MODEL)
+    hidden_1ND, _ = qwen2.forward(tiny_models.random_params(), tokens_1N, positions, mask, tiny_models.MODEL)
+    logits_11V = qwen2.unembed(tiny_models.random_params(), hidden_1ND[:, count - 1][:, None], tiny_models.MODEL)
     token, logprob = sampling.next_token(logits_11V, uniform.reshape(1, 1), settings)
     return token[0, 0], logprob[0, 0]
 
@@ -110,11 +113,16 @@ def test_chunks_of_steps_are_one_run(steps: int) -> None:
 
 def test_a_halted_sample_says_nothing_more() -> None:
     slots = decode.fill(
-        small.params(), decode.empty(P, G, S, T, small.MODEL), _arrivals(), jnp.int32(1), 0, small.MODEL
+        tiny_models.random_params(),
+        decode.empty(P, G, S, T, tiny_models.MODEL),
+        _arrivals(),
+        jnp.int32(1),
+        0,
+        tiny_models.MODEL,
     )
     halt = np.zeros((P, G), bool)
     halt[0, 1] = True
-    _, chunk = decode.chunk(small.params(), slots, halt, T, (1,), small.MODEL, WARM)
+    _, chunk = decode.chunk(tiny_models.random_params(), slots, halt, T, (1,), tiny_models.MODEL, WARM)
     assert chunk.length_PG[0, 1] == 0 and not chunk.tokens_PGC[0, 1].any()
     np.testing.assert_array_equal(np.delete(chunk.tokens_PGC.reshape(P * G, T), 1, 0), np.delete(
         _decoded(WARM, (1,)).tokens_PGT.reshape(P * G, T), 1, 0))  # fmt: skip
@@ -127,7 +135,7 @@ def test_greedy_samples_of_a_prompt_are_one_and_the_same() -> None:
 
 def test_ids_past_the_tokenizers_are_never_sampled() -> None:
     hot = config.Sampling(temperature=50.0, max_tokens=T)
-    assert _decoded(hot, (1,)).tokens_PGT.max() < small.MODEL.num_tokens
+    assert _decoded(hot, (1,)).tokens_PGT.max() < tiny_models.MODEL.num_tokens
 
 
 def test_token_zero_may_stop_although_it_also_fills() -> None:

@@ -8,9 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
-from decoding import logits
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, sharding
 from sqlr1_jax.data import packing
@@ -18,9 +15,13 @@ from sqlr1_jax.data.packing import Group, Segment
 from sqlr1_jax.model import qwen2
 from sqlr1_jax.model.matmul import Turned
 from sqlr1_jax.model.quantize import Scaled
-from sqlr1_jax.rollout import decode
 from sqlr1_jax.rollout.engine import Completions, Engine, Request
 from sqlr1_jax.train import batch, state
+from testing import tiny_models
+from testing.compilation import compiled_programs
+from testing.naive_decoding import logits
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 SETTINGS = config.Sampling(temperature=1.1, max_tokens=9)
 STOP = (2, 5, 9)
@@ -33,15 +34,12 @@ def _prompts() -> tuple[np.ndarray, ...]:
     return tuple(rng.integers(2, 37, length).astype(np.int32) for length in (4, 9, 2, 7))
 
 
-def _engine(mesh: jax.sharding.Mesh | None = None, model: qwen2.Qwen2Config = small.MODEL) -> Engine:
-    return Engine(model, mesh or small.one_device(), STOP, 10, config.Rollout())
-
-
-@pytest.fixture
-def looped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers in a loop, as on other platforms than the CPU."""
-    _whole()  # the CPU's own way, before
-    monkeypatch.setattr("sqlr1_jax.rollout.engine._on_cpu", lambda mesh: False)
+def _engine(
+    mesh: jax.sharding.Mesh | None = None,
+    model: qwen2.Qwen2Config = tiny_models.MODEL,
+    layers_apart: bool | None = None,
+) -> Engine:
+    return Engine(model, mesh or tiny_models.one_device(), STOP, 10, config.Rollout(), layers_apart)
 
 
 def _rolled(
@@ -49,7 +47,7 @@ def _rolled(
 ) -> Completions:
     engine = engine or _engine()
     asked = Request(prompts, samples, SETTINGS, 7, step)
-    return engine.rollout(engine.weights(small.params()), dataclasses.replace(asked, **more))
+    return engine.rollout(engine.weights(tiny_models.random_params()), dataclasses.replace(asked, **more))
 
 
 @functools.cache
@@ -68,12 +66,14 @@ def _part(made: Completions, places: slice | list[int], samples: int = G) -> Com
     return Completions(*(field[places, :samples] for field in made))
 
 
-def test_under_bfloat16_the_samplers_weights_are_what_the_trainer_computes_with(looped: None) -> None:
+def test_under_bfloat16_the_samplers_weights_are_what_the_trainer_computes_with() -> None:
     """Matrices are rounded for products by both; norms and biases by neither."""
-    model = dataclasses.replace(small.MODEL, dtype="bfloat16")
+    model = dataclasses.replace(tiny_models.MODEL, dtype="bfloat16")
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda w: w + jnp.asarray(0.3 * rng.standard_normal(w.shape), w.dtype), small.params())
-    weights = _engine(model=model).weights(params)
+    params = jax.tree.map(
+        lambda w: w + jnp.asarray(0.3 * rng.standard_normal(w.shape), w.dtype), tiny_models.random_params()
+    )
+    weights = _engine(model=model, layers_apart=False).weights(params)
     assert weights["layers"]["q"].dtype == weights["embed"].dtype == jnp.bfloat16
     assert weights["layers"]["q_bias"].dtype == weights["final_norm"].dtype == jnp.float32
     ids = list(range(2, 20))
@@ -85,18 +85,16 @@ def test_under_bfloat16_the_samplers_weights_are_what_the_trainer_computes_with(
     ("kind", "dtype", "near"), [("", "float32", 1e-5), ("int8", "float32", 1e-5), ("", "bfloat16", 1e-2)]
 )
 def test_on_cpu_weights_lie_one_by_one_and_turned_and_mean_the_same(
-    tied: bool, kind: str, dtype: str, near: float, monkeypatch: pytest.MonkeyPatch
+    tied: bool, kind: str, dtype: str, near: float
 ) -> None:
-    model, ids = dataclasses.replace(small.MODEL, tied=tied, dtype=dtype), list(range(2, 20))
-    params = small.params(model)
+    model, ids = dataclasses.replace(tiny_models.MODEL, tied=tied, dtype=dtype), list(range(2, 20))
+    params = tiny_models.random_params(model)
 
-    def made() -> tuple[Any, qwen2.Qwen2Config]:
-        sampler = Engine(model, small.one_device(), STOP, 10, config.Rollout(weights=kind))
+    def made(layers_apart: bool | None) -> tuple[Any, qwen2.Qwen2Config]:
+        sampler = Engine(model, tiny_models.one_device(), STOP, 10, config.Rollout(weights=kind), layers_apart)
         return sampler.weights(params), sampler.model
 
-    apart, of_apart = made()
-    monkeypatch.setattr("sqlr1_jax.rollout.engine._on_cpu", lambda mesh: False)
-    stacked, of_stacked = made()
+    (apart, of_apart), (stacked, of_stacked) = made(None), made(False)
     assert isinstance(stacked["layers"], dict) and len(apart["layers"]) == model.num_layers
     assert isinstance(apart["layers"][0]["o"], Scaled if kind else Turned)
     assert isinstance(apart["embed" if tied else "unembed"], Turned)
@@ -104,10 +102,10 @@ def test_on_cpu_weights_lie_one_by_one_and_turned_and_mean_the_same(
     assert np.abs(plain - turned).max() <= near * np.abs(plain).max()
 
 
-def test_layers_in_a_loop_sample_what_layers_one_by_one_do(looped: None) -> None:
-    made = _rolled(_prompts())
-    assert _engine().model.unroll == 1
-    _same(made, _whole())
+def test_layers_in_a_loop_sample_what_layers_one_by_one_do() -> None:
+    engine = _engine(layers_apart=False)
+    assert engine.model.unroll == 1 and _engine().model.unroll == tiny_models.MODEL.num_layers
+    _same(_rolled(_prompts(), engine), _whole())
 
 
 def test_a_rollout_repeats_bit_for_bit() -> None:
@@ -138,14 +136,14 @@ def test_seed_and_step_change_the_samples() -> None:
 
 
 def test_eight_devices_sample_what_one_does() -> None:
-    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), small.MODEL.num_kv_heads)
+    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), tiny_models.MODEL.num_kv_heads)
     assert dict(mesh.shape) == {"replica": 1, "fsdp": 4, "tensor": 2}
     _same(_rolled(_prompts(), _engine(mesh)), _whole())
 
 
-def test_eight_devices_sample_what_one_does_with_layers_in_a_loop(looped: None) -> None:
-    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), small.MODEL.num_kv_heads)
-    _same(_rolled(_prompts(), _engine(mesh)), _whole())
+def test_eight_devices_sample_what_one_does_with_layers_in_a_loop() -> None:
+    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), tiny_models.MODEL.num_kv_heads)
+    _same(_rolled(_prompts(), _engine(mesh, layers_apart=False)), _whole())
 
 
 @pytest.mark.parametrize(
@@ -202,11 +200,13 @@ def test_a_completion_ends_where_its_caller_says_so() -> None:
 
 def test_what_is_compiled_ahead_is_all_that_a_rollout_needs() -> None:
     engine = dataclasses.replace(_engine(), cfg=config.Rollout(slots=2, refill=1, chunk=4, buckets=2))
-    weights, asked = engine.weights(small.params()), Request(_prompts(), G + 1, SETTINGS, 7, 2)
-    engine.compile(weights, asked)
-    before = [program._cache_size() for program in (decode.empty, decode.fill, decode.chunk)]
-    engine.rollout(weights, asked)
-    assert [program._cache_size() for program in (decode.empty, decode.fill, decode.chunk)] == before
+    weights, asked = engine.weights(tiny_models.random_params()), Request(_prompts(), G + 1, SETTINGS, 7, 2)
+    with compiled_programs() as ahead:
+        engine.compile(weights, asked)
+    assert {"jit(empty)", "jit(fill)", "jit(chunk)"} <= set(ahead)
+    with compiled_programs() as afterwards:
+        engine.rollout(weights, asked)
+    assert not afterwards
 
 
 @pytest.mark.parametrize("how", [{"weights": "int8"}, {"cache": "int8"}], ids=str)
@@ -226,12 +226,12 @@ def test_int8_samples_nearly_what_full_precision_does(how: dict[str, str]) -> No
     [(0, 8, 1, 8), (1, 8, 1, 4), (5, 8, 1, 8), (1, 8, 2, 4), (3, 16, 2, 8), (1, 2, 1, 2)],
 )
 def test_a_prefill_takes_a_prompt_for_each_row_of_the_mesh(refill: int, slots: int, on: int, want: int) -> None:
-    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), small.MODEL.num_kv_heads)
+    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), tiny_models.MODEL.num_kv_heads)
     assert dataclasses.replace(_engine(mesh), cfg=config.Rollout(refill=refill)).refill(slots, on) == want
 
 
 def test_eight_devices_fill_slots_again_as_one_does() -> None:
-    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), small.MODEL.num_kv_heads)
+    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), tiny_models.MODEL.num_kv_heads)
     engine = dataclasses.replace(_engine(mesh), cfg=config.Rollout(slots=4, refill=1, chunk=3))
     prompts = (*_prompts(), *_prompts())
     _same(_rolled(prompts, engine), _rolled(prompts))
@@ -260,9 +260,9 @@ def test_the_trainer_and_the_sampler_agree(layout: str) -> None:
     groups = [Group(prompt[:-1], [segment(p, g) for g in range(G)]) for p, prompt in enumerate(_prompts())]
     cfg = config.Rows(layout=layout, length=64)
     fixed = batch.layout_for(groups, cfg)
-    fed = batch.assemble(batch.to_rows(groups, fixed, cfg), small.one_device(), 4, 1)
-    program = state.Program(small.MODEL, config.Optimizer(), 1, fixed, SETTINGS.temperature)
-    trained = np.asarray(state.score(small.params(), fed, program))
+    fed = batch.assemble(batch.to_rows(groups, fixed, cfg), tiny_models.one_device(), 4, 1)
+    program = state.Program(tiny_models.MODEL, config.Optimizer(), 1, fixed, SETTINGS.temperature)
+    trained = np.asarray(state.score(tiny_models.random_params(), fed, program))
     counted = np.asarray(fed.rows.weight) > 0
     assert counted.sum() == made.length_PG.sum()
     gap = np.abs(trained - np.asarray(fed.rows.logprob))[counted]

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config
 from sqlr1_jax.rollout import sampling
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 V = 11
 MASKED = -1e30

@@ -10,6 +10,7 @@ import apsw
 import pytest
 
 from sqlr1_jax.config import CHOICES, Execute
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.sql import backends
 from sqlr1_jax.sql.executor import Executor
 
@@ -48,7 +49,7 @@ def test_a_worker_loads_the_one_file_and_nothing_beside_it() -> None:
 def test_a_backend_that_is_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     executor = Executor(Execute(backend="apsw"))
-    with pytest.raises(backends.BackendError, match=r"pip install 'sqlr1_jax\[apsw\]'"), executor:
+    with pytest.raises(ConfigError, match=r"pip install 'sqlr1_jax\[apsw\]'"), executor:
         pass
 
 

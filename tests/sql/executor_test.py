@@ -12,14 +12,15 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
 
-import hostile
 import pytest
 
 from sqlr1_jax.config import Execute
 from sqlr1_jax.sql import executor as executor_module
 from sqlr1_jax.sql.executor import Executor, ExecutorError
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
+from sqlr1_jax.sql.process import WorkerError
 from sqlr1_jax.sql.worker_queue import batch_size
+from testing import hostile_sql
 
 CFG = Execute(workers=2, max_steps=2_000_000, wall_seconds=20.0, max_rows=2000)
 COUNT_FOR_EVER = "WITH RECURSIVE t(a) AS (SELECT 1 UNION ALL SELECT a + 1 FROM t) SELECT count(*) FROM t"
@@ -338,7 +339,7 @@ def test_workers_that_cannot_start_are_an_error_for_all_who_wait(pets: Path, mon
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with Executor(CFG) as executor:
         for _ in range(2):
-            with pytest.raises((RuntimeError, CancelledError), match=r"does not start|closed"):
+            with pytest.raises((WorkerError, ExecutorError, CancelledError), match=r"does not start|closed"):
                 executor.run(pets, "SELECT 1").result(timeout=5.0)
 
 
@@ -362,8 +363,8 @@ with Executor(Cfg(*eval(sys.argv[3]))) as executor:
 
 
 def test_outcomes_do_not_depend_on_what_else_the_machine_does(pets: Path) -> None:
-    corpus = [sql for _, sql, _ in hostile.CORPUS if not hostile.outlives_its_steps(sql)]
-    corpus = list(dict.fromkeys([*corpus, *hostile.fuzzed(7, 400)]))
+    corpus = [sql for _, sql, _ in hostile_sql.CORPUS if not hostile_sql.outlives_its_steps(sql)]
+    corpus = list(dict.fromkeys([*corpus, *hostile_sql.fuzzed(7, 400)]))
     gold = "SELECT age FROM dogs"
 
     def scored() -> tuple[list[tuple], float]:
@@ -380,7 +381,7 @@ def test_outcomes_do_not_depend_on_what_else_the_machine_does(pets: Path) -> Non
             process.kill()
             process.wait()
     assert len(corpus) >= 500
-    assert {one[0] for one in idle} >= {"match", "mismatch"} | hostile.ANY - {"ok"}
+    assert {one[0] for one in idle} >= {"match", "mismatch"} | hostile_sql.ANY - {"ok"}
 
 
 def test_a_match_is_repeated_and_timed(executor: Executor, pets: Path) -> None:

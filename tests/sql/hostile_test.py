@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import hostile
 import pytest
 
 from sqlr1_jax.config import Execute
@@ -19,6 +18,7 @@ from sqlr1_jax.sql import backends
 from sqlr1_jax.sql import executor as executor_module
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import Outcome
+from testing import hostile_sql
 
 WALL_SECONDS = 2.0
 START_ROOM = 0.5  # seconds past the wall clock, as promised
@@ -80,14 +80,14 @@ def watch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_the_corpus_is_large_and_said_once() -> None:
-    statements = [sql for _, sql, _ in hostile.CORPUS]
+    statements = [sql for _, sql, _ in hostile_sql.CORPUS]
     assert len(statements) == len(set(statements)) >= 150
-    assert len({what for what, _, _ in hostile.CORPUS}) == 7
+    assert len({what for what, _, _ in hostile_sql.CORPUS}) == 7
 
 
 def test_each_statement_ends_in_time_with_a_right_outcome(watch: Watch) -> None:
     wrong, late = [], []
-    for want, sql, kinds in hostile.CORPUS:
+    for want, sql, kinds in hostile_sql.CORPUS:
         start = time.monotonic()
         (outcome,) = watch.answers([sql])
         late += [sql[:80]] if time.monotonic() - start > WALL_SECONDS + START_ROOM else []
@@ -103,13 +103,13 @@ def test_each_statement_ends_in_time_with_a_right_outcome(watch: Watch) -> None:
 )
 def test_nothing_that_a_grammar_writes_gets_out(watch: Watch, count: int) -> None:
     seen: collections.Counter[str] = collections.Counter()
-    statements = list(hostile.fuzzed(0, count))
+    statements = list(hostile_sql.fuzzed(0, count))
     for start in range(0, count, 500):
         outcomes = watch.answers(statements[start : start + 500])
         seen.update(outcome.kind for outcome in outcomes)
         watch.check()
         assert most_memory(watch.executor) < CFG.heap_bytes + 8 * CFG.max_bytes + 2**26
-    assert set(seen) <= hostile.ANY and min(seen[kind] for kind in hostile.ANY) > 0
+    assert set(seen) <= hostile_sql.ANY and min(seen[kind] for kind in hostile_sql.ANY) > 0
     stats = watch.executor.stats()
     print(f"{count} statements: {dict(seen)}, {stats}")
     assert stats["sql/crashes"] == 0

@@ -7,22 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import runs
-import small
 from hypothesis import given
 from hypothesis import strategies as st
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, hosts, sharding
 from sqlr1_jax.data import packing
 from sqlr1_jax.data.packing import Group, Layout, Rows, Segment
 from sqlr1_jax.train import batch
+from testing import tiny_models, tiny_runs, training_data
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 PACKED = config.Rows(layout="packed", length=64)
 
 
 def _rows(seed: int, prompts: int = 4, samples: int = 3) -> Rows:
-    return batch.to_rows(small.groups(prompts, samples, seed), None, PACKED)
+    return batch.to_rows(training_data.random_groups(prompts, samples, seed), None, PACKED)
 
 
 def _weights_by_hand(rows: Rows, aggregation: str, constant: int) -> np.ndarray:
@@ -61,7 +61,7 @@ def test_place_weights_are_the_definitions(seed: int, aggregation: str, keep: li
 
 @pytest.mark.parametrize("aggregation", ["token", "sample", "constant"])
 def test_every_completion_weighs_the_same_however_it_is_laid_out(aggregation: str) -> None:
-    groups = small.groups(5, 3)
+    groups = training_data.random_groups(5, 3)
     layouts = packing.strided(groups, packing.layout_of(groups)), _rows(0, 5), packing.strided(
         packing.unshared(groups), dataclasses.replace(packing.layout_of(groups), segments=1)
     )  # fmt: skip
@@ -107,7 +107,7 @@ def test_assembled_rows_are_the_rows_with_empty_ones_behind(seed: int, per_micro
     rows = _rows(seed)
     filled = -(-len(rows.tokens) // per_microbatch)
     advantage = np.random.default_rng(seed).normal(size=(4, 3)).astype(np.float32)
-    fed = batch.assemble(rows, small.one_device(), per_microbatch, filled + spare, advantage)
+    fed = batch.assemble(rows, tiny_models.one_device(), per_microbatch, filled + spare, advantage)
     assert int(fed.count) == filled
     for name, field in rows._asdict().items():
         got = np.asarray(getattr(fed.rows, name))
@@ -123,12 +123,12 @@ def test_assembled_rows_are_the_rows_with_empty_ones_behind(seed: int, per_micro
 
 def test_more_rows_than_microbatches_take_is_an_error() -> None:
     with pytest.raises(packing.PackingError, match="do not fit"):
-        batch.assemble(_rows(0, prompts=20), small.one_device(), 1, 2)
+        batch.assemble(_rows(0, prompts=20), tiny_models.one_device(), 1, 2)
 
 
 def test_rows_are_split_over_the_mesh() -> None:
     mesh = sharding.make_mesh(config.Mesh(fsdp=4, tensor=2))
-    groups = small.groups(8, 2)
+    groups = training_data.random_groups(8, 2)
     fed = batch.assemble(packing.strided(groups, packing.layout_of(groups)), mesh, 4, 2)
     assert fed.rows.tokens.sharding.shard_shape(fed.rows.tokens.shape)[1] == 1
     np.testing.assert_array_equal(
@@ -137,7 +137,7 @@ def test_rows_are_split_over_the_mesh() -> None:
 
 
 def test_layouts_take_the_longest_unless_told() -> None:
-    groups = small.groups(4, 3, longest=20)
+    groups = training_data.random_groups(4, 3, longest=20)
     longest = packing.layout_of(groups)
     assert batch.layout_for(groups, config.Rows()) == longest
     assert batch.layout_for(groups, config.Rows(prefix=99, segment=77)) == Layout(99, 3, 77)
@@ -157,12 +157,12 @@ def test_a_layout_has_a_prefix_even_where_nothing_is_shared() -> None:
 
 _HOST = """
 import jax, numpy as np
-import small
+from testing import training_data
 from sqlr1_jax import config, hosts, sharding
 from sqlr1_jax.data import packing
 from sqlr1_jax.train import batch
 hosts.join()
-groups = small.groups(4, 3)
+groups = training_data.random_groups(4, 3)
 layout = packing.layout_of(groups, 8)
 rows = packing.strided(groups[hosts.share(4)], layout)
 rows = rows._replace(weight=batch.place_weights(rows, "token"))
@@ -174,10 +174,10 @@ print(np.asarray(whole(fed.rows.tokens)).tolist(), "|", float(np.asarray(whole(f
 
 def test_two_hosts_make_one_batch_of_both_their_rows(tmp_path: Path) -> None:
     """Two processes, gloo between them: each microbatch holds a row of each, and weights add up to one over both."""
-    said = runs.on_hosts(tmp_path, ["-c", _HOST])
+    said = tiny_runs.run_on_hosts(tmp_path, ["-c", _HOST])
     assert said[0] == said[1]
     tokens, _, total = said[0].partition(" | ")
-    groups = small.groups(4, 3)
+    groups = training_data.random_groups(4, 3)
     rows = packing.strided(groups, packing.layout_of(groups, 8)).tokens
     assert json.loads(tokens) == [[rows[0].tolist(), rows[2].tolist()], [rows[1].tolist(), rows[3].tolist()]]
     assert float(total) == pytest.approx(1, rel=1e-5)

@@ -7,18 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, sharding
 from sqlr1_jax.data import packing
 from sqlr1_jax.data.packing import Layout
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.train import batch, buckets, state
+from testing import closeness, tiny_models, training_data
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 LAYOUT = Layout(32, 3, 32)
 LADDER = packing.ladder(LAYOUT, 4)
-GROUPS = [group for longest in (9, 17, 31) for group in small.groups(2, 3, longest, longest)]
+GROUPS = [group for longest in (9, 17, 31) for group in training_data.random_groups(2, 3, longest, longest)]
 GROUPS = [
     group._replace(segments=[s._replace(prompt=p) for s in group.segments]) for p, group in enumerate(GROUPS)
 ]  # fmt: skip
@@ -56,27 +57,27 @@ def _computed(mesh: jax.sharding.Mesh, count: int, model: Any, scored: bool = Fa
     with jax.set_mesh(mesh):
         fed = _fed(mesh, 2)
         if scored:
-            return state.score(small.params(model), fed, program)
+            return state.score(tiny_models.random_params(model), fed, program)
         slope = jax.jit(functools.partial(state.gradients, loss=grpo_loss, settings=GRPO, program=program))
-        return jax.device_get(slope(small.params(model), fed))
+        return jax.device_get(slope(tiny_models.random_params(model), fed))
 
 
 def test_short_rows_come_first_so_that_microbatches_need_different_layouts() -> None:
-    tokens, chosen = _fed(small.one_device(), 2).rows, []
+    tokens, chosen = _fed(tiny_models.one_device(), 2).rows, []
     for i in range(3):
         chosen.append(int(buckets.choose(jax.tree.map(lambda x, i=i: x[i], tokens), LAYOUT, LADDER)))
     assert chosen == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("dtype", "close"), small.PRECISIONS)
+@pytest.mark.parametrize(("dtype", "close"), closeness.PRECISIONS)
 def test_gradients_are_those_of_the_longest_layout(dtype: str, close: float) -> None:
     with jax.enable_x64(dtype == "float64"):
-        model = small.wide() if dtype == "float64" else small.MODEL
+        model = tiny_models.in_float64() if dtype == "float64" else tiny_models.MODEL
         (slope, value, sums), (want, want_value, want_sums) = (
-            _computed(small.one_device(), count, model) for count in (4, 1)
+            _computed(tiny_models.one_device(), count, model) for count in (4, 1)
         )
-    assert small.distance(slope, want) <= close
-    assert small.worst_leaf(slope, want) <= 1e-4
+    assert closeness.relative_distance(slope, want) <= close
+    assert closeness.largest_leaf_error(slope, want) <= 1e-4
     assert float(value) == pytest.approx(float(want_value), rel=10 * close)
     assert state.means(sums) == pytest.approx(state.means(want_sums), rel=1e-5)
 
@@ -84,11 +85,11 @@ def test_gradients_are_those_of_the_longest_layout(dtype: str, close: float) -> 
 @pytest.mark.nightly
 def test_eight_devices_choose_alike() -> None:
     mesh = sharding.make_mesh(config.Mesh(fsdp=2, tensor=4))
-    slope, want = _computed(mesh, 4, small.MODEL)[0], _computed(small.one_device(), 1, small.MODEL)[0]
-    assert small.distance(slope, want) <= 1e-5
+    slope, want = _computed(mesh, 4, tiny_models.MODEL)[0], _computed(tiny_models.one_device(), 1, tiny_models.MODEL)[0]
+    assert closeness.relative_distance(slope, want) <= 1e-5
 
 
 def test_scores_lie_at_their_rows_places() -> None:
-    scored, want = (_computed(small.one_device(), count, small.MODEL, scored=True) for count in (4, 1))
+    scored, want = (_computed(tiny_models.one_device(), count, tiny_models.MODEL, scored=True) for count in (4, 1))
     assert int(np.count_nonzero(want)) == sum(len(s.weight) for g in GROUPS for s in g.segments)
     np.testing.assert_allclose(scored, want, rtol=1e-4, atol=1e-5)

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
 
 from sqlr1_jax import config, sharding
 from sqlr1_jax.train import state
-from sqlr1_jax.train.checkpoint import Checkpoints, NoCheckpoint
+from sqlr1_jax.train.checkpoint import CheckpointNotFoundError, Checkpoints
+from testing import tiny_models
 
 
 def _tree(step: int) -> dict[str, Any]:
@@ -36,12 +36,12 @@ def _saved(folder: Path, step: int, trees: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("frozen", [(), ("embed",)])
 def test_a_training_state_comes_back_bit_for_bit(tmp_path: Path, name: str, frozen: tuple[str, ...]) -> None:
-    program = state.Program(small.MODEL, config.Optimizer(name=name, frozen=frozen), 10)
-    at = state.create(small.params(), program)
+    program = state.Program(tiny_models.MODEL, config.Optimizer(name=name, frozen=frozen), 10)
+    at = state.create(tiny_models.random_params(), program)
     at = at.replace(opt_state=jax.tree.map(lambda x: x + jnp.asarray(0.1).astype(x.dtype), at.opt_state))
     trees = {"params": at.params, "optimizer": (at.step, at.opt_state)}
     _saved(tmp_path, 3, trees)
-    like = state.create(small.params(seed=1), program)
+    like = state.create(tiny_models.random_params(seed=1), program)
     loaded = Checkpoints(tmp_path).load(3, {"params": like.params, "optimizer": (like.step, like.opt_state)})
     assert jax.tree.structure(loaded) == jax.tree.structure(trees)
     _same_bits(loaded, trees)
@@ -141,8 +141,8 @@ def test_what_a_kill_left_half_written_is_no_checkpoint(tmp_path: Path) -> None:
 def test_errors_name_the_folder_and_what_is_there(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.latest() is None
-    with pytest.raises(NoCheckpoint, match="holds no checkpoint yet; run the stage first"):
+    with pytest.raises(CheckpointNotFoundError, match="holds no checkpoint yet; run the stage first"):
         checkpoints.resolve("best")
     checkpoints.save(4, _tree(4))
-    with pytest.raises(NoCheckpoint, match=rf"{tmp_path} has no step 5; it has \[4\]"):
+    with pytest.raises(CheckpointNotFoundError, match=rf"{tmp_path} has no step 5; it has \[4\]"):
         checkpoints.load(5, _tree(0))

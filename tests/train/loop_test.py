@@ -17,6 +17,7 @@ import pytest
 from sqlr1_jax import config
 from sqlr1_jax.train import loop, metrics
 from sqlr1_jax.train.checkpoint import Checkpoints
+from sqlr1_jax.train.context import RunContext
 from sqlr1_jax.train.interrupt import Interrupted
 from sqlr1_jax.train.state import TrainState
 
@@ -24,8 +25,8 @@ STAGE = "practice"
 TIMED = ("time/", "tokens_per_second")
 
 
-class Run:
-    """As much of a run as the loop looks at."""
+class FakeContext:
+    """The part of a RunContext that the loop uses."""
 
     def __init__(self, workdir: Path, **checkpoint: Any):
         self.workdir = workdir
@@ -56,13 +57,15 @@ def _take(at: TrainState, step: int) -> loop.Step:
     return loop.Step(at, sums, {"tokens": 10.0 + step}, [f"item-{step}"])
 
 
-def _train(run: Run, steps: int, take: Callable[[TrainState, int], loop.Step] = _take, **more: Any) -> TrainState:
-    return loop.train(run, STAGE, steps, _fresh(), take, **more)  # type: ignore[arg-type]
+def _train(
+    context: FakeContext, steps: int, take: Callable[[TrainState, int], loop.Step] = _take, **more: Any
+) -> TrainState:
+    return loop.train(context, STAGE, steps, _fresh(), take, **more)  # type: ignore[arg-type]
 
 
-def _lines(run: Run) -> list[dict[str, Any]]:
+def _lines(context: FakeContext) -> list[dict[str, Any]]:
     """The metrics that a run promises to repeat."""
-    lines = metrics.read(run.workdir / "metrics.jsonl")
+    lines = metrics.read(context.workdir / "metrics.jsonl")
     return [{name: value for name, value in line.items() if not name.startswith(TIMED)} for line in lines]
 
 
@@ -75,8 +78,8 @@ class Killed(BaseException):
 
 
 def test_each_step_has_one_line_with_its_own_numbers(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    at = _train(run, 5)
+    context = FakeContext(tmp_path)
+    at = _train(context, 5)
     by_hand, losses = _fresh(), []
     for step in range(5):
         by_hand, sums = _step(by_hand, np.int32(step))
@@ -102,16 +105,16 @@ def _dies_in_step(at: int) -> Callable[[TrainState, int], loop.Step]:
 
 @pytest.mark.parametrize("death", range(6))
 def test_killed_in_any_step_it_ends_as_if_nothing_had_happened(tmp_path: Path, death: int) -> None:
-    whole, run = Run(tmp_path / "whole"), Run(tmp_path / "killed")
-    for one in (whole, run):
+    whole, context = FakeContext(tmp_path / "whole"), FakeContext(tmp_path / "killed")
+    for one in (whole, context):
         one.workdir.mkdir()
     want = _train(whole, 6)
     with pytest.raises(Killed):
-        _train(run, 6, _dies_in_step(death))
+        _train(context, 6, _dies_in_step(death))
     rewound = []
-    assert _weights(_train(run, 6, rewind=rewound.append)) == _weights(want)
+    assert _weights(_train(context, 6, rewind=rewound.append)) == _weights(want)
     assert rewound == [death - death % 2]
-    assert _lines(run) == _lines(whole)
+    assert _lines(context) == _lines(whole)
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -119,8 +122,8 @@ def test_killed_in_any_step_it_ends_as_if_nothing_had_happened(tmp_path: Path, d
 def test_killed_around_a_checkpoint_it_loses_no_line_and_doubles_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, death: int
 ) -> None:
-    whole, run = Run(tmp_path / "whole"), Run(tmp_path / "killed")
-    for one in (whole, run):
+    whole, context = FakeContext(tmp_path / "whole"), FakeContext(tmp_path / "killed")
+    for one in (whole, context):
         one.workdir.mkdir()
     want = _train(whole, 6)
     save = Checkpoints.save
@@ -134,33 +137,33 @@ def test_killed_around_a_checkpoint_it_loses_no_line_and_doubles_none(
 
     monkeypatch.setattr(Checkpoints, "save", dies)
     with pytest.raises(Killed):
-        _train(run, 6)
+        _train(context, 6)
     monkeypatch.setattr(Checkpoints, "save", save)
-    assert _weights(_train(run, 6)) == _weights(want)
-    assert _lines(run) == _lines(whole)
+    assert _weights(_train(context, 6)) == _weights(want)
+    assert _lines(context) == _lines(whole)
 
 
 def test_a_stage_that_is_done_takes_no_step_and_one_made_longer_goes_on(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    done = _train(run, 3)
-    assert _weights(_train(run, 3, _dies_in_step(0))) == _weights(done)
-    assert _weights(_train(run, 5)) == _weights(_train(Run(tmp_path / "other"), 5))
-    assert [line["step"] for line in _lines(run)] == [1, 2, 3, 4, 5]
+    context = FakeContext(tmp_path)
+    done = _train(context, 3)
+    assert _weights(_train(context, 3, _dies_in_step(0))) == _weights(done)
+    assert _weights(_train(context, 5)) == _weights(_train(FakeContext(tmp_path / "other"), 5))
+    assert [line["step"] for line in _lines(context)] == [1, 2, 3, 4, 5]
 
 
 def test_a_stage_of_no_steps_leaves_its_beginning(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    assert _weights(_train(run, 0)) == _weights(_fresh())
-    assert run.checkpoints(STAGE).steps() == [0]
+    context = FakeContext(tmp_path)
+    assert _weights(_train(context, 0)) == _weights(_fresh())
+    assert context.checkpoints(STAGE).steps() == [0]
 
 
 def test_the_last_two_the_best_and_the_first_are_kept(tmp_path: Path) -> None:
-    run, scores = Run(tmp_path, evaluate_every=2), {2: 0.1, 4: 0.7, 6: 0.3, 8: 0.6, 9: 0.2}
-    _train(run, 9, evaluate=lambda at: scores[int(at.step)])
-    checkpoints = run.checkpoints(STAGE)
+    context, scores = FakeContext(tmp_path, evaluate_every=2), {2: 0.1, 4: 0.7, 6: 0.3, 8: 0.6, 9: 0.2}
+    _train(context, 9, evaluate=lambda at: scores[int(at.step)])
+    checkpoints = context.checkpoints(STAGE)
     assert checkpoints.steps() == [0, 4, 8, 9]
     assert (checkpoints.best(), checkpoints.latest()) == (4, 9)
-    assert {line["step"]: line["evaluate/ex"] for line in _lines(run) if "evaluate/ex" in line} == scores
+    assert {line["step"]: line["evaluate/ex"] for line in _lines(context) if "evaluate/ex" in line} == scores
 
 
 def _not_finite(bad: set[int]) -> Callable[[TrainState, int], loop.Step]:
@@ -172,25 +175,25 @@ def _not_finite(bad: set[int]) -> Callable[[TrainState, int], loop.Step]:
 
 
 def test_three_steps_in_a_row_that_are_not_finite_stop_the_run_by_name(tmp_path: Path) -> None:
-    with pytest.raises(loop.NotFinite) as stop:
-        _train(Run(tmp_path), 9, _not_finite({3, 4, 5}))
+    with pytest.raises(loop.NotFiniteError) as stop:
+        _train(FakeContext(tmp_path), 9, _not_finite({3, 4, 5}))
     assert "step 6 and the 2 before it" in str(stop.value)
     assert "item-5" in str(stop.value)
-    assert [line["not_finite"] for line in _lines(Run(tmp_path))] == [0, 0, 0, 1, 1, 1]
+    assert [line["not_finite"] for line in _lines(FakeContext(tmp_path))] == [0, 0, 0, 1, 1, 1]
 
 
 def test_the_run_stops_before_such_weights_are_saved(tmp_path: Path) -> None:
-    run = Run(tmp_path, every=6)
-    with pytest.raises(loop.NotFinite):
-        _train(run, 6, _not_finite({3, 4, 5}))
-    assert run.checkpoints(STAGE).steps() == [0]
+    context = FakeContext(tmp_path, every=6)
+    with pytest.raises(loop.NotFiniteError):
+        _train(context, 6, _not_finite({3, 4, 5}))
+    assert context.checkpoints(STAGE).steps() == [0]
 
 
 @pytest.mark.parametrize("bad", [{0, 1}, {0, 1, 3, 4, 6, 7}, {7, 8}])
 def test_fewer_in_a_row_are_counted_and_the_run_goes_on(tmp_path: Path, bad: set[int]) -> None:
-    run = Run(tmp_path)
-    _train(run, 9, _not_finite(bad))
-    assert {line["step"] - 1 for line in _lines(run) if line["not_finite"]} == bad
+    context = FakeContext(tmp_path)
+    _train(context, 9, _not_finite(bad))
+    assert {line["step"] - 1 for line in _lines(context) if line["not_finite"]} == bad
 
 
 def _interrupted_in(at: int, number: signal.Signals) -> Callable[[TrainState, int], loop.Step]:
@@ -209,32 +212,32 @@ def test_a_signal_finishes_the_step_saves_it_and_tells_how_to_go_on(
 ) -> None:
     """At the last step too: the stages that follow must not begin."""
     monkeypatch.setattr("sys.orig_argv", ["python", "-m", "sqlr1_jax.main", "--workdir=here"])
-    run, before = Run(tmp_path), signal.getsignal(number)
+    context, before = FakeContext(tmp_path), signal.getsignal(number)
     with pytest.raises(Interrupted, match=f"after step {at + 1} of {STAGE}.*python -m sqlr1_jax.main --workdir=here"):
-        _train(run, 5, _interrupted_in(at, number))
+        _train(context, 5, _interrupted_in(at, number))
     assert signal.getsignal(number) is before
-    assert run.checkpoints(STAGE).latest() == at + 1
-    assert _weights(_train(run, 5)) == _weights(_train(Run(tmp_path / "other"), 5))
-    assert [line["step"] for line in _lines(run)] == [1, 2, 3, 4, 5]
+    assert context.checkpoints(STAGE).latest() == at + 1
+    assert _weights(_train(context, 5)) == _weights(_train(FakeContext(tmp_path / "other"), 5))
+    assert [line["step"] for line in _lines(context)] == [1, 2, 3, 4, 5]
 
 
 def test_a_signal_while_the_last_step_is_evaluated_is_heard(tmp_path: Path) -> None:
-    run = Run(tmp_path)
+    context = FakeContext(tmp_path)
 
     def evaluate(_: Any) -> float:
         signal.raise_signal(signal.SIGINT)
         return 0.5
 
     with pytest.raises(Interrupted, match=f"after step 2 of {STAGE}"):
-        _train(run, 2, evaluate=evaluate)
-    assert run.checkpoints(STAGE).latest() == 2
+        _train(context, 2, evaluate=evaluate)
+    assert context.checkpoints(STAGE).latest() == 2
 
 
 def test_other_stages_keep_their_lines(tmp_path: Path) -> None:
     earlier = {"stage": "earlier", "step": 9, "loss": 1.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(earlier) + "\n")
-    _train(Run(tmp_path), 2)
-    assert _lines(Run(tmp_path))[0] == earlier
+    _train(FakeContext(tmp_path), 2)
+    assert _lines(FakeContext(tmp_path))[0] == earlier
 
 
 def test_sums_are_read_one_step_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,52 +254,11 @@ def test_sums_are_read_one_step_late(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return _take(at, step)
 
     monkeypatch.setattr(metrics.Metrics, "write", noted)
-    _train(Run(tmp_path, every=0), 3, take)
+    _train(FakeContext(tmp_path, every=0), 3, take)
     assert seen == ["take 1", "take 2", "write 1", "take 3", "write 2", "write 3"]
 
 
-def test_a_run_is_all_that_the_loop_needs() -> None:
-    """The stand-in above has no more than the real run offers."""
-    from sqlr1_jax.train.run import Run as Real
-
+def test_the_fake_context_has_nothing_that_the_real_one_lacks() -> None:
     for name in ("workdir", "cfg"):
-        assert name in Real.__dataclass_fields__
-    assert isinstance(Real.checkpoints, types.FunctionType)
-
-
-class _Tally:
-    """What steps hand on beside the state: how many there were, in a sum that forgets none."""
-
-    def __init__(self) -> None:
-        self.sum = 0
-
-    def take(self, at: TrainState, step: int) -> loop.Step:
-        self.sum = 3 * self.sum + step + 1
-        return _take(at, step)._replace(values={"tokens": float(self.sum)})
-
-    def tree(self) -> dict[str, Any]:
-        return {"sum": jnp.int32(self.sum)}
-
-    def restore(self, tree: dict[str, Any]) -> None:
-        self.sum = int(tree["sum"])
-
-
-@pytest.mark.parametrize("death", [1, 3, 4])
-def test_what_steps_hand_on_survives_a_kill(tmp_path: Path, death: int) -> None:
-    whole, run = Run(tmp_path / "whole"), Run(tmp_path / "killed")
-    for one in (whole, run):
-        one.workdir.mkdir()
-    tally = _Tally()
-    want = _train(whole, 6, tally.take, carried=tally)
-    first, second = _Tally(), _Tally()
-
-    def dies(at: TrainState, step: int) -> loop.Step:
-        if step == death:
-            raise Killed
-        return first.take(at, step)
-
-    with pytest.raises(Killed):
-        _train(run, 6, dies, carried=first)
-    assert _weights(_train(run, 6, second.take, carried=second)) == _weights(want)
-    assert second.sum == tally.sum
-    assert _lines(run) == _lines(whole)
+        assert name in RunContext.__dataclass_fields__
+    assert isinstance(RunContext.checkpoints, types.FunctionType)

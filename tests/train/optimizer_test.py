@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import small
 from hypothesis import given
 from hypothesis import strategies as st
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.train import optimizer
+from testing import closeness, tiny_models
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -28,13 +30,13 @@ def _named(tree: Any) -> dict[str, np.ndarray]:
 
 
 def _gradients(count: int) -> list[Any]:
-    return [jax.tree.map(lambda x: x / 10, small.params(seed=100 + i)) for i in range(count)]
+    return [jax.tree.map(lambda x: x / 10, tiny_models.random_params(seed=100 + i)) for i in range(count)]
 
 
 def _steps(cfg: config.Optimizer, gradients: list[Any], steps: int = 10) -> list[dict[str, np.ndarray]]:
     """The weights after each gradient, the first weights in front."""
-    tx = optimizer.make(cfg, small.MODEL, steps)
-    params = small.params()
+    tx = optimizer.make(cfg, tiny_models.MODEL, steps)
+    params = tiny_models.random_params()
     state, seen = tx.init(params), [_named(params)]
     for gradient in gradients:
         changes, state = tx.update(gradient, state, params)
@@ -118,7 +120,10 @@ def test_muon_leaves_the_rest_to_adam() -> None:
     cfg = config.Optimizer(name="muon", learning_rate=0.1, clip_norm=0.0, eps=1e-3, b1=0.8, b2=0.9, weight_decay=0.1)
     gradients = _gradients(3)
     after = _steps(cfg, gradients)[-1]
-    tx, params = optax.adamw(0.1, b1=0.8, b2=0.9, eps=1e-3, weight_decay=0.1, nesterov=True), small.params()
+    tx, params = (
+        optax.adamw(0.1, b1=0.8, b2=0.9, eps=1e-3, weight_decay=0.1, nesterov=True),
+        tiny_models.random_params(),
+    )
     state = tx.init(params)
     for gradient in gradients:
         changes, state = tx.update(gradient, state, params)
@@ -132,7 +137,7 @@ def test_muon_leaves_the_rest_to_adam() -> None:
 @pytest.mark.parametrize("frozen", [("embed",), ("q", "final_norm"), ("layers",)])
 def test_frozen_parameters_keep_their_values_and_all_others_move(name: str, frozen: tuple[str, ...]) -> None:
     seen = _steps(config.Optimizer(name=name, learning_rate=0.1, weight_decay=0.1, frozen=frozen), _gradients(2))
-    kept = frozen if frozen != ("layers",) else tuple(_named(small.params()["layers"]))
+    kept = frozen if frozen != ("layers",) else tuple(_named(tiny_models.random_params()["layers"]))
     for leaf, value in seen[0].items():
         if leaf in kept:
             np.testing.assert_array_equal(seen[-1][leaf], value)
@@ -141,8 +146,8 @@ def test_frozen_parameters_keep_their_values_and_all_others_move(name: str, froz
 
 
 def test_freezing_what_does_not_exist_names_it() -> None:
-    with pytest.raises(config.ConfigError, match=r"optimizer.frozen names \['embedd'\]"):
-        optimizer.make(config.Optimizer(frozen=("embedd", "q")), small.MODEL, 1).init(small.params())
+    with pytest.raises(ConfigError, match=r"optimizer.frozen names \['embedd'\]"):
+        optimizer.make(config.Optimizer(frozen=("embedd", "q")), tiny_models.MODEL, 1).init(tiny_models.random_params())
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.1, 100.0])
@@ -151,8 +156,8 @@ def test_clipping_scales_only_what_is_past_the_norm(clip: float) -> None:
     [gradient] = _gradients(1)
     norm = float(optax.global_norm(gradient))
     assert 0.1 < norm < 100
-    tx = optimizer.make(config.Optimizer(clip_norm=clip), small.MODEL, 1)
-    _, state = tx.update(gradient, tx.init(small.params()), small.params())
+    tx = optimizer.make(config.Optimizer(clip_norm=clip), tiny_models.MODEL, 1)
+    _, state = tx.update(gradient, tx.init(tiny_models.random_params()), tiny_models.random_params())
     scale = 0.1 / norm if clip == 0.1 else 1.0
     moments = optax.tree.get(state, "mu")
-    assert small.distance(moments, jax.tree.map(lambda x: jnp.asarray(0.1 * scale) * x, gradient)) < 1e-5
+    assert closeness.relative_distance(moments, jax.tree.map(lambda x: jnp.asarray(0.1 * scale) * x, gradient)) < 1e-5

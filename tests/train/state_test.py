@@ -11,9 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import small
 from jax.sharding import PartitionSpec as P
-from small import compiles_fast  # noqa: F401
 
 from sqlr1_jax import config, sharding
 from sqlr1_jax.data import packing
@@ -23,9 +21,13 @@ from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.train import batch, optimizer, state
 from sqlr1_jax.train.batch import Batch
 from sqlr1_jax.train.state import Program, TrainState
+from testing import closeness, naive_decoding, tiny_models, training_data
+from testing.compilation import compiled_programs
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 PROMPTS, SAMPLES = 8, 3
-GROUPS = small.groups(PROMPTS, SAMPLES)
+GROUPS = training_data.random_groups(PROMPTS, SAMPLES)
 # The same completions with other log-probabilities: those under a reference model.
 REFERENCE = [
     Group(prefix, [s._replace(logprob=np.asarray(s.logprob) - 0.5 * (i % 3)) for i, s in enumerate(segments)])
@@ -55,7 +57,7 @@ class Way:
     eight: bool = False
 
     def mesh(self) -> jax.sharding.Mesh:
-        return _eight() if self.eight else small.one_device()
+        return _eight() if self.eight else tiny_models.one_device()
 
     def batch(self, groups: Sequence[Group] = GROUPS) -> Batch:
         groups = groups if self.shared else packing.unshared(groups)
@@ -63,7 +65,7 @@ class Way:
         rows = rows._replace(weight=batch.place_weights(rows, GRPO.aggregation))
         return batch.assemble(rows, self.mesh(), self.per_microbatch, self.microbatches, ADVANTAGE)
 
-    def program(self, model: Any = small.MODEL) -> Program:
+    def program(self, model: Any = tiny_models.MODEL) -> Program:
         return Program(model, ADAM, 10, self.layout, TEMPERATURE)
 
 
@@ -85,7 +87,7 @@ def _precision(dtype: str) -> Iterator[None]:
 
 
 def _model(dtype: str) -> Any:
-    return small.wide() if dtype == "float64" else small.MODEL
+    return tiny_models.in_float64() if dtype == "float64" else tiny_models.MODEL
 
 
 def _sharded(params: Any, model: Any, mesh: jax.sharding.Mesh) -> Any:
@@ -99,7 +101,7 @@ def _computed(way: Way, dtype: str) -> tuple[Any, float, dict[str, float]]:
     """Gradient, loss and metrics of GRPO by the code under test."""
     model, mesh = _model(dtype), way.mesh()
     with jax.set_mesh(mesh):
-        params = _sharded(small.params(model), model, mesh)
+        params = _sharded(tiny_models.random_params(model), model, mesh)
         fed = way.batch().replace(reference_MBT=way.batch(REFERENCE).rows.logprob)
         slope, value, sums = gradients(params, fed, grpo_loss, GRPO, way.program(model))
         return jax.device_get(slope), float(value), state.means(sums)
@@ -109,7 +111,7 @@ def _computed(way: Way, dtype: str) -> tuple[Any, float, dict[str, float]]:
 @functools.partial(jax.value_and_grad, has_aux=True)
 def _naive_loss(params: Any, fed: dict[str, jax.Array], model: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
     """One completion's share of the loss from one plain text, as sql-r1.md §1 writes it."""
-    logp_TV, entropy_T = small.naive_logprobs(params, fed["text"], model, TEMPERATURE)
+    logp_TV, entropy_T = naive_decoding.naive_logprobs(params, fed["text"], model, TEMPERATURE)
     logp_T = jnp.take_along_axis(logp_TV, fed["text"][1:, None], 1)[:, 0]
     gap_T = fed["reference"] - logp_T
     ratio_T = jnp.exp(logp_T - fed["old"])
@@ -132,11 +134,13 @@ def _naive(dtype: str) -> tuple[Any, float, dict[str, float]]:
     """The same, completion by completion, each with a prompt of its own: nothing shared, packed or cut."""
     with _precision(dtype):
         model = _model(dtype)
-        params = small.params(model)
-        tokens = sum(len(segment.weight) for _, _, segment in small.texts(GROUPS))
-        longest = max(len(text) for text, _, _ in small.texts(GROUPS))
+        params = tiny_models.random_params(model)
+        tokens = sum(len(segment.weight) for _, _, segment in training_data.plain_texts(GROUPS))
+        longest = max(len(text) for text, _, _ in training_data.plain_texts(GROUPS))
         slope, value, means = jax.tree.map(np.zeros_like, jax.device_get(params)), 0.0, {}
-        for (text, prefix, segment), (_, _, other) in zip(small.texts(GROUPS), small.texts(REFERENCE), strict=True):
+        for (text, prefix, segment), (_, _, other) in zip(
+            training_data.plain_texts(GROUPS), training_data.plain_texts(REFERENCE), strict=True
+        ):
             end = len(text) - 1
 
             def placed(values: Any, prefix: int = prefix, end: int = end) -> np.ndarray:
@@ -160,13 +164,13 @@ def _naive(dtype: str) -> tuple[Any, float, dict[str, float]]:
 
 
 @pytest.mark.parametrize("way", [pytest.param(name, marks=[pytest.mark.nightly] * (name == NIGHTLY)) for name in WAYS])
-@pytest.mark.parametrize(("dtype", "close"), small.PRECISIONS)
+@pytest.mark.parametrize(("dtype", "close"), closeness.PRECISIONS)
 def test_gradients_do_not_depend_on_how_rows_are_laid_out(way: str, dtype: str, close: float) -> None:
     naive_slope, naive_value, naive_means = _naive(dtype)
     with _precision(dtype):
         slope, value, means = _computed(WAYS[way], dtype)
-    assert small.distance(slope, naive_slope) <= close
-    assert small.worst_leaf(slope, naive_slope) <= 1e-4
+    assert closeness.relative_distance(slope, naive_slope) <= close
+    assert closeness.largest_leaf_error(slope, naive_slope) <= 1e-4
     assert value == pytest.approx(naive_value, rel=10 * close)
     assert {name: means[name] for name in naive_means} == pytest.approx(naive_means, rel=1e-4)
 
@@ -178,21 +182,21 @@ def test_other_aggregations_do_not_depend_on_it_either(aggregation: str) -> None
     def slope(layout: Layout | None, per_microbatch: int, microbatches: int) -> Any:
         rows = batch.to_rows(GROUPS, layout, config.Rows(layout="packed", length=48))
         rows = rows._replace(weight=batch.place_weights(rows, aggregation, 16))
-        fed = batch.assemble(rows, small.one_device(), per_microbatch, microbatches, ADVANTAGE)
-        program = Program(small.MODEL, ADAM, 10, layout, TEMPERATURE)
-        return gradients(small.params(), fed, grpo_loss, GRPO, program)[0]
+        fed = batch.assemble(rows, tiny_models.one_device(), per_microbatch, microbatches, ADVANTAGE)
+        program = Program(tiny_models.MODEL, ADAM, 10, layout, TEMPERATURE)
+        return gradients(tiny_models.random_params(), fed, grpo_loss, GRPO, program)[0]
 
-    assert small.distance(slope(LAYOUT, 8, 1), slope(None, 2, 4)) <= 1e-5
+    assert closeness.relative_distance(slope(LAYOUT, 8, 1), slope(None, 2, 4)) <= 1e-5
 
 
 def test_score_is_the_naive_log_probability_of_each_target() -> None:
     way = WAYS["packed, three microbatches, the last one not full"]
     fed = way.batch()
-    scored = np.asarray(state.score(small.params(), fed, way.program())).reshape(-1, 64)
+    scored = np.asarray(state.score(tiny_models.random_params(), fed, way.program())).reshape(-1, 64)
     rows = Rows(*(np.asarray(x).reshape(-1, 64) for x in fed.rows))
-    for text, prefix, segment in small.texts(GROUPS):
+    for text, prefix, segment in training_data.plain_texts(GROUPS):
         here = (rows.prompt == segment.prompt) & (rows.sample == segment.sample) & (rows.segment > 0)
-        logp_TV, _ = small.naive_logprobs(small.params(), text, temperature=TEMPERATURE)
+        logp_TV, _ = naive_decoding.naive_logprobs(tiny_models.random_params(), text, temperature=TEMPERATURE)
         want = [float(logp_TV[t, text[t + 1]]) for t in range(prefix, len(text) - 1)]
         np.testing.assert_allclose(scored[here], want, rtol=1e-4, atol=1e-4)
 
@@ -205,7 +209,7 @@ def _alone(tokens: range) -> Segment:
 @pytest.mark.parametrize("layout", [Layout(4, 2, 4), None], ids=["padded", "packed"])
 def test_no_completion_sees_another_and_no_token_the_future(layout: Layout | None) -> None:
     """All tokens differ, so the gradient of one hidden state by the embedding names what that place has seen."""
-    model = dataclasses.replace(small.MODEL, tied=False)
+    model = dataclasses.replace(tiny_models.MODEL, tied=False)
     groups = [
         Group(list(range(2, 5)), [_alone(range(5, 9)), _alone(range(9, 13))]),
         Group(list(range(13, 16)), [_alone(range(16, 20)), _alone(range(20, 24))]),
@@ -217,7 +221,7 @@ def test_no_completion_sees_another_and_no_token_the_future(layout: Layout | Non
         mask = attention.Mask(rows.prefix, rows.segment, fixed.prefix, fixed.segment)
         return qwen2.forward(params, rows.tokens, rows.positions, mask, model)[0][row, place].sum()
 
-    slope, params = jax.jit(jax.grad(summed)), small.params(model)
+    slope, params = jax.jit(jax.grad(summed)), tiny_models.random_params(model)
     looked_at = 0
     for row, place in zip(*np.nonzero(rows.prefix), strict=True):
         seen = np.flatnonzero(np.asarray(slope(params, row, place)["embed"]).any(1))
@@ -236,18 +240,18 @@ def _update(way: Way, at: TrainState, fed: Batch, steps: int = 10) -> tuple[Trai
 
 def _fresh(way: Way) -> TrainState:
     with jax.set_mesh(way.mesh()):
-        return state.create(_sharded(small.params(), small.MODEL, way.mesh()), way.program())
+        return state.create(_sharded(tiny_models.random_params(), tiny_models.MODEL, way.mesh()), way.program())
 
 
 def test_an_update_is_one_step_of_the_optimiser_on_the_gradient() -> None:
-    way, params = WAYS["padded"], small.params()
-    tx = optimizer.make(ADAM, small.MODEL, 10)
+    way, params = WAYS["padded"], tiny_models.random_params()
+    tx = optimizer.make(ADAM, tiny_models.MODEL, 10)
     slope = gradients(params, way.batch(), grpo_loss, GRPO, way.program())[0]
     changes, moments = tx.update(slope, tx.init(params), params)
     at, means = _update(way, _fresh(way), way.batch())
     assert int(at.step) == 1
-    assert small.distance(at.params, optax.apply_updates(params, changes)) < 1e-6
-    assert small.distance(optax.tree.get(at.opt_state, "mu"), optax.tree.get(moments, "mu")) < 1e-5
+    assert closeness.relative_distance(at.params, optax.apply_updates(params, changes)) < 1e-6
+    assert closeness.relative_distance(optax.tree.get(at.opt_state, "mu"), optax.tree.get(moments, "mu")) < 1e-5
     assert means["grad_norm"] == pytest.approx(float(optax.global_norm(slope)), rel=1e-5)
     assert means["lr"] == pytest.approx(0.01)
     assert means["not_finite"] == 0
@@ -269,7 +273,7 @@ def test_a_step_that_is_not_finite_is_not_taken_but_counted(bad: float) -> None:
     assert means["not_finite"] == 1
     at, means = _update(way, at, way.batch())
     assert means["not_finite"] == 0
-    assert small.distance(at.params, before.params) > 0
+    assert closeness.relative_distance(at.params, before.params) > 0
 
 
 def _infinite_slope(logp_BT: jax.Array, entropy_BT: jax.Array, micro: Batch, settings: None) -> tuple[jax.Array, dict]:
@@ -282,7 +286,7 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_not_taken_either()
     at, sums = state.update(_fresh(way), way.batch(), _infinite_slope, None, way.program())
     assert state.means(sums)["loss"] == 0
     assert state.means(sums)["not_finite"] == 1
-    _same(at.params, small.params())
+    _same(at.params, tiny_models.random_params())
 
 
 def test_a_batch_without_rows_changes_nothing_and_is_no_failure() -> None:
@@ -306,13 +310,13 @@ def test_moments_lie_where_their_weights_do_and_nothing_is_compiled_twice(name: 
     at = _fresh(way)
     homes = [leaf.sharding for leaf in jax.tree.leaves(at.params)]
     assert at.params["layers"]["q"].sharding.spec == place
-    before = state.update._cache_size()
-    for _ in range(3):
-        for tree in (at.params, optax.tree.get(at.opt_state, "mu"), optax.tree.get(at.opt_state, "nu")):
-            for leaf, home in zip(jax.tree.leaves(tree), homes, strict=True):
-                assert leaf.sharding.is_equivalent_to(home, leaf.ndim)
-        at, _ = _update(way, at, way.batch(), steps=11)
-    assert state.update._cache_size() == before + 1
+    with compiled_programs() as compiled:
+        for _ in range(3):
+            for tree in (at.params, optax.tree.get(at.opt_state, "mu"), optax.tree.get(at.opt_state, "nu")):
+                for leaf, home in zip(jax.tree.leaves(tree), homes, strict=True):
+                    assert leaf.sharding.is_equivalent_to(home, leaf.ndim)
+            at, _ = _update(way, at, way.batch(), steps=11)
+    assert compiled.count("jit(update)") == 1
 
 
 def test_means_divide_once_and_leave_out_what_was_not_counted() -> None:

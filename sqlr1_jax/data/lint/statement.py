@@ -14,6 +14,7 @@ import sqlglot
 from sqlglot import exp
 
 from sqlr1_jax.data.schema import Column, Schema, Table
+from sqlr1_jax.errors import Sqlr1Error
 
 if TYPE_CHECKING:
     Node = exp.Expr  # before sqlglot 30 it was called Expression
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 Key = tuple[str, str]  # (alias, column) in lower case
 
 
-class StatementError(ValueError):
+class StatementError(Sqlr1Error):
     """SQL that sqlglot cannot parse, or that is no single query."""
 
 

@@ -21,13 +21,14 @@ from sqlr1_jax.data.synth.checks import sound
 from sqlr1_jax.data.synth.families import FAMILIES, Draft, Draw
 from sqlr1_jax.data.synth.queries import sql
 from sqlr1_jax.data.synth.reasoning import reason
+from sqlr1_jax.errors import Sqlr1Error
 
 COLD_START, NEW_NAMES = "cold_start", "newnames"
 _DRAFTS = 25  # tries at one question before its database is given up
 _DATABASES = 50  # databases tried in one place
 
 
-class SynthError(RuntimeError):
+class SynthError(Sqlr1Error):
     """The data could not be made; the message says where."""
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator
 
+from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.sql import compare
 from sqlr1_jax.sql.compare import Row
 
@@ -49,7 +50,7 @@ _CLOSES = {
 }
 
 
-class OfficialError(ValueError):
+class OfficialError(Sqlr1Error):
     """The official code raises an exception here, which ends its run. The message is the exception's name."""
 
 

@@ -3,12 +3,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-import shop
 
 from sqlr1_jax import config
 from sqlr1_jax.data import lint, schema
 from sqlr1_jax.data.lint.statement import Statement
 from sqlr1_jax.sql.executor import Executor
+from testing.databases import make_shop
 
 Found = Callable[[str], dict[str, str]]
 
@@ -16,7 +16,7 @@ Found = Callable[[str], dict[str, str]]
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
     """The reasons of the rules that speak on a query over the shop, by rule."""
-    database = shop.make(tmp_path_factory.mktemp("lint"))
+    database = make_shop(tmp_path_factory.mktemp("lint"))
     tables = schema.read_schema(database, sampled=False)
     with Executor(config.Execute(workers=1)) as executor:
 

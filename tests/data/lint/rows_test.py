@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import shop
 
 from sqlr1_jax.data import lint, schema
 from sqlr1_jax.data.lint.statement import Statement
+from testing.databases import make_shop
 
 Found = Callable[[str], dict[str, str]]
 _JOIN = "FROM clerk T1 JOIN shop T2 ON T1.shop_id = T2.id"
@@ -105,6 +105,6 @@ def test_reasons_name_what_is_wrong(found: Found) -> None:
 
 
 def test_fan_out_is_about_the_table_that_is_repeated(tmp_path: Path) -> None:
-    tables = schema.read_schema(shop.make(tmp_path), sampled=False)
+    tables = schema.read_schema(make_shop(tmp_path), sampled=False)
     found = lint.suspicions(Statement(f"SELECT sum(T2.seats) {_JOIN}", tables))
     assert [(one.rule, one.about) for one in found] == [("fan_out", "shop")]

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 import pytest
-import shop
 
 from sqlr1_jax.data import schema
 from sqlr1_jax.data.lint.statement import Statement, StatementError, affinity, write
 from sqlr1_jax.data.schema import Column, Schema
+from testing.databases import make_shop
 
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Schema:
-    return schema.read_schema(shop.make(tmp_path_factory.mktemp("statement")), sampled=False)
+    return schema.read_schema(make_shop(tmp_path_factory.mktemp("statement")), sampled=False)
 
 
 def places(sql: str, tables: Schema) -> list[str]:

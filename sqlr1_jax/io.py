@@ -1,0 +1,61 @@
+"""Files: text that is written whole or not at all, and JSONL."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlr1_jax.errors import Sqlr1Error
+
+log = logging.getLogger(__name__)
+
+OnBadLines = Literal["error", "warn", "keep"]
+
+
+class JsonlError(Sqlr1Error):
+    """A line of a JSONL file that is not JSON; the message names the file, the line and the fix."""
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Writes a text to a temporary file next to `path` and renames it: a reader finds the old text or the new one.
+
+    Of two processes that write one file the later wins.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def read_jsonl(path: Path, on_bad_lines: OnBadLines = "error") -> Iterator[Any]:
+    """Yields the value of each line that is not blank, one line in memory at a time.
+
+    on_bad_lines says what a line that is not JSON does: "error" raises; "warn" logs the line and skips it, as the last
+    line of a file whose writer was killed needs; "keep" yields the line's text in place of a value.
+
+    Raises:
+      JsonlError: a line is not JSON, under "error".
+    """
+    return (value for _, value in read_numbered_jsonl(path, on_bad_lines))
+
+
+def read_numbered_jsonl(path: Path, on_bad_lines: OnBadLines = "error") -> Iterator[tuple[int, Any]]:
+    """Yields (line number, value) as `read_jsonl` yields values; lines count from 1, blank ones too."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except ValueError:
+                problem = f"{path}, line {number} is not JSON: {line.strip()[:60]!r}"
+                if on_bad_lines == "error":
+                    raise JsonlError(f"{problem}. Repair the line or remove it.") from None
+                if on_bad_lines == "warn":
+                    log.warning("%s: left out, perhaps cut short by a kill", problem)
+                    continue
+                value = line
+            yield number, value

@@ -1,0 +1,109 @@
+"""Pipeline: the stages of a run, one method each, and what they share: a context, SQL workers, the run's summary."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from pathlib import Path
+from typing import Any
+
+from sqlr1_jax import config, hosts, prompt_metadata
+from sqlr1_jax.data.synth import generate
+from sqlr1_jax.evaluate import stage as evaluation
+from sqlr1_jax.evaluate import summary
+from sqlr1_jax.model import huggingface
+from sqlr1_jax.page import report
+from sqlr1_jax.rl import grpo
+from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.train import sft
+from sqlr1_jax.train.context import (
+    CheckpointRef,
+    RunContext,
+    create_context,
+    describe_weights,
+    find_checkpoint,
+    load_params,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Pipeline:
+    """A run's stages; each method is named as in config.stages and does nothing where its work is already done.
+
+    A context manager: leaving it ends the SQL workers.
+    """
+
+    def __init__(self, cfg: config.Config, workdir: Path):
+        self.cfg, self.workdir = cfg, workdir
+
+    @functools.cached_property
+    def context(self) -> RunContext:
+        """Made at first use, since the data stage trains the tokenizer that it loads."""
+        return create_context(self.cfg, self.workdir)
+
+    @functools.cached_property
+    def executor(self) -> Executor:
+        """The SQL workers, started at first use."""
+        return Executor(self.cfg.execute).__enter__()
+
+    def data(self) -> None:
+        """Generates the embedded data set."""
+        hosts.once(generate.generate, self.cfg.data.synth, self.cfg.seed, self.workdir / "data")
+
+    def cold_start(self) -> None:
+        """Supervised fine-tuning, and an evaluation of its weights where config.stages lists one."""
+        trained = sft.run_stage(self.context)
+        if "evaluate" in self.cfg.stages:
+            weights = str(CheckpointRef("cold_start", int(trained.step)))
+            evaluation.evaluate(self.context, "cold_start", trained.params, weights, self.executor)
+        self._remove_stale_evaluation()
+
+    def grpo(self) -> None:
+        """GRPO training."""
+        grpo.run_stage(self.context, self.executor)
+        self._remove_stale_evaluation()
+
+    def evaluate(self) -> None:
+        """Evaluates the run's last weights."""
+        checkpoint = find_checkpoint(self.context)
+        params, weights = load_params(self.context, checkpoint), describe_weights(self.context, checkpoint)
+        evaluation.evaluate(self.context, "final", params, weights, self.executor)
+
+    def export(self) -> None:
+        """Exports the weights that config.export.step names to <workdir>/export."""
+        export_model(self.context, self.workdir / "export")
+
+    def summarize(self, stage: str, seconds: float) -> None:
+        """Writes summary.json and report.html after a stage that took `seconds`."""
+        hosts.once(summary.write, self.workdir, self.cfg, stage, seconds)
+        hosts.once(report.write, self.workdir)
+
+    def _remove_stale_evaluation(self) -> None:
+        """Removes the final figures unless they are those of the run's last weights."""
+        weights = describe_weights(self.context, find_checkpoint(self.context))
+        evaluation.forget(self.context, "final", weights)
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if "executor" in self.__dict__:
+            self.executor.__exit__(*exception)
+
+
+def export_model(context: RunContext, folder: Path) -> None:
+    """Writes the weights that cfg.export.step names as a Hugging Face folder; does nothing where they are there.
+
+    Raises:
+      NoCheckpoint: the last stage with checkpoints has no such step.
+    """
+    cfg = context.cfg.export
+    checkpoint = find_checkpoint(context, cfg.step)
+    weights = describe_weights(context, checkpoint)
+    if hosts.agreed(prompt_metadata.matches(folder, context.cfg, weights)):
+        return
+    params = load_params(context, checkpoint)
+    huggingface.save(folder, params, context.model, context.tokenizer_dir, cfg.dtype, cfg.shard_gigabytes)
+    hosts.once(prompt_metadata.write, folder, context.cfg, weights)
+    log.info("exported %s to %s", weights, folder)

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from sqlr1_jax import config, pipeline
+from sqlr1_jax.evaluate import stage as evaluation
+from sqlr1_jax.pipeline import Pipeline
+from sqlr1_jax.sql.executor import ExecutorError
+from sqlr1_jax.train import sft, state
+from sqlr1_jax.train.context import RunContext, abstract_params, create_context
+
+
+def _settings(workdir: Path) -> config.Config:
+    return config.freeze(json.loads((workdir / "config.json").read_text()))
+
+
+def _contents(workdir: Path) -> dict[str, bytes]:
+    """Every file's bytes but logs, TensorBoard's and what Orbax notes about itself."""
+    left_out = ("log.txt", "tensorboard", "summary.json", "report.html")
+    files = [path for path in workdir.rglob("*") if path.is_file()]
+    named = {str(path.relative_to(workdir)): path for path in files}
+    return {name: path.read_bytes() for name, path in named.items() if not name.startswith(left_out)}
+
+
+def _refuse(*_: Any, **__: Any) -> None:
+    raise AssertionError("done work was done again")
+
+
+def test_every_stage_that_is_done_does_nothing(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    cfg, before = _settings(workdir), _contents(workdir)
+    monkeypatch.setattr(state, "update", _refuse)
+    monkeypatch.setattr(evaluation, "completions", _refuse)
+    monkeypatch.setattr(pipeline.huggingface, "save", _refuse)
+    with Pipeline(cfg, workdir) as running:
+        for name in cfg.stages:
+            getattr(running, name)()
+    after = _contents(workdir)
+    assert after.keys() == before.keys()
+    assert [name for name in before if after[name] != before[name]] == []
+
+
+def test_every_name_that_a_config_may_list_is_a_stage() -> None:
+    assert all(callable(getattr(Pipeline, name)) for name in config.STAGES)
+
+
+@pytest.mark.parametrize("listed", [("cold_start", "evaluate"), ("cold_start",)])
+def test_the_cold_start_is_evaluated_where_evaluation_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: tuple[str, ...]
+) -> None:
+    told: list[tuple[str, str]] = []
+    trained = state.TrainState(np.int32(7), {"w": 1}, ())
+    monkeypatch.setattr(sft, "run_stage", lambda context: trained)
+    monkeypatch.setattr(evaluation, "evaluate", lambda context, name, params, of, executor: told.append((name, of)))
+    monkeypatch.setattr(Pipeline, "context", SimpleNamespace(cfg=config.Config(), workdir=tmp_path))
+    monkeypatch.setattr(Pipeline, "executor", None)
+    Pipeline(dataclasses.replace(config.Config(), stages=listed), tmp_path).cold_start()
+    assert told == ([("cold_start", "cold_start, step 7")] if "evaluate" in listed else [])
+
+
+def _children() -> set[str]:
+    """Ids of this process's children."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    return {number for task in tasks for number in task.read_text().split()}
+
+
+def test_the_executor_is_closed_with_the_pipeline(tmp_path: Path, pets: Path) -> None:
+    cfg = dataclasses.replace(config.Config(), execute=config.Execute(workers=1))
+    before = _children()
+    with Pipeline(cfg, tmp_path) as running:
+        assert running.executor.run(pets, "SELECT 1").result().kind == "ok"
+        assert running.executor is running.executor
+        assert _children() != before
+    assert _children() == before
+    with pytest.raises(ExecutorError, match="closed"):
+        running.executor.run(pets, "SELECT 1")
+
+
+@pytest.mark.parametrize("step", ["last", "0", "2"])
+def test_an_export_is_the_step_asked_for_in_float32_to_the_bit(finished: Path, tmp_path: Path, step: str) -> None:
+    cfg = dataclasses.replace(_settings(finished), export=config.Export(step=step))
+    context = create_context(cfg, finished)
+    pipeline.export_model(context, tmp_path / "out")
+    checkpoints = context.checkpoints("grpo")
+    at = checkpoints.latest() if step == "last" else int(step)
+    assert at is not None
+    embed = checkpoints.load(at, {"params": abstract_params(context.model, context.mesh)})["params"]["embed"]
+    written = load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"]
+    assert written.tobytes() == np.asarray(embed).tobytes()
+
+
+def test_the_export_of_a_default_run_is_its_last_checkpoint_to_the_bit(finished: Path) -> None:
+    cfg = _settings(finished)
+    assert cfg.export == config.Export()
+    context = create_context(cfg, finished)
+    checkpoints = context.checkpoints("grpo")
+    assert checkpoints.latest() == cfg.grpo.steps
+    params = checkpoints.load(cfg.grpo.steps, {"params": abstract_params(context.model, context.mesh)})["params"]
+    written = load_file(finished / "export" / "model.safetensors")
+    assert written["model.embed_tokens.weight"].tobytes() == np.asarray(params["embed"]).tobytes()
+    for name, key in (("down", "mlp.down_proj"), ("gate", "mlp.gate_proj")):
+        layer = np.ascontiguousarray(np.asarray(params["layers"][name])[0].T)
+        assert written[f"model.layers.0.{key}.weight"].tobytes() == layer.tobytes()
+
+
+def test_grpo_moved_the_weights_that_the_cold_start_left(finished: Path) -> None:
+    """And began from them: its step 0 is the cold start's last."""
+    context = create_context(_settings(finished), finished)
+    params = [
+        context.checkpoints(stage).load(step, {"params": abstract_params(context.model, context.mesh)})["params"]
+        for stage, step in (("cold_start", 0), ("cold_start", 4), ("grpo", 0), ("grpo", 4))
+    ]
+    embeds = [np.asarray(one["embed"]) for one in params]
+    downs = [np.asarray(one["layers"]["down"]) for one in params]
+    np.testing.assert_array_equal(embeds[0], embeds[1])  # frozen in tiny's cold start
+    assert (downs[0] != downs[1]).any()
+    np.testing.assert_array_equal(embeds[1], embeds[2])
+    np.testing.assert_array_equal(downs[1], downs[2])
+    assert (embeds[2] != embeds[3]).any() and (downs[2] != downs[3]).any()
+
+
+def test_a_run_that_trained_nothing_exports_what_it_began_with(context: RunContext, home: Path, tmp_path: Path) -> None:
+    pipeline.export_model(context, tmp_path / "out")
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", home / "model"))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].tobytes() == theirs[name].tobytes() for name in ours)

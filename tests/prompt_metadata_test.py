@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from sqlr1_jax import config, prompt_metadata
+from sqlr1_jax.errors import ConfigError
+
+CFG = dataclasses.replace(
+    config.Config(),
+    data=config.Data(form="direct", schema="fixed", instructions="full", max_prompt_tokens=777),
+    grpo=config.Grpo(sampling=config.Sampling(max_tokens=99)),
+)
+
+
+def test_how_to_ask_survives_the_file(tmp_path) -> None:
+    prompt_metadata.write(tmp_path, CFG, "grpo, step 3")
+    data, max_tokens = prompt_metadata.read(tmp_path)
+    assert (data.form, data.schema, data.instructions, data.max_prompt_tokens) == ("direct", "fixed", "full", 777)
+    assert max_tokens == 99
+
+
+def test_an_export_matches_its_weights_and_dtype_alone(tmp_path) -> None:
+    assert not prompt_metadata.matches(tmp_path, CFG, "grpo, step 3")
+    prompt_metadata.write(tmp_path, CFG, "grpo, step 3")
+    assert prompt_metadata.matches(tmp_path, CFG, "grpo, step 3")
+    assert not prompt_metadata.matches(tmp_path, CFG, "grpo, step 4")
+    assert not prompt_metadata.matches(
+        tmp_path, dataclasses.replace(CFG, export=config.Export(dtype="bfloat16")), "grpo, step 3"
+    )
+
+
+def test_a_model_from_elsewhere_is_told_the_answer_form(tmp_path) -> None:
+    data, _ = prompt_metadata.read(tmp_path)
+    assert (data.form, data.schema, data.instructions) == ("reasoning", "retrieved", "full")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"form": "direct"}'])
+def test_a_broken_file_is_named(tmp_path, text: str) -> None:
+    (tmp_path / prompt_metadata.FILE_NAME).write_text(text)
+    with pytest.raises(ConfigError, match=r"sqlr1\.json cannot be read .* export the model again"):
+        prompt_metadata.read(tmp_path)

@@ -1,0 +1,69 @@
+"""python -m testing.killed_runs STAGE STEP MOMENT FLAGS…: main, which kills itself at a moment of a stage's step.
+
+Moments: stepped (the step is on its way, its metrics are not written), saving (before its checkpoint), writing (during
+it), saved (after it).
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import signal
+import sys
+from typing import Any
+
+from absl import app
+
+from sqlr1_jax import main
+from sqlr1_jax.train import checkpoint, loop
+
+
+def kill() -> None:
+    """Ends this process as the system would for want of memory: nothing is closed or flushed."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_after_taking(stage: str, at: int) -> None:
+    """Has the training loop of that stage kill the process once step `at` (from 1) is taken."""
+    train = loop.train
+
+    def train_and_kill(*arguments: Any, **named: Any) -> Any:
+        call = inspect.signature(train).bind(*arguments, **named)
+        take = call.arguments["take"]
+
+        def take_and_kill(state: Any, step: int) -> loop.Step:
+            taken: loop.Step = take(state, step)
+            if (call.arguments["stage"], step + 1) == (stage, at):
+                kill()
+            return taken
+
+        call.arguments["take"] = take_and_kill
+        return train(*call.args, **call.kwargs)
+
+    loop.train = train_and_kill
+
+
+def kill_around_saving(stage: str, at: int, moment: str) -> None:
+    """Has the checkpoint of step `at` kill the process: before, while or after it is written."""
+    save = checkpoint.Checkpoints.save
+
+    def save_and_kill(self: Any, step: int, *arguments: Any) -> None:
+        here = (self.folder.name, step) == (stage, at)
+        if here and moment == "saving":
+            kill()
+        save(self, step, *arguments)
+        if here and moment == "saved":
+            self.wait()
+        if here and moment in ("writing", "saved"):
+            kill()
+
+    checkpoint.Checkpoints.save = save_and_kill  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    stage, step, moment, *arguments = sys.argv[1:]
+    if moment == "stepped":
+        kill_after_taking(stage, int(step))
+    else:
+        kill_around_saving(stage, int(step), moment)
+    app.run(main.main, argv=[sys.argv[0], *arguments], flags_parser=main.parse)

@@ -1,0 +1,50 @@
+"""Random groups of completions, each completion as one plain text, and one microbatch of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sqlr1_jax.data.packing import Group, Rows, Segment
+from sqlr1_jax.train.batch import Batch
+
+
+def random_groups(prompts: int, samples: int, seed: int = 0, longest: int = 7) -> list[Group]:
+    """GRPO's groups with random tokens, lengths and sampling log-probabilities."""
+    rng = np.random.default_rng(seed)
+
+    def segment(p: int, g: int) -> Segment:
+        count = int(rng.integers(1, longest + 1))
+        return Segment(rng.integers(2, 37, count + 1), np.ones(count), -rng.uniform(1, 5, count), p, g)
+
+    return [
+        Group(rng.integers(2, 37, int(rng.integers(1, longest + 1))), [segment(p, g) for g in range(samples)])
+        for p in range(prompts)
+    ]
+
+
+def plain_texts(groups: Sequence[Group]) -> list[tuple[np.ndarray, int, Segment]]:
+    """Each segment as one plain text: its tokens, how many of them are the prefix's, and the segment."""
+    return [
+        (np.concatenate([group.prefix, segment.tokens]).astype(np.int32), len(group.prefix), segment)
+        for group in groups
+        for segment in group.segments
+    ]
+
+
+def microbatch(
+    rows: Rows,
+    advantage_BT: np.ndarray | None = None,
+    old_BT: np.ndarray | None = None,
+    reference_BT: np.ndarray | None = None,
+) -> Batch:
+    """One microbatch with arrays [b, T], as a loss is given it; by default advantages of 1 and a reference of 0."""
+    ones_BT = np.ones(rows.tokens.shape, np.float32)
+    return Batch(
+        rows=rows,
+        advantage_MBT=ones_BT if advantage_BT is None else advantage_BT,
+        old_MBT=rows.logprob if old_BT is None else old_BT,
+        reference_MBT=0 * ones_BT if reference_BT is None else reference_BT,
+        count=np.int32(1),
+    )
