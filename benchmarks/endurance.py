@@ -28,7 +28,7 @@ from sqlr1_jax.sql.executor import Executor
 
 PARTS = 40
 AHEAD = 2_000  # completions handed over before the first of them is waited for
-CFG = config.Execute(workers=2, max_steps=200_000, wall_seconds=2.0, max_rows=1_000)
+CFG = config.ExecuteConfig(workers=2, max_steps=200_000, wall_seconds=2.0, max_rows=1_000)
 GOLD = "SELECT shop, count(*) FROM sales GROUP BY shop"
 STATEMENTS = (
     GOLD,

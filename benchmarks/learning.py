@@ -2,7 +2,7 @@
 
     python benchmarks/learning.py --seeds=0,1,2 --workdir=runs/learning
 
-Four arms a seed. The first three begin at the same cold start, whose teacher errs: `grpo`; `more_cold_start`,
+Four arms a seed. The first three begin at the same cold start, whose teacher errs: `grpo`; `more_sft`,
 supervised steps instead; `shuffled`, GRPO with advantages shuffled within the batch. `sound_teacher` is GRPO after a
 cold start without teacher errors. Each has a fixed number of steps, chosen once so that the arms' minutes agree. Runs
 that are there already go on where they were. Writes docs/results.md and prints one JSON line.
@@ -17,14 +17,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sqlr1_jax.evaluate import execution
+from sqlr1_jax.evaluate import accuracy
 from sqlr1_jax.io import read_jsonl
 from sqlr1_jax.sql.outcome import OutcomeKind
 from sqlr1_jax.train import metrics
 
-ARMS = ("grpo", "more_cold_start", "shuffled", "sound_teacher")
+ARMS = ("grpo", "more_sft", "shuffled", "sound_teacher")
 SOUND = "--config.data.synth.teacher_errors=0.0"
-BASE_STAGES = "('data','cold_start','evaluate','export')"
+BASE_STAGES = "('data','sft','evaluate','export')"
 # As long as the default's GRPO steps take: of the cold start; of GRPO where few groups are mixed, and steps short.
 MORE_STEPS, SOUND_STEPS = 880, 140
 
@@ -42,8 +42,8 @@ def run_arm(workdir: Path, seed: int, arm: str, options: list[str]) -> dict[str,
     start = base(workdir, seed, arm, options)
     folder = workdir / f"seed{seed}" / arm
     stage, extra = "grpo", []
-    if arm == "more_cold_start":
-        stage, extra = "cold_start", [f"--config.cold_start.steps={MORE_STEPS}"]
+    if arm == "more_sft":
+        stage, extra = "sft", [f"--config.sft.steps={MORE_STEPS}"]
     elif arm == "shuffled":
         extra = ["--config.grpo.advantage.shuffled=True"]
     elif arm == "sound_teacher":
@@ -71,12 +71,12 @@ def run_once(folder: Path, seed: int, stages: str, options: list[str]) -> None:
 
 def arm_result(start: Path, folder: Path, stage: str) -> dict[str, Any]:
     """An arm's figures: of the run in `folder`, which began at the cold start in `start`."""
-    before, after = correct(start / "evaluation" / "cold_start"), correct(folder / "evaluation" / "final")
-    gain, low, high = execution.paired_gain(before["right"], after["right"], before["database"])
+    before, after = correct(start / "evaluation" / "sft"), correct(folder / "evaluation" / "final")
+    gain, low, high = accuracy.paired_gain(before["right"], after["right"], before["database"])
     figures = json.loads((folder / "summary.json").read_text())
     config = json.loads((folder / "config.json").read_text())
     return {
-        "ex": figures["ex_greedy"], "ex_before": execution.accuracy(before["right"].values()), "gain": gain,
+        "ex": figures["ex_greedy"], "ex_before": accuracy.fraction_correct(before["right"].values()), "gain": gain,
         "interval": [low, high], "seconds": seconds(folder, stage), "steps": config[stage]["steps"],
         "vote8": figures["ex_vote8"], "pass8": figures["pass8"], "newnames": figures["final"]["newnames"]["ex_greedy"],
         "habit": _part(before, after, habit=True), "elsewhere": _part(before, after, habit=False),
@@ -86,7 +86,7 @@ def arm_result(start: Path, folder: Path, stage: str) -> dict[str, Any]:
 
 def seconds(folder: Path, stage: str) -> float:
     """What the stage's steps took, their compiling, evaluations and checkpoints included; reading data not."""
-    steps = [line for line in metrics.read(folder / "metrics.jsonl") if line["stage"] == stage]
+    steps = [line for line in metrics.read_metrics(folder / "metrics.jsonl") if line["stage"] == stage]
     return sum(line.get(f"time/{name}", 0.0) for line in steps for name in ("step", "evaluate", "checkpoint"))
 
 
@@ -101,14 +101,14 @@ def correct(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def accuracy_of(items: dict[str, dict[str, Any]], keep: Any) -> float:
-    return execution.accuracy(items["right"][i] for i, line in items["line"].items() if keep(line))
+    return accuracy.fraction_correct(items["right"][i] for i, line in items["line"].items() if keep(line))
 
 
 def _part(before: dict[str, dict], after: dict[str, dict], habit: bool) -> dict[str, Any]:
     chosen = [i for i, line in before["line"].items() if bool(line["habit"]) == habit]
     parts = [{i: one["right"][i] for i in chosen} for one in (before, after)]
-    gain, low, high = execution.paired_gain(parts[0], parts[1], before["database"])
-    return {"before": execution.accuracy(parts[0].values()), "after": execution.accuracy(parts[1].values()),
+    gain, low, high = accuracy.paired_gain(parts[0], parts[1], before["database"])
+    return {"before": accuracy.fraction_correct(parts[0].values()), "after": accuracy.fraction_correct(parts[1].values()),
             "gain": gain, "interval": [low, high]}  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def against(workdir: Path, seeds: list[int], arm: str) -> dict[str, float]:
         ours |= {f"{seed}/{i}": flag for i, flag in one["right"].items()}
         theirs |= {f"{seed}/{i}": flag for i, flag in other["right"].items()}
         database |= {f"{seed}/{i}": f"{seed}/{name}" for i, name in one["database"].items()}
-    gain, low, high = execution.paired_gain(theirs, ours, database)
+    gain, low, high = accuracy.paired_gain(theirs, ours, database)
     return {"gain": gain, "low": low, "high": high}
 
 
@@ -135,7 +135,7 @@ database. `habit` and `elsewhere`: the gain on questions whose gold the teacher'
 others. `vague`: questions that do not name the table. Minutes are those of the arm's steps and their evaluations,
 on two shared cores.
 
-`grpo`, `more_cold_start` (supervised steps instead, on the same questions again) and `shuffled` (GRPO with
+`grpo`, `more_sft` (supervised steps instead, on the same questions again) and `shuffled` (GRPO with
 advantages shuffled within the batch) begin at one cold start a seed, whose teacher errs; `sound_teacher` is GRPO
 after a cold start without errors.
 
@@ -191,7 +191,7 @@ def main() -> None:
         for arm in ARMS:
             arms[arm].append(run_arm(args.workdir, seed, arm, options))
     result = {"benchmark": "learning", "seeds": seeds, "arms": arms}
-    versus = {arm: against(args.workdir, seeds, arm) for arm in ("more_cold_start", "shuffled")}
+    versus = {arm: against(args.workdir, seeds, arm) for arm in ("more_sft", "shuffled")}
     args.output.write_text(table(result, versus))
     print(json.dumps(result | {"grpo_against": versus}))
 

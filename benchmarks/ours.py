@@ -11,19 +11,20 @@ import numpy as np
 from measure import Facts
 from shapes import Workload
 
-from sqlr1_jax import config, sharding
+from sqlr1_jax import config
 from sqlr1_jax.data import packing
-from sqlr1_jax.data.packing import Group, Layout, Segment
+from sqlr1_jax.data.packing import Group, RowLayout, Segment
+from sqlr1_jax.distributed import sharding
 from sqlr1_jax.model import huggingface
 from sqlr1_jax.model.qwen2 import Qwen2Config
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.rollout.engine import Engine, Request
 from sqlr1_jax.train import batch, state
 from sqlr1_jax.train.batch import Batch
-from sqlr1_jax.train.state import Program, TrainState
+from sqlr1_jax.train.state import TrainState, UpdateSpec
 
-LOSS = config.Grpo(kl=0.0, entropy=0.0)
-OPTIMIZER = config.Optimizer(learning_rate=1e-6, clip_norm=0.0)
+LOSS = config.GrpoConfig(kl=0.0, entropy=0.0)
+OPTIMIZER = config.OptimizerConfig(learning_rate=1e-6, clip_norm=0.0)
 
 
 def _model(job: dict[str, Any], work: Workload) -> Qwen2Config:
@@ -32,7 +33,7 @@ def _model(job: dict[str, Any], work: Workload) -> Qwen2Config:
 
 
 def _mesh() -> jax.sharding.Mesh:
-    return sharding.make_mesh(config.Mesh(), jax.devices()[:1])
+    return sharding.make_mesh(config.MeshConfig(), jax.devices()[:1])
 
 
 def _on_device() -> Facts:
@@ -44,12 +45,12 @@ def _on_device() -> Facts:
 def rollout(job: dict[str, Any], work: Workload) -> Callable[[], Facts]:
     """One call samples every completion to its planned length."""
     model, mesh = _model(job, work), _mesh()
-    engine = Engine(model, sharding.sampling_mesh(mesh, model.num_kv_heads), (), work.prompt, config.Rollout())
-    weights = engine.weights(huggingface.load(job["weights"], model, mesh))
+    engine = Engine(model, sharding.sampling_mesh(mesh, model.num_kv_heads), (), work.prompt, config.RolloutConfig())
+    weights = engine.weights(huggingface.load_params(job["weights"], model, mesh))
     prompts, samples, limit_PG = list(work.prompts_PS()), work.samples, work.lengths_PG()
     if job["engine"] == "naive":
         prompts, samples, limit_PG = [p for p in prompts for _ in range(samples)], 1, limit_PG.reshape(-1, 1)
-    asked = Request(prompts, samples, config.Sampling(max_tokens=work.longest), seed=0, step=0, limit_PG=limit_PG)
+    asked = Request(prompts, samples, config.SamplingConfig(max_tokens=work.longest), seed=0, step=0, limit_PG=limit_PG)
 
     def run() -> Facts:
         made = engine.rollout(weights, asked)
@@ -74,18 +75,18 @@ def groups(work: Workload) -> list[Group]:
     return [group(p, prompt) for p, prompt in enumerate(work.prompts_PS())]
 
 
-def fed(work: Workload, naive: bool, microbatch: int, mesh: jax.sharding.Mesh) -> tuple[Batch, Layout]:
+def fed(work: Workload, naive: bool, microbatch: int, mesh: jax.sharding.Mesh) -> tuple[Batch, RowLayout]:
     """The step's rows: a group in each, or a completion with a prompt of its own."""
     made = packing.unshared(groups(work)) if naive else groups(work)
-    layout = Layout(work.prompt, 1 if naive else work.samples, work.longest)
-    rows = packing.strided(made, layout)
-    rows = rows._replace(weight=batch.place_weights(rows, LOSS.aggregation))
+    layout = RowLayout(work.prompt, 1 if naive else work.samples, work.longest)
+    rows = packing.shared_prefix_rows(made, layout)
+    rows = rows._replace(weight=batch.loss_weights(rows, LOSS.aggregation))
     count = -(-len(made) // microbatch)
-    return batch.assemble(rows, mesh, microbatch, count, work.advantage_PG()), layout
+    return batch.assemble_batch(rows, mesh, microbatch, count, work.advantage_PG()), layout
 
 
 def update(job: dict[str, Any], work: Workload) -> Callable[[], Facts]:
-    """One call is one optimiser step. The first also writes its gradient to job["gradient"], where that is given.
+    """One call is one optimizer step. The first also writes its gradient to job["gradient"], where that is given.
 
     `temporaries` are the bytes that XLA asks for beside arguments and results; of the naive way also with a group a
     microbatch, which is compiled and never run.
@@ -93,8 +94,8 @@ def update(job: dict[str, Any], work: Workload) -> Callable[[], Facts]:
     model, mesh, naive = _model(job, work), _mesh(), job["engine"] == "naive"
     with jax.set_mesh(mesh):
         rows, layout = fed(work, naive, job.get("microbatch", 1), mesh)
-        program = Program(model, OPTIMIZER, 1000, layout)
-        held = state.create(huggingface.load(job["weights"], model, mesh), program)
+        program = UpdateSpec(model, OPTIMIZER, 1000, layout)
+        held = state.create_state(huggingface.load_params(job["weights"], model, mesh), program)
         sizes: Facts = {}
         compiled: Any = None
 
@@ -110,7 +111,7 @@ def update(job: dict[str, Any], work: Workload) -> Callable[[], Facts]:
                     by_group = state.update.lower(held, whole, grpo_loss, LOSS, program).compile()
                     sizes["temporaries_of_a_group"] = _temporaries(by_group)
             held, sums = compiled(held, rows)
-            means = state.means(sums)
+            means = state.mean_metrics(sums)
             jax.block_until_ready(held)
         if first and job.get("gradient"):
             _write_gradient(held, job["gradient"])

@@ -33,9 +33,9 @@ from typing import Any, NamedTuple
 
 from sqlr1_jax import config, presets
 from sqlr1_jax.data import example
-from sqlr1_jax.data.synth import generate
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import OutcomeKind
+from sqlr1_jax.synth import generate
 
 QUESTIONS, SAMPLES = 64, 8
 SERIAL_SECONDS = 30.0
@@ -55,11 +55,11 @@ class Completion(NamedTuple):
 
 def completions(folder: Path, runaways: int) -> list[Completion]:
     """512 completions over 64 questions, in the order of their groups: half of them right."""
-    cfg = config.freeze(presets.of("tiny"))
-    synth = dataclasses.replace(cfg.data.synth, cold_start_databases=1, grpo_databases=1, newnames_databases=1)
+    cfg = config.freeze(presets.get("tiny"))
+    synth = dataclasses.replace(cfg.data.synth, sft_databases=1, grpo_databases=1, newnames_databases=1)
     generate.generate(synth, 0, folder)
     rng = random.Random(0)
-    asked = example.read(f"synsql:{folder}/heldout.json", databases=str(folder / "databases"))
+    asked = example.read_examples(f"synsql:{folder}/heldout.json", databases=str(folder / "databases"))
     asked = rng.sample(asked, QUESTIONS)
     made = [Completion(one.database, _answer(rng, one.sql), one.sql) for one in asked for _ in range(SAMPLES)]
     for number, place in enumerate(rng.sample(range(len(made)), runaways)):
@@ -80,7 +80,7 @@ def _answer(rng: random.Random, gold: str) -> str:
 
 def ours(work: Sequence[Completion], workers: int) -> dict[str, Any]:
     """Seconds that a new pool takes for all of them, its start aside, and what it says of its queries."""
-    with Executor(config.Execute(workers=workers)) as executor:
+    with Executor(config.ExecuteConfig(workers=workers)) as executor:
         for future in [executor.run(work[i].database, f"SELECT {i}") for i in range(2 * workers)]:
             future.result()
         executor.stats()
@@ -149,7 +149,7 @@ def raw(work: Sequence[Completion]) -> dict[str, Any]:
 
 def unjudged(work: Sequence[Completion], workers: int) -> dict[str, Any]:
     """Seconds that a new pool takes to run them."""
-    with Executor(config.Execute(workers=workers)) as executor:
+    with Executor(config.ExecuteConfig(workers=workers)) as executor:
         executor.run(work[0].database, "SELECT 1").result()
         start = time.perf_counter()
         futures = [executor.run(one.database, one.sql) for one in work]

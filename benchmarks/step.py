@@ -5,7 +5,7 @@
 
 The parts follow each other in a step and are given as fractions of it: `rollout` (the sampler's copy of the weights
 made anew, sampling, SQL handed over as samples end), `pack`, `reward_wait` (what SQL and rewards still take when
-sampling and packing are done), `update` (log-probabilities of the reference, loss, gradient, optimiser), and `rest`.
+sampling and packing are done), `update` (log-probabilities of the reference, loss, gradient, optimizer), and `rest`.
 `execute` is how long SQL was at work beside them. The host goes on while the device is still at the update, so what is
 left of an update counts to the next `rollout`.
 The first steps compile and are left out; evaluations and checkpoints stand between steps and are not counted.
@@ -57,7 +57,7 @@ def result(name: str, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def run(size: str, steps: int, workdir: Path, more: Sequence[str]) -> None:
     """A run of `size` with so many steps of GRPO, nothing evaluated."""
     command = [sys.executable, "-m", "sqlr1_jax.main", f"--config=configs/grpo.py:{size}", f"--workdir={workdir}"]
-    command += ["--config.stages=('data','cold_start','grpo')", f"--config.grpo.steps={steps}"]
+    command += ["--config.stages=('data','sft','grpo')", f"--config.grpo.steps={steps}"]
     command += ["--config.evaluate.every=0", *more]
     root = measure.HERE.parent
     environment = os.environ | {"PYTHONPATH": str(root)}
@@ -66,7 +66,7 @@ def run(size: str, steps: int, workdir: Path, more: Sequence[str]) -> None:
 
 def steps_of(workdir: Path, skip: int) -> list[dict[str, Any]]:
     """GRPO's lines but for the first `skip`; ends the process where none is left."""
-    lines = [line for line in metrics.read(workdir / "metrics.jsonl") if line["stage"] == "grpo"]
+    lines = [line for line in metrics.read_metrics(workdir / "metrics.jsonl") if line["stage"] == "grpo"]
     if len(lines) <= skip:
         sys.exit(f"error: {workdir} has {len(lines)} steps of GRPO, and {skip} are left out; give it more.")
     return lines[skip:]

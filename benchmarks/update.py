@@ -4,7 +4,7 @@
     python benchmarks/update.py --workload=w3 --groups=8 --peers=naive --repeats=1
 
 `w3`: one group of a 2304-token prompt and 8 completions of 600 tokens, a Qwen2 shape of 14.5 million random weights;
-loss, gradient and one optimiser step. Useful tokens are those of completions. Ours takes one group a microbatch;
+loss, gradient and one optimizer step. Useful tokens are those of completions. Ours takes one group a microbatch;
 `naive` is the same code on rows of one completion, each with the prompt before it. Tunix does not fit 8 completions of
 this length in 32 GB: it is measured on 2 (`tunix` and, beside it, `ours_at_2`) and its useful tokens a second are set
 against ours. Float32 on CPU; bfloat16 with --platform=gpu. Also told: how far the naive path's gradient is from ours,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import jax
 import shapes
 
-from sqlr1_jax.model import huggingface, random_weights
+from sqlr1_jax.model import huggingface, init
 
 
 @contextlib.contextmanager
@@ -18,5 +18,5 @@ def written(model: str) -> Iterator[str]:
     jax.config.update("jax_platforms", "cpu")
     cfg = shapes.MODELS[model]
     with tempfile.TemporaryDirectory() as folder:
-        huggingface.save(folder, random_weights.init_params(cfg, jax.random.key(0)), cfg)
+        huggingface.save_model(folder, init.init_params(cfg, jax.random.key(0)), cfg)
         yield folder

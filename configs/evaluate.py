@@ -6,6 +6,6 @@ from sqlr1_jax import presets
 
 
 def get_config(size: str = "tiny") -> ConfigDict:
-    cfg = presets.of(size)
+    cfg = presets.get(size)
     cfg.stages = ("evaluate",)
     return cfg

@@ -9,4 +9,4 @@ from sqlr1_jax import presets
 
 
 def get_config(size: str = "tiny") -> ConfigDict:
-    return presets.of(size)
+    return presets.get(size)

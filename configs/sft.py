@@ -1,4 +1,4 @@
-"""The cold start alone: of the embedded default, or of a named size on --config.data.cold_start."""
+"""The cold start alone: of the embedded default, or of a named size on --config.data.sft."""
 
 from ml_collections import ConfigDict
 
@@ -6,7 +6,7 @@ from sqlr1_jax import presets
 
 
 def get_config(size: str = "tiny") -> ConfigDict:
-    cfg = presets.of(size)
+    cfg = presets.get(size)
     made_here = ("data",) if size in ("tiny", "smoke") else ()
-    cfg.stages = (*made_here, "cold_start", "evaluate", "export")
+    cfg.stages = (*made_here, "sft", "evaluate", "export")
     return cfg

@@ -48,9 +48,9 @@ class Asker:
         from sqlr1_jax.train.context import create_context, init_params
 
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        settings = config.Model(path=str(model), param_dtype=dtype, dtype=dtype)
+        settings = config.ModelConfig(path=str(model), param_dtype=dtype, dtype=dtype)
         self.votes, self.cfg = votes, config.Config(seed=seed, model=settings, data=data)
-        self.sampling = config.Sampling(temperature=temperature if votes > 1 else 0.0, max_tokens=max_tokens)
+        self.sampling = config.SamplingConfig(temperature=temperature if votes > 1 else 0.0, max_tokens=max_tokens)
         self._context = create_context(self.cfg, model)
         with jax.set_mesh(self._context.mesh):
             self._params = init_params(self._context)
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command; `argv` without the program's name. Exits with 1 where the answer did not run."""
     args = _parser().parse_args(argv)
     sqlite.open_readonly(args.database).close()  # before the model takes its time
-    with Executor(config.Execute(workers=min(args.votes, os.cpu_count() or 1))) as executor:
+    with Executor(config.ExecuteConfig(workers=min(args.votes, os.cpu_count() or 1))) as executor:
         reply = Asker(args.model, args.votes).ask(executor, args.database, args.question, args.knowledge)
     print(show(reply))
     sys.exit(reply.outcome.kind != OutcomeKind.OK)

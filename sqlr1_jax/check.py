@@ -17,12 +17,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sqlr1_jax import config
-from sqlr1_jax.data import example, preflight
+from sqlr1_jax.data import example
 from sqlr1_jax.data.example import Example
-from sqlr1_jax.data.preflight import RULES, Finding
 from sqlr1_jax.data.prompt import PromptRenderer
 from sqlr1_jax.errors import ConfigError, exit_on_error
 from sqlr1_jax.io import atomic_write_text
+from sqlr1_jax.lint import preflight
+from sqlr1_jax.lint.preflight import RULES, Finding
 from sqlr1_jax.model import tokenizer
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.result_cache import default_folder
@@ -49,11 +50,11 @@ def check(args: argparse.Namespace) -> Checked:
       ConfigError: a setting or the tokenizer cannot be used.
     """
     begin = time.monotonic()
-    settings = config.Execute(workers=args.workers, max_steps=args.max_steps, golds=args.cache)
-    data = config.Data(schema=args.schema, instructions="full", max_prompt_tokens=args.max_prompt_tokens)
+    settings = config.ExecuteConfig(workers=args.workers, max_steps=args.max_steps, gold_cache_dir=args.cache)
+    data = config.DataConfig(schema=args.schema, instructions="full", max_prompt_tokens=args.max_prompt_tokens)
     config.check(config.Config(execute=settings, data=data))
     prompts = PromptRenderer(tokenizer.load(args.tokenizer), data) if args.tokenizer else None
-    examples, set_aside = example.read_all(args.data, args.databases, args.limit)
+    examples, set_aside = example.read_all_records(args.data, args.databases, args.limit)
     findings = preflight.of_records(set_aside)
     with Executor(settings) as executor, tqdm(total=len(examples), unit=" golds", disable=args.quiet) as bar:
         run = preflight.Preflight(executor, prompts)
@@ -148,7 +149,7 @@ def _rules(text: str) -> tuple[str, ...]:
 def _parser() -> argparse.ArgumentParser:
     what = "Says what is wrong with a data set, and lists what training should leave out."
     parser = argparse.ArgumentParser(prog="python -m sqlr1_jax.check", description=what)
-    default = config.Data()
+    default = config.DataConfig()
     add = parser.add_argument
     add("--data", required=True, help="PREFIX:PATH, as in spider:/data/spider")
     add("--databases", default="", help="folder of <db_id>/<db_id>.sqlite; beside the data unless given")
@@ -156,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--report", type=Path, help="everything found, JSONL with question and SQL")
     add("--rules", default="", help="rules that leave out, comma-separated; default: all marked so in docs/data.md")
     add("--workers", type=int, default=2, help="processes that run SQL")
-    add("--max_steps", type=int, default=config.Execute().max_steps, help="SQLite's steps a gold may take")
+    add("--max_steps", type=int, default=config.ExecuteConfig().max_steps, help="SQLite's steps a gold may take")
     add("--limit", type=int, default=0, help="first N examples; 0 for all")
     add("--cache", default=default_folder(), help="folder of known results; empty: none is kept")
     add("--tokenizer", default="", help="folder of the model's tokenizer; prompts' lengths are checked only with it")

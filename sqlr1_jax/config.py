@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # only config files need it, and a machine that samples or tr
     from ml_collections import ConfigDict
 
 SIZES = ("tiny", "0.5b", "1.5b", "3b", "7b", "14b", "32b")
-STAGES = ("data", "cold_start", "grpo", "evaluate", "export")
+STAGES = ("data", "sft", "grpo", "evaluate", "export")
 SOURCES = ("synth", *sources.PREFIXES)  # prefixes; synth: the embedded data set
 
 
@@ -37,14 +37,16 @@ def _at_least(key: str, value: float, low: float) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class ModelConfig:
     """Which weights, and how they are computed with."""
 
     size: str = "tiny"  # a preset's shape; a folder's own config.json wins over it
     path: str = ""  # Hugging Face folder or repository id; empty: random weights
     param_dtype: str = "float32"
     dtype: str = "float32"  # of activations and of the sampler's weights
-    activations: str = "float32"  # between matrix products, under bfloat16: float32 brings sampler and trainer closer
+    activation_dtype: str = (
+        "float32"  # between matrix products, under bfloat16: float32 brings sampler and trainer closer
+    )
     # none: keep every residual; full: each layer's input alone; offload: that in the host's memory (on CPU: as full).
     remat: str = "none"
     attention: str = "auto"  # of rows: xla, splash (TPU) or cudnn (GPU); auto: docs/attention.md; packed rows are xla's
@@ -55,7 +57,7 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mesh:
+class MeshConfig:
     """Devices along each axis; -1 takes what the others leave."""
 
     replica: int = 1
@@ -64,11 +66,11 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
-class Synth:
+class SynthConfig:
     """The embedded data set: how much of it, and how wrong its teacher is."""
 
-    cold_start_databases: int = 2000
-    cold_start_questions: int = 8  # a database
+    sft_databases: int = 2000
+    sft_questions: int = 8  # a database
     grpo_databases: int = 400
     grpo_questions: int = 8
     heldout_databases: int = 60
@@ -80,11 +82,11 @@ class Synth:
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class DataConfig:
     """Where questions come from and how they are put to the model."""
 
     train: str = "synth:"  # of GRPO, PREFIX:PATH
-    cold_start: str = "synth:"
+    sft: str = "synth:"
     evaluate: str = "synth:"
     databases: str = ""  # folder of <db_id>/<db_id>.sqlite; empty: where the source keeps them
     exclude: str = ""  # JSONL of {id, …} to leave out, as check writes it
@@ -93,11 +95,11 @@ class Data:
     schema: str = "qualified"  # or compact, fixed, retrieved: data/schema.py
     instructions: str = "brief"  # or full: what a model that never saw the answer form is told
     max_prompt_tokens: int = 4096
-    synth: Synth = Synth()
+    synth: SynthConfig = SynthConfig()
 
 
 @dataclasses.dataclass(frozen=True)
-class Optimizer:
+class OptimizerConfig:
     name: str = "adamw"  # or muon: on the layers' matrices, AdamW on the rest
     learning_rate: float = 5e-5
     adam_learning_rate: float = 0.0  # under muon, of all but the layers' matrices: embeddings above all; 0: the same
@@ -113,13 +115,13 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class RowsConfig:
     """What training eats: rows of one shared prefix and the segments that see it."""
 
-    # strided: a group a row, each part padded to one length; for long prompts. packed: several groups a row, without
+    # shared_prefix: a group a row, each part padded to one length; for long prompts. packed: several groups a row, without
     # holes, but under a mask of [T, T]; for groups that are short or differ much.
-    layout: str = "strided"
-    buckets: int = 1  # sizes of strided rows, down from the longest by √2; each is compiled for
+    layout: str = "shared_prefix"
+    length_buckets: int = 1  # sizes of shared-prefix rows, down from the longest by √2; each is compiled for
     prefix: int = 0  # tokens a strided prefix takes; 0: the longest of the stage's data
     segment: int = 0  # likewise of a segment
     length: int = 0  # tokens of a packed row; 0: the longest group
@@ -127,16 +129,16 @@ class Rows:
 
 
 @dataclasses.dataclass(frozen=True)
-class ColdStart:
+class SftConfig:
     steps: int = 1000
     databases: int = 8  # groups a step: each a schema and its questions
     questions: int = 8  # a group at most
-    rows: Rows = Rows()
-    optimizer: Optimizer = Optimizer()
+    rows: RowsConfig = RowsConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class SamplingConfig:
     temperature: float = 1.0  # 0 for greedy
     top_p: float = 1.0
     top_k: int = 0
@@ -146,19 +148,21 @@ class Sampling:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rollout:
+class RolloutConfig:
     """How the sampler works; but for rounding, only weights and cache change what it samples."""
 
-    slots: int = 0  # prompts at work at a time, on all hosts; 0: all of a step's
-    refill: int = 0  # prompts of a host that one prefill takes, up to whole turns of the mesh's rows; 0: all its slots
-    buckets: int = 1  # lengths that prefill pads prompts to: fewer tokens wasted, each compiled for
-    chunk: int = 32  # decode steps between two looks at which samples are done
+    max_concurrent_prompts: int = 0  # prompts at work at a time, on all hosts; 0: all of a step's
+    prefill_batch: int = (
+        0  # prompts of a host that one prefill takes, up to whole turns of the mesh's rows; 0: all its slots
+    )
+    prompt_buckets: int = 1  # lengths that prefill pads prompts to: fewer tokens wasted, each compiled for
+    decode_steps_per_sync: int = 32  # decode steps between two looks at which samples are done
     weights: str = ""  # int8: the layers' matrices; empty: model.dtype
     cache: str = ""  # int8: keys and values; empty: model.dtype
 
 
 @dataclasses.dataclass(frozen=True)
-class Reward:
+class RewardConfig:
     """The four parts of sql-r1.md §2 and others of the field, each with a weight; 0 leaves a part out."""
 
     format: float = 1.0
@@ -174,20 +178,20 @@ class Reward:
 
 
 @dataclasses.dataclass(frozen=True)
-class Advantage:
-    normalise: str = "group"  # (r − mean) / std; none: r − mean (Dr. GRPO); parts: each part alone (GDPO)
+class AdvantageConfig:
+    normalize: str = "group"  # (r − mean) / std; none: r − mean (Dr. GRPO); parts: each part alone (GDPO)
     keep: str = "mixed"  # groups with right and wrong answers; all: the paper's, defect 11
     shuffled: bool = False  # a control: advantages permuted within the batch
 
 
 @dataclasses.dataclass(frozen=True)
-class Grpo:
+class GrpoConfig:
     """Constants of the paper (sql-r1.md §1) unless said otherwise."""
 
     steps: int = 1000
     prompts: int = 8
     samples: int = 8
-    sampling: Sampling = Sampling(temperature=1.1)
+    sampling: SamplingConfig = SamplingConfig(temperature=1.1)
     clip: float = 0.2
     clip_high: float = 0.2
     kl: float = 0.001
@@ -197,14 +201,14 @@ class Grpo:
     # With the trainer's: a token's policy term weighs min(p_trainer / p_sampler, cap), which corrects for a sampler in
     # another precision (truncated importance sampling); 0: 1.
     importance_cap: float = 0.0
-    advantage: Advantage = Advantage()
-    reward: Reward = Reward()
-    rows: Rows = Rows()
-    optimizer: Optimizer = Optimizer(learning_rate=3e-7)
+    advantage: AdvantageConfig = AdvantageConfig()
+    reward: RewardConfig = RewardConfig()
+    rows: RowsConfig = RowsConfig()
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-7)
 
 
 @dataclasses.dataclass(frozen=True)
-class Execute:
+class ExecuteConfig:
     """The sandbox of sql/executor.py."""
 
     workers: int = 2
@@ -216,27 +220,27 @@ class Execute:
     max_rows: int = 100_000
     max_bytes: int = 64 * 2**20
     heap_bytes: int = 256 * 2**20
-    golds: str = ""  # folder where golds' results are kept for other runs, as check's are; empty: nowhere
+    gold_cache_dir: str = ""  # folder where golds' results are kept for other runs, as check's are; empty: nowhere
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluate:
+class EvaluateConfig:
     every: int = 50  # steps of GRPO between greedy evaluations of the subset; 0 for none
     subset: int = 200
     votes: int = 8
     temperature: float = 0.8  # of the vote's candidates
-    prompts: int = 64  # at work at a time
+    max_concurrent_prompts: int = 64  # at work at a time
     rule: str = "spider"
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
+class CheckpointConfig:
     every: int = 50  # steps; 0: at a stage's end alone
     keep: int = 2  # the last N, and the best
 
 
 @dataclasses.dataclass(frozen=True)
-class Export:
+class ExportConfig:
     step: str = "last"  # or a step's number; best: the highest greedy accuracy on the evaluation subset
     dtype: str = ""  # empty: the parameters' own
     shard_gigabytes: float = 5.0
@@ -246,22 +250,22 @@ class Export:
 class Config:
     seed: int = 0
     stages: tuple[str, ...] = STAGES
-    model: Model = Model()
-    mesh: Mesh = Mesh()
-    data: Data = Data()
-    cold_start: ColdStart = ColdStart()
-    grpo: Grpo = Grpo()
-    rollout: Rollout = Rollout()
-    execute: Execute = Execute()
-    evaluate: Evaluate = Evaluate()
-    checkpoint: Checkpoint = Checkpoint()
-    export: Export = Export()
+    model: ModelConfig = ModelConfig()
+    mesh: MeshConfig = MeshConfig()
+    data: DataConfig = DataConfig()
+    sft: SftConfig = SftConfig()
+    grpo: GrpoConfig = GrpoConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    execute: ExecuteConfig = ExecuteConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    export: ExportConfig = ExportConfig()
 
 
 # Keys that change nothing that a run has already done, so that it may resume under others.
 FREE_ON_RESUME = (
-    "stages", "cold_start.steps", "grpo.steps", "evaluate.every", "checkpoint.every", "checkpoint.keep",
-    "execute.workers", "execute.golds", "export.step", "export.dtype", "export.shard_gigabytes", "data.synth.workers",
+    "stages", "sft.steps", "grpo.steps", "evaluate.every", "checkpoint.every", "checkpoint.keep",
+    "execute.workers", "execute.gold_cache_dir", "export.step", "export.dtype", "export.shard_gigabytes", "data.synth.workers",
 )  # fmt: skip
 
 
@@ -336,21 +340,21 @@ CHOICES: dict[str, tuple] = {
     "model.size": SIZES,
     "model.param_dtype": ("float32", "bfloat16"),
     "model.dtype": ("float32", "bfloat16"),
-    "model.activations": ("float32", "bfloat16"),
+    "model.activation_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "full", "offload"),
     "model.attention": ("auto", "xla", "splash", "cudnn"),
     "data.form": ("reasoning", "direct"),
     "data.schema": ("qualified", "compact", "fixed", "retrieved"),
     "data.instructions": ("brief", "full"),
-    "cold_start.rows.layout": ("strided", "packed"),
-    "grpo.rows.layout": ("strided", "packed"),
-    "cold_start.optimizer.name": ("adamw", "muon"),
+    "sft.rows.layout": ("shared_prefix", "packed"),
+    "grpo.rows.layout": ("shared_prefix", "packed"),
+    "sft.optimizer.name": ("adamw", "muon"),
     "grpo.optimizer.name": ("adamw", "muon"),
-    "cold_start.optimizer.schedule": ("constant", "cosine", "linear"),
+    "sft.optimizer.schedule": ("constant", "cosine", "linear"),
     "grpo.optimizer.schedule": ("constant", "cosine", "linear"),
     "grpo.aggregation": ("token", "sample", "constant"),
     "grpo.old_logprobs": ("sampler", "trainer"),
-    "grpo.advantage.normalise": ("group", "none", "parts"),
+    "grpo.advantage.normalize": ("group", "none", "parts"),
     "grpo.advantage.keep": ("mixed", "all"),
     "grpo.reward.length_unit": ("characters", "tokens"),
     "grpo.reward.rule": ("spider", "bird", "strict"),
@@ -365,15 +369,15 @@ LOWER_BOUNDS: dict[str, float] = {
     "mesh.replica": 1, "mesh.tensor": 1, "model.ffw_chunks": 1, "model.logits_chunk": 0, "model.unroll": 1,
     "data.limit": 0, "data.max_prompt_tokens": 1, "data.synth.workers": 1,
     "data.synth.heldout_databases": 1, "data.synth.heldout_questions": 1,
-    "cold_start.steps": 0, "cold_start.databases": 1, "cold_start.questions": 1, "cold_start.rows.per_microbatch": 1,
-    "cold_start.rows.buckets": 1, "grpo.rows.buckets": 1,
+    "sft.steps": 0, "sft.databases": 1, "sft.questions": 1, "sft.rows.per_microbatch": 1,
+    "sft.rows.length_buckets": 1, "grpo.rows.length_buckets": 1,
     "grpo.steps": 0, "grpo.prompts": 1, "grpo.samples": 2, "grpo.sampling.temperature": 1e-3,
     "grpo.sampling.max_tokens": 1, "grpo.clip": 0, "grpo.clip_high": 0, "grpo.importance_cap": 0,
     "grpo.rows.per_microbatch": 1,
-    "rollout.slots": 0, "rollout.refill": 0, "rollout.buckets": 1, "rollout.chunk": 1,
+    "rollout.max_concurrent_prompts": 0, "rollout.prefill_batch": 0, "rollout.prompt_buckets": 1, "rollout.decode_steps_per_sync": 1,
     "execute.workers": 1, "execute.max_steps": 1000, "execute.wall_seconds": 0.1, "execute.max_rows": 1,
     "evaluate.every": 0, "evaluate.subset": 1, "evaluate.votes": 1, "evaluate.temperature": 1e-3,
-    "evaluate.prompts": 1, "checkpoint.every": 0, "checkpoint.keep": 1, "export.shard_gigabytes": 1e-6,
+    "evaluate.max_concurrent_prompts": 1, "checkpoint.every": 0, "checkpoint.keep": 1, "export.shard_gigabytes": 1e-6,
 }  # fmt: skip
 
 
@@ -392,7 +396,7 @@ def check(cfg: Config) -> None:
         _at_least(path, get(cfg, path), low)
     for stage in cfg.stages:
         _one_of("stages", stage, STAGES)
-    for name in ("train", "cold_start", "evaluate"):
+    for name in ("train", "sft", "evaluate"):
         _check_source(f"data.{name}", getattr(cfg.data, name))
     if not 0 <= cfg.data.synth.teacher_errors <= 1:
         errors = cfg.data.synth.teacher_errors

@@ -14,8 +14,8 @@ from sqlr1_jax import config
 from sqlr1_jax.errors import ConfigError, exit_on_error
 
 
-def export(workdir: Path, output: Path, settings: config.Export) -> None:
-    """Exports what a run has learnt, of its last stage with checkpoints.
+def export(workdir: Path, output: Path, settings: config.ExportConfig) -> None:
+    """Exports what a run has learned, of its last stage with checkpoints.
 
     Raises:
       ConfigError: the folder holds no run, or a setting cannot work.
@@ -39,14 +39,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("absl").setLevel(logging.WARNING)
-    export(args.checkpoint, args.output, config.Export(args.step, args.dtype, args.shard_gigabytes))
+    export(args.checkpoint, args.output, config.ExportConfig(args.step, args.dtype, args.shard_gigabytes))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sqlr1_jax.export", description="Exports a run for Hugging Face.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="the run's folder")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
-    default = config.Export()
+    default = config.ExportConfig()
     parser.add_argument("--step", default=default.step, help="last, best or a step's number; default: %(default)s")
     parser.add_argument("--dtype", default=default.dtype, help="float32 or bfloat16; the parameters' own unless given")
     parser.add_argument("--shard_gigabytes", type=float, default=default.shard_gigabytes, help="of a file, at most")

@@ -1,4 +1,4 @@
-"""Files: text that is written whole or not at all, and JSONL."""
+"""Files: text that is written whole or not at all, JSON and JSONL."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 OnBadLines = Literal["error", "warn", "keep"]
 
 
-class JsonlError(Sqlr1Error):
-    """A line of a JSONL file that is not JSON; the message names the file, the line and the fix."""
+class JsonError(Sqlr1Error):
+    """A file or a line of a JSONL file that is not JSON; the message names the file, the line and the fix."""
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -30,6 +30,18 @@ def atomic_write_text(path: Path, text: str) -> None:
     part.replace(path)
 
 
+def read_json(path: Path) -> Any:
+    """The value that a JSON file holds.
+
+    Raises:
+      JsonError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise JsonError(f"{path} is not JSON ({error}). Restore the file, or download it again.") from error
+
+
 def read_jsonl(path: Path, on_bad_lines: OnBadLines = "error") -> Iterator[Any]:
     """Yields the value of each line that is not blank, one line in memory at a time.
 
@@ -37,7 +49,7 @@ def read_jsonl(path: Path, on_bad_lines: OnBadLines = "error") -> Iterator[Any]:
     line of a file whose writer was killed needs; "keep" yields the line's text in place of a value.
 
     Raises:
-      JsonlError: a line is not JSON, under "error".
+      JsonError: a line is not JSON, under "error".
     """
     return (value for _, value in read_numbered_jsonl(path, on_bad_lines))
 
@@ -53,7 +65,7 @@ def read_numbered_jsonl(path: Path, on_bad_lines: OnBadLines = "error") -> Itera
             except ValueError:
                 problem = f"{path}, line {number} is not JSON: {line.strip()[:60]!r}"
                 if on_bad_lines == "error":
-                    raise JsonlError(f"{problem}. Repair the line or remove it.") from None
+                    raise JsonError(f"{problem}. Repair the line or remove it.") from None
                 if on_bad_lines == "warn":
                     log.warning("%s: left out, perhaps cut short by a kill", problem)
                     continue

@@ -11,13 +11,16 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from sqlr1_jax import config, hosts, malloc
+from sqlr1_jax import config, malloc
+from sqlr1_jax.distributed import collectives
 from sqlr1_jax.errors import ConfigError, exit_on_error
 from sqlr1_jax.io import atomic_write_text
 
 log = logging.getLogger("sqlr1_jax")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config file, as in configs/grpo.py:smoke.")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "This is one of several hosts that share a run (hosts.py).")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "This is one of several hosts that share a run (distributed/collectives.py)."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; a run that is there already goes on.")
 
 
@@ -27,8 +30,8 @@ def run(cfg: config.Config, workdir: Path) -> None:
     Raises:
       ConfigError: the folder holds a run of another config, or a setting cannot work.
     """
-    hosts.once(claim, cfg, workdir)
-    with hosts.together():
+    collectives.run_on_primary(claim, cfg, workdir)
+    with collectives.sync_errors():
         if not (workdir / "config.json").exists():
             raise ConfigError(f"{workdir} is not the first host's: all hosts must share one folder.")
     from sqlr1_jax.pipeline import Pipeline
@@ -63,10 +66,10 @@ def log_to(workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     line = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
     console, file = logging.StreamHandler(sys.stdout), logging.FileHandler(workdir / "log.txt", delay=True)
-    for handler in (console, file) if hosts.first() else (console,):
+    for handler in (console, file) if collectives.is_primary() else (console,):
         handler.setFormatter(line)
         log.addHandler(handler)
-    log.setLevel(logging.INFO if hosts.first() else logging.WARNING)
+    log.setLevel(logging.INFO if collectives.is_primary() else logging.WARNING)
     log.propagate = False
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells of every file
 
@@ -96,7 +99,7 @@ def main(argv: list[str]) -> None:
     workdir = Path(_WORKDIR.value or "")
     cfg = config.freeze(_CONFIG.value)
     if _DISTRIBUTED.value:
-        hosts.join()
+        collectives.initialize()
     log_to(workdir)
     run(cfg, workdir)
 

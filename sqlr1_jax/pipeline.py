@@ -7,14 +7,15 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from sqlr1_jax import config, hosts, prompt_metadata
-from sqlr1_jax.data.synth import generate
-from sqlr1_jax.evaluate import stage as evaluation
+from sqlr1_jax import config, prompt_metadata
+from sqlr1_jax.distributed import collectives
+from sqlr1_jax.evaluate import run as evaluation
 from sqlr1_jax.evaluate import summary
 from sqlr1_jax.model import huggingface
-from sqlr1_jax.page import report
+from sqlr1_jax.report import page
 from sqlr1_jax.rl import grpo
 from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.synth import generate
 from sqlr1_jax.train import sft
 from sqlr1_jax.train.context import (
     CheckpointRef,
@@ -49,19 +50,19 @@ class Pipeline:
 
     def data(self) -> None:
         """Generates the embedded data set."""
-        hosts.once(generate.generate, self.cfg.data.synth, self.cfg.seed, self.workdir / "data")
+        collectives.run_on_primary(generate.generate, self.cfg.data.synth, self.cfg.seed, self.workdir / "data")
 
-    def cold_start(self) -> None:
+    def sft(self) -> None:
         """Supervised fine-tuning, and an evaluation of its weights where config.stages lists one."""
-        trained = sft.run_stage(self.context)
+        trained = sft.train(self.context)
         if "evaluate" in self.cfg.stages:
-            weights = str(CheckpointRef("cold_start", int(trained.step)))
-            evaluation.evaluate(self.context, "cold_start", trained.params, weights, self.executor)
+            weights = str(CheckpointRef("sft", int(trained.step)))
+            evaluation.evaluate(self.context, "sft", trained.params, weights, self.executor)
         self._remove_stale_evaluation()
 
     def grpo(self) -> None:
         """GRPO training."""
-        grpo.run_stage(self.context, self.executor)
+        grpo.train(self.context, self.executor)
         self._remove_stale_evaluation()
 
     def evaluate(self) -> None:
@@ -76,13 +77,13 @@ class Pipeline:
 
     def summarize(self, stage: str, seconds: float) -> None:
         """Writes summary.json and report.html after a stage that took `seconds`."""
-        hosts.once(summary.write, self.workdir, self.cfg, stage, seconds)
-        hosts.once(report.write, self.workdir)
+        collectives.run_on_primary(summary.write, self.workdir, self.cfg, stage, seconds)
+        collectives.run_on_primary(page.write, self.workdir)
 
     def _remove_stale_evaluation(self) -> None:
         """Removes the final figures unless they are those of the run's last weights."""
         weights = describe_weights(self.context, find_checkpoint(self.context))
-        evaluation.forget(self.context, "final", weights)
+        evaluation.discard_stale_figures(self.context, "final", weights)
 
     def __enter__(self) -> Pipeline:
         return self
@@ -96,14 +97,14 @@ def export_model(context: RunContext, folder: Path) -> None:
     """Writes the weights that cfg.export.step names as a Hugging Face folder; does nothing where they are there.
 
     Raises:
-      NoCheckpoint: the last stage with checkpoints has no such step.
+      CheckpointNotFoundError: the last stage with checkpoints has no such step.
     """
     cfg = context.cfg.export
     checkpoint = find_checkpoint(context, cfg.step)
     weights = describe_weights(context, checkpoint)
-    if hosts.agreed(prompt_metadata.matches(folder, context.cfg, weights)):
+    if collectives.broadcast(prompt_metadata.matches(folder, context.cfg, weights)):
         return
     params = load_params(context, checkpoint)
-    huggingface.save(folder, params, context.model, context.tokenizer_dir, cfg.dtype, cfg.shard_gigabytes)
-    hosts.once(prompt_metadata.write, folder, context.cfg, weights)
+    huggingface.save_model(folder, params, context.model, context.tokenizer_dir, cfg.dtype, cfg.shard_gigabytes)
+    collectives.run_on_primary(prompt_metadata.write, folder, context.cfg, weights)
     log.info("exported %s to %s", weights, folder)

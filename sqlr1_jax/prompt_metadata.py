@@ -13,7 +13,7 @@ from sqlr1_jax.errors import ConfigError
 FILE_NAME = "sqlr1.json"
 _PROMPT_SETTINGS = ("form", "schema", "instructions", "max_prompt_tokens")  # of config.Data
 # Prompt settings of a model that was not exported here: it never saw our answer form, so the prompt explains it.
-EXTERNAL_MODEL = config.Data(form="reasoning", schema="retrieved", instructions="full")
+EXTERNAL_MODEL = config.DataConfig(form="reasoning", schema="retrieved", instructions="full")
 
 
 def metadata(cfg: config.Config, weights: str) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def matches(folder: Path, cfg: config.Config, weights: str) -> bool:
     return path.exists() and json.loads(path.read_text()) == metadata(cfg, weights)
 
 
-def read(folder: Path) -> tuple[config.Data, int]:
+def read(folder: Path) -> tuple[config.DataConfig, int]:
     """The data settings that a model's prompts are made with, and the longest answer in tokens.
 
     A folder without sqlr1.json holds a model that was not trained here: `EXTERNAL_MODEL`.
@@ -43,10 +43,12 @@ def read(folder: Path) -> tuple[config.Data, int]:
     """
     path = folder / FILE_NAME
     if not path.exists():
-        return EXTERNAL_MODEL, config.Sampling().max_tokens
+        return EXTERNAL_MODEL, config.SamplingConfig().max_tokens
     try:
         found = json.loads(path.read_text())
         settings = {name: found[name] for name in _PROMPT_SETTINGS}
-        return dataclasses.replace(config.Data(), **settings), int(found["max_tokens"])
+        data = dataclasses.replace(config.DataConfig(), **settings)
+        config.check(config.Config(data=data))
+        return data, int(found["max_tokens"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read ({error!r}): export the model again.") from None

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlr1_jax.config import Execute
+from sqlr1_jax.config import ExecuteConfig
 from sqlr1_jax.errors import exit_on_error
-from sqlr1_jax.evaluate import forms, metrics, r_ves
-from sqlr1_jax.evaluate.forms import Gold
-from sqlr1_jax.evaluate.metrics import METRICS, Protocol, Verdict
+from sqlr1_jax.evaluate.benchmarks import formats, metrics, r_ves
+from sqlr1_jax.evaluate.benchmarks.formats import Gold
+from sqlr1_jax.evaluate.benchmarks.metrics import METRICS, Protocol, Verdict
 from sqlr1_jax.io import atomic_write_text
 from sqlr1_jax.sql import backends
 from sqlr1_jax.sql.executor import Executor
@@ -28,21 +28,21 @@ LARGEST: dict[str, Any] = {"max_rows": 1_000_000, "max_bytes": 256 * 2**20}
 
 
 def score(
-    names: Sequence[str], gold: Path, predictions: Path, databases: Path, protocol: Protocol, cfg: Execute
+    names: Sequence[str], gold: Path, predictions: Path, databases: Path, protocol: Protocol, cfg: ExecuteConfig
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Judges predictions by the named metrics: the figures as `--json` prints them, and one verdict line a gold.
 
     Raises:
       ExampleError: a file cannot be used; it names the file, the record and the fix, and nothing has run.
     """
-    golds = forms.read_golds(gold)
-    said = forms.read_predictions(predictions, golds)
-    files = forms.find_databases(golds, databases, protocol.compat)
+    golds = formats.read_golds(gold)
+    said = formats.read_predictions(predictions, golds)
+    files = formats.find_databases(golds, databases, protocol.compat)
     verdicts = {}
     for together, settings in _pools(names, protocol, cfg):
         with Executor(settings) as executor:
             for name in together:
-                verdicts[name] = metrics.judge(executor, name, golds, said, files, protocol)
+                verdicts[name] = metrics.judge_predictions(executor, name, golds, said, files, protocol)
     first = verdicts[names[0]]
     kinds = Counter(verdict.kind for verdict in first)
     made = {
@@ -61,7 +61,7 @@ def score(
     return made, [_line(golds[i], {name: verdicts[name][i] for name in names}) for i in range(len(golds))]
 
 
-def _pools(names: Sequence[str], protocol: Protocol, cfg: Execute) -> list[tuple[list[str], Execute]]:
+def _pools(names: Sequence[str], protocol: Protocol, cfg: ExecuteConfig) -> list[tuple[list[str], ExecuteConfig]]:
     """Which metrics share a pool of workers: all but the timed one, which has a single worker."""
     untimed = [name for name in names if name != "r_ves"]
     pools = [(untimed, cfg)] if untimed else []
@@ -121,9 +121,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--output={args.output} is in a folder that is not there: make it first.")
     protocol = Protocol(args.compat, args.keep_distinct, args.iterations)
     steps = args.max_steps or (COMPAT_MAX_STEPS if args.compat else MAX_STEPS)
-    cfg = Execute(workers=args.workers, max_steps=steps, wall_seconds=120.0)
+    cfg = ExecuteConfig(workers=args.workers, max_steps=steps, wall_seconds=120.0)
     cfg = dataclasses.replace(cfg, **(LARGEST if args.compat else {}))
-    databases = args.databases or forms.default_databases(args.gold)
+    databases = args.databases or formats.default_databases(args.gold)
     made, lines = score(args.metric, args.gold, args.predictions, databases, protocol, cfg)
     if args.output:
         atomic_write_text(args.output, "".join(json.dumps(line) + "\n" for line in lines))

@@ -69,7 +69,7 @@ def test_training_leaves_out_what_the_list_names(data: str, tmp_path: Path, caps
     run(data, tmp_path)
     excluded = tmp_path / "exclude.jsonl"
     assert set(read(excluded)[0]) == {"id", "db_id", "rule", "reason"}
-    kept = [one.id for one in example.read(data, exclude=str(excluded))]
+    kept = [one.id for one in example.read_examples(data, exclude=str(excluded))]
     assert kept == ["q16", "q17", "q18", "q19", "q20", "q21", "q22"]  # wrong by suspicion alone, and the sound ones
     text = capsys.readouterr().out
     assert text.startswith("23 records: 23 examples, 23 golds, 1 databases; ")

@@ -24,7 +24,12 @@ def _changed(path: str, value: object) -> config.Config:
 
 def test_leaves_are_the_settings_by_dotted_path() -> None:
     tree = {"seed": 1, "grpo": {"steps": 2, "rows": {"buckets": 3}}, "stages": ("data",)}
-    assert config.leaves(tree) == [("seed", 1), ("grpo.steps", 2), ("grpo.rows.buckets", 3), ("stages", ("data",))]
+    assert config.leaves(tree) == [
+        ("seed", 1),
+        ("grpo.steps", 2),
+        ("grpo.rows.length_buckets", 3),
+        ("stages", ("data",)),
+    ]
     assert all(config.get(config.Config(), path) == value for path, value in LEAVES)
 
 
@@ -125,8 +130,8 @@ ABLATIONS = {
     "without teacher errors": ("data.synth.teacher_errors", 0.0),
     "shuffled advantages": ("grpo.advantage.shuffled", True),
     "the paper's groups": ("grpo.advantage.keep", "all"),
-    "GDPO": ("grpo.advantage.normalise", "parts"),
-    "Dr. GRPO": ("grpo.advantage.normalise", "none"),
+    "GDPO": ("grpo.advantage.normalize", "parts"),
+    "Dr. GRPO": ("grpo.advantage.normalize", "none"),
 }
 
 
@@ -134,7 +139,7 @@ ABLATIONS = {
 @pytest.mark.parametrize("size", ["tiny", "smoke"])
 def test_an_ablation_is_one_line_of_config(size, name) -> None:
     path, value = ABLATIONS[name]
-    tree = presets.of(size)
+    tree = presets.get(size)
     before = config.freeze(tree)
     *groups, last = path.split(".")
     node = tree
@@ -147,8 +152,8 @@ def test_an_ablation_is_one_line_of_config(size, name) -> None:
 
 
 def test_paper_constants_are_the_defaults() -> None:
-    grpo = config.Grpo()
+    grpo = config.GrpoConfig()
     assert (grpo.prompts, grpo.samples, grpo.sampling.temperature, grpo.sampling.top_p) == (8, 8, 1.1, 1.0)
     assert (grpo.clip, grpo.clip_high, grpo.kl, grpo.entropy) == (0.2, 0.2, 0.001, 0.001)
     assert (grpo.optimizer.learning_rate, grpo.optimizer.clip_norm, grpo.optimizer.schedule) == (3e-7, 1.0, "constant")
-    assert (grpo.aggregation, grpo.advantage.normalise, grpo.reward.rule) == ("token", "group", "spider")
+    assert (grpo.aggregation, grpo.advantage.normalize, grpo.reward.rule) == ("token", "group", "spider")

@@ -49,7 +49,7 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The embedded tokenizer, trained on next to nothing: bytes, a few words, Qwen2.5's special tokens, ChatML."""
     from transformers import AutoTokenizer
 
-    from sqlr1_jax.data.synth import tokenizer
+    from sqlr1_jax.synth import tokenizer
 
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer.train(["- dogs: code, color\nSELECT color FROM dogs\n"] * 20, ["dogs", "color"], folder)
@@ -59,7 +59,7 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def executor() -> Iterator[Executor]:
     """A pool of one SQL worker."""
-    with Executor(config.Execute(workers=1)) as executor:
+    with Executor(config.ExecuteConfig(workers=1)) as executor:
         yield executor
 
 
@@ -74,8 +74,8 @@ def compiles_fast() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data/, as the data stage makes it, and model/: one layer under that tokenizer."""
-    from sqlr1_jax.data.synth import generate
     from sqlr1_jax.model import huggingface, tokenizer
+    from sqlr1_jax.synth import generate
 
     folder = tmp_path_factory.mktemp("home")
     cfg = tiny_runs.tiny_config()
@@ -83,7 +83,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     count = tokenizer.count_tokens(folder / "data" / "tokenizer")
     model = dataclasses.replace(tiny_models.MODEL, num_layers=1, vocab_size=count + 3, num_tokens=count)
     params = tiny_models.random_params(model, scale=3)
-    huggingface.save(folder / "model", params, model, folder / "data" / "tokenizer")
+    huggingface.save_model(folder / "model", params, model, folder / "data" / "tokenizer")
     return folder
 
 

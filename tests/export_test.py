@@ -37,9 +37,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Pa
     workdir, start = (tmp_path_factory.mktemp("runs") / name for name in ("first", "start"))
     tiny_tokenizer.save_pretrained(start)
     model = dataclasses.replace(tiny_models.MODEL, vocab_size=len(tiny_tokenizer) + 3, num_tokens=len(tiny_tokenizer))
-    huggingface.save(start, tiny_models.random_params(model), model, start)
-    grpo = config.Grpo(sampling=config.Sampling(max_tokens=8))
-    cfg = dataclasses.replace(config.Config(), model=config.Model(path=str(start)), grpo=grpo)
+    huggingface.save_model(start, tiny_models.random_params(model), model, start)
+    grpo = config.GrpoConfig(sampling=config.SamplingConfig(max_tokens=8))
+    cfg = dataclasses.replace(config.Config(), model=config.ModelConfig(path=str(start)), grpo=grpo)
     workdir.mkdir()
     (workdir / "config.json").write_text(json.dumps(config.as_dict(cfg)))
     context = create_context(cfg, workdir)
@@ -66,7 +66,7 @@ def _embedding(folder: Path, name: str = "model.safetensors") -> np.ndarray:
 
 
 def test_the_default_step_is_the_last() -> None:
-    assert config.Export().step == config.default().export.step == "last"
+    assert config.ExportConfig().step == config.default().export.step == "last"
     assert export._parser().parse_args(["--checkpoint=run", "--output=out"]).step == "last"
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sqlr1_jax.io import JsonlError, atomic_write_text, read_jsonl, read_numbered_jsonl
+from sqlr1_jax.io import JsonError, atomic_write_text, read_json, read_jsonl, read_numbered_jsonl
 
 
 def test_a_text_replaces_the_one_before_and_leaves_no_other_file(tmp_path: Path) -> None:
@@ -22,6 +22,15 @@ def test_a_write_that_fails_leaves_the_old_text(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() == "old"
 
 
+def test_a_broken_json_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"a": "≥"}', encoding="utf-8")
+    assert read_json(path) == {"a": "≥"}
+    path.write_text('{"a": ')
+    with pytest.raises(JsonError, match=r"config\.json is not JSON \(.*\)\. Restore the file"):
+        read_json(path)
+
+
 @pytest.fixture
 def lines(tmp_path: Path) -> Path:
     """A JSONL file whose fourth line is not JSON."""
@@ -31,7 +40,7 @@ def lines(tmp_path: Path) -> Path:
 
 
 def test_a_bad_line_is_an_error_that_names_file_line_and_fix(lines: Path) -> None:
-    with pytest.raises(JsonlError) as error:
+    with pytest.raises(JsonError) as error:
         list(read_jsonl(lines))
     assert str(error.value) == f"{lines}, line 4 is not JSON: '{{broken'. Repair the line or remove it."
 

@@ -27,7 +27,7 @@ VOLATILE = ("time/", "tokens_per_second", "sql/p50_ms", "sql/p99_ms", "sql/cache
 
 def _lines(workdir: Path) -> list[dict[str, Any]]:
     """What metrics.jsonl promises to repeat."""
-    lines = metrics.read(workdir / "metrics.jsonl")
+    lines = metrics.read_metrics(workdir / "metrics.jsonl")
     return [{name: value for name, value in line.items() if not name.startswith(VOLATILE)} for line in lines]
 
 
@@ -53,27 +53,27 @@ def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
         "export", "summary.json", "log.txt",
     }  # fmt: skip
     assert [(line["stage"], line["step"]) for line in _lines(finished)] == [
-        *(("cold_start", step) for step in range(1, 5)),
+        *(("sft", step) for step in range(1, 5)),
         *(("grpo", step) for step in range(1, 5)),
     ]
-    assert sorted(path.name for path in (finished / "checkpoints" / "cold_start").iterdir()) == ["0", "2", "4"]
-    assert {path.name for path in (finished / "evaluation").iterdir()} == {"cold_start", "final"}
+    assert sorted(path.name for path in (finished / "checkpoints" / "sft").iterdir()) == ["0", "2", "4"]
+    assert {path.name for path in (finished / "evaluation").iterdir()} == {"sft", "final"}
     assert not list(finished.rglob("*.part"))
 
 
 def test_its_summary_has_the_designs_form(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
-    for name in ("cold_start", "final"):
+    for name in ("sft", "final"):
         for split, count in (("heldout", 6), ("newnames", 4)):
             assert set(summary[name][split]) == {"ex_greedy", "ex_vote2", "pass2", "well_formed", "n"}
             assert summary[name][split]["n"] == count
-    assert set(summary["seconds"]) == {"data", "cold_start", "grpo", "evaluate", "export", "total"}
+    assert set(summary["seconds"]) == {"data", "sft", "grpo", "evaluate", "export", "total"}
     assert len(summary["interval"]) == 2
     assert {name: summary[name] for name in summary["final"]["heldout"]} == summary["final"]["heldout"]
 
 
 def test_every_number_of_the_design_is_on_every_step(finished: Path) -> None:
-    lines = [line for line in metrics.read(finished / "metrics.jsonl") if line["stage"] == "grpo"]
+    lines = [line for line in metrics.read_metrics(finished / "metrics.jsonl") if line["stage"] == "grpo"]
     for line in lines:
         assert [name for name in NUMBERS if name not in line] == []
         assert line["logprob_mismatch"] <= 1.005
@@ -100,7 +100,7 @@ def test_killed_in_a_step_of_grpo_the_run_ends_bit_for_bit_alike(home: Path, fin
     for name in left_out:
         path = workdir / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    lines = [line for line in metrics.read(finished / "metrics.jsonl") if line["stage"] == "cold_start"]
+    lines = [line for line in metrics.read_metrics(finished / "metrics.jsonl") if line["stage"] == "sft"]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     _killed_and_resumed(home, workdir, "grpo", 3, "stepped")
     _ends_alike(workdir, finished)
@@ -109,7 +109,7 @@ def test_killed_in_a_step_of_grpo_the_run_ends_bit_for_bit_alike(home: Path, fin
 @pytest.mark.nightly
 @pytest.mark.parametrize("moment", ["stepped", "saving", "writing", "saved"])
 @pytest.mark.parametrize("step", [1, 2, 3, 4])
-@pytest.mark.parametrize("stage", ["cold_start", "grpo"])
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_killed_anywhere_the_run_ends_bit_for_bit_alike(
     home: Path, finished: Path, tmp_path: Path, stage: str, step: int, moment: str
 ) -> None:
@@ -189,7 +189,7 @@ def _own_data(error: Told, tmp_path: Path, home: Path, text: str, *more: str) ->
     (tmp_path / "own.jsonl").write_text(text)
     return error(
         SMOKE, f"--workdir={tmp_path / 'run'}", f"--config.model.path={home / 'model'}",
-        "--config.stages=('cold_start',)", f"--config.data.cold_start=jsonl:{tmp_path / 'own.jsonl'}", *more,
+        "--config.stages=('sft',)", f"--config.data.sft=jsonl:{tmp_path / 'own.jsonl'}", *more,
     )  # fmt: skip
 
 

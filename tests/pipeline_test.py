@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from sqlr1_jax import config, pipeline
-from sqlr1_jax.evaluate import stage as evaluation
+from sqlr1_jax.evaluate import run as evaluation
 from sqlr1_jax.pipeline import Pipeline
 from sqlr1_jax.sql.executor import ExecutorError
 from sqlr1_jax.train import sft, state
@@ -53,7 +53,7 @@ def test_every_name_that_a_config_may_list_is_a_stage() -> None:
     assert all(callable(getattr(Pipeline, name)) for name in config.STAGES)
 
 
-@pytest.mark.parametrize("listed", [("cold_start", "evaluate"), ("cold_start",)])
+@pytest.mark.parametrize("listed", [("sft", "evaluate"), ("sft",)])
 def test_the_cold_start_is_evaluated_where_evaluation_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: tuple[str, ...]
 ) -> None:
@@ -63,8 +63,8 @@ def test_the_cold_start_is_evaluated_where_evaluation_is_asked_for(
     monkeypatch.setattr(evaluation, "evaluate", lambda context, name, params, of, executor: told.append((name, of)))
     monkeypatch.setattr(Pipeline, "context", SimpleNamespace(cfg=config.Config(), workdir=tmp_path))
     monkeypatch.setattr(Pipeline, "executor", None)
-    Pipeline(dataclasses.replace(config.Config(), stages=listed), tmp_path).cold_start()
-    assert told == ([("cold_start", "cold_start, step 7")] if "evaluate" in listed else [])
+    Pipeline(dataclasses.replace(config.Config(), stages=listed), tmp_path).sft()
+    assert told == ([("sft", "sft, step 7")] if "evaluate" in listed else [])
 
 
 def _children() -> set[str]:
@@ -74,7 +74,7 @@ def _children() -> set[str]:
 
 
 def test_the_executor_is_closed_with_the_pipeline(tmp_path: Path, pets: Path) -> None:
-    cfg = dataclasses.replace(config.Config(), execute=config.Execute(workers=1))
+    cfg = dataclasses.replace(config.Config(), execute=config.ExecuteConfig(workers=1))
     before = _children()
     with Pipeline(cfg, tmp_path) as running:
         assert running.executor.run(pets, "SELECT 1").result().kind == "ok"
@@ -87,7 +87,7 @@ def test_the_executor_is_closed_with_the_pipeline(tmp_path: Path, pets: Path) ->
 
 @pytest.mark.parametrize("step", ["last", "0", "2"])
 def test_an_export_is_the_step_asked_for_in_float32_to_the_bit(finished: Path, tmp_path: Path, step: str) -> None:
-    cfg = dataclasses.replace(_settings(finished), export=config.Export(step=step))
+    cfg = dataclasses.replace(_settings(finished), export=config.ExportConfig(step=step))
     context = create_context(cfg, finished)
     pipeline.export_model(context, tmp_path / "out")
     checkpoints = context.checkpoints("grpo")
@@ -100,7 +100,7 @@ def test_an_export_is_the_step_asked_for_in_float32_to_the_bit(finished: Path, t
 
 def test_the_export_of_a_default_run_is_its_last_checkpoint_to_the_bit(finished: Path) -> None:
     cfg = _settings(finished)
-    assert cfg.export == config.Export()
+    assert cfg.export == config.ExportConfig()
     context = create_context(cfg, finished)
     checkpoints = context.checkpoints("grpo")
     assert checkpoints.latest() == cfg.grpo.steps
@@ -117,7 +117,7 @@ def test_grpo_moved_the_weights_that_the_cold_start_left(finished: Path) -> None
     context = create_context(_settings(finished), finished)
     params = [
         context.checkpoints(stage).load(step, {"params": abstract_params(context.model, context.mesh)})["params"]
-        for stage, step in (("cold_start", 0), ("cold_start", 4), ("grpo", 0), ("grpo", 4))
+        for stage, step in (("sft", 0), ("sft", 4), ("grpo", 0), ("grpo", 4))
     ]
     embeds = [np.asarray(one["embed"]) for one in params]
     downs = [np.asarray(one["layers"]["down"]) for one in params]

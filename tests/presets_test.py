@@ -12,35 +12,35 @@ from sqlr1_jax.sql.result_cache import default_folder
 
 @pytest.mark.parametrize("size", ["smoke", *config.SIZES])
 def test_every_size_is_a_config_that_can_run(size: str) -> None:
-    cfg = config.freeze(presets.of(size))
+    cfg = config.freeze(presets.get(size))
     assert cfg.model.size == ("tiny" if size == "smoke" else size)
     assert cfg.model.size in qwen2.PRESETS
 
 
 def test_a_size_that_there_is_not_is_told_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"'8b'; there are smoke, tiny, 0\.5b, .*32b"):
-        presets.of("8b")
+        presets.get("8b")
 
 
 @pytest.mark.parametrize("size", config.SIZES[1:])
 def test_a_real_model_trains_as_the_paper_says(size: str) -> None:
     """sql-r1.md §1: 8 prompts of 8 samples, 3e-7, T 1.1, no data of our own and no cold start by default."""
-    cfg = config.freeze(presets.of(size))
+    cfg = config.freeze(presets.get(size))
     assert cfg.stages == ("grpo", "evaluate", "export")
-    assert dataclasses.replace(cfg.grpo, rows=config.Rows()) == config.Grpo()
+    assert dataclasses.replace(cfg.grpo, rows=config.RowsConfig()) == config.GrpoConfig()
     assert (cfg.model.dtype, cfg.model.param_dtype, cfg.model.remat) == ("bfloat16", "float32", "full")
-    assert cfg.execute.golds == default_folder()
+    assert cfg.execute.gold_cache_dir == default_folder()
     assert (cfg.data.schema, cfg.data.instructions) == ("retrieved", "full")
 
 
 def test_the_embedded_default_keeps_the_papers_reward_and_advantage() -> None:
-    tiny = config.freeze(presets.of("tiny"))
-    assert (tiny.grpo.reward, tiny.grpo.advantage) == (config.Reward(), config.Advantage())
-    assert tiny.stages == ("data", "cold_start", "grpo", "evaluate", "export")
+    tiny = config.freeze(presets.get("tiny"))
+    assert (tiny.grpo.reward, tiny.grpo.advantage) == (config.RewardConfig(), config.AdvantageConfig())
+    assert tiny.stages == ("data", "sft", "grpo", "evaluate", "export")
 
 
 def test_smoke_is_the_default_with_less_of_it() -> None:
-    tiny, smoke = (config.freeze(presets.of(size)) for size in ("tiny", "smoke"))
+    tiny, smoke = (config.freeze(presets.get(size)) for size in ("tiny", "smoke"))
     lines = config.differences(tiny, smoke)
     changed = {line.split()[0].removeprefix("config.").rstrip(":") for line in lines}
     assert all(

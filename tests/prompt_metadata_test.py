@@ -9,8 +9,8 @@ from sqlr1_jax.errors import ConfigError
 
 CFG = dataclasses.replace(
     config.Config(),
-    data=config.Data(form="direct", schema="fixed", instructions="full", max_prompt_tokens=777),
-    grpo=config.Grpo(sampling=config.Sampling(max_tokens=99)),
+    data=config.DataConfig(form="direct", schema="fixed", instructions="full", max_prompt_tokens=777),
+    grpo=config.GrpoConfig(sampling=config.SamplingConfig(max_tokens=99)),
 )
 
 
@@ -27,7 +27,7 @@ def test_an_export_matches_its_weights_and_dtype_alone(tmp_path) -> None:
     assert prompt_metadata.matches(tmp_path, CFG, "grpo, step 3")
     assert not prompt_metadata.matches(tmp_path, CFG, "grpo, step 4")
     assert not prompt_metadata.matches(
-        tmp_path, dataclasses.replace(CFG, export=config.Export(dtype="bfloat16")), "grpo, step 3"
+        tmp_path, dataclasses.replace(CFG, export=config.ExportConfig(dtype="bfloat16")), "grpo, step 3"
     )
 
 
@@ -36,7 +36,12 @@ def test_a_model_from_elsewhere_is_told_the_answer_form(tmp_path) -> None:
     assert (data.form, data.schema, data.instructions) == ("reasoning", "retrieved", "full")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"form": "direct"}'])
+UNKNOWN_SCHEMA = (
+    '{"form": "direct", "schema": "none", "instructions": "brief", "max_prompt_tokens": 512, "max_tokens": 64}'
+)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"form": "direct"}', UNKNOWN_SCHEMA])
 def test_a_broken_file_is_named(tmp_path, text: str) -> None:
     (tmp_path / prompt_metadata.FILE_NAME).write_text(text)
     with pytest.raises(ConfigError, match=r"sqlr1\.json cannot be read .* export the model again"):

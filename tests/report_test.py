@@ -12,7 +12,7 @@ def test_the_page_is_written_anew_from_what_is_there(tmp_path, capsys: pytest.Ca
     report.main([f"--workdir={tmp_path}"])
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
     assert "Nothing was evaluated yet." in (tmp_path / "report.html").read_text()
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({"stage": "cold_start", "step": 1, "loss": 6.25}) + "\n")
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"stage": "sft", "step": 1, "loss": 6.25}) + "\n")
     report.main([f"--workdir={tmp_path}"])
     assert "6.25" in (tmp_path / "report.html").read_text()
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from sqlr1_jax import score
-from sqlr1_jax.config import Execute
+from sqlr1_jax.config import ExecuteConfig
 from sqlr1_jax.data.example import Example
-from sqlr1_jax.evaluate import execution
+from sqlr1_jax.evaluate import accuracy
 from sqlr1_jax.sql.executor import Executor
 
 GOLD = [
@@ -117,15 +117,15 @@ def test_an_evaluation_is_scored_as_it_was_judged(files: Path, capsys: pytest.Ca
     said = ["<answer>\n```sql\nSELECT 4\n```\n</answer>", "<answer>\n```sql\nSELECT 1 WHERE 0\n```\n</answer>", "no"]
     said += ["<answer>\n```sql\nDROP TABLE dogs\n```\n</answer>"]
     examples = [Example(f"h-{i}", "pets", database, "?", sql, complexity="Simple") for i, sql in enumerate(golds)]
-    with Executor(Execute(workers=1)) as executor:
-        judged = execution.judge(executor, examples, [[text] for text in said], "direct", "spider")
-    lines = [execution.record(e, "heldout", g[0]) for e, g in zip(examples, judged, strict=True)]
+    with Executor(ExecuteConfig(workers=1)) as executor:
+        judged = accuracy.execute_candidates(executor, examples, [[text] for text in said], "direct", "spider")
+    lines = [accuracy.evaluation_line(e, "heldout", g[0]) for e, g in zip(examples, judged, strict=True)]
     lines.append(lines[0] | {"id": "n-0", "set": "newnames", "db_id": "newnames_0"})
     (files / "said.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     records = [{"id": e.id, "db_id": "pets", "sql": e.sql, "sql_complexity": e.complexity} for e in examples]
     (files / "dev.json").write_text(json.dumps(records))
     made = printed(files, capsys, f"--output={files}/verdicts.jsonl")
-    assert made["metrics"]["spider"]["all"]["score"] == execution.accuracy(g[0].right for g in judged) == 0.5
+    assert made["metrics"]["spider"]["all"]["score"] == accuracy.fraction_correct(g[0].right for g in judged) == 0.5
     assert [line["outcome"] for line in verdicts(files)] == ["match", "match_empty", "no_sql", "denied"]
     assert made["ignored"] == 1
 

@@ -1,4 +1,4 @@
-"""TRL: GRPOTrainer's loss, backward and optimiser step in torch, on two threads."""
+"""TRL: GRPOTrainer's loss, backward and optimizer step in torch, on two threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shapes import Workload
 
 
 def update(job: dict[str, Any], work: Workload) -> Callable[[], Facts]:
-    """Microbatches of job["microbatch"] rows through its compute_loss, then one optimiser step."""
+    """Microbatches of job["microbatch"] rows through its compute_loss, then one optimizer step."""
     rows, microbatch = work.prompts * work.samples, job.get("microbatch", 1)
     trainer = _trainer(job, work, microbatch, rows // microbatch)
     trainer.create_optimizer()

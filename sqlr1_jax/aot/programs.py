@@ -15,15 +15,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from sqlr1_jax import config, sharding
-from sqlr1_jax.data.packing import Layout, Rows
-from sqlr1_jax.hosts import check as check_hosts
+from sqlr1_jax import config
+from sqlr1_jax.data.packing import PackedRows, RowLayout
+from sqlr1_jax.distributed import sharding
+from sqlr1_jax.distributed.collectives import check_batch_sizes as check_hosts
 from sqlr1_jax.model import flops, qwen2
 from sqlr1_jax.rl.loss import grpo_loss
-from sqlr1_jax.rollout import decode
+from sqlr1_jax.rollout import programs
 from sqlr1_jax.rollout.engine import Engine
 from sqlr1_jax.train import context, optimizer, state
-from sqlr1_jax.train.batch import Batch, microbatches
+from sqlr1_jax.train.batch import Batch, max_microbatches
 
 NUM_TOKENS = 151_665  # in Qwen2.5's tokenizer; the embedding has more rows, as padding
 STOP = (151_643, 151_645)
@@ -62,7 +63,7 @@ class AotProgram:
             return jitted.lower(self.resident, *self.inputs).compile()
 
 
-def model_config(cfg: config.Model) -> qwen2.Qwen2Config:
+def model_config(cfg: config.ModelConfig) -> qwen2.Qwen2Config:
     """The architecture: that of the local folder `cfg.path`, else of `cfg.size`. It downloads nothing."""
     is_folder = bool(cfg.path) and Path(cfg.path).is_dir()
     local = cfg if is_folder else dataclasses.replace(cfg, path="")
@@ -80,21 +81,19 @@ class StepPrograms:
       ConfigError: the mesh does not fit the devices, or a batch does not divide among the hosts.
     """
 
-    def __init__(
-        self, cfg: config.Config, devices: Sequence[jax.Device], hosts: int, layers_apart: bool | None = None
-    ):
+    def __init__(self, cfg: config.Config, devices: Sequence[jax.Device], hosts: int, layers_apart: bool | None = None):
         self.cfg, self.model, self.mesh = cfg, model_config(cfg.model), sharding.make_mesh(cfg.mesh, devices)
         grpo, S = cfg.grpo, -(-cfg.data.max_prompt_tokens // 16) * 16
-        self.rollout_layout = Layout(S, grpo.samples, grpo.sampling.max_tokens)
-        self.row_layout = Layout(grpo.rows.prefix or S, grpo.samples, grpo.rows.segment or grpo.sampling.max_tokens)
+        self.rollout_layout = RowLayout(S, grpo.samples, grpo.sampling.max_tokens)
+        self.row_layout = RowLayout(grpo.rows.prefix or S, grpo.samples, grpo.rows.segment or grpo.sampling.max_tokens)
         self.prompts, self.microbatch_rows = grpo.prompts, grpo.rows.per_microbatch * hosts
-        self.microbatches = microbatches(grpo.prompts, grpo.rows, hosts)
-        strided = self.row_layout if grpo.rows.layout == "strided" else None
+        self.microbatches = max_microbatches(grpo.prompts, grpo.rows, hosts)
+        strided = self.row_layout if grpo.rows.layout == "shared_prefix" else None
         self.row_tokens = self.row_layout.length if strided else grpo.rows.length or self.row_layout.length
-        self.update_spec = state.Program(self.model, grpo.optimizer, grpo.steps, strided, grpo.sampling.temperature)
+        self.update_spec = state.UpdateSpec(self.model, grpo.optimizer, grpo.steps, strided, grpo.sampling.temperature)
         sampling_mesh = sharding.sampling_mesh(self.mesh, self.model.num_kv_heads)
         check_hosts(cfg, self.mesh, sampling_mesh)
-        self.slots = cfg.rollout.slots or grpo.prompts
+        self.slots = cfg.rollout.max_concurrent_prompts or grpo.prompts
         self.engine = Engine(self.model, sampling_mesh, STOP, S, cfg.rollout, layers_apart)
         self.prefill_prompts = self.engine.refill(self.slots, hosts)
         self.params = context.abstract_params(self.model, self.mesh)
@@ -123,7 +122,7 @@ class StepPrograms:
         (S, G, T), kind = dataclasses.astuple(self.rollout_layout), self.cfg.rollout.cache
 
         def function() -> Any:
-            return decode.empty(self.slots, G, S, T, self.engine.model, kind)
+            return programs.init_slots(self.slots, G, S, T, self.engine.model, kind)
 
         return AotProgram(self.engine.mesh, function, (), (self.state, self.reference))
 
@@ -131,13 +130,13 @@ class StepPrograms:
     def prefill(self) -> AotProgram:
         """Computes keys and values of one batch of prompts."""
         R, (S, G, _) = self.prefill_prompts, dataclasses.astuple(self.rollout_layout)
-        arrivals = decode.Arrivals(
+        arrivals = programs.PrefillBatch(
             *(self._sampler_input((R, *more), jnp.int32) for more in ((S,), (), (), (), (), (G,)))
         )
         step = _abstract_array((), jnp.int32, self.engine.mesh)
 
         def function(params: Any, slots: Any, arrivals: Any, step: Any) -> Any:
-            return decode.fill(params, slots, arrivals, step, self.cfg.seed, self.engine.model)
+            return programs.prefill(params, slots, arrivals, step, self.cfg.seed, self.engine.model)
 
         prefill_flops = flops.forward_flops(self.model, R * S, R * flops.row_keys(S, 0, 0), asked=0)
         inputs = self.sampler_params, _outputs(self.init_slots), arrivals, step
@@ -152,7 +151,7 @@ class StepPrograms:
         inputs = self.sampler_params, _outputs(self.prefill), self._sampler_input((P, G), jnp.bool_)
 
         def function(params: Any, slots: Any, halt_PG: Any) -> Any:
-            return decode.chunk(params, slots, halt_PG, steps, STOP, self.engine.model, self.cfg.grpo.sampling)
+            return programs.decode_steps(params, slots, halt_PG, steps, STOP, self.engine.model, self.cfg.grpo.sampling)
 
         keys = P * (flops.row_keys(S, G, T) - flops.row_keys(S, 0, 0)) * steps / T
         decode_flops = flops.forward_flops(self.model, P * G * steps, keys)
@@ -164,7 +163,7 @@ class StepPrograms:
         """Computes the reference model's log-probabilities of all microbatches."""
 
         def function(params: Any, batch: Batch) -> Any:
-            return state.score(params, batch, self.update_spec)
+            return state.compute_logprobs(params, batch, self.update_spec)
 
         score_flops = flops.forward_flops(self.model, *self._training_work())
         return AotProgram(self.mesh, function, (self.reference, self._batch()), self.state, flops=score_flops)
@@ -181,10 +180,10 @@ class StepPrograms:
         return AotProgram(self.mesh, function, inputs, self.reference, donated=(0,), flops=update_flops)
 
     def _state(self) -> state.TrainState:
-        tx = optimizer.make(self.update_spec.optimizer, self.model, self.update_spec.steps)
+        tx = optimizer.make_optimizer(self.update_spec.optimizer, self.model, self.update_spec.steps)
         opt_state = jax.eval_shape(tx.init, self.params)
         replicated = sharding.replicated(self.mesh)
-        shardings = state.beside(self.params, opt_state)
+        shardings = state.opt_state_shardings(self.params, opt_state)
         opt_state = jax.tree.map(lambda leaf, own: _with_sharding(leaf, own or replicated), opt_state, shardings)
         return state.TrainState(_abstract_array((), jnp.int32, self.mesh), self.params, opt_state)
 
@@ -195,7 +194,7 @@ class StepPrograms:
     def _batch(self) -> Batch:
         shape = self.microbatches, self.microbatch_rows, self.row_tokens
         ints, floats = (_abstract_array(shape, dtype, self.mesh, (None, "rows")) for dtype in (jnp.int32, jnp.float32))
-        rows = Rows(*[floats if name in ("weight", "logprob") else ints for name in Rows._fields])
+        rows = PackedRows(*[floats if name in ("weight", "logprob") else ints for name in PackedRows._fields])
         return Batch(rows, floats, floats, floats, _abstract_array((), jnp.int32, self.mesh))
 
     def _training_work(self) -> tuple[float, float, float]:
@@ -214,7 +213,7 @@ def _abstract_array(
 ) -> Any:
     """A shape with a sharding; `axes` names the first dimensions, the others are not sharded."""
     names = (*axes, *[None] * (len(shape) - len(axes)))
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.named(mesh, names, rules, shape))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.named_sharding(mesh, names, rules, shape))
 
 
 def _with_sharding(leaf: jax.ShapeDtypeStruct, leaf_sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

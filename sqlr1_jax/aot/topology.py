@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from sqlr1_jax import hosts
+from sqlr1_jax.distributed import collectives
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import flops
 
@@ -63,4 +63,4 @@ def describe(name: str) -> Topology:
         devices: list[Any] = list(topologies.get_topology_desc(name, platform="tpu", **megacore).devices)
     except Exception as error:
         raise ConfigError(f"--topology={name}: {str(error).splitlines()[0]}") from error
-    return Topology(name, devices, hosts.of(devices), int(USABLE_GIB[generation] * GIB))
+    return Topology(name, devices, collectives.count_processes(devices), int(USABLE_GIB[generation] * GIB))

@@ -37,7 +37,7 @@ class Example:
     spoiled: bool = False  # whether it did
 
 
-def read(spec: str, databases: str = "", exclude: str = "", limit: int = 0, seed: int = 0) -> list[Example]:
+def read_examples(spec: str, databases: str = "", exclude: str = "", limit: int = 0, seed: int = 0) -> list[Example]:
     """The examples of `prefix:path`, in the file's order or in that of a named selection.
 
     databases: folder of <db_id>/<db_id>.sqlite or <db_id>.sqlite, or one file; empty: beside the data.
@@ -66,7 +66,7 @@ class SetAside:
     reason: str
 
 
-def read_all(spec: str, databases: str = "", limit: int = 0) -> tuple[list[Example], list[SetAside]]:
+def read_all_records(spec: str, databases: str = "", limit: int = 0) -> tuple[list[Example], list[SetAside]]:
     """Every example of `prefix:path`, and every record that was set aside; see `read`."""
     reader = _reader(spec, databases)
     return _first(reader.examples(), limit), reader.set_aside
@@ -90,10 +90,10 @@ class _Databases:
 
     def places(self, db_id: str) -> list[Path]:
         """Where the file may be, the usual place first."""
-        return [] if self.folder is None else places(self.folder, db_id)
+        return [] if self.folder is None else database_candidates(self.folder, db_id)
 
 
-def places(folder: Path, db_id: str) -> list[Path]:
+def database_candidates(folder: Path, db_id: str) -> list[Path]:
     """Where a database may be in a folder of databases, the usual place first."""
     folder, file = folder.absolute(), f"{db_id}.sqlite"
     return [folder / db_id / file, folder / file, *([folder] if folder.is_file() else [])]

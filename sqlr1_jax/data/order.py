@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def take(count: int, per_step: int, seed: int, step: int) -> list[int]:
+def batch_indices(count: int, per_step: int, seed: int, step: int) -> list[int]:
     """Indices, among `count` items, of the `per_step` that belong to a step (counted from 0).
 
     Items stand in a fresh order each epoch; a step may span the end of one epoch and the start of the next.

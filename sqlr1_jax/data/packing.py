@@ -39,7 +39,7 @@ class Group(NamedTuple):
     segments: Sequence[Segment]
 
 
-class Rows(NamedTuple):
+class PackedRows(NamedTuple):
     """What training eats. Every field is [B, T]; a place that holds no token is 0 in all of them."""
 
     tokens: Ints
@@ -54,7 +54,7 @@ class Rows(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """A strided row, [prefix | segments × segment]: fixed places, so that attention needs no [T, T] mask."""
 
     prefix: int  # tokens
@@ -81,24 +81,24 @@ class _Piece(NamedTuple):
     segment: int  # 0 for the prefix
 
 
-def size(group: Group) -> int:
+def packed_length(group: Group) -> int:
     """Tokens the group takes in a packed row: its prefix and its segments' inputs."""
     return len(group.prefix) + sum(len(s.tokens) - 1 for s in group.segments)
 
 
-def layout_of(groups: Sequence[Group], multiple: int = 16) -> Layout:
+def smallest_layout(groups: Sequence[Group], multiple: int = 16) -> RowLayout:
     """The smallest layout that takes every group, rounded up to a multiple: fewer shapes to compile."""
     prefix = max((len(g.prefix) for g in groups), default=0)
     segment = max((len(s.tokens) - 1 for g in groups for s in g.segments), default=0)
     count = max((len(g.segments) for g in groups), default=0)
-    return Layout(_up(prefix, multiple), count, _up(segment, multiple))
+    return RowLayout(_up(prefix, multiple), count, _up(segment, multiple))
 
 
-def ladder(layout: Layout, count: int) -> tuple[Layout, ...]:
+def layout_ladder(layout: RowLayout, count: int) -> tuple[RowLayout, ...]:
     """At most `count` layouts of as many segments up to `layout`, each √2 shorter than the next; smallest first."""
     shares = [2 ** (-i / 2) for i in reversed(range(count))]
     sizes = [(_shorter(layout.prefix, share), _shorter(layout.segment, share)) for share in shares]
-    return tuple(Layout(prefix, layout.segments, segment) for prefix, segment in dict.fromkeys(sizes))
+    return tuple(RowLayout(prefix, layout.segments, segment) for prefix, segment in dict.fromkeys(sizes))
 
 
 def _shorter(size: int, share: float) -> int:
@@ -106,13 +106,13 @@ def _shorter(size: int, share: float) -> int:
     return min(size, _up(math.ceil(size * share), 128 if size >= 1024 else 8))
 
 
-def need(group: Group, layout: Layout) -> float:
+def layout_fraction(group: Group, layout: RowLayout) -> float:
     """The share of its layout that a group needs."""
     longest = max((len(s.tokens) - 1 for s in group.segments), default=0)
     return max(len(group.prefix) / max(1, layout.prefix), longest / max(1, layout.segment))
 
 
-def strided(groups: Sequence[Group], layout: Layout) -> Rows:
+def shared_prefix_rows(groups: Sequence[Group], layout: RowLayout) -> PackedRows:
     """One row a group, each part at its layout's place, padded behind. Raises `PackingError`."""
     pieces = []
     for row, group in enumerate(groups):
@@ -123,12 +123,12 @@ def strided(groups: Sequence[Group], layout: Layout) -> Rows:
     return _fill(groups, pieces, len(groups), layout.length)
 
 
-def packed(groups: Sequence[Group], length: int) -> Rows:
+def pack_rows(groups: Sequence[Group], length: int) -> PackedRows:
     """Groups side by side in rows of `length`, the longest first, each in the first row with room.
 
     Raises `PackingError` when one is longer than a row.
     """
-    sizes = [size(group) for group in groups]
+    sizes = [packed_length(group) for group in groups]
     if groups and max(sizes) > length:
         worst = int(np.argmax(sizes))
         raise PackingError(f"group {worst} takes {sizes[worst]} tokens, a packed row {length}: raise rows.length.")
@@ -151,16 +151,16 @@ def unshared(groups: Sequence[Group]) -> list[Group]:
     return [Group(group.prefix, [segment]) for group in groups for segment in group.segments]
 
 
-def pad_rows(rows: Rows, count: int) -> Rows:
+def pad_rows(rows: PackedRows, count: int) -> PackedRows:
     """The rows, and empty ones behind them up to `count`."""
     missing = count - len(rows.tokens)
     if missing < 0:
         raise PackingError(f"{len(rows.tokens)} rows do not fit a batch of {count}.")
     fields: list[Any] = [np.pad(field, ((0, missing), (0, 0))) for field in rows]
-    return Rows(*fields)
+    return PackedRows(*fields)
 
 
-def lengths(longest: int, sizes: int) -> list[int]:
+def padded_lengths(longest: int, sizes: int) -> list[int]:
     """Up to `sizes` lengths to pad to, ascending in equal steps of whole 16s; the last is `longest`."""
     return sorted({min(longest, _up(-(-longest * (i + 1) // sizes), 16)) for i in range(sizes)})
 
@@ -169,7 +169,7 @@ def _up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def _check_fits(group: Group, layout: Layout) -> None:
+def _check_fits(group: Group, layout: RowLayout) -> None:
     if len(group.prefix) > layout.prefix:
         raise PackingError(f"a prefix of {len(group.prefix)} tokens: raise rows.prefix past {layout.prefix}.")
     if len(group.segments) > layout.segments:
@@ -188,7 +188,7 @@ def _side_by_side(group: Group, index: int, row: int, start: int, number: int) -
     return pieces
 
 
-def _fill(groups: Sequence[Group], pieces: Sequence[_Piece], count: int, length: int) -> Rows:
+def _fill(groups: Sequence[Group], pieces: Sequence[_Piece], count: int, length: int) -> PackedRows:
     """Scatters all pieces at once: one flat index, one assignment a field."""
     parts = [_part(groups[p.group], p.segment) for p in pieces]
     sizes = np.array([len(part.weight) for part in parts], np.int64)
@@ -207,7 +207,7 @@ def _fill(groups: Sequence[Group], pieces: Sequence[_Piece], count: int, length:
     def joined(arrays: Sequence[Any], dtype: type) -> npt.NDArray[Any]:
         return scatter(np.concatenate([np.zeros(0, dtype), *arrays]), dtype)
 
-    return Rows(
+    return PackedRows(
         tokens=joined([part.tokens[:-1] for part in parts], np.int32),
         targets=joined([part.tokens[1:] for part in parts], np.int32),
         positions=scatter(within + np.repeat(np.array(offsets, np.int64), sizes), np.int32),

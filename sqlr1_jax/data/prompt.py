@@ -75,7 +75,7 @@ class PromptRenderer:
     `tokenizer` is a fast tokenizer of transformers. Raises `ConfigError` where its chat template won't do.
     """
 
-    def __init__(self, tokenizer: Any, data: config.Data) -> None:
+    def __init__(self, tokenizer: Any, data: config.DataConfig) -> None:
         self._tokenizer = tokenizer
         self._data = data
         self._forms = schema.FORMS[schema.FORMS.index(data.schema) :]  # each shorter than the one before

@@ -25,7 +25,7 @@ LONGEST_RUN = 8  # words
 COVERED = 0.85  # of a value, by its longest common substring with the question
 MOST = 20  # values for a question
 CANDIDATES = 10  # of each run of words
-K1, B = 1.5, 0.75  # BM25's saturation and length normalisation, their usual values
+K1, B = 1.5, 0.75  # BM25's saturation and length normalization, their usual values
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

@@ -65,7 +65,7 @@ def execute_golds(examples: Sequence[Example]) -> list[bool]:
     from sqlr1_jax.sql.executor import Executor
     from sqlr1_jax.sql.outcome import OutcomeKind
 
-    with Executor(config.Execute()) as executor:
+    with Executor(config.ExecuteConfig()) as executor:
         futures = [executor.run(example.database, example.sql) for example in examples]
         return [outcome.kind == OutcomeKind.OK and outcome.row_count > 0 for outcome in (f.result() for f in futures)]
 

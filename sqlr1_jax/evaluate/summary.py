@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlr1_jax.config import Config
-from sqlr1_jax.evaluate import execution
+from sqlr1_jax.evaluate import accuracy
 from sqlr1_jax.io import atomic_write_text, read_jsonl
 from sqlr1_jax.sql.outcome import OutcomeKind
 
@@ -20,12 +20,12 @@ def write(workdir: Path, cfg: Config, stage: str, seconds: float) -> None:
     times[stage] = round(times.get(stage, 0.0) + seconds, 3)
     times["total"] = round(sum(value for name, value in times.items() if name != "total"), 3)
     summary: dict[str, Any] = {"seconds": times}
-    for name in ("cold_start", "final"):
+    for name in ("sft", "final"):
         figures = workdir / "evaluation" / name / "figures.json"
         if figures.exists():
             summary[name] = json.loads(figures.read_text())
-    summary |= summary.get("final", summary.get("cold_start", {})).get("heldout", {})
-    if "cold_start" in summary and "final" in summary:
+    summary |= summary.get("final", summary.get("sft", {})).get("heldout", {})
+    if "sft" in summary and "final" in summary:
         gains = gain(workdir)
         summary |= {"gain": gains[0], "interval": list(gains[1:])}
     if (workdir / "export").exists():
@@ -33,11 +33,11 @@ def write(workdir: Path, cfg: Config, stage: str, seconds: float) -> None:
     atomic_write_text(path, json.dumps(summary, indent=1))
 
 
-def gain(workdir: Path, before: str = "cold_start", after: str = "final", **only: str) -> tuple[float, float, float]:
+def gain(workdir: Path, before: str = "sft", after: str = "final", **only: str) -> tuple[float, float, float]:
     """Paired gain in greedy accuracy on the held-out set with its 95 % interval; `only` keeps items by a field."""
     lines = [_items(workdir / "evaluation" / name / "greedy.jsonl", only) for name in (before, after)]
     flags = [{i: OutcomeKind(line["outcome"]).correct for i, line in one.items()} for one in lines]
-    return execution.paired_gain(flags[0], flags[1], {i: line["db_id"] for i, line in lines[0].items()})
+    return accuracy.paired_gain(flags[0], flags[1], {i: line["db_id"] for i, line in lines[0].items()})
 
 
 def _items(path: Path, only: dict[str, str]) -> dict[str, dict[str, Any]]:

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sqlr1_jax.model import kernels, strided
-from sqlr1_jax.model.cache import Cache, layer_of, prefix_of, visible
-from sqlr1_jax.model.quantize import Scaled
+from sqlr1_jax.model import kernels, shared_prefix
+from sqlr1_jax.model.kv_cache import KVCache, layer_of, prefix_of, visible
+from sqlr1_jax.model.quantize import QuantizedArray
 
 Rows = tuple[jax.Array, ...]  # what is known of each query: arrays [B or 1, T]
 BACKENDS = ("auto", "xla", "splash", "cudnn")
@@ -36,7 +36,7 @@ class Mask:
     segment: int = struct.field(pytree_node=False, default=0)  # tokens each of its segments takes; 0: it has none
 
 
-def causal(tokens_BT: jax.Array, length_B: jax.Array) -> Mask:
+def causal_mask(tokens_BT: jax.Array, length_B: jax.Array) -> Mask:
     """Plain rows of one text each, `length_B` tokens long, padded behind."""
     places_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
     valid_BT = (places_BT < length_B[:, None]).astype(jnp.int32)
@@ -57,7 +57,7 @@ def attend(
       backend: as `choose` takes it.
     """
     if (kernel := choose(backend, q_BTHh, mask)) != "xla":
-        return kernels.by_device(_kernel(kernel, mask), q_BTHh, k_BTKh, v_BTKh, mask.prefix_BT)
+        return kernels.shard_map_attention(_kernel(kernel, mask), q_BTHh, k_BTKh, v_BTKh, mask.prefix_BT)
     if mask.segment:
         return _attend_strided(q_BTHh, k_BTKh, v_BTKh, mask, query_chunk)
     return _attend_general(q_BTHh, k_BTKh, v_BTKh, mask, query_chunk)
@@ -93,7 +93,7 @@ def _platform() -> str:
 
 def _kernel(name: str, mask: Mask) -> kernels.Kernel:
     """Splash is interpreted where there is no TPU, which is slow and for tests."""
-    sees = kernels.Sees(mask.prefix, mask.segment)
+    sees = kernels.SharedPrefixMask(mask.prefix, mask.segment)
     if name == "cudnn":
         return functools.partial(kernels.cudnn, sees=sees)
     return functools.partial(kernels.splash, sees=sees, interpret=_platform() != "tpu")
@@ -136,9 +136,12 @@ def _by_chunks(block: Callable[[jax.Array, Rows], jax.Array], q: jax.Array, rows
         return block(q, rows)
     T = q.shape[-2]
     chunk = min(chunk, T)
-    chunks = strided.split_time(q, chunk), tuple(strided.split_time(row[..., None], chunk)[..., 0] for row in rows)
+    chunks = (
+        shared_prefix.split_time(q, chunk),
+        tuple(shared_prefix.split_time(row[..., None], chunk)[..., 0] for row in rows),
+    )
     out = jax.lax.map(lambda part: jax.checkpoint(block)(*part), chunks)
-    return strided.join_time(out, T)
+    return shared_prefix.join_time(out, T)
 
 
 def _attend_general(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask: Mask, query_chunk: int) -> jax.Array:
@@ -178,11 +181,11 @@ def _attend_strided(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mas
     q_BKgTh = _heads_first(q_BTHh, k_BTKh.shape[2])
     k_BKTh, v_BKTh = k_BTKh.transpose(0, 2, 1, 3), v_BTKh.transpose(0, 2, 1, 3)
     length_B = (mask.prefix_BT[:, : mask.prefix] > 0).sum(1, dtype=jnp.int32)
-    places = strided.Places(mask.prefix, mask.segment, query_chunk * q_BKgTh.shape[2])
-    return _heads_last(strided.attend(q_BKgTh, k_BKTh, v_BKTh, length_B, places))
+    places = shared_prefix.Places(mask.prefix, mask.segment, query_chunk * q_BKgTh.shape[2])
+    return _heads_last(shared_prefix.attend(q_BKgTh, k_BKTh, v_BKTh, length_B, places))
 
 
-def attend_cached(q_PGHh: jax.Array, cache: Cache, stack: int, entry: jax.Array | int) -> jax.Array:
+def attend_cached(q_PGHh: jax.Array, cache: KVCache, stack: int, entry: jax.Array | int) -> jax.Array:
     """One decode step's queries over their prompt's prefix and their sample's own columns → [P, G, H, h].
 
     The step's keys and values have been written, to that entry of that stack of the cache. Of many columns only those
@@ -217,13 +220,13 @@ def _windows(T: int, smallest: int = 256) -> list[int]:
     return windows
 
 
-def _stored_products(q: jax.Array, k: Scaled) -> jax.Array:
+def _stored_products(q: jax.Array, k: QuantizedArray) -> jax.Array:
     """Scores of stored keys: a token's scale multiplies its score, so int8 keys are never made wide."""
     scores = _products(q, k.values.astype(q.dtype))
     return scores if k.scale is None else scores * k.scale
 
 
-def _weigh_stored(weights: jax.Array, v: Scaled, dtype: jnp.dtype) -> jax.Array:
+def _weigh_stored(weights: jax.Array, v: QuantizedArray, dtype: jnp.dtype) -> jax.Array:
     """The same of values: a token's scale multiplies its weight."""
     if v.scale is not None:
         weights = weights * v.scale.swapaxes(-1, -2)
@@ -231,7 +234,7 @@ def _weigh_stored(weights: jax.Array, v: Scaled, dtype: jnp.dtype) -> jax.Array:
 
 
 def _mix_cached(
-    shared: jax.Array, prefix_v: Scaled, own: jax.Array, v: Scaled, dtype: jnp.dtype
+    shared: jax.Array, prefix_v: QuantizedArray, own: jax.Array, v: QuantizedArray, dtype: jnp.dtype
 ) -> jax.Array:
     """Scores [P, K, G·g, S] and [P, G, K, g, W], values of the latter [P·G, K, W, h] → [P, G, K, g, h]."""
     P, G, K, g, _ = own.shape

@@ -51,7 +51,7 @@ def forward_flops(cfg: Qwen2Config, tokens: float, keys: float, asked: float | N
 
 
 def update_flops(cfg: Qwen2Config, tokens: float, keys: float, asked: float | None = None) -> float:
-    """Of forward and backward, without what rematerialisation does again: the model's, not the machine's."""
+    """Of forward and backward, without what rematerialization does again: the model's, not the machine's."""
     return 3 * forward_flops(cfg, tokens, keys, asked)
 
 

@@ -18,12 +18,13 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-from sqlr1_jax import hosts
+from sqlr1_jax.distributed import collectives
+from sqlr1_jax.distributed.sharding import TRAIN_RULES, Rules, named_sharding
 from sqlr1_jax.errors import ConfigError
+from sqlr1_jax.io import read_json
 from sqlr1_jax.model import safetensors, tokenizer
-from sqlr1_jax.model.qwen2 import Params, ParamSpec, Qwen2Config, abstract, is_spec
+from sqlr1_jax.model.qwen2 import Params, ParamSpec, Qwen2Config, abstract_params, is_spec
 from sqlr1_jax.model.safetensors import Tensor, WeightsError
-from sqlr1_jax.sharding import TRAIN_RULES, Rules, named
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ _NAMES: dict[str, _Name] = {
 }
 
 
-def resolve(source: str | Path) -> Path:
+def resolve_folder(source: str | Path) -> Path:
     """The folder of a model: `source` itself, or the Hub repository of that id, downloaded (or found in the cache)."""
     folder = Path(source)
     if (folder / "config.json").is_file():
@@ -77,10 +78,10 @@ def resolve(source: str | Path) -> Path:
 def config_from_folder(folder: str | Path) -> Qwen2Config:
     """The shape that config.json names; ids past the folder's tokenizer are masked.
 
-    Raises ConfigError for what is no plain Qwen2.
+    Raises ConfigError for what is no plain Qwen2, JsonError for a file that is broken.
     """
     path = Path(folder) / "config.json"
-    record = json.loads(path.read_text())
+    record = read_json(path)
     _refuse_unknown(path, record)
     heads = record["num_attention_heads"]
     rope = record.get("rope_parameters") or {}
@@ -116,20 +117,20 @@ def _refuse_unknown(path: Path, record: Mapping[str, Any]) -> None:
         if found:
             raise ConfigError(
                 f"{path}: {key} is {record.get(key)!r}, which this stack does not compute. It takes plain Qwen2 models "
-                "(Qwen2, Qwen2.5, Qwen2.5-Coder) without sliding windows, scaled positions or quantisation."
+                "(Qwen2, Qwen2.5, Qwen2.5-Coder) without sliding windows, scaled positions or quantization."
             )
 
 
-def load(
+def load_params(
     source: str | Path, cfg: Qwen2Config, mesh: jax.sharding.Mesh | None = None, rules: Rules = TRAIN_RULES
 ) -> Params:
     """Parameters in cfg.param_dtype, each device reading its own part; without a mesh, all on the first device.
 
     Raises WeightsError naming the file and the tensor where one is missing or has another shape.
     """
-    folder = resolve(source)
+    folder = resolve_folder(source)
     tensors = _open(folder)
-    specs = flax.traverse_util.flatten_dict(abstract(cfg), sep="/", is_leaf=lambda _, leaf: is_spec(leaf))
+    specs = flax.traverse_util.flatten_dict(abstract_params(cfg), sep="/", is_leaf=lambda _, leaf: is_spec(leaf))
     loaded = {path: _load_one(folder, tensors, path, spec, mesh, rules) for path, spec in specs.items()}
     known = {name for path, spec in specs.items() for name in _tensor_names(path, spec)}
     ignored = sorted(set(tensors) - known - {"lm_head.weight"})
@@ -175,7 +176,7 @@ def _load_one(
 
     if mesh is None:
         return jax.device_put(part(None))
-    return jax.make_array_from_callback(spec.shape, named(mesh, spec.logical_axes, rules, spec.shape), part)
+    return jax.make_array_from_callback(spec.shape, named_sharding(mesh, spec.logical_axes, rules, spec.shape), part)
 
 
 def _stored_shape(shape: tuple[int, ...], inputs: int | None) -> tuple[int, ...]:
@@ -221,7 +222,7 @@ def _stored(values: np.ndarray, inputs: int | None) -> np.ndarray:
     return values.reshape(math.prod(values.shape[:inputs]), -1).T
 
 
-def save(
+def save_model(
     folder: str | Path,
     params: Params,
     cfg: Qwen2Config,
@@ -237,7 +238,7 @@ def save(
     """
     folder = Path(folder)
     tensors = _tensors(params, cfg, np.dtype(dtype or cfg.param_dtype))
-    if not hosts.first():
+    if not collectives.is_primary():
         for tensor in tensors:
             tensor.make()
         return []

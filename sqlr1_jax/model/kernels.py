@@ -15,13 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sqlr1_jax.sharding import TRAIN_RULES, spec
+from sqlr1_jax.distributed.sharding import TRAIN_RULES, partition_spec
 
 BLOCK = 512  # queries and keys that a turn of splash's kernel holds; a multiple of 128
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def by_device(kernel: Kernel, q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, real_BT: jax.Array) -> jax.Array:
+def shard_map_attention(
+    kernel: Kernel, q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, real_BT: jax.Array
+) -> jax.Array:
     """`kernel(q, k, v, real)` on each device's rows and heads: the partitioner cannot cut a kernel by itself.
 
     Where a tensor axis is wider than the key-value heads, they are repeated until it divides them; where that is more
@@ -31,18 +33,18 @@ def by_device(kernel: Kernel, q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.
     if mesh.empty or mesh.size == 1:
         return kernel(q_BTHh, k_BTKh, v_BTKh, real_BT)
     H, K = q_BTHh.shape[2], k_BTKh.shape[2]
-    heads = spec(("rows", None, "heads", None), TRAIN_RULES, q_BTHh.shape, mesh)
+    heads = partition_spec(("rows", None, "heads", None), TRAIN_RULES, q_BTHh.shape, mesh)
     repeats = math.lcm(K, mesh.shape["tensor"]) // K
     if H % (K * repeats):
-        heads, repeats = spec(("rows",), TRAIN_RULES, q_BTHh.shape, mesh), 1
+        heads, repeats = partition_spec(("rows",), TRAIN_RULES, q_BTHh.shape, mesh), 1
     k_BTKh, v_BTKh = (jnp.repeat(x, repeats, axis=2) if repeats > 1 else x for x in (k_BTKh, v_BTKh))
-    rows = spec(("rows",), TRAIN_RULES, real_BT.shape, mesh)
+    rows = partition_spec(("rows",), TRAIN_RULES, real_BT.shape, mesh)
     mapped = jax.shard_map(kernel, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
     return mapped(q_BTHh, k_BTKh, v_BTKh, real_BT)
 
 
 @dataclasses.dataclass(frozen=True)
-class Sees:
+class SharedPrefixMask:
     """Which keys a query of a row [prefix | segment | segment | …] sees, by their places, padding apart."""
 
     prefix: int
@@ -78,7 +80,7 @@ def splash(
     k_BTKh: jax.Array,
     v_BTKh: jax.Array,
     real_BT: jax.Array,
-    sees: Sees,
+    sees: SharedPrefixMask,
     block: int = BLOCK,
     interpret: bool = False,
 ) -> jax.Array:
@@ -102,7 +104,9 @@ def splash(
     return jax.vmap(one)(q_BHTh, k_BKTh, v_BKTh, ids_BT).swapaxes(1, 2)[:, :T]
 
 
-def _splash_kernel(sees: Sees, length: int, heads: int, block: int, interpret: bool) -> Callable[..., jax.Array]:
+def _splash_kernel(
+    sees: SharedPrefixMask, length: int, heads: int, block: int, interpret: bool
+) -> Callable[..., jax.Array]:
     """On one row, heads before time; imported here, since a machine without a TPU needs none of it."""
     from jax.experimental.pallas.ops.tpu import splash_attention as ops
 
@@ -133,7 +137,7 @@ def cudnn(
     k_BTKh: jax.Array,
     v_BTKh: jax.Array,
     real_BT: jax.Array,
-    sees: Sees,
+    sees: SharedPrefixMask,
     implementation: str = "cudnn",
 ) -> jax.Array:
     """CuDNN's flash attention → [B, T, H, h].

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from sqlr1_jax.distributed.sharding import TRAIN_RULES, constrain, partition_spec
 from sqlr1_jax.model.qwen2 import Params, Qwen2Config, mask_logits, unembedding
-from sqlr1_jax.sharding import TRAIN_RULES, constrain, spec
 
 Arrays = tuple[jax.Array, ...]
 
@@ -139,7 +139,7 @@ def _rows_a_chip(rows: int) -> int:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return rows
-    return NamedSharding(mesh, spec(("rows",), TRAIN_RULES, (rows,), mesh)).shard_shape((rows,))[0]
+    return NamedSharding(mesh, partition_spec(("rows",), TRAIN_RULES, (rows,), mesh)).shard_shape((rows,))[0]
 
 
 def _front(x: jax.Array, order_BT: jax.Array) -> jax.Array:

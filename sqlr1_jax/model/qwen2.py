@@ -15,19 +15,19 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from sqlr1_jax.model import attention, matmul
-from sqlr1_jax.model import cache as caches
+from sqlr1_jax.distributed.sharding import SAMPLE_RULES, TRAIN_RULES, Rules, constrain
+from sqlr1_jax.model import attention, ops
+from sqlr1_jax.model import kv_cache as caches
 from sqlr1_jax.model.attention import Mask
-from sqlr1_jax.model.cache import Cache
-from sqlr1_jax.model.matmul import Turned
+from sqlr1_jax.model.kv_cache import KVCache
 from sqlr1_jax.model.norm import rms_norm
-from sqlr1_jax.model.quantize import SUMMED
-from sqlr1_jax.sharding import SAMPLE_RULES, TRAIN_RULES, Rules, constrain
+from sqlr1_jax.model.ops import Transposed
+from sqlr1_jax.model.quantize import CONTRACTING_AXES
 
 Params = dict[str, Any]
 Layers = Params | tuple[Params, ...]  # stacked, or one by one: `apart`
-MATRICES = frozenset((*SUMMED, "embed", "unembed"))  # parameters that take part in products, in `dtype`
-RESIDUAL = "layer_input"  # its name under rematerialisation
+MATMUL_PARAMS = frozenset((*CONTRACTING_AXES, "embed", "unembed"))  # parameters that take part in products, in `dtype`
+LAYER_INPUT = "layer_input"  # its name under rematerialization
 MASKED_LOGIT = -1e30  # of ids past the tokenizer's; finite, so that 0 · log 0 never arises
 
 
@@ -49,7 +49,7 @@ class Qwen2Config:
     max_positions: int = 32768  # what the model was trained for; written into an export
     param_dtype: str = "float32"
     dtype: str = "float32"
-    activations: str = "float32"  # precision of what stands between matrix products, where it is above dtype's
+    activation_dtype: str = "float32"  # precision of what stands between matrix products, where it is above dtype's
     remat: str = "none"  # or full: keep each layer's input alone; offload: in the host's memory
     attention: str = "auto"  # the backend: attention.choose
     query_chunk: int = 0  # queries at a time in XLA's attention; 0: all
@@ -60,12 +60,12 @@ class Qwen2Config:
     unroll: int = 1  # layers in one turn of the scan
 
     @property
-    def between(self) -> jnp.dtype:
+    def matmul_output_dtype(self) -> jnp.dtype:
         """Of the residual stream, of gates and of heads until they are turned: what matrix products make.
 
         Products take `dtype`. Made in bfloat16 too, these are what most parts sampler and trainer.
         """
-        return jnp.promote_types(self.dtype, self.activations)
+        return jnp.promote_types(self.dtype, self.activation_dtype)
 
 
 def _preset(layers: int, hidden: int, heads: int, kv_heads: int, ffw: int, vocab: int, tied: bool) -> Qwen2Config:
@@ -86,7 +86,7 @@ PRESETS: dict[str, Qwen2Config] = {
     "tiny": dataclasses.replace(
         _preset(3, 128, 4, 2, 384, 2048, True),
         embed_init=0.1,
-        init="lookup",
+        init="induction_heads",
         logits_chunk=0,
     ),
     "0.5b": _preset(24, 896, 14, 2, 4864, 151936, True),
@@ -112,8 +112,8 @@ def is_spec(leaf: Any) -> bool:
     return isinstance(leaf, ParamSpec)
 
 
-def abstract(cfg: Qwen2Config) -> Params:
-    """The tree of ParamSpec from which initialisation, shardings, names and planning derive."""
+def abstract_params(cfg: Qwen2Config) -> Params:
+    """The tree of ParamSpec from which initialization, shardings, names and planning derive."""
     L, D, H, K, h, F = cfg.num_layers, cfg.hidden_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_size, cfg.ffw_size
 
     def layered(shape: tuple[int, ...], axes: tuple[str | None, ...], init: str) -> ParamSpec:
@@ -145,7 +145,7 @@ def abstract(cfg: Qwen2Config) -> Params:
 
 def count_params(cfg: Qwen2Config) -> int:
     """Parameters of the whole model, tied embeddings once."""
-    return sum(math.prod(spec.shape) for spec in jax.tree.leaves(abstract(cfg), is_leaf=is_spec))
+    return sum(math.prod(spec.shape) for spec in jax.tree.leaves(abstract_params(cfg), is_leaf=is_spec))
 
 
 def forward(
@@ -154,9 +154,9 @@ def forward(
     positions_BT: jax.Array,
     mask: Mask | None,
     cfg: Qwen2Config,
-    cache: Cache | None = None,
+    cache: KVCache | None = None,
     slot_B: jax.Array | None = None,
-) -> tuple[jax.Array, Cache | None]:
+) -> tuple[jax.Array, KVCache | None]:
     """The model up to its final norm: hidden [B, T, D] in cfg.dtype, and the cache.
 
     Without a cache: rows, as trained on. With a mask and a cache: prefill: the rows' keys and values become prefixes of
@@ -166,8 +166,8 @@ def forward(
     rules = TRAIN_RULES if cache is None else SAMPLE_RULES
     # First to dtype, as the sampler's copy of the table is.
     embed = params["embed"]
-    table_VD = embed.values if isinstance(embed, Turned) else embed
-    x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(cfg.dtype).astype(cfg.between)
+    table_VD = embed.values if isinstance(embed, Transposed) else embed
+    x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(cfg.dtype).astype(cfg.matmul_output_dtype)
     x_BTD = constrain(x_BTD, ("rows", "time", None), rules)
     rope = _rope_table(positions_BT, cfg)
     if cache is not None and mask is None:
@@ -181,15 +181,15 @@ def forward(
     return _norm(x_BTD, params["final_norm"], cfg), cache
 
 
-def apart(params: Params, cfg: Qwen2Config) -> Params:
+def unstack_layers(params: Params, cfg: Qwen2Config) -> Params:
     """The same weights, their layers one by one and their matrices turned (matmul.Turned), the unembedding among them.
 
     For sampling on CPU with all layers unrolled: XLA there copies out of a stack what a turn of the loop takes, which
     costs a decode step half of its time.
     """
     several = [jax.tree.map(lambda x: x[i], params["layers"]) for i in range(cfg.num_layers)]  # noqa: B023
-    made = tuple({name: matmul.turn(name, w) for name, w in layer.items()} for layer in several)
-    return {**params, "layers": made, _unembedding_name(cfg): Turned(unembedding(params, cfg).T)}
+    made = tuple({name: ops.transpose_weight(name, w) for name, w in layer.items()} for layer in several)
+    return {**params, "layers": made, _unembedding_name(cfg): Transposed(unembedding(params, cfg).T)}
 
 
 def _row_layers(
@@ -198,7 +198,7 @@ def _row_layers(
     """Hidden states [B, T, D] and, to `keep`, each layer's keys and values [L, B, T, K, h]."""
 
     def layer(x_BTD: jax.Array, w: Params) -> tuple[jax.Array, Any]:
-        x_BTD = checkpoint_name(x_BTD, RESIDUAL)
+        x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
         q_BTHh, k_BTKh, v_BTKh = _project(x_BTD, w, rope, cfg)
         o_BTHh = attention.attend(q_BTHh, k_BTKh, v_BTKh, mask, cfg.query_chunk, cfg.attention)
         x_BTD = _after_attention(x_BTD, o_BTHh, w, cfg, rules)
@@ -221,18 +221,18 @@ def _kept_by(remat: str) -> Callable[..., Any] | None:
         return None
     return jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
-        names_which_can_be_offloaded=[RESIDUAL],
+        names_which_can_be_offloaded=[LAYER_INPUT],
         offload_src="device",
         offload_dst="pinned_host",
     )
 
 
 def _decode_layers(
-    layers: Layers, x_PGD: jax.Array, rope: Rope, cache: Cache, cfg: Qwen2Config
-) -> tuple[jax.Array, Cache]:
+    layers: Layers, x_PGD: jax.Array, rope: Rope, cache: KVCache, cfg: Qwen2Config
+) -> tuple[jax.Array, KVCache]:
     stacks, depth = _stacks(cfg)
 
-    def turn(carry: tuple[jax.Array, Cache], inputs: tuple[jax.Array, Any]) -> tuple[tuple[jax.Array, Cache], None]:
+    def turn(carry: tuple[jax.Array, KVCache], inputs: tuple[jax.Array, Any]) -> tuple[tuple[jax.Array, KVCache], None]:
         (x_PGD, cache), (entry, several) = carry, inputs
         for stack in range(stacks):
             w = _layer(several, stack)
@@ -262,7 +262,7 @@ def _stacks(cfg: Qwen2Config) -> tuple[int, int]:
 
 def _project(x_BTD: jax.Array, w: Params, rope: Rope, cfg: Qwen2Config) -> tuple[jax.Array, jax.Array, jax.Array]:
     x_BTD = _norm(x_BTD, w["attention_norm"], cfg)
-    made = matmul.products(x_BTD, [w[name] for name in "qkv"], cfg.between)
+    made = ops.matmuls(x_BTD, [w[name] for name in "qkv"], cfg.matmul_output_dtype)
     q_BTHh, k_BTKh, v_BTKh = (_heads(y_BTN, w[f"{name}_bias"]) for name, y_BTN in zip("qkv", made, strict=True))
     q_BTHh, k_BTKh = _rotate(q_BTHh, rope), _rotate(k_BTKh, rope)
     return q_BTHh.astype(cfg.dtype), k_BTKh.astype(cfg.dtype), v_BTKh.astype(cfg.dtype)
@@ -274,7 +274,7 @@ def _heads(y_BTN: jax.Array, bias_Nh: jax.Array) -> jax.Array:
 
 def _after_attention(x_BTD: jax.Array, o_BTHh: jax.Array, w: Params, cfg: Qwen2Config, rules: Rules) -> jax.Array:
     B, T, _ = x_BTD.shape
-    x_BTD = x_BTD + matmul.product(o_BTHh.reshape(B, T, -1), w["o"], cfg.between)
+    x_BTD = x_BTD + ops.matmul(o_BTHh.reshape(B, T, -1), w["o"], cfg.matmul_output_dtype)
     x_BTD = constrain(x_BTD, ("rows", "time", None), rules)
     x_BTD = x_BTD + _feed_forward(_norm(x_BTD, w["ffw_norm"], cfg), w, cfg)
     return constrain(x_BTD, ("rows", "time", None), rules)
@@ -282,7 +282,7 @@ def _after_attention(x_BTD: jax.Array, o_BTHh: jax.Array, w: Params, cfg: Qwen2C
 
 def _feed_forward(x_BTD: jax.Array, w: Params, cfg: Qwen2Config) -> jax.Array:
     def swiglu(x_BTD: jax.Array) -> jax.Array:
-        return matmul.swiglu(x_BTD, w["gate"], w["up"], w["down"], cfg.between)
+        return ops.swiglu(x_BTD, w["gate"], w["up"], w["down"], cfg.matmul_output_dtype)
 
     B, T, D = x_BTD.shape
     if cfg.ffw_chunks == 1 or T % cfg.ffw_chunks:
@@ -333,8 +333,8 @@ def unembed(params: Params, hidden: jax.Array, cfg: Qwen2Config) -> jax.Array:
     """Logits […, V] in at least float32; ids that the tokenizer lacks get MASKED_LOGIT."""
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     table = params[_unembedding_name(cfg)]
-    if isinstance(table, Turned):
-        return mask_logits(matmul.product(hidden, table, wide), cfg)
+    if isinstance(table, Transposed):
+        return mask_logits(ops.matmul(hidden, table, wide), cfg)
     table_DV = unembedding(params, cfg).astype(hidden.dtype)
     logits = jnp.einsum("...d,dv->...v", hidden, table_DV, preferred_element_type=wide)
     return mask_logits(logits, cfg)
@@ -348,12 +348,12 @@ def mask_logits(logits: jax.Array, cfg: Qwen2Config) -> jax.Array:
     return jnp.where(known, logits, MASKED_LOGIT)
 
 
-def empty_cache(cfg: Qwen2Config, prompts: int, samples: int, prefix: int, steps: int, dtype: str = "") -> Cache:
+def init_cache(cfg: Qwen2Config, prompts: int, samples: int, prefix: int, steps: int, dtype: str = "") -> KVCache:
     """An empty cache for `samples` of each of `prompts`, prefixes of up to `prefix` tokens and `steps` steps."""
     return caches.zeros(cache_shapes(cfg, prompts, samples, prefix, steps, dtype))
 
 
-def cache_shapes(cfg: Qwen2Config, prompts: int, samples: int, prefix: int, steps: int, dtype: str = "") -> Cache:
+def cache_shapes(cfg: Qwen2Config, prompts: int, samples: int, prefix: int, steps: int, dtype: str = "") -> KVCache:
     """The same, shapes alone."""
     kind = jnp.dtype(dtype or cfg.dtype)
     heads = cfg.num_kv_heads, cfg.head_size

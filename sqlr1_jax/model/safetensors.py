@@ -52,7 +52,10 @@ def open_file(path: Path) -> dict[str, np.ndarray]:
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if 8 + length > size:
             raise WeightsError(f"{path} is cut short: its header alone is past its {size} bytes; download it again.")
-        header = json.loads(file.read(length))
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise WeightsError(f"{path}: its header is not JSON ({error}); download it again.") from error
     header.pop("__metadata__", None)
     return {name: _map(path, name, record, 8 + length, size) for name, record in header.items()}
 
@@ -65,7 +68,7 @@ def _map(path: Path, name: str, record: Mapping, start: int, size: int) -> np.nd
     if dtype is None:
         raise WeightsError(
             f"{path}: {name} is stored as {record['dtype']}; only {', '.join(_DTYPES)} are read, so take weights that "
-            "are not quantised."
+            "are not quantized."
         )
     if begin == end:
         return np.zeros(record["shape"], dtype)

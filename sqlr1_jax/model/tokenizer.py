@@ -28,14 +28,17 @@ _STOPS = ("<|im_end|>", "<|endoftext|>")  # Qwen2.5's ends of a turn and of a te
 def load(folder: str | Path) -> Any:
     """The folder's tokenizer.json as a transformers fast tokenizer (no torch needed).
 
-    Raises ConfigError where there is none, or where it has no chat template: prompts are rendered by it alone.
+    Raises ConfigError where there is none, or one that is broken or has no chat template, which renders all prompts.
     """
     from transformers import PreTrainedTokenizerFast
 
     folder = Path(folder)
     if not (folder / "tokenizer.json").is_file():
         raise ConfigError(f"{folder} has no tokenizer.json; config.model.path takes a folder with a fast tokenizer.")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+    except Exception as error:
+        raise ConfigError(f"The tokenizer in {folder} cannot be read ({error}): download the model again.") from error
     if not tokenizer.chat_template:
         raise ConfigError(
             f"The tokenizer in {folder} has no chat template. Take the Instruct variant of the model, or put the "
@@ -57,7 +60,7 @@ def stop_ids(tokenizer: Any, folder: str | Path = "") -> tuple[int, ...]:
     return stops
 
 
-class Ends:
+class StopTextMatcher:
     """Tells how many of a completion's tokens reach the end of the first text that ends it; None: not there yet."""
 
     def __init__(self, tokenizer: Any, texts: tuple[str, ...]):

@@ -19,7 +19,7 @@ def advantage(
     sound_P: jax.Array,
     weights_R: jax.Array,
     key: jax.Array,
-    cfg: config.Advantage,
+    cfg: config.AdvantageConfig,
 ) -> tuple[jax.Array, jax.Array]:
     """Advantages [P, G] of completions, and which groups count, bool [P].
 
@@ -27,38 +27,38 @@ def advantage(
       rewards_PGR: each reward's parts, weighted.
       correct_PG: whether a completion's result matched.
       sound_P: False where the gold failed: the whole group counts nothing.
-      weights_R: the parts' weights, whose sizes normalising each part alone would take away.
+      weights_R: the parts' weights, whose sizes normalizing each part alone would take away.
       key: shuffles advantages where cfg.shuffled asks for that control.
       cfg: the named choice.
     """
     keep_P = sound_P
     if cfg.keep == "mixed":
         keep_P &= correct_PG.any(axis=1) & ~correct_PG.all(axis=1)
-    if cfg.normalise == "parts":
-        adv_PG = (_normalise(rewards_PGR) * jnp.abs(weights_R)[None, None]).sum(axis=-1)
+    if cfg.normalize == "parts":
+        adv_PG = (_normalize(rewards_PGR) * jnp.abs(weights_R)[None, None]).sum(axis=-1)
         adv_PG = _over_batch(adv_PG, keep_P)
-    elif cfg.normalise == "group":
-        adv_PG = _normalise(rewards_PGR.sum(axis=-1, keepdims=True))[..., 0]
+    elif cfg.normalize == "group":
+        adv_PG = _normalize(rewards_PGR.sum(axis=-1, keepdims=True))[..., 0]
     else:
-        adv_PG = _centred(rewards_PGR.sum(axis=-1))
+        adv_PG = _centered(rewards_PGR.sum(axis=-1))
     adv_PG = jnp.where(keep_P[:, None], adv_PG, 0.0)
     return (_shuffle(adv_PG, keep_P, key) if cfg.shuffled else adv_PG), keep_P
 
 
-def _normalise(rewards_PGR: jax.Array) -> jax.Array:
+def _normalize(rewards_PGR: jax.Array) -> jax.Array:
     """(r − mean) / (std + ε) in the group, with the unbiased standard deviation (paper, eq. of the advantage)."""
-    centred_PGR = _centred(rewards_PGR)
-    return centred_PGR / (centred_PGR.std(axis=1, keepdims=True, ddof=1) + EPSILON)
+    centered_PGR = _centered(rewards_PGR)
+    return centered_PGR / (centered_PGR.std(axis=1, keepdims=True, ddof=1) + EPSILON)
 
 
-def _centred(x_PG: jax.Array) -> jax.Array:
+def _centered(x_PG: jax.Array) -> jax.Array:
     """Distances from a group's mean, exactly 0 where all are equal: else rounding would be divided by rounding."""
     shifted_PG = x_PG - x_PG[:, :1]
     return shifted_PG - shifted_PG.mean(axis=1, keepdims=True)
 
 
 def _over_batch(adv_PG: jax.Array, keep_P: jax.Array) -> jax.Array:
-    """GDPO's last step: the sum of normalised parts, normalised over the batch's groups that count."""
+    """GDPO's last step: the sum of normalized parts, normalized over the batch's groups that count."""
     weight_PG = jnp.broadcast_to(keep_P[:, None], adv_PG.shape).astype(adv_PG.dtype)
     count = jnp.maximum(weight_PG.sum(), 1.0)
     mean = (adv_PG * weight_PG).sum() / count

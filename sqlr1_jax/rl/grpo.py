@@ -13,62 +13,62 @@ from typing import Any
 import jax
 import numpy as np
 
-from sqlr1_jax import hosts
-from sqlr1_jax.data.packing import Rows
+from sqlr1_jax.data.packing import PackedRows
 from sqlr1_jax.data.prompt import Prompt
-from sqlr1_jax.evaluate import stage as evaluation
-from sqlr1_jax.rl import experience, reward, rollouts
+from sqlr1_jax.distributed import collectives
+from sqlr1_jax.evaluate import run as evaluation
+from sqlr1_jax.rl import reward, rollout_log, scoring
 from sqlr1_jax.rl.advantage import advantage
-from sqlr1_jax.rl.experience import Clock, Judged
 from sqlr1_jax.rl.loss import grpo_loss
+from sqlr1_jax.rl.scoring import Rewards, StepTimer
 from sqlr1_jax.rl.setup import STAGE, GrpoSetup, add_logprobs, compile_programs, prepare
-from sqlr1_jax.rollout.engine import Completions, Ended
+from sqlr1_jax.rollout.engine import Completions, FinishedSample
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train import batch, loop
 from sqlr1_jax.train.batch import Batch
 from sqlr1_jax.train.context import RunContext
-from sqlr1_jax.train.loop import Step
+from sqlr1_jax.train.loop import StepResult
 from sqlr1_jax.train.state import TrainState, update
 
 
-def run_stage(context: RunContext, executor: Executor) -> TrainState:
+def train(context: RunContext, executor: Executor) -> TrainState:
     """Trains to the stage's last step, from its last checkpoint if there is one; returns the final state."""
-    heldout = evaluation.held_out(context)[0]
+    heldout = evaluation.load_heldout_sets(context)[0]
     with jax.set_mesh(context.mesh):
         setup, initial_state = prepare(context, executor, heldout)
-        return loop.train(
+        return loop.run_steps(
             context,
             STAGE,
             context.cfg.grpo.steps,
             initial_state,
             take=functools.partial(train_step, setup),
             evaluate=lambda state: evaluation.greedy_accuracy(context, setup.engine, executor, state.params, heldout),
-            rewind=lambda step: rollouts.cut(context.workdir, step),
+            rewind=lambda step: rollout_log.truncate(context.workdir, step),
             prepare=functools.partial(compile_programs, setup),
         )
 
 
-def train_step(setup: GrpoSetup, state: TrainState, step: int) -> Step:
+def train_step(setup: GrpoSetup, state: TrainState, step: int) -> StepResult:
     """One step of GRPO: sample, execute, reward, advantage, pack, update.
 
     Each process samples, executes and packs its own share of the prompts; rewards are exchanged between processes.
     """
-    context, grpo_config, timer = setup.context, setup.context.cfg.grpo, Clock()
+    context, grpo_config, timer = setup.context, setup.context.cfg.grpo, StepTimer()
     examples, prompts, batch_ids = setup.prompt_set.batch(grpo_config.prompts, context.cfg.seed, step)
 
     # Sample. The engine hands over each completion as it ends, so its SQL runs while others are still sampled.
-    execution = experience.Scoring(context, setup.executor, examples, grpo_config.samples)
+    execution = scoring.CompletionScorer(context, setup.executor, examples, grpo_config.samples)
     completions = sample(setup, state.params, prompts, step, on_finished=execution.finished)
     timer.lap("rollout")
 
     # Pack while the last queries execute, then price what they returned.
-    with hosts.together():
-        groups = experience.groups(prompts, completions)
-        rows = batch.to_rows(groups, setup.update_spec.layout, setup.rows_config)
+    with collectives.sync_errors():
+        groups = scoring.completion_groups(prompts, completions)
+        rows = batch.pack_groups(groups, setup.update_spec.layout, setup.rows_config)
         timer.lap("pack")
         outcomes = execution.outcomes()
-        rewards = experience.judge(context, examples, completions, execution.answers, outcomes)
-    global_rewards = hosts.rows(rewards)
+        rewards = scoring.compute_rewards(context, examples, completions, execution.answers, outcomes)
+    global_rewards = collectives.allgather_arrays(rewards)
     timer.lap("reward_wait")
 
     # Advantages are relative to the group; groups that teach nothing are dropped before the update.
@@ -78,10 +78,10 @@ def train_step(setup: GrpoSetup, state: TrainState, step: int) -> Step:
     state, sums = update(state, update_batch, grpo_loss, grpo_config, setup.update_spec)
     timer.lap("update")
 
-    rollouts.write(context.workdir, step + 1, examples, execution, outcomes, rewards, adv_PG, grpo_config.reward)
-    metrics = experience.measure(global_rewards, reward.names(grpo_config.reward), timer, execution, setup.executor)
+    rollout_log.write(context.workdir, step + 1, examples, execution, outcomes, rewards, adv_PG, grpo_config.reward)
+    metrics = scoring.step_metrics(global_rewards, reward.names(grpo_config.reward), timer, execution, setup.executor)
     metrics["flops"] = step_flops(setup, rows, kept_rows)
-    return Step(state, sums, metrics, batch_ids)
+    return StepResult(state, sums, metrics, batch_ids)
 
 
 def sample(
@@ -89,20 +89,20 @@ def sample(
     params: Any,
     prompts: Sequence[Prompt],
     step: int,
-    on_finished: Callable[[Sequence[Ended]], None],
+    on_finished: Callable[[Sequence[FinishedSample]], None],
 ) -> Completions:
     """G completions of each of this process's prompts under `params`."""
     grpo_config = setup.context.cfg.grpo
     request = dataclasses.replace(
         setup.context.request(prompts, grpo_config.samples, grpo_config.sampling, step),
-        first=hosts.share(grpo_config.prompts).start,
-        finished=on_finished,
+        prompt_offset=collectives.local_slice(grpo_config.prompts).start,
+        on_finished=on_finished,
     )
     weights = setup.engine.weights(params)  # freed on return: the update needs their memory
     return setup.engine.rollout(weights, request)
 
 
-def local_advantages(setup: GrpoSetup, global_rewards: Judged, step: int) -> tuple[np.ndarray, np.ndarray]:
+def local_advantages(setup: GrpoSetup, global_rewards: Rewards, step: int) -> tuple[np.ndarray, np.ndarray]:
     """Advantages [P, G] of this process's completions, and which of its groups are kept, bool [P].
 
     Computed from the rewards of all processes, since some normalizations span the whole batch.
@@ -112,28 +112,28 @@ def local_advantages(setup: GrpoSetup, global_rewards: Judged, step: int) -> tup
     rewards_PGR, correct_PG, sound_P, *_ = global_rewards
     weights_R = reward.weights(grpo_config.reward)
     adv_PG, keep_P = jax.device_get(advantage(rewards_PGR, correct_PG, sound_P, weights_R, key, grpo_config.advantage))
-    local = hosts.share(grpo_config.prompts)
+    local = collectives.local_slice(grpo_config.prompts)
     return adv_PG[local], keep_P[local]
 
 
-def drop_filtered(rows: Rows, keep_P: np.ndarray) -> Rows:
+def drop_filtered(rows: PackedRows, keep_P: np.ndarray) -> PackedRows:
     """The rows without loss on groups that are not kept; a row of only such groups is removed, and costs nothing."""
     weight = rows.weight * keep_P[rows.prompt]
     has_loss = weight.any(axis=1)
-    return Rows(*(field[has_loss] for field in rows._replace(weight=weight)))
+    return PackedRows(*(field[has_loss] for field in rows._replace(weight=weight)))
 
 
-def make_batch(setup: GrpoSetup, params: Any, rows: Rows, adv_PG: np.ndarray) -> Batch:
+def make_batch(setup: GrpoSetup, params: Any, rows: PackedRows, adv_PG: np.ndarray) -> Batch:
     """Microbatches on the mesh, with advantages, loss weights and the log-probabilities that the loss compares."""
     grpo_config = setup.context.cfg.grpo
-    rows = rows._replace(weight=batch.place_weights(rows, grpo_config.aggregation, grpo_config.sampling.max_tokens))
-    update_batch = batch.assemble(
+    rows = rows._replace(weight=batch.loss_weights(rows, grpo_config.aggregation, grpo_config.sampling.max_tokens))
+    update_batch = batch.assemble_batch(
         rows, setup.context.mesh, grpo_config.rows.per_microbatch, setup.max_microbatches, adv_PG
     )
     return add_logprobs(setup, params, update_batch)
 
 
-def step_flops(setup: GrpoSetup, sampled_rows: Rows, trained_rows: Rows) -> float:
+def step_flops(setup: GrpoSetup, sampled_rows: PackedRows, trained_rows: PackedRows) -> float:
     """Useful floating-point operations of a step on all processes: one forward pass a sampled token, and the update.
 
     An update is three forward passes; the reference's and the old policy's log-probabilities are one each.
@@ -141,4 +141,4 @@ def step_flops(setup: GrpoSetup, sampled_rows: Rows, trained_rows: Rows) -> floa
     model = setup.context.model
     passes = 3 + (setup.reference_params is not None) + (setup.context.cfg.grpo.old_logprobs == "trainer")
     sampling_flops = batch.forward_flops(sampled_rows, model)
-    return hosts.total(sampling_flops + passes * batch.forward_flops(trained_rows, model))
+    return collectives.global_sum(sampling_flops + passes * batch.forward_flops(trained_rows, model))

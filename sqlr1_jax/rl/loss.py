@@ -10,7 +10,9 @@ from sqlr1_jax.train.batch import Batch
 from sqlr1_jax.train.state import Sums
 
 
-def grpo_loss(logp_BT: jax.Array, entropy_BT: jax.Array, micro: Batch, cfg: config.Grpo) -> tuple[jax.Array, Sums]:
+def grpo_loss(
+    logp_BT: jax.Array, entropy_BT: jax.Array, micro: Batch, cfg: config.GrpoConfig
+) -> tuple[jax.Array, Sums]:
     """Objective to minimise, policy + kl · KL − entropy · H, and its metrics as (sum, count).
 
     The rows' weights carry the aggregation and the global denominator, so this is a plain sum: it may be cut into

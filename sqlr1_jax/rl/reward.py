@@ -18,23 +18,23 @@ PAPER = ("format", "execution", "result", "length")
 OTHERS = ("arctic", "overlap", "schema_recall")  # in a run's numbers only where their weight is not 0
 
 
-def correct(outcome: Outcome, cfg: config.Reward) -> bool:
+def correct(outcome: Outcome, cfg: config.RewardConfig) -> bool:
     """Whether the result counts as gold's. An empty match does so only where cfg.empty_match says it."""
     return outcome.kind.correct and (outcome.kind != OutcomeKind.MATCH_EMPTY or cfg.empty_match == "match")
 
 
-def names(cfg: config.Reward) -> tuple[str, ...]:
+def names(cfg: config.RewardConfig) -> tuple[str, ...]:
     """The R parts that are paid, in their order: the paper's, and others with a weight."""
     return PAPER + tuple(name for name in OTHERS if getattr(cfg, name))
 
 
-def weights(cfg: config.Reward) -> np.ndarray:
+def weights(cfg: config.RewardConfig) -> np.ndarray:
     """What each part is multiplied by, float32 [R] in the order of `names`."""
     return np.asarray([getattr(cfg, name) for name in names(cfg)], np.float32)
 
 
 def parts(
-    answer: Answer, outcome: Outcome, cfg: config.Reward, length: Callable[[str], int] = len, gold: str = ""
+    answer: Answer, outcome: Outcome, cfg: config.RewardConfig, length: Callable[[str], int] = len, gold: str = ""
 ) -> np.ndarray:
     """The parts' weighted values, float32 [R] in the order of `names`.
 

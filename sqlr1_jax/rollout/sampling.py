@@ -24,9 +24,7 @@ def uniforms(seed: int, step: jax.Array, prompt_P: jax.Array, samples: int, leng
     return jax.vmap(lambda prompt: jax.vmap(lambda sample: one(prompt, sample))(jnp.arange(samples)))(prompt_P)
 
 
-def next_token(
-    logits_PGV: jax.Array, uniform_PG: jax.Array, cfg: config.Sampling
-) -> tuple[jax.Array, jax.Array]:
+def next_token(logits_PGV: jax.Array, uniform_PG: jax.Array, cfg: config.SamplingConfig) -> tuple[jax.Array, jax.Array]:
     """Tokens [P, G] and their log-probabilities under the whole distribution of logits / temperature.
 
     With temperature 0 the token is the likeliest and its log-probability is that at temperature 1.
@@ -69,8 +67,8 @@ def _first_past(sums_PGN: jax.Array, target_PG1: jax.Array) -> jax.Array:
     return jnp.minimum(past_PG1, last_PG1)
 
 
-def truncate(logp_PGV: jax.Array, cfg: config.Sampling) -> jax.Array:
-    """Probabilities (not normalised) that top-k, top-p and min-p leave, each applied to the whole distribution."""
+def truncate(logp_PGV: jax.Array, cfg: config.SamplingConfig) -> jax.Array:
+    """Probabilities (not normalized) that top-k, top-p and min-p leave, each applied to the whole distribution."""
     prob_PGV = jnp.exp(logp_PGV)
     if not (cfg.top_k or cfg.top_p < 1 or cfg.min_p):
         return prob_PGV

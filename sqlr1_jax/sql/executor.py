@@ -27,7 +27,7 @@ from sqlr1_jax.sql.worker import outcome_fields
 from sqlr1_jax.sql.worker_queue import MAX_BATCH, Job, JobKey, WorkerQueue
 
 if TYPE_CHECKING:
-    from sqlr1_jax.config import Execute
+    from sqlr1_jax.config import ExecuteConfig
 
 STEAL_SECONDS = 0.01  # after this time on one batch, a worker's waiting jobs may go to another worker
 MAX_WAITING = 65_536  # jobs in the queues; beyond it, `submit` blocks
@@ -62,11 +62,11 @@ class _Counts:
 class Executor:
     """A pool of sandboxed workers, used as a context manager. Safe to call from several threads."""
 
-    def __init__(self, config: Execute):
+    def __init__(self, config: ExecuteConfig):
         """The workers start when the context is entered."""
         self._config = config
         self._settings = dataclasses.asdict(config)
-        self._cache = ResultCache(config.golds, config) if config.golds else None
+        self._cache = ResultCache(config.gold_cache_dir, config) if config.gold_cache_dir else None
         self._condition = threading.Condition()  # guards all fields below
         self._open = False
         self._error: Exception | None = None  # what broke the pool

@@ -40,7 +40,7 @@ class WorkerProcess:
     """A child process `python -m sqlr1_jax.sql.worker`, without site packages and the parent's environment."""
 
     def __init__(self, settings: dict[str, Any]):
-        """settings: the fields of config.Execute. Does not wait for the process; the first `answer` does.
+        """settings: the fields of config.ExecuteConfig. Does not wait for the process; the first `answer` does.
 
         Raises ConfigError when the backend is not installed.
         """

@@ -23,7 +23,7 @@ from sqlr1_jax.sql.result import decode
 from sqlr1_jax.sql.sandbox import Limits
 
 if TYPE_CHECKING:
-    from sqlr1_jax.config import Execute
+    from sqlr1_jax.config import ExecuteConfig
 
 log = logging.getLogger(__name__)
 FORMAT_VERSION = 3  # of the lines; files of another version are ignored
@@ -40,7 +40,7 @@ class ResultCache:
     Safe to use from several threads, and from several processes on a local file system.
     """
 
-    def __init__(self, folder: str, config: Execute) -> None:
+    def __init__(self, folder: str, config: ExecuteConfig) -> None:
         """config: the backend and the limits, which are part of the key. Files are read when first needed."""
         limits = [getattr(config, name) for name in Limits._fields]
         key = json.dumps([FORMAT_VERSION, config.backend, backends.version(config.backend), NOW, limits])

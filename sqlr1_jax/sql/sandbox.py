@@ -66,7 +66,7 @@ ACTIONS_ALLOWED = frozenset((sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3
 
 
 class Limits(NamedTuple):
-    """The limits of a statement: those fields of config.Execute that decide a result."""
+    """The limits of a statement: those fields of config.ExecuteConfig that decide a result."""
 
     max_steps: int
     max_rows: int

@@ -71,7 +71,7 @@ class JobRunner:
     """Answers jobs: runs each gold query once, runs the predictions and compares the results."""
 
     def __init__(self, settings: dict[str, Any], announce: Callable[[str], None]):
-        """settings: the fields of config.Execute. announce: called with a phase before its query runs."""
+        """settings: the fields of config.ExecuteConfig. announce: called with a phase before its query runs."""
         limits = Limits(**{name: settings[name] for name in Limits._fields})
         self._settings = settings
         self._announce = announce
@@ -123,7 +123,7 @@ class JobRunner:
         return result
 
     def _encode(self, result: Result) -> str | None:
-        return encode(result) if self._settings["golds"] else None
+        return encode(result) if self._settings["gold_cache_dir"] else None
 
     def _time(self, job: dict[str, Any], factory: SessionFactory | None) -> tuple[float, float]:
         """Milliseconds of the gold query and of the prediction, which runs first as in the official code."""

@@ -15,22 +15,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from sqlr1_jax.data import packing
-from sqlr1_jax.data.packing import Layout, Rows
+from sqlr1_jax.data.packing import PackedRows, RowLayout
 
 
-def smallest(compute: Callable[[Callable[[Any], Any], Layout], Any], rows: Rows, layout: Layout, buckets: int) -> Any:
+def on_smallest_layout(
+    compute: Callable[[Callable[[Any], Any], RowLayout], Any], rows: PackedRows, layout: RowLayout, buckets: int
+) -> Any:
     """What `compute` gives for the smallest layout that takes `rows` [b, T]; it is told the layout, and how to cut."""
-    ladder = packing.ladder(layout, buckets)
+    ladder = packing.layout_ladder(layout, buckets)
 
-    def branch(chosen: Layout) -> Callable[[], Any]:
-        return lambda: compute(lambda tree: jax.tree.map(lambda x_BT: cut(x_BT, layout, chosen), tree), chosen)
+    def branch(chosen: RowLayout) -> Callable[[], Any]:
+        return lambda: compute(lambda tree: jax.tree.map(lambda x_BT: crop(x_BT, layout, chosen), tree), chosen)
 
     if len(ladder) == 1:
         return branch(layout)()
-    return jax.lax.switch(choose(rows, layout, ladder), [branch(chosen) for chosen in ladder])
+    return jax.lax.switch(smallest_layout_index(rows, layout, ladder), [branch(chosen) for chosen in ladder])
 
 
-def choose(rows: Rows, layout: Layout, ladder: Sequence[Layout]) -> jax.Array:
+def smallest_layout_index(rows: PackedRows, layout: RowLayout, ladder: Sequence[RowLayout]) -> jax.Array:
     """The place in the ladder of the smallest layout that takes rows laid out by `layout`."""
     place_1T = jnp.asarray(_places(layout))[None]
     used_BT = jnp.where(rows.prefix > 0, place_1T + 1, 0)
@@ -39,26 +41,26 @@ def choose(rows: Rows, layout: Layout, ladder: Sequence[Layout]) -> jax.Array:
     return jnp.sum(jnp.stack(too_small), dtype=jnp.int32)
 
 
-def _places(layout: Layout) -> np.ndarray:
+def _places(layout: RowLayout) -> np.ndarray:
     """The place of each of a row's places in its part."""
     segments = np.arange(layout.segments * layout.segment, dtype=np.int32) % max(1, layout.segment)
     return np.concatenate([np.arange(layout.prefix, dtype=np.int32), segments])
 
 
-def cut(x_BT: jax.Array, layout: Layout, smaller: Layout) -> jax.Array:
+def crop(x_BT: jax.Array, layout: RowLayout, smaller: RowLayout) -> jax.Array:
     """From places of one layout to those of a smaller one."""
     prefix, segments = _parts(x_BT, layout)
     return _joined(prefix[:, : smaller.prefix], segments[:, :, : smaller.segment])
 
 
-def restore(x_BT: jax.Array, layout: Layout, smaller: Layout) -> jax.Array:
+def uncrop(x_BT: jax.Array, layout: RowLayout, smaller: RowLayout) -> jax.Array:
     """The inverse of `cut`, zeros where something was cut off."""
     prefix, segments = _parts(x_BT, smaller)
     prefix = jnp.pad(prefix, ((0, 0), (0, layout.prefix - smaller.prefix)))
     return _joined(prefix, jnp.pad(segments, ((0, 0), (0, 0), (0, layout.segment - smaller.segment))))
 
 
-def _parts(x_BT: jax.Array, layout: Layout) -> tuple[jax.Array, jax.Array]:
+def _parts(x_BT: jax.Array, layout: RowLayout) -> tuple[jax.Array, jax.Array]:
     segments = x_BT[:, layout.prefix :].reshape(x_BT.shape[0], layout.segments, layout.segment)
     return x_BT[:, : layout.prefix], segments
 

@@ -11,17 +11,18 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from sqlr1_jax import config, hosts, sharding
+from sqlr1_jax import config
 from sqlr1_jax.data import example
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.prompt import Prompt, PromptRenderer
+from sqlr1_jax.distributed import collectives, sharding
 from sqlr1_jax.errors import ConfigError
-from sqlr1_jax.model import huggingface, qwen2, random_weights, tokenizer
+from sqlr1_jax.model import huggingface, init, qwen2, tokenizer
 from sqlr1_jax.rollout.engine import Engine, Request
 from sqlr1_jax.train.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
-TRAINING_STAGES = ("cold_start", "grpo")  # in order: each begins with the weights that the one before it left
+TRAINING_STAGES = ("sft", "grpo")  # in order: each begins with the weights that the one before it left
 
 
 class CheckpointRef(NamedTuple):
@@ -64,10 +65,10 @@ class RunContext:
         mesh = sharding.sampling_mesh(self.mesh, self.model.num_kv_heads)
         return Engine(self.model, mesh, tokenizer.stop_ids(self.tokenizer), -(-longest // 16) * 16, self.cfg.rollout)
 
-    def request(self, prompts: Sequence[Prompt], samples: int, settings: config.Sampling, step: int) -> Request:
+    def request(self, prompts: Sequence[Prompt], samples: int, settings: config.SamplingConfig, step: int) -> Request:
         """An engine's request for `samples` completions of each prompt; `step` is folded into the sampling keys."""
-        ends = tokenizer.Ends(self.tokenizer, settings.stop) if settings.stop else None
-        return Request([prompt.ids for prompt in prompts], samples, settings, self.cfg.seed, step, ends=ends)
+        ends = tokenizer.StopTextMatcher(self.tokenizer, settings.stop) if settings.stop else None
+        return Request([prompt.ids for prompt in prompts], samples, settings, self.cfg.seed, step, stop_fn=ends)
 
     def examples(self, spec: str, split: str) -> list[Example]:
         """The examples of a source, PREFIX:PATH; `split` picks a part of the embedded data set and of no other.
@@ -81,12 +82,14 @@ class RunContext:
             if not self.data_dir.exists():
                 raise ConfigError(
                     f"config.data takes {split} from {spec}, the embedded data, which this run has not made: put "
-                    "'data' into config.stages, or name sources in config.data.train, cold_start and evaluate."
+                    "'data' into config.stages, or name sources in config.data.train, sft and evaluate."
                 )
             spec, databases = f"synsql:{self.data_dir / split}.json", str(self.data_dir / "databases")
         else:
             databases = data.databases
-        return example.read(spec, databases=databases, exclude=data.exclude, limit=data.limit, seed=self.cfg.seed)
+        return example.read_examples(
+            spec, databases=databases, exclude=data.exclude, limit=data.limit, seed=self.cfg.seed
+        )
 
     def prompts(self, examples: Sequence[Example]) -> list[Prompt]:
         """The examples' prompts: the same text in training, evaluation and `ask`."""
@@ -108,7 +111,7 @@ def create_context(cfg: config.Config, workdir: Path) -> RunContext:
       ConfigError: no setting names a model, the mesh does not suit the devices, or a batch does not divide
         evenly among the hosts.
     """
-    if jax.process_count() > hosts.count():
+    if jax.process_count() > collectives.process_count():
         raise ConfigError(f"this is one of {jax.process_count()} hosts: start it on each, with --distributed.")
     mesh = sharding.make_mesh(cfg.mesh)
     folder = _tokenizer_dir(cfg, workdir)
@@ -119,18 +122,20 @@ def create_context(cfg: config.Config, workdir: Path) -> RunContext:
         )
     tokens = tokenizer.load(folder)
     model = model_config(cfg.model, len(tokens))
-    log.info("mesh %s over %d hosts", dict(mesh.shape), hosts.count())
-    hosts.check(cfg, mesh, sharding.sampling_mesh(mesh, model.num_kv_heads))
+    log.info("mesh %s over %d hosts", dict(mesh.shape), collectives.process_count())
+    collectives.check_batch_sizes(cfg, mesh, sharding.sampling_mesh(mesh, model.num_kv_heads))
     return RunContext(cfg, workdir, mesh, tokens, model)
 
 
 def _tokenizer_dir(cfg: config.Config, workdir: Path) -> Path:
-    return huggingface.resolve(cfg.model.path) if cfg.model.path else workdir / "data" / "tokenizer"
+    return huggingface.resolve_folder(cfg.model.path) if cfg.model.path else workdir / "data" / "tokenizer"
 
 
-def model_config(cfg: config.Model, num_tokens: int) -> qwen2.Qwen2Config:
+def model_config(cfg: config.ModelConfig, num_tokens: int) -> qwen2.Qwen2Config:
     """The shape of the model's folder or preset, computed with as `cfg` says, for a tokenizer of `num_tokens` ids."""
-    model = huggingface.config_from_folder(huggingface.resolve(cfg.path)) if cfg.path else qwen2.PRESETS[cfg.size]
+    model = (
+        huggingface.config_from_folder(huggingface.resolve_folder(cfg.path)) if cfg.path else qwen2.PRESETS[cfg.size]
+    )
     if not cfg.path and cfg.size == "tiny":
         model = dataclasses.replace(model, vocab_size=num_tokens)
     return dataclasses.replace(
@@ -138,7 +143,7 @@ def model_config(cfg: config.Model, num_tokens: int) -> qwen2.Qwen2Config:
         num_tokens=num_tokens,
         param_dtype=cfg.param_dtype,
         dtype=cfg.dtype,
-        activations=cfg.activations,
+        activation_dtype=cfg.activation_dtype,
         remat=cfg.remat,
         attention=cfg.attention,
         query_chunk=cfg.query_chunk,
@@ -165,7 +170,7 @@ def find_checkpoint(
         if (context.workdir / "checkpoints" / stage).exists():
             checkpoints = context.checkpoints(stage)
             found = CheckpointRef(stage, checkpoints.resolve(step)) if checkpoints.steps() else found
-    return hosts.agreed(found)
+    return collectives.broadcast(found)
 
 
 def describe_weights(context: RunContext, checkpoint: CheckpointRef | None) -> str:
@@ -177,7 +182,7 @@ def load_params(context: RunContext, checkpoint: CheckpointRef | None) -> Any:
     """A checkpoint's weights in the training layout; for None those that the run starts from.
 
     Raises:
-      NoCheckpoint: the stage has no such step; the message lists those it has.
+      CheckpointNotFoundError: the stage has no such step; the message lists those it has.
     """
     if checkpoint is None:
         return init_params(context)
@@ -189,17 +194,17 @@ def load_params(context: RunContext, checkpoint: CheckpointRef | None) -> Any:
 def init_params(context: RunContext) -> Any:
     """The weights that the run starts from, in the training layout: those of model.path, or random from the seed."""
     if context.cfg.model.path:
-        return huggingface.load(context.cfg.model.path, context.model, context.mesh)
+        return huggingface.load_params(context.cfg.model.path, context.model, context.mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(context.model, context.mesh))
-    init = jax.jit(lambda key: random_weights.init_params(context.model, key), out_shardings=shardings)
-    return init(jax.random.key(context.cfg.seed))
+    make_params = jax.jit(lambda key: init.init_params(context.model, key), out_shardings=shardings)
+    return make_params(jax.random.key(context.cfg.seed))
 
 
 def abstract_params(model: qwen2.Qwen2Config, mesh: Mesh) -> Any:
     """Shapes, dtypes and shardings of the training weights: what they are loaded into, or compiled for."""
 
     def abstract_leaf(spec: qwen2.ParamSpec) -> jax.ShapeDtypeStruct:
-        layout = sharding.named(mesh, spec.logical_axes, sharding.TRAIN_RULES, spec.shape)
+        layout = sharding.named_sharding(mesh, spec.logical_axes, sharding.TRAIN_RULES, spec.shape)
         return jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=layout)
 
-    return jax.tree.map(abstract_leaf, qwen2.abstract(model), is_leaf=qwen2.is_spec)
+    return jax.tree.map(abstract_leaf, qwen2.abstract_params(model), is_leaf=qwen2.is_spec)

@@ -48,7 +48,7 @@ class Interrupt:
 
 
 @contextmanager
-def waiting(what: str, seconds: float = 60.0) -> Iterator[None]:
+def log_while_waiting(what: str, seconds: float = 60.0) -> Iterator[None]:
     """Logs `what` is being waited for, each time another `seconds` pass without it."""
     done = threading.Event()
 

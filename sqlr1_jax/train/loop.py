@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
-from sqlr1_jax import hosts
+from sqlr1_jax.distributed import collectives
 from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.model import flops
 from sqlr1_jax.train.context import RunContext
 from sqlr1_jax.train.interrupt import Interrupt, Interrupted
 from sqlr1_jax.train.metrics import Metrics
-from sqlr1_jax.train.state import TrainState, means
+from sqlr1_jax.train.state import TrainState, mean_metrics
 
 log = logging.getLogger(__name__)
 MAX_NOT_FINITE = 3  # in a row
@@ -28,7 +28,7 @@ class NotFiniteError(Sqlr1Error):
     """Loss or gradient was not finite several steps in a row; the message names the step and what it was fed."""
 
 
-class Step(NamedTuple):
+class StepResult(NamedTuple):
     """What one step hands to the loop."""
 
     state: TrainState
@@ -37,12 +37,12 @@ class Step(NamedTuple):
     items: Sequence[str]  # ids of what the step was fed
 
 
-def train(
+def run_steps(
     context: RunContext,
     stage: str,
     steps: int,
     state: TrainState,
-    take: Callable[[TrainState, int], Step],
+    take: Callable[[TrainState, int], StepResult],
     evaluate: Callable[[TrainState], float] | None = None,
     rewind: Callable[[int], None] = lambda step: None,
     prepare: Callable[[TrainState], TrainState] = lambda state: state,
@@ -69,15 +69,15 @@ def train(
         rewind(done)
         state = prepare(state) if done < steps else state
         every, due = context.cfg.evaluate.every, context.cfg.checkpoint.every
-        metrics = Metrics(context.workdir, stage, hosts.first())
+        metrics = Metrics(context.workdir, stage, collectives.is_primary())
         with metrics, Interrupt() as interrupt, _bar(stage, done, steps) as bar:
             metrics.cut(done)
-            writer = _Late(metrics)
+            writer = _DeferredMetrics(metrics)
             for step in range(done, steps):
                 taken = take(state, step)
                 state, last = taken.state, step + 1 == steps
                 writer.push(step + 1, taken)
-                score, asked = None, bool(hosts.largest(interrupt.asked))
+                score, asked = None, bool(collectives.global_max(interrupt.asked))
                 if evaluate and (last or (every and (step + 1) % every == 0)):
                     score = writer.timed("evaluate", evaluate, state)
                     writer.record("evaluate/ex", score)
@@ -87,7 +87,7 @@ def train(
                 bar.update()
                 if asked:
                     break
-            if hosts.largest(interrupt.asked):
+            if collectives.global_max(interrupt.asked):
                 raise Interrupted(f"stopped after step {int(state.step)} of {stage}, saved. To go on: {_command()}")
         return state
 
@@ -101,7 +101,7 @@ def _bar(stage: str, done: int, steps: int) -> tqdm:
 
 
 def _resume(checkpoints: Any, state: TrainState) -> tuple[TrainState, int]:
-    step = hosts.agreed(checkpoints.latest())
+    step = collectives.broadcast(checkpoints.latest())
     if step is None:
         _save(checkpoints, state, None)
         return state, 0
@@ -120,7 +120,7 @@ def _trees(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "optimizer": (state.step, state.opt_state)}
 
 
-class _Late:
+class _DeferredMetrics:
     """Holds each step's sums until the next step is on its way, so that reading them does not wait for the device.
 
     A step's line is written before its checkpoint: a run killed between the two goes back further and writes the line
@@ -129,11 +129,11 @@ class _Late:
 
     def __init__(self, metrics: Metrics):
         self._metrics, self._bad, self._since, self._away = metrics, 0, time.perf_counter(), 0.0
-        self._held: tuple[int, Step] | None = None
+        self._held: tuple[int, StepResult] | None = None
         self._values: dict[str, float] = {}  # of the line to come
         self._newest: Any = None  # there once the device is done with the step just pushed
 
-    def push(self, step: int, taken: Step) -> None:
+    def push(self, step: int, taken: StepResult) -> None:
         """Holds a step, and writes the one before it."""
         self.flush()
         self._held = step, taken
@@ -159,7 +159,7 @@ class _Late:
         if self._held is None:
             return
         (step, taken), self._held = self._held, None
-        values, self._values = self._values | means(taken.sums), {}
+        values, self._values = self._values | mean_metrics(taken.sums), {}
         now = time.perf_counter()
         seconds = max(now - self._since - self._away, 1e-9)
         self._since, self._away = now, 0.0

@@ -33,7 +33,7 @@ class Metrics:
         """Takes back what this stage wrote past `step`, so that a resumed run writes no step twice."""
         if not self._writes:
             return
-        kept = [line for line in read(self._path) if line["stage"] != self._stage or line["step"] <= step]
+        kept = [line for line in read_metrics(self._path) if line["stage"] != self._stage or line["step"] <= step]
         if self._path.exists():
             atomic_write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -71,6 +71,6 @@ class Metrics:
             self._writer.close()
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All lines of a metrics.jsonl; none where there is no file. A last line cut short by a kill is left out."""
     return list(read_jsonl(path, on_bad_lines="warn")) if path.exists() else []

@@ -1,4 +1,4 @@
-"""Optimisers by name, from optax: AdamW, or Muon on the layers' matrices."""
+"""Optimizers by name, from optax: AdamW, or Muon on the layers' matrices."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import qwen2
 
 
-def make(cfg: config.Optimizer, model: qwen2.Qwen2Config, steps: int) -> optax.GradientTransformation:
+def make_optimizer(cfg: config.OptimizerConfig, model: qwen2.Qwen2Config, steps: int) -> optax.GradientTransformation:
     """The gradient transformation of a stage of `steps` steps; clipping by global norm comes first.
 
     Building it costs nothing, so a jitted function makes its own from static settings.
     """
-    specs = qwen2.abstract(model)
+    specs = qwen2.abstract_params(model)
     rate = schedule(cfg, steps)
     if cfg.name == "muon":
         inner = _muon(cfg, rate, specs)
@@ -30,7 +30,7 @@ def make(cfg: config.Optimizer, model: qwen2.Qwen2Config, steps: int) -> optax.G
     return optax.chain(clip, inner)
 
 
-def schedule(cfg: config.Optimizer, steps: int) -> optax.Schedule:
+def schedule(cfg: config.OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate by step: a linear warm-up, then constant, or cosine or linear down to end_fraction."""
     peak, decay = cfg.learning_rate, max(1, steps - cfg.warmup_steps)
     if cfg.schedule == "cosine":
@@ -44,7 +44,7 @@ def schedule(cfg: config.Optimizer, steps: int) -> optax.Schedule:
     return optax.join_schedules([warm, body], [cfg.warmup_steps])
 
 
-def _muon(cfg: config.Optimizer, rate: optax.Schedule, specs: Any) -> optax.GradientTransformation:
+def _muon(cfg: config.OptimizerConfig, rate: optax.Schedule, specs: Any) -> optax.GradientTransformation:
     dimensions = jax.tree.map(_matrix, specs, is_leaf=qwen2.is_spec)
     share = (cfg.adam_learning_rate or cfg.learning_rate) / cfg.learning_rate
     return optax.contrib.muon(

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from sqlr1_jax import hosts
 from sqlr1_jax.data import answer, order, packing
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.packing import Group, Segment
 from sqlr1_jax.data.prompt import Prompt
+from sqlr1_jax.distributed import collectives
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import tokenizer
 from sqlr1_jax.train import batch, loop, state
@@ -26,42 +26,42 @@ from sqlr1_jax.train.context import RunContext, init_params
 from sqlr1_jax.train.state import TrainState
 
 log = logging.getLogger(__name__)
-STAGE = "cold_start"
+STAGE = "sft"
 
 
-def run_stage(context: RunContext) -> TrainState:
+def train(context: RunContext) -> TrainState:
     """Trains from the run's first weights to the stage's last step, or goes on from its last checkpoint."""
-    cfg = context.cfg.cold_start
-    examples = context.examples(context.cfg.data.cold_start, STAGE)
+    cfg = context.cfg.sft
+    examples = context.examples(context.cfg.data.sft, STAGE)
     groups, names = make_groups(context, examples)
-    layout = batch.layout_for(groups, cfg.rows)
-    rows_cfg = batch.with_length(cfg.rows, max(map(packing.size, groups)))
-    program = state.Program(context.model, cfg.optimizer, cfg.steps, layout, buckets=cfg.rows.buckets)
-    microbatches = batch.microbatches(cfg.databases, cfg.rows, hosts.count())
+    layout = batch.choose_layout(groups, cfg.rows)
+    rows_cfg = batch.with_row_length(cfg.rows, max(map(packing.packed_length, groups)))
+    program = state.UpdateSpec(context.model, cfg.optimizer, cfg.steps, layout, length_buckets=cfg.rows.length_buckets)
+    microbatches = batch.max_microbatches(cfg.databases, cfg.rows, collectives.process_count())
     asked = sum(len(group.segments) for group in groups)
     log.info("cold start: %d examples in %d groups, rows %s", asked, len(groups), layout or "packed")
 
-    def take(at: TrainState, step: int) -> loop.Step:
+    def take(at: TrainState, step: int) -> loop.StepResult:
         begin = time.perf_counter()
-        chosen = order.take(len(groups), cfg.databases, context.cfg.seed, step)
-        mine = chosen[hosts.share(len(chosen))]
-        rows = batch.to_rows([_numbered(groups[i], n) for n, i in enumerate(mine)], layout, rows_cfg)
-        rows = rows._replace(weight=batch.place_weights(rows, "token"))
-        fed = batch.assemble(rows, context.mesh, cfg.rows.per_microbatch, microbatches)
+        chosen = order.batch_indices(len(groups), cfg.databases, context.cfg.seed, step)
+        mine = chosen[collectives.local_slice(len(chosen))]
+        rows = batch.pack_groups([_numbered(groups[i], n) for n, i in enumerate(mine)], layout, rows_cfg)
+        rows = rows._replace(weight=batch.loss_weights(rows, "token"))
+        fed = batch.assemble_batch(rows, context.mesh, cfg.rows.per_microbatch, microbatches)
         # Told before the update is on its way, for which all that is told after it waits.
-        tokens = hosts.total(int(np.count_nonzero(rows.weight)))
-        values = {"tokens": tokens, "flops": hosts.total(3 * batch.forward_flops(rows, context.model))}
+        tokens = collectives.global_sum(int(np.count_nonzero(rows.weight)))
+        values = {"tokens": tokens, "flops": collectives.global_sum(3 * batch.forward_flops(rows, context.model))}
         packed = time.perf_counter()
         at, sums = state.update(at, fed, sft_loss, None, program)
         values |= {"time/pack": packed - begin, "time/update": time.perf_counter() - packed}
-        return loop.Step(at, sums, values, [names[i] for i in chosen])
+        return loop.StepResult(at, sums, values, [names[i] for i in chosen])
 
     with jax.set_mesh(context.mesh):
-        no_rows = batch.to_rows([], layout, rows_cfg)
-        nothing = batch.assemble(no_rows, context.mesh, cfg.rows.per_microbatch, microbatches)
-        return loop.train(
-            context, STAGE, cfg.steps, state.create(init_params(context), program), take,
-            prepare=lambda at: state.warm(at, nothing, sft_loss, None, program),
+        no_rows = batch.pack_groups([], layout, rows_cfg)
+        nothing = batch.assemble_batch(no_rows, context.mesh, cfg.rows.per_microbatch, microbatches)
+        return loop.run_steps(
+            context, STAGE, cfg.steps, state.create_state(init_params(context), program), take,
+            prepare=lambda at: state.compile_update(at, nothing, sft_loss, None, program),
         )  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def make_groups(context: RunContext, examples: Sequence[Example]) -> tuple[list[
     Raises:
       ConfigError: the reasoning form was asked of a source without reasoning, or nothing is left to train on.
     """
-    cfg = context.cfg.cold_start
+    cfg = context.cfg.sft
     shared: dict[tuple, list[Taught]] = collections.defaultdict(list)
     for taught in teachable(context, examples):
         cut = taught.prompt.prefix_length
@@ -96,7 +96,7 @@ def make_groups(context: RunContext, examples: Sequence[Example]) -> tuple[list[
 
 
 class Taught(NamedTuple):
-    """An example as it is learnt."""
+    """An example as it is learned."""
 
     example: Example
     prompt: Prompt
@@ -104,8 +104,8 @@ class Taught(NamedTuple):
 
 
 def teachable(context: RunContext, examples: Sequence[Example]) -> list[Taught]:
-    """The examples with prompts and answers in the run's form; what can't be learnt from is counted and left out."""
-    form, source = context.cfg.data.form, context.cfg.data.cold_start
+    """The examples with prompts and answers in the run's form; what can't be learned from is counted and left out."""
+    form, source = context.cfg.data.form, context.cfg.data.sft
     if form == "reasoning" and examples and not any(e.reasoning for e in examples):
         raise ConfigError(
             f"record {examples[0].id} of {source}, like all others, has no reasoning: it gives a direct cold "
@@ -121,7 +121,7 @@ def teachable(context: RunContext, examples: Sequence[Example]) -> list[Taught]:
         if reason != "kept":
             log.warning("%s: %d of %d examples left out: each %s", source, count, len(examples), reason)
     if not kept:
-        raise ConfigError(f"config.data.cold_start={source} gives no example to learn from: {dict(left_out)}.")
+        raise ConfigError(f"config.data.sft={source} gives no example to learn from: {dict(left_out)}.")
     ids = answer_ids(context, [t for _, _, t in kept])
     return [Taught(e, p, one) for (e, p, _), one in zip(kept, ids, strict=True)]
 
@@ -147,7 +147,7 @@ def answer_ids(context: RunContext, texts: Sequence[str]) -> list[npt.NDArray[np
 
 
 def _group(members: Sequence[Taught]) -> Group:
-    """One prefix and its questions with answers; a segment's question is read, its answer is learnt."""
+    """One prefix and its questions with answers; a segment's question is read, its answer is learned."""
     first = members[0].prompt
     cut = first.prefix_length
     return Group(first.ids[:cut], [_segment(one.prompt.ids[cut:], one.answer) for one in members])

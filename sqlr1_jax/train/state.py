@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import optax
 
 from sqlr1_jax import config
-from sqlr1_jax.data.packing import Layout, Rows
+from sqlr1_jax.data.packing import PackedRows, RowLayout
+from sqlr1_jax.distributed.sharding import TRAIN_RULES, constrain
 from sqlr1_jax.model import attention, logprobs, qwen2
-from sqlr1_jax.sharding import TRAIN_RULES, constrain
 from sqlr1_jax.train import buckets, optimizer
 from sqlr1_jax.train.batch import Batch
 
@@ -39,30 +39,30 @@ class TrainState:
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class UpdateSpec:
     """The static half of an update: what XLA compiles for."""
 
     model: qwen2.Qwen2Config
-    optimizer: config.Optimizer
+    optimizer: config.OptimizerConfig
     steps: int  # of the stage, for the schedule
-    layout: Layout | None = None  # of strided rows
+    layout: RowLayout | None = None  # of strided rows
     temperature: float = 1.0  # log-probabilities are those of logits / temperature
-    buckets: int = 1  # sizes of strided rows, the layout's the longest
+    length_buckets: int = 1  # sizes of shared-prefix rows, the layout the longest
 
 
 # (logp_BT, entropy_BT, a microbatch with arrays [b, T], settings) -> (objective, sums)
 Loss = Callable[[jax.Array, jax.Array, Batch, Any], tuple[jax.Array, Sums]]
 
 
-def create(params: Any, program: Program) -> TrainState:
-    """A state at step 0 with a fresh optimiser."""
-    tx = optimizer.make(program.optimizer, program.model, program.steps)
-    init = jax.jit(tx.init, out_shardings=beside(params, jax.eval_shape(tx.init, params)))
+def create_state(params: Any, program: UpdateSpec) -> TrainState:
+    """A state at step 0 with a fresh optimizer."""
+    tx = optimizer.make_optimizer(program.optimizer, program.model, program.steps)
+    init = jax.jit(tx.init, out_shardings=opt_state_shardings(params, jax.eval_shape(tx.init, params)))
     return TrainState(jnp.zeros((), jnp.int32), params, init(params))
 
 
-def beside(params: Any, opt_state: Any) -> Any:
-    """Shardings of an optimiser's state: a moment lies where its parameter does (zeros would go to every device)."""
+def opt_state_shardings(params: Any, opt_state: Any) -> Any:
+    """Shardings of an optimizer's state: a moment lies where its parameter does (zeros would go to every device)."""
     homes = dict(jax.tree_util.tree_leaves_with_path(params))
 
     def one(path: tuple, leaf: jax.ShapeDtypeStruct) -> Any:
@@ -74,15 +74,15 @@ def beside(params: Any, opt_state: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnames=("loss", "settings", "program"), donate_argnames=("state",))
 def update(
-    state: TrainState, batch: Batch, loss: Loss, settings: Any, program: Program
+    state: TrainState, batch: Batch, loss: Loss, settings: Any, program: UpdateSpec
 ) -> tuple[TrainState, dict[str, Any]]:
-    """One optimiser step over all microbatches.
+    """One optimizer step over all microbatches.
 
-    Returns the new state and its sums. Where loss or gradient is not finite, or no row was fed, weights and optimiser
+    Returns the new state and its sums. Where loss or gradient is not finite, or no row was fed, weights and optimizer
     stay as they were, and only the step advances; the first is told by the sum `not_finite`.
     """
-    grads, value, sums = gradients(state.params, batch, loss, settings, program)
-    tx = optimizer.make(program.optimizer, program.model, program.steps)
+    grads, value, sums = compute_gradients(state.params, batch, loss, settings, program)
+    tx = optimizer.make_optimizer(program.optimizer, program.model, program.steps)
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     changes, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -96,18 +96,18 @@ def update(
     return new, sums | {"not_finite": (1.0 - finite, one)}
 
 
-def warm(state: TrainState, nothing: Batch, loss: Loss, settings: Any, program: Program) -> TrainState:
+def compile_update(state: TrainState, nothing: Batch, loss: Loss, settings: Any, program: UpdateSpec) -> TrainState:
     """The same state, now that `update` is compiled for what a stage feeds, of which `nothing` holds no row."""
     state, _ = update(state, nothing, loss, settings, program)
     return state.replace(step=state.step - 1)  # type: ignore[attr-defined]
 
 
-def gradients(
-    params: Any, batch: Batch, loss: Loss, settings: Any, program: Program
+def compute_gradients(
+    params: Any, batch: Batch, loss: Loss, settings: Any, program: UpdateSpec
 ) -> tuple[Any, jax.Array, Sums]:
-    """Gradient tree, objective and sums of a batch: what `update` feeds the optimiser."""
+    """Gradient tree, objective and sums of a batch: what `update` feeds the optimizer."""
 
-    def compute(micro: Batch, program: Program) -> tuple[tuple[jax.Array, Sums], Any]:
+    def compute(micro: Batch, program: UpdateSpec) -> tuple[tuple[jax.Array, Sums], Any]:
         def objective(params: Any) -> tuple[jax.Array, Sums]:
             logp_BT, entropy_BT = _logprobs(params, micro.rows, program)
             return loss(logp_BT, entropy_BT, micro, settings)
@@ -126,12 +126,12 @@ def gradients(
 
 
 @functools.partial(jax.jit, static_argnames=("program",))
-def score(params: Any, batch: Batch, program: Program) -> jax.Array:
+def compute_logprobs(params: Any, batch: Batch, program: UpdateSpec) -> jax.Array:
     """Log-probabilities [M, b, T] of a batch's targets under other weights (the reference, or the old policy)."""
 
-    def compute(micro: Batch, cut: Program) -> jax.Array:
+    def compute(micro: Batch, cut: UpdateSpec) -> jax.Array:
         logp_BT, _ = _logprobs(params, micro.rows, cut)
-        return buckets.restore(logp_BT, program.layout, cut.layout) if program.layout and cut.layout else logp_BT
+        return buckets.uncrop(logp_BT, program.layout, cut.layout) if program.layout and cut.layout else logp_BT
 
     def body(i: jax.Array, out: jax.Array) -> jax.Array:
         logp_BT = _bucketed(compute, _microbatch(batch, i), program)
@@ -157,26 +157,26 @@ def _microbatch(batch: Batch, i: Any) -> Batch:
     return Batch(rows, advantage_BT, old_BT, reference_BT, batch.count)
 
 
-def _arrays(batch: Batch) -> tuple[Rows, jax.Array, jax.Array, jax.Array]:
+def _arrays(batch: Batch) -> tuple[PackedRows, jax.Array, jax.Array, jax.Array]:
     return batch.rows, batch.advantage_MBT, batch.old_MBT, batch.reference_MBT
 
 
-def _bucketed(compute: Callable[[Batch, Program], Value], micro: Batch, program: Program) -> Value:
+def _bucketed(compute: Callable[[Batch, UpdateSpec], Value], micro: Batch, program: UpdateSpec) -> Value:
     """`compute` on a microbatch cut to the smallest layout that takes it."""
     if program.layout is None:
         return compute(micro, program)
 
-    def one(cut: Callable[[Any], Any], layout: Layout) -> Any:
+    def one(cut: Callable[[Any], Any], layout: RowLayout) -> Any:
         rows, advantage_BT, old_BT, reference_BT = cut(_arrays(micro))
         part = Batch(rows, advantage_BT, old_BT, reference_BT, micro.count)
         return compute(part, dataclasses.replace(program, layout=layout))
 
-    return buckets.smallest(one, micro.rows, program.layout, program.buckets)
+    return buckets.on_smallest_layout(one, micro.rows, program.layout, program.length_buckets)
 
 
-def _logprobs(params: Any, rows: Rows, program: Program) -> tuple[jax.Array, jax.Array]:
+def _logprobs(params: Any, rows: PackedRows, program: UpdateSpec) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities and entropies [b, T] of the places that count, 0 elsewhere."""
-    layout = program.layout or Layout(0, 0, 0)
+    layout = program.layout or RowLayout(0, 0, 0)
     mask = attention.Mask(rows.prefix, rows.segment, layout.prefix, layout.segment)
     hidden_BTD, _ = qwen2.forward(params, rows.tokens, rows.positions, mask, program.model)
     behind = layout.prefix  # which asks for nothing
@@ -186,7 +186,7 @@ def _logprobs(params: Any, rows: Rows, program: Program) -> tuple[jax.Array, jax
     return logp_BT, entropy_BT
 
 
-def means(sums: Mapping[str, Any]) -> dict[str, float]:
+def mean_metrics(sums: Mapping[str, Any]) -> dict[str, float]:
     """Sums fetched from the device, divided; a metric with nothing to count is left out."""
     fetched = jax.device_get(dict(sums))
     return {name: float(total) / float(count) for name, (total, count) in fetched.items() if count}

@@ -23,9 +23,11 @@ def _cpu_topology(count: int) -> Topology:
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
     """The report of two of the tiny model's programs on two devices."""
-    sampling = config.Sampling(temperature=1.0, max_tokens=8)
-    grpo = config.Grpo(prompts=2, samples=2, sampling=sampling, rows=config.Rows(per_microbatch=2))
-    cfg = config.Config(model=config.Model(logits_chunk=0), data=config.Data(max_prompt_tokens=16), grpo=grpo)
+    sampling = config.SamplingConfig(temperature=1.0, max_tokens=8)
+    grpo = config.GrpoConfig(prompts=2, samples=2, sampling=sampling, rows=config.RowsConfig(per_microbatch=2))
+    cfg = config.Config(
+        model=config.ModelConfig(logits_chunk=0), data=config.DataConfig(max_prompt_tokens=16), grpo=grpo
+    )
     return compiler.compile_step(cfg, _cpu_topology(2), ["weights", "score"])
 
 
@@ -110,12 +112,12 @@ class _Failing:
 
 
 def test_an_unknown_program_is_an_error() -> None:
-    cfg = config.Config(mesh=config.Mesh(fsdp=1))
+    cfg = config.Config(mesh=config.MeshConfig(fsdp=1))
     with pytest.raises(ConfigError, match="there are weights, prefill, decode, score, update"):
         compiler.compile_step(cfg, _cpu_topology(1), ["evaluate"])
 
 
 def test_a_mesh_that_does_not_fit_the_chips_is_an_error() -> None:
-    cfg = config.Config(mesh=config.Mesh(fsdp=3))
+    cfg = config.Config(mesh=config.MeshConfig(fsdp=3))
     with pytest.raises(ConfigError, match="doesn't make 4 devices"):
         compiler.compile_step(cfg, _cpu_topology(4))

@@ -10,27 +10,28 @@ import jax
 import numpy as np
 import pytest
 
-from sqlr1_jax import config, sharding
+from sqlr1_jax import config
 from sqlr1_jax.aot.programs import STOP, StepPrograms
 from sqlr1_jax.data import packing
 from sqlr1_jax.data.packing import Group, Segment
-from sqlr1_jax.model import qwen2, random_weights
+from sqlr1_jax.distributed import sharding
+from sqlr1_jax.model import init, qwen2
 from sqlr1_jax.rl.loss import grpo_loss
-from sqlr1_jax.rollout.decode import Arrivals
 from sqlr1_jax.rollout.engine import Request
+from sqlr1_jax.rollout.programs import PrefillBatch
 from sqlr1_jax.train import batch, state
 
 pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 CONFIG = config.Config(
-    model=config.Model(dtype="bfloat16", logits_chunk=0),
-    mesh=config.Mesh(fsdp=2, tensor=2),
-    data=config.Data(max_prompt_tokens=30),
-    grpo=config.Grpo(
+    model=config.ModelConfig(dtype="bfloat16", logits_chunk=0),
+    mesh=config.MeshConfig(fsdp=2, tensor=2),
+    data=config.DataConfig(max_prompt_tokens=30),
+    grpo=config.GrpoConfig(
         prompts=8,
         samples=2,
-        sampling=config.Sampling(temperature=1.1, max_tokens=8),
-        rows=config.Rows(per_microbatch=4),
+        sampling=config.SamplingConfig(temperature=1.1, max_tokens=8),
+        rows=config.RowsConfig(per_microbatch=4),
     ),
 )
 
@@ -48,9 +49,9 @@ def step() -> StepPrograms:
 @pytest.fixture(scope="module")
 def real(step: StepPrograms) -> state.TrainState:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, step.params)
-    make = jax.jit(lambda key: random_weights.init_params(step.model, key), out_shardings=shardings)
+    make = jax.jit(lambda key: init.init_params(step.model, key), out_shardings=shardings)
     with jax.set_mesh(step.mesh):
-        return state.create(make(jax.random.key(0)), step.update_spec)
+        return state.create_state(make(jax.random.key(0)), step.update_spec)
 
 
 def _assert_same(planned: Any, real: Any) -> None:
@@ -75,8 +76,8 @@ def test_the_samplers_weights_are_the_ones_that_training_makes(step: StepProgram
 def test_the_batch_is_the_one_that_training_makes(step: StepPrograms) -> None:
     tokens = np.arange(9, dtype=np.int32)
     segments = [Segment(tokens, np.ones(8, np.float32), np.zeros(8, np.float32), 0, g) for g in range(2)]
-    rows = packing.strided([Group(np.arange(20), segments)] * 8, step.row_layout)
-    _assert_same(step.update.inputs[1], batch.assemble(rows, step.mesh, step.microbatch_rows, step.microbatches))
+    rows = packing.shared_prefix_rows([Group(np.arange(20), segments)] * 8, step.row_layout)
+    _assert_same(step.update.inputs[1], batch.assemble_batch(rows, step.mesh, step.microbatch_rows, step.microbatches))
 
 
 def test_the_compiled_sampler_samples_what_the_engine_samples(step: StepPrograms, real: state.TrainState) -> None:
@@ -84,7 +85,7 @@ def test_the_compiled_sampler_samples_what_the_engine_samples(step: StepPrograms
     with jax.set_mesh(step.mesh):
         weights = step.engine.weights(real.params)
     request = Request([np.arange(1, 20, dtype=np.int32)] * 8, 2, CONFIG.grpo.sampling, seed=0, step=0)
-    put = functools.partial(sharding.put, mesh=step.engine.mesh, rules=sharding.SAMPLE_RULES)
+    put = functools.partial(sharding.to_global_arrays, mesh=step.engine.mesh, rules=sharding.SAMPLE_RULES)
     resident = real, real.params
     arrivals = put(_arrivals(request, step.rollout_layout.prefix))
     slots = step.init_slots.compiled(resident)
@@ -99,18 +100,20 @@ def test_the_compiled_sampler_samples_what_the_engine_samples(step: StepPrograms
     np.testing.assert_array_equal(chunk.length_PG, completions.length_PG)
 
 
-def _arrivals(asked: Request, size: int) -> Arrivals:
+def _arrivals(asked: Request, size: int) -> PrefillBatch:
     """The request's prompts, each in the slot of its number."""
     count = len(asked.prompts)
     tokens_RS = np.stack([np.pad(ids[:-1], (0, size - len(ids) + 1)) for ids in asked.prompts])
     length_R, last_R = (np.array(x, np.int32) for x in zip(*((len(p) - 1, p[-1]) for p in asked.prompts), strict=True))
     numbers_R = np.arange(count, dtype=np.int32)
-    limit_RG = np.full((count, asked.samples), asked.settings.max_tokens, np.int32)
-    return Arrivals(tokens_RS, length_R, last_R, numbers_R, numbers_R, limit_RG)
+    limit_RG = np.full((count, asked.samples), asked.sampling.max_tokens, np.int32)
+    return PrefillBatch(tokens_RS, length_R, last_R, numbers_R, numbers_R, limit_RG)
 
 
 def test_slots_and_refills_are_the_configs() -> None:
-    few = dataclasses.replace(CONFIG, rollout=config.Rollout(slots=4, refill=2, cache="int8", weights="int8"))
+    few = dataclasses.replace(
+        CONFIG, rollout=config.RolloutConfig(max_concurrent_prompts=4, prefill_batch=2, cache="int8", weights="int8")
+    )
     step = _planned(few)
     _, slots, arrivals, _ = step.prefill.inputs
     assert slots.token_PG.shape == (4, 2) and arrivals.tokens_RS.shape == (2, 32)
@@ -127,8 +130,8 @@ def test_on_cpu_the_planned_sampler_is_the_engines() -> None:
 
 def test_the_compiled_update_does_what_training_does(step: StepPrograms, real: state.TrainState) -> None:
     segments = [Segment(np.arange(9), np.ones(8, np.float32), np.zeros(8, np.float32), 0, g) for g in range(2)]
-    rows = packing.strided([Group(np.arange(20), segments)] * 8, step.row_layout)
-    rows_batch = batch.assemble(rows, step.mesh, step.microbatch_rows, step.microbatches)
+    rows = packing.shared_prefix_rows([Group(np.arange(20), segments)] * 8, step.row_layout)
+    rows_batch = batch.assemble_batch(rows, step.mesh, step.microbatch_rows, step.microbatches)
     copy = jax.tree.map(lambda leaf: leaf.copy(), real)
     reference = jax.tree.map(lambda leaf: leaf.copy(), real.params)
     with jax.set_mesh(step.mesh):
@@ -160,7 +163,7 @@ def test_without_kl_there_is_no_reference() -> None:
 
 
 def test_packed_rows_take_the_length_that_the_config_gives() -> None:
-    rows = config.Rows(layout="packed", length=100, per_microbatch=4)
+    rows = config.RowsConfig(layout="packed", length=100, per_microbatch=4)
     step = _planned(dataclasses.replace(CONFIG, grpo=dataclasses.replace(CONFIG.grpo, rows=rows)))
     assert step.update_spec.layout is None
     assert step.update.inputs[1].rows.tokens.shape == (2, 4, 100)

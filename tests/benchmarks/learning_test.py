@@ -38,7 +38,7 @@ def test_the_first_three_arms_share_a_cold_start_and_the_last_has_a_sound_one(
     monkeypatch.setattr(learning, "arm_result", lambda start, folder, stage: (start.name, folder.name, stage))
     lines = [learning.run_arm(tmp_path, 0, arm, []) for arm in learning.ARMS]
     assert lines == [
-        ("base", "grpo", "grpo"), ("base", "more_cold_start", "cold_start"), ("base", "shuffled", "grpo"),
+        ("base", "grpo", "grpo"), ("base", "more_sft", "sft"), ("base", "shuffled", "grpo"),
         ("base_sound", "sound_teacher", "grpo"),
     ]  # fmt: skip
     assert len(ran) == 4 + 2

@@ -21,7 +21,7 @@ def test_parts_are_fractions_of_the_steps_and_the_rest_makes_them_one() -> None:
 
 
 def test_first_steps_and_other_stages_are_left_out(tmp_path: Path) -> None:
-    lines = [{"stage": "cold_start", "step": 1}, *LINES]
+    lines = [{"stage": "sft", "step": 1}, *LINES]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert step.steps_of(tmp_path, 1) == LINES[1:]
     with pytest.raises(SystemExit, match="3 steps of GRPO, and 3 are left out"):

@@ -32,7 +32,7 @@ def databases(pets: Path) -> str:
 
 def test_our_own_lines_need_three_names(tmp_path: Path, pets: Path, databases: str) -> None:
     spec = jsonl(tmp_path, record())
-    assert example.read(spec, databases) == [
+    assert example.read_examples(spec, databases) == [
         Example("0", "pets", pets, "How many dogs?", "SELECT count(*) FROM dogs", source=spec)
     ]
 
@@ -48,9 +48,9 @@ def test_synsql_with_the_embedded_datas_names(tmp_path: Path, pets: Path, databa
         habit="dropped_distinct",
         spoiled=True,
     )
-    path = tmp_path / "cold_start.json"
+    path = tmp_path / "sft.json"
     path.write_text(json.dumps([full, record()]))
-    first, second = example.read(f"synsql:{path}", databases)
+    first, second = example.read_examples(f"synsql:{path}", databases)
     assert first == Example(
         "cold-1", "pets", pets, "How many dogs?", "SELECT count(*) FROM dogs", "Dogs are animals.", "count",
         f"synsql:{path}", "Complex", "Vague", "count", "dropped_distinct", True,
@@ -64,11 +64,11 @@ def test_databases_beside_the_data(tmp_path: Path, pets: Path, place: str) -> No
     path.parent.mkdir(parents=True)
     shutil.copy(pets, path)
     (tmp_path / "data.json").write_text(json.dumps([record()]))
-    assert example.read(f"synsql:{tmp_path}")[0].database == path
+    assert example.read_examples(f"synsql:{tmp_path}")[0].database == path
 
 
 def test_one_file_for_all_questions(tmp_path: Path, pets: Path) -> None:
-    assert example.read(jsonl(tmp_path, record(db_id="mine")), str(pets))[0].database == pets
+    assert example.read_examples(jsonl(tmp_path, record(db_id="mine")), str(pets))[0].database == pets
 
 
 def test_spider_and_bird(tmp_path: Path, pets: Path) -> None:
@@ -76,12 +76,12 @@ def test_spider_and_bird(tmp_path: Path, pets: Path) -> None:
         shutil.copytree(pets.parent, tmp_path / folder / "pets")
     spider = {"db_id": "pets", "question": "How many?", "query": "SELECT 1", "query_toks": [], "sql": {"from": {}}}
     (tmp_path / "train_spider.json").write_text(json.dumps([spider]))
-    (one,) = example.read(f"spider:{tmp_path}")
+    (one,) = example.read_examples(f"spider:{tmp_path}")
     assert (one.id, one.sql, one.knowledge, one.reasoning) == ("0", "SELECT 1", "", "")
     assert one.database == tmp_path / "database" / "pets" / "pets.sqlite"
     bird = {"question_id": 41, "db_id": "pets", "question": "How many?", "evidence": "all", "SQL": "SELECT 2"}
     (tmp_path / "dev.json").write_text(json.dumps([bird | {"difficulty": "simple"}]))
-    (one,) = example.read(f"bird:{tmp_path}/dev.json")
+    (one,) = example.read_examples(f"bird:{tmp_path}/dev.json")
     assert (one.id, one.sql, one.knowledge, one.complexity) == ("41", "SELECT 2", "all", "simple")
     assert one.database == tmp_path / "dev_databases" / "pets" / "pets.sqlite"
 
@@ -95,7 +95,7 @@ def test_parquet_of_the_paper(tmp_path: Path, databases: str) -> None:
         {"prompt": [{"role": "user", "content": "nothing"}], "reward_model": truth, "extra_info": {"index": 1}},
     ]
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "train.parquet"))
-    (one,) = example.read(f"parquet:{tmp_path}", databases)
+    (one,) = example.read_examples(f"parquet:{tmp_path}", databases)
     assert (one.id, one.question, one.sql) == ("0", "How many\ndogs?", "SELECT 1")
 
 
@@ -105,7 +105,7 @@ def test_parquet_with_columns_of_its_own(tmp_path: Path, databases: str) -> None
     truth = {"style": "rule", "ground_truth": {"db_id": "pets", "sql": "SELECT 1"}}
     row = {"prompt": [{"role": "user", "content": "Question: no"}], "question": "Which?", "cot": "so", "sql": ""}
     parquet.write_table(pyarrow.Table.from_pylist([row | {"reward_model": truth}]), tmp_path / "part-0.parquet")
-    (one,) = example.read(f"parquet:{tmp_path}", databases)
+    (one,) = example.read_examples(f"parquet:{tmp_path}", databases)
     assert (one.question, one.reasoning, one.sql) == ("Which?", "so", "SELECT 1")
 
 
@@ -124,7 +124,7 @@ def test_a_bad_record_is_set_aside_and_counted(
         "[1]",
     ]
     with caplog.at_level(logging.WARNING):
-        kept = example.read(jsonl(tmp_path, record(), *bad, record()), databases)
+        kept = example.read_examples(jsonl(tmp_path, record(), *bad, record()), databases)
     assert [one.id for one in kept] == ["0", "twice", "10"]
     reasons = "\n".join(caplog.messages)
     for said in (
@@ -143,7 +143,7 @@ def test_a_bad_record_is_set_aside_and_counted(
 def test_all_databases_missing_stops_with_the_fix(tmp_path: Path) -> None:
     spec = jsonl(tmp_path, record(), record())
     with pytest.raises(ExampleError) as error:
-        example.read(spec, str(tmp_path / "nowhere"))
+        example.read_examples(spec, str(tmp_path / "nowhere"))
     for said in ("asked.jsonl", "2 records", "first in record 0", "nowhere", "--config.data.databases="):
         assert said in str(error.value)
 
@@ -151,40 +151,40 @@ def test_all_databases_missing_stops_with_the_fix(tmp_path: Path) -> None:
 def test_a_file_that_is_no_database_is_none(tmp_path: Path) -> None:
     (tmp_path / "pets.sqlite").write_bytes(b"SQLite format 3\x00" + b"and then nothing like it" * 50)
     with pytest.raises(ExampleError, match="no readable SQLite file"):
-        example.read(jsonl(tmp_path, record()), str(tmp_path))
+        example.read_examples(jsonl(tmp_path, record()), str(tmp_path))
 
 
 def test_exclusion_comes_before_the_limit(tmp_path: Path, databases: str) -> None:
     spec = jsonl(tmp_path, *(record(id=i) for i in range(5)))
     (tmp_path / "exclude.jsonl").write_text('{"id": 1, "rule": "empty"}\n{"id": "3"}\n{"id": "99"}\n')
     exclude = str(tmp_path / "exclude.jsonl")
-    assert [one.id for one in example.read(spec, databases, exclude)] == ["0", "2", "4"]
-    assert [one.id for one in example.read(spec, databases, exclude, limit=2)] == ["0", "2"]
-    assert [one.id for one in example.read(spec, databases, limit=2)] == ["0", "1"]
+    assert [one.id for one in example.read_examples(spec, databases, exclude)] == ["0", "2", "4"]
+    assert [one.id for one in example.read_examples(spec, databases, exclude, limit=2)] == ["0", "2"]
+    assert [one.id for one in example.read_examples(spec, databases, limit=2)] == ["0", "1"]
     with pytest.raises(ExampleError, match=r"gone\.jsonl"):
-        example.read(spec, databases, "gone.jsonl")
+        example.read_examples(spec, databases, "gone.jsonl")
     (tmp_path / "exclude.jsonl").write_text('"3"\n')
     with pytest.raises(ExampleError, match="with an id"):
-        example.read(spec, databases, exclude)
+        example.read_examples(spec, databases, exclude)
     (tmp_path / "exclude.jsonl").write_text("".join(f'{{"id": {i}}}\n' for i in range(5)))
     with pytest.raises(ExampleError, match="all excluded"):
-        example.read(spec, databases, exclude)
+        example.read_examples(spec, databases, exclude)
 
 
 def test_a_selection_by_name(tmp_path: Path, databases: str, caplog: pytest.LogCaptureFixture) -> None:
     labels = ["Simple", "Complex", "Complex", "Highly Complex", "Moderate"]
     path = tmp_path / "data.json"
     path.write_text(json.dumps([record(sql_complexity=label) for label in labels]))
-    made = example.read(f"complex-5k:{path}", databases)
+    made = example.read_examples(f"complex-5k:{path}", databases)
     assert sorted(one.id for one in made) == ["1", "2"]
     assert "2 examples where 5000" in caplog.text
-    assert len(example.read(f"synsql-200k:{path}", databases)) == 5
+    assert len(example.read_examples(f"synsql-200k:{path}", databases)) == 5
 
 
 @pytest.mark.parametrize("spec", ["nothing", "spyder:/x", "synsql:", "synth:x"])
 def test_a_spec_that_names_nothing(spec: str) -> None:
     with pytest.raises(ExampleError, match="PREFIX:PATH"):
-        example.read(spec)
+        example.read_examples(spec)
 
 
 def test_data_never_imports_jax() -> None:
@@ -197,10 +197,10 @@ def test_data_never_imports_jax() -> None:
 
 
 def test_real_data(shared_data: Path, caplog: pytest.LogCaptureFixture) -> None:
-    spider = example.read(f"spider:{shared_data}/spider_train")
+    spider = example.read_examples(f"spider:{shared_data}/spider_train")
     assert len(spider) == 6918
     assert len({one.database for one in spider}) == 139
-    bird = example.read(f"bird:{shared_data}/bird_formula_1")
+    bird = example.read_examples(f"bird:{shared_data}/bird_formula_1")
     assert len(bird) == 108
     assert bird[0].knowledge == "Shanghai is a name of location;"
     assert caplog.messages == []
@@ -213,7 +213,7 @@ def test_real_synsql_records(shared_data: Path, tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "databases" / f"{name}.sqlite")
     connection.executescript((shared_data / "synsql_sample" / "schemas" / f"{name}.sql").read_text())
     connection.close()
-    made = example.read(f"synsql:{shared_data}/synsql_sample", str(tmp_path / "databases"))
+    made = example.read_examples(f"synsql:{shared_data}/synsql_sample", str(tmp_path / "databases"))
     assert {one.db_id for one in made} == {name}
     assert (made[0].complexity, made[0].style) == ("Complex", "Interrogative")
     assert made[0].reasoning.startswith("To answer the question")

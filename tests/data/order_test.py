@@ -14,17 +14,17 @@ seeds = st.integers(0, 2**32)
 def test_every_epoch_holds_each_item_once(count, per_step, seed, epoch) -> None:
     begin, end = epoch * count, (epoch + 1) * count
     steps = range(begin // per_step, -(-end // per_step))
-    taken = [index for step in steps for index in order.take(count, per_step, seed, step)]
+    taken = [index for step in steps for index in order.batch_indices(count, per_step, seed, step)]
     offset = begin - steps[0] * per_step
     assert sorted(taken[offset : offset + count]) == list(range(count))
 
 
 @given(counts, st.integers(1, 50), seeds, st.integers(0, 100))
 def test_a_step_is_the_same_whoever_asks_and_whenever(count, per_step, seed, step) -> None:
-    fresh = order.take(count, per_step, seed, step)
+    fresh = order.batch_indices(count, per_step, seed, step)
     for other in range(3):
-        order.take(count, per_step, seed, other)
-    assert order.take(count, per_step, seed, step) == fresh
+        order.batch_indices(count, per_step, seed, other)
+    assert order.batch_indices(count, per_step, seed, step) == fresh
     assert len(fresh) == per_step
 
 
@@ -33,25 +33,25 @@ def test_the_order_does_not_depend_on_how_it_is_cut_into_steps(count, seed, one,
     length = one * other * 3
 
     def walk(per_step):
-        return [i for step in range(length // per_step) for i in order.take(count, per_step, seed, step)]
+        return [i for step in range(length // per_step) for i in order.batch_indices(count, per_step, seed, step)]
 
     assert walk(one) == walk(other)
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    orders = {tuple(order.take(50, 50, seed, epoch)) for seed in range(4) for epoch in range(4)}
+    orders = {tuple(order.batch_indices(50, 50, seed, epoch)) for seed in range(4) for epoch in range(4)}
     assert len(orders) == 16
 
 
 def test_places_are_spread_evenly() -> None:
     """Item 0 stands at each of 5 places about as often: 2000 epochs, 400 each, five standard deviations are 90."""
-    places = collections.Counter(order.take(5, 5, 0, epoch).index(0) for epoch in range(2000))
+    places = collections.Counter(order.batch_indices(5, 5, 0, epoch).index(0) for epoch in range(2000))
     assert all(310 < places[place] < 490 for place in range(5))
 
 
 def test_nothing_to_take_is_an_error() -> None:
     with pytest.raises(ValueError, match="no items"):
-        order.take(0, 1, 0, 0)
+        order.batch_indices(0, 1, 0, 0)
 
 
 @given(counts, st.integers(0, 60), seeds)

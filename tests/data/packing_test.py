@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqlr1_jax.data import packing
-from sqlr1_jax.data.packing import Group, Layout, PackingError, Rows, Segment
+from sqlr1_jax.data.packing import Group, PackedRows, PackingError, RowLayout, Segment
 
 
 def segment(tokens: list[int], prompt: int = 0, sample: int = 0) -> Segment:
@@ -28,11 +28,11 @@ def groups(draw: st.DrawFn) -> list[Group]:
     return made
 
 
-def seen(rows: Rows) -> list[tuple]:
+def seen(rows: PackedRows) -> list[tuple]:
     """Every segment with the prefix it sees, read back from the rows by their numbers alone."""
     found = []
     for row in range(len(rows.tokens)):
-        one = Rows(*(field[row] for field in rows))
+        one = PackedRows(*(field[row] for field in rows))
         for group in range(1, one.prefix.max(initial=0) + 1):
             inside = one.prefix == group
             prefix = one.tokens[inside & (one.segment == 0)].tolist()
@@ -56,7 +56,7 @@ def expected(given: list[Group]) -> list[tuple]:
 
 @given(groups())
 def test_strided_rows_hold_exactly_their_groups(made: list[Group]) -> None:
-    rows = packing.strided(made, packing.layout_of(made, multiple=4))
+    rows = packing.shared_prefix_rows(made, packing.smallest_layout(made, multiple=4))
     assert len(rows.tokens) == len(made)
     assert seen(rows) == expected(made)
     assert rows.weight.sum() == sum(sum(s.weight) for g in made for s in g.segments)
@@ -64,16 +64,16 @@ def test_strided_rows_hold_exactly_their_groups(made: list[Group]) -> None:
 
 @given(groups(), st.integers(0, 20))
 def test_packed_rows_hold_exactly_their_groups(made: list[Group], slack: int) -> None:
-    length = max(packing.size(group) for group in made) + slack
-    rows = packing.packed(made, length)
+    length = max(packing.packed_length(group) for group in made) + slack
+    rows = packing.pack_rows(made, length)
     key = str
     assert sorted(seen(rows), key=key) == sorted(expected(made), key=key)
-    assert (rows.prefix > 0).sum() == sum(packing.size(group) for group in made)
+    assert (rows.prefix > 0).sum() == sum(packing.packed_length(group) for group in made)
 
 
 @given(groups())
 def test_places_without_a_token_are_zero_in_every_field(made: list[Group]) -> None:
-    rows = packing.strided(made, packing.layout_of(made, multiple=8))
+    rows = packing.shared_prefix_rows(made, packing.smallest_layout(made, multiple=8))
     empty = rows.prefix == 0
     assert all((field[empty] == 0).all() for field in rows)
     assert (rows.weight[rows.segment == 0] == 0).all()
@@ -83,12 +83,12 @@ def test_places_without_a_token_are_zero_in_every_field(made: list[Group]) -> No
 def test_unshared_rows_ask_for_the_same_targets(made: list[Group]) -> None:
     alone = packing.unshared(made)
     assert all(len(group.segments) == 1 for group in alone)
-    assert seen(packing.strided(alone, packing.layout_of(alone))) == expected(made)
+    assert seen(packing.shared_prefix_rows(alone, packing.smallest_layout(alone))) == expected(made)
 
 
 def test_a_strided_row_to_the_letter() -> None:
     group = Group([7, 8], [segment([8, 1, 2], 3, 0), segment([8, 4], 3, 1)])
-    rows = packing.strided([group], Layout(prefix=3, segments=2, segment=2))
+    rows = packing.shared_prefix_rows([group], RowLayout(prefix=3, segments=2, segment=2))
     assert rows.tokens.tolist() == [[7, 8, 0, 8, 1, 8, 0]]
     assert rows.targets.tolist() == [[8, 0, 0, 1, 2, 4, 0]]
     assert rows.positions.tolist() == [[0, 1, 0, 2, 3, 2, 0]]
@@ -103,31 +103,32 @@ def test_a_strided_row_to_the_letter() -> None:
 
 def test_packing_takes_the_longest_first_and_fills_the_gaps() -> None:
     made = [Group([1] * n, [segment([1, 2])]) for n in (2, 6, 3, 4)]
-    rows = packing.packed(made, 8)
+    rows = packing.pack_rows(made, 8)
     assert rows.prefix.max(axis=1).tolist() == [1, 2, 1]
     assert (rows.prefix > 0).sum(axis=1).tolist() == [7, 5 + 3, 4]
 
 
 def test_layout_rounds_up() -> None:
     made = [Group([1] * 17, [segment([1] * 5), segment([1] * 34)]), Group([1], [segment([1, 2])])]
-    assert packing.layout_of(made) == Layout(prefix=32, segments=2, segment=48)
-    assert packing.layout_of(made, multiple=1) == Layout(prefix=17, segments=2, segment=33)
-    assert packing.layout_of(made).length == 32 + 2 * 48
+    assert packing.smallest_layout(made) == RowLayout(prefix=32, segments=2, segment=48)
+    assert packing.smallest_layout(made, multiple=1) == RowLayout(prefix=17, segments=2, segment=33)
+    assert packing.smallest_layout(made).length == 32 + 2 * 48
 
 
 @pytest.mark.parametrize(
-    ("layout", "named"), [(Layout(1, 2, 9), "prefix"), (Layout(9, 1, 9), "2 segments"), (Layout(9, 2, 1), "segment")]
+    ("layout", "named"),
+    [(RowLayout(1, 2, 9), "prefix"), (RowLayout(9, 1, 9), "2 segments"), (RowLayout(9, 2, 1), "segment")],
 )
-def test_a_group_too_large_is_refused_by_name(layout: Layout, named: str) -> None:
+def test_a_group_too_large_is_refused_by_name(layout: RowLayout, named: str) -> None:
     group = Group([1, 2], [segment([1, 2, 3]), segment([1, 2])])
     with pytest.raises(PackingError, match=named):
-        packing.strided([group], layout)
+        packing.shared_prefix_rows([group], layout)
     with pytest.raises(PackingError, match="takes 5 tokens"):
-        packing.packed([group], 4)
+        packing.pack_rows([group], 4)
 
 
 def test_padding_rows() -> None:
-    rows = packing.strided([Group([1], [segment([1, 2])])], Layout(1, 1, 1))
+    rows = packing.shared_prefix_rows([Group([1], [segment([1, 2])])], RowLayout(1, 1, 1))
     padded = packing.pad_rows(rows, 3)
     assert padded.tokens.tolist() == [[1, 1], [0, 0], [0, 0]]
     assert padded.weight.sum() == rows.weight.sum()
@@ -137,9 +138,9 @@ def test_padding_rows() -> None:
 
 
 def test_nothing_to_pack() -> None:
-    assert packing.packed([], 8).tokens.shape == (0, 8)
-    assert packing.strided([], Layout(2, 2, 2)).weight.shape == (0, 6)
-    assert packing.layout_of([]) == Layout(0, 0, 0)
+    assert packing.pack_rows([], 8).tokens.shape == (0, 8)
+    assert packing.shared_prefix_rows([], RowLayout(2, 2, 2)).weight.shape == (0, 6)
+    assert packing.smallest_layout([]) == RowLayout(0, 0, 0)
 
 
 def test_a_step_is_packed_in_milliseconds() -> None:
@@ -151,11 +152,11 @@ def test_a_step_is_packed_in_milliseconds() -> None:
         ])
         for p, row in enumerate(lengths)
     ]  # fmt: skip
-    layout = packing.layout_of(made)
+    layout = packing.smallest_layout(made)
 
     def seconds() -> float:
         start = time.perf_counter()
-        packing.strided(made, layout)
+        packing.shared_prefix_rows(made, layout)
         return time.perf_counter() - start
 
     assert min(seconds() for _ in itertools.repeat(None, 10)) < 0.02
@@ -163,7 +164,7 @@ def test_a_step_is_packed_in_milliseconds() -> None:
 
 @given(st.integers(1, 5000), st.integers(1, 8))
 def test_lengths_to_pad_to_ascend_to_the_longest(longest: int, sizes: int) -> None:
-    made = packing.lengths(longest, sizes)
+    made = packing.padded_lengths(longest, sizes)
     assert made[-1] == longest and len(made) <= sizes
     assert made == sorted(set(made)) and all(size % 16 == 0 for size in made[:-1])
     assert all(b - a <= -(-longest // sizes) + 16 for a, b in itertools.pairwise(made))

@@ -48,7 +48,7 @@ Which colors are there?<|im_end|>
 
 
 def test_the_brief_prompt_to_the_letter(pets: Path, tiny_tokenizer: Any) -> None:
-    made = PromptRenderer(tiny_tokenizer, config.Data()).render(asked(pets, knowledge=" Red is a color.\n"))
+    made = PromptRenderer(tiny_tokenizer, config.DataConfig()).render(asked(pets, knowledge=" Red is a color.\n"))
     assert made.text == BRIEF
     assert tiny_tokenizer.decode(made.ids) == BRIEF
     assert made.ids.dtype == np.int32
@@ -57,7 +57,7 @@ def test_the_brief_prompt_to_the_letter(pets: Path, tiny_tokenizer: Any) -> None
 
 def test_full_instructions_show_the_answer_form(pets: Path, tiny_tokenizer: Any) -> None:
     for form, marks in (("reasoning", ["<think>", "</think>", "<answer>", "```sql"]), ("direct", ["<answer>"])):
-        data = config.Data(form=form, instructions="full", schema="fixed")
+        data = config.DataConfig(form=form, instructions="full", schema="fixed")
         text = PromptRenderer(tiny_tokenizer, data).render(asked(pets, knowledge="Red is a color.")).text
         assert all(text.count(mark) == 1 for mark in marks)
         assert ("<think>" in text) == (form == "reasoning")
@@ -68,7 +68,7 @@ def test_full_instructions_show_the_answer_form(pets: Path, tiny_tokenizer: Any)
 
 def test_prompts_are_what_the_chat_template_makes(pets: Path, tiny_tokenizer: Any) -> None:
     for form in ("compact", "qualified", "fixed"):
-        renderer = PromptRenderer(tiny_tokenizer, config.Data(schema=form, instructions="full"))
+        renderer = PromptRenderer(tiny_tokenizer, config.DataConfig(schema=form, instructions="full"))
         one = asked(pets, knowledge="Red.")
         text = tiny_tokenizer.apply_chat_template(
             renderer.messages(one, form), tokenize=False, add_generation_prompt=True
@@ -78,7 +78,7 @@ def test_prompts_are_what_the_chat_template_makes(pets: Path, tiny_tokenizer: An
 
 def test_defect_10_labels_of_the_data_never_reach_the_prompt(pets: Path, tiny_tokenizer: Any) -> None:
     """And training, evaluation and asking share one renderer: no other module applies a chat template."""
-    renderer = PromptRenderer(tiny_tokenizer, config.Data(instructions="full", schema="retrieved"))
+    renderer = PromptRenderer(tiny_tokenizer, config.DataConfig(instructions="full", schema="retrieved"))
     labels = ("complexity", "style", "family", "habit", "source", "reasoning", "sql", "id")
     labelled = asked(pets, spoiled=True, **{name: f"Highly Complex {name}" for name in labels})
     assert renderer.render(labelled).text == renderer.render(asked(pets)).text
@@ -94,7 +94,7 @@ questions = st.text(st.characters(codec="utf-8"), max_size=20) | st.text("\n\r\t
 def test_questions_share_the_prefix_whatever_they_are(
     pets: Path, tiny_tokenizer: Any, question: str, knowledge: str
 ) -> None:
-    renderer = PromptRenderer(tiny_tokenizer, config.Data())
+    renderer = PromptRenderer(tiny_tokenizer, config.DataConfig())
     first, made = renderer.render_many([asked(pets), asked(pets, question, knowledge=knowledge)])
     length = first.prefix_length
     assert tiny_tokenizer.decode(first.ids[:length]).endswith("- join dogs, owners on keeper = tag\n")
@@ -107,8 +107,8 @@ def test_questions_share_the_prefix_whatever_they_are(
 @pytest.mark.parametrize("instructions", ["brief", "full"])
 @pytest.mark.parametrize("form", ["compact", "qualified", "fixed"])
 def test_real_prompts_share_their_schema(shared_data: Path, qwen: Any, form: str, instructions: str) -> None:
-    examples = example.read(f"spider:{shared_data}/spider_train")[::60]
-    made = PromptRenderer(qwen, config.Data(schema=form, instructions=instructions)).render_many(examples)
+    examples = example.read_examples(f"spider:{shared_data}/spider_train")[::60]
+    made = PromptRenderer(qwen, config.DataConfig(schema=form, instructions=instructions)).render_many(examples)
     by_database: dict[str, set[tuple[int, ...]]] = {}
     for one, source in zip(made, examples, strict=True):
         prefix = one.ids[: one.prefix_length]
@@ -133,13 +133,13 @@ def test_a_boundary_that_moves_is_not_shared(pets: Path, tiny_tokenizer: Any) ->
         def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
             return {"input_ids": [[ord(t[-1]) for t in re.findall(r"\n?[^\n]|\n", text)] for text in texts]}
 
-    made = PromptRenderer(Joining(), config.Data()).render(asked(pets))
+    made = PromptRenderer(Joining(), config.DataConfig()).render(asked(pets))
     assert "".join(map(chr, made.ids[: made.prefix_length])).endswith("- join dogs, owners on keeper = tag")
     assert chr(made.ids[made.prefix_length]) == QUESTION[0]
 
 
 def test_retrieved_values_are_shown_and_nothing_is_shared(pets: Path, tiny_tokenizer: Any) -> None:
-    renderer = PromptRenderer(tiny_tokenizer, config.Data(schema="retrieved"))
+    renderer = PromptRenderer(tiny_tokenizer, config.DataConfig(schema="retrieved"))
     made = renderer.render(asked(pets, "Which dog is Lise Meitner's?"))
     assert "example: ['Lise Meitner', 'Ada Byron', 'Max Born']" in made.text
     assert (made.prefix_length, made.schema) == (0, "retrieved")
@@ -149,7 +149,7 @@ def test_what_is_over_budget_is_trimmed_by_rule_or_flagged(
     pets: Path, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     def made(budget: int, question: str = QUESTION) -> tuple[str, bool, bool]:
-        data = config.Data(schema="retrieved", max_prompt_tokens=budget)
+        data = config.DataConfig(schema="retrieved", max_prompt_tokens=budget)
         one = PromptRenderer(tiny_tokenizer, data).render(asked(pets, question))
         return one.schema, one.trimmed, one.over_budget
 
@@ -165,12 +165,12 @@ def test_what_is_over_budget_is_trimmed_by_rule_or_flagged(
 
 
 def _length(pets: Path, tokenizer: Any, form: str, question: str) -> int:
-    return len(PromptRenderer(tokenizer, config.Data(schema=form)).render(asked(pets, question)).ids)
+    return len(PromptRenderer(tokenizer, config.DataConfig(schema=form)).render(asked(pets, question)).ids)
 
 
 def test_one_long_question_leaves_the_others_as_they_are(pets: Path, tiny_tokenizer: Any) -> None:
     short = _length(pets, tiny_tokenizer, "fixed", QUESTION)
-    renderer = PromptRenderer(tiny_tokenizer, config.Data(schema="fixed", max_prompt_tokens=short))
+    renderer = PromptRenderer(tiny_tokenizer, config.DataConfig(schema="fixed", max_prompt_tokens=short))
     examples = [asked(pets), asked(pets, QUESTION * 2), asked(pets)]
     made = renderer.render_many([dataclasses.replace(one, id=str(i)) for i, one in enumerate(examples)])
     assert [one.schema for one in made] == ["fixed", "qualified", "fixed"]
@@ -181,7 +181,7 @@ def test_a_database_is_read_once(tmp_path: Path, tiny_tokenizer: Any) -> None:
     path = tmp_path / "one.sqlite"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE a (b)")
-    renderer = PromptRenderer(tiny_tokenizer, config.Data())
+    renderer = PromptRenderer(tiny_tokenizer, config.DataConfig())
     first = renderer.render(asked(path))
     path.unlink()
     assert renderer.render(asked(path)).text == first.text
@@ -195,20 +195,20 @@ def test_a_tokenizer_that_will_not_do_is_refused() -> None:
             return messages[1]["content"] * 2
 
     with pytest.raises(ConfigError, match="no chat template"):
-        PromptRenderer(Tokenizer(), config.Data())
+        PromptRenderer(Tokenizer(), config.DataConfig())
     Tokenizer.chat_template = "doubled"
     with pytest.raises(ConfigError, match="2 times"):
-        PromptRenderer(Tokenizer(), config.Data())
+        PromptRenderer(Tokenizer(), config.DataConfig())
 
 
 def test_nothing_to_render(tiny_tokenizer: Any) -> None:
-    assert PromptRenderer(tiny_tokenizer, config.Data()).render_many([]) == []
+    assert PromptRenderer(tiny_tokenizer, config.DataConfig()).render_many([]) == []
 
 
 @pytest.mark.nightly
 def test_twenty_thousand_prompts_take_seconds(shared_data: Path, qwen: Any) -> None:
-    examples = (example.read(f"spider:{shared_data}/spider_train") * 3)[:20_000]
+    examples = (example.read_examples(f"spider:{shared_data}/spider_train") * 3)[:20_000]
     start = time.perf_counter()
-    made = prompt.PromptRenderer(qwen, config.Data()).render_many(examples)
+    made = prompt.PromptRenderer(qwen, config.DataConfig()).render_many(examples)
     assert time.perf_counter() - start < 15
     assert len(made) == 20_000

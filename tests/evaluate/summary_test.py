@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from sqlr1_jax import config
-from sqlr1_jax.evaluate import execution, summary
+from sqlr1_jax.evaluate import accuracy, summary
 
 FIGURES = {"ex_greedy": 0.5, "ex_vote8": 0.6, "pass8": 0.7, "well_formed": 0.9, "n": 4}
 
 
 def _evaluated(workdir: Path, name: str, outcomes: dict[str, str], **figures: float) -> None:
-    """An evaluation as evaluate/stage.py leaves it: {id: outcome} on the held-out set, database by the id's letter."""
+    """An evaluation as evaluate/run.py leaves it: {id: outcome} on the held-out set, database by the id's letter."""
     folder = workdir / "evaluation" / name
     folder.mkdir(parents=True)
     lines = [
@@ -47,20 +47,20 @@ AFTER = {"a1": "match", "a2h": "match_empty", "b1": "match", "b2h": "timeout"}
 
 def test_it_grows_stage_by_stage_to_the_form_of_the_design(tmp_path: Path) -> None:
     assert _write(tmp_path, "data", 1.5) == {"seconds": {"data": 1.5, "total": 1.5}}
-    _evaluated(tmp_path, "cold_start", BEFORE, ex_greedy=0.25)
-    after_cold_start = _write(tmp_path, "cold_start", 10.0)
+    _evaluated(tmp_path, "sft", BEFORE, ex_greedy=0.25)
+    after_cold_start = _write(tmp_path, "sft", 10.0)
     assert after_cold_start["ex_greedy"] == 0.25
     assert "interval" not in after_cold_start
     _evaluated(tmp_path, "final", AFTER, ex_greedy=0.75)
     _write(tmp_path, "grpo", 20.0)
     (tmp_path / "export").mkdir()
     whole = _write(tmp_path, "export", 0.5)
-    assert whole["seconds"] == {"data": 1.5, "cold_start": 10.0, "grpo": 20.0, "export": 0.5, "total": 32.0}
-    assert whole["cold_start"]["heldout"]["ex_greedy"] == 0.25
+    assert whole["seconds"] == {"data": 1.5, "sft": 10.0, "grpo": 20.0, "export": 0.5, "total": 32.0}
+    assert whole["sft"]["heldout"]["ex_greedy"] == 0.25
     assert whole["final"]["newnames"]["ex_greedy"] == 0.1
     assert {name: whole[name] for name in FIGURES} == FIGURES | {"ex_greedy": 0.75}
     assert whole["export"] == str(tmp_path / "export")
-    gain, low, high = execution.paired_gain(
+    gain, low, high = accuracy.paired_gain(
         {i: o.startswith("match") for i, o in BEFORE.items()},
         {i: o.startswith("match") for i, o in AFTER.items()},
         {i: i[0] for i in BEFORE},
@@ -75,17 +75,17 @@ def test_seconds_of_a_resumed_stage_add_up(tmp_path: Path) -> None:
 
 
 def test_the_gain_of_a_part_is_of_that_part_alone(tmp_path: Path) -> None:
-    _evaluated(tmp_path, "cold_start", BEFORE)
+    _evaluated(tmp_path, "sft", BEFORE)
     _evaluated(tmp_path, "final", AFTER)
     assert summary.gain(tmp_path)[0] == 0.5
     assert summary.gain(tmp_path, habit="extra_column")[0] == 0.5
     assert summary.gain(tmp_path, habit="")[0] == 0.5
-    assert summary.gain(tmp_path, before="final", after="cold_start")[0] == -0.5
+    assert summary.gain(tmp_path, before="final", after="sft")[0] == -0.5
     assert summary.gain(tmp_path, before="final")[0] == 0
 
 
 def test_the_gain_is_of_held_out_items_that_both_have(tmp_path: Path) -> None:
-    _evaluated(tmp_path, "cold_start", BEFORE)
+    _evaluated(tmp_path, "sft", BEFORE)
     _evaluated(tmp_path, "final", {item: outcome for item, outcome in AFTER.items() if item != "b1"})
     with pytest.raises(ValueError, match="differ in 1 items"):
         summary.gain(tmp_path)

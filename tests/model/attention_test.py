@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sqlr1_jax import config, sharding
+from sqlr1_jax import config
+from sqlr1_jax.distributed import sharding
 from sqlr1_jax.model import attention
 from sqlr1_jax.model.attention import Mask, attend
 from testing.compilation import largest_mask
@@ -114,7 +115,7 @@ def test_a_query_that_sees_nothing_stays_finite() -> None:
 
 
 def test_causal_hides_padding() -> None:
-    mask = attention.causal(jnp.zeros((2, 4), jnp.int32), jnp.array([2, 4]))
+    mask = attention.causal_mask(jnp.zeros((2, 4), jnp.int32), jnp.array([2, 4]))
     assert mask.prefix_BT.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]] and not mask.segment_BT.any()
 
 
@@ -172,7 +173,7 @@ def test_auto_chooses_xla_on_a_mesh_of_cpus_and_without_one() -> None:
     queries = jax.ShapeDtypeStruct((1, 4096, 14, 128), jnp.bfloat16)
     mask = Mask(ids, ids, *PLAIN)  # type: ignore[arg-type]
     assert attention.choose("auto", queries, mask) == "xla"  # type: ignore[arg-type]
-    with jax.set_mesh(sharding.make_mesh(config.Mesh())):
+    with jax.set_mesh(sharding.make_mesh(config.MeshConfig())):
         assert attention.choose("auto", queries, mask) == "xla"  # type: ignore[arg-type]
 
 
@@ -191,6 +192,6 @@ def test_no_mask_of_all_places_leaves_the_loop_over_layers() -> None:
 
 
 def test_an_unknown_backend_is_named() -> None:
-    mask = attention.causal(jnp.zeros((B, T), jnp.int32), jnp.array([T, T]))
+    mask = attention.causal_mask(jnp.zeros((B, T), jnp.int32), jnp.array([T, T]))
     with pytest.raises(ValueError, match="'flash' is unknown"):
         attend(*inputs(), mask, backend="flash")

@@ -15,13 +15,15 @@ def test_forward_is_what_the_compiler_counts_of_a_model_without_loops() -> None:
         tiny_models.MODEL, hidden_size=64, head_size=16, ffw_size=192, vocab_size=256, num_tokens=0, num_layers=1
     )
     B, T = 2, 48
-    mask = attention.causal(jnp.zeros((B, T), jnp.int32), jnp.full(B, T))
+    mask = attention.causal_mask(jnp.zeros((B, T), jnp.int32), jnp.full(B, T))
 
     def program(params: qwen2.Params, tokens_BT: jax.Array) -> jax.Array:
         positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
         return qwen2.unembed(params, qwen2.forward(params, tokens_BT, positions_BT, mask, cfg)[0], cfg)
 
-    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), qwen2.abstract(cfg), is_leaf=qwen2.is_spec)
+    shapes = jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), qwen2.abstract_params(cfg), is_leaf=qwen2.is_spec
+    )
     lowered = jax.jit(program).lower(shapes, jax.ShapeDtypeStruct((B, T), jnp.int32))
     counted = lowered.cost_analysis()["flops"]
     by_hand = flops.forward_flops(cfg, B * T, B * T * T)  # the program scores what causality hides, too

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sqlr1_jax import config, sharding
+from sqlr1_jax import config
+from sqlr1_jax.distributed import sharding
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import huggingface, qwen2, safetensors
 from sqlr1_jax.model.safetensors import WeightsError
@@ -31,16 +32,16 @@ def same_bits(ours: Any, theirs: Any) -> bool:
 def test_import_gives_the_bits_that_were_exported(tmp_path: Path, dtype: str, tied: bool) -> None:
     cfg = dataclasses.replace(tiny_models.MODEL, param_dtype=dtype, tied=tied)
     params = tiny_models.random_params(cfg)
-    written = huggingface.save(tmp_path, params, cfg)
+    written = huggingface.save_model(tmp_path, params, cfg)
     assert sorted(written) == ["README.md", "config.json", "generation_config.json", "model.safetensors"]
     again = huggingface.config_from_folder(tmp_path)
     assert dataclasses.replace(again, num_tokens=37, param_dtype=dtype, logits_chunk=0) == cfg
-    assert same_bits(huggingface.load(tmp_path, cfg), params)
+    assert same_bits(huggingface.load_params(tmp_path, cfg), params)
 
 
 def test_shards_hold_at_most_what_is_asked_and_are_indexed(tmp_path: Path) -> None:
     params = tiny_models.random_params()
-    written = huggingface.save(tmp_path, params, tiny_models.MODEL, shard_gigabytes=8e-6)
+    written = huggingface.save_model(tmp_path, params, tiny_models.MODEL, shard_gigabytes=8e-6)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) > 2 and {file.name for file in files} == set(index["weight_map"].values()) < set(written)
@@ -48,16 +49,16 @@ def test_shards_hold_at_most_what_is_asked_and_are_indexed(tmp_path: Path) -> No
     held = [safetensors.open_file(file) for file in files]
     assert all(sum(t.nbytes for t in tensors.values()) <= 8000 or len(tensors) == 1 for tensors in held)
     assert {name for tensors in held for name in tensors} == set(index["weight_map"])
-    assert same_bits(huggingface.load(tmp_path, tiny_models.MODEL), params)
-    huggingface.save(tmp_path, params, tiny_models.MODEL)
+    assert same_bits(huggingface.load_params(tmp_path, tiny_models.MODEL), params)
+    huggingface.save_model(tmp_path, params, tiny_models.MODEL)
     assert [file.name for file in tmp_path.glob("model*")] == ["model.safetensors"]
 
 
 def test_each_device_reads_its_own_part(tmp_path: Path) -> None:
     params = tiny_models.random_params()
-    huggingface.save(tmp_path, params, tiny_models.MODEL)
-    mesh = sharding.make_mesh(config.Mesh(fsdp=4, tensor=2), jax.devices()[:8])
-    loaded = huggingface.load(tmp_path, tiny_models.MODEL, mesh)
+    huggingface.save_model(tmp_path, params, tiny_models.MODEL)
+    mesh = sharding.make_mesh(config.MeshConfig(fsdp=4, tensor=2), jax.devices()[:8])
+    loaded = huggingface.load_params(tmp_path, tiny_models.MODEL, mesh)
     assert same_bits(loaded, params)
     assert loaded["layers"]["q"].addressable_shards[0].data.shape == (2, 4, 2, 4)  # of [2, 16, 4, 4]
     assert loaded["layers"]["o"].addressable_shards[0].data.shape == (2, 2, 4, 4)
@@ -65,22 +66,22 @@ def test_each_device_reads_its_own_part(tmp_path: Path) -> None:
 
 
 def test_a_sharded_model_exports_like_a_whole_one(tmp_path: Path) -> None:
-    huggingface.save(tmp_path / "whole", tiny_models.random_params(), tiny_models.MODEL)
-    mesh = sharding.make_mesh(config.Mesh(fsdp=4, tensor=2), jax.devices()[:8])
-    huggingface.save(
-        tmp_path / "parts", huggingface.load(tmp_path / "whole", tiny_models.MODEL, mesh), tiny_models.MODEL
+    huggingface.save_model(tmp_path / "whole", tiny_models.random_params(), tiny_models.MODEL)
+    mesh = sharding.make_mesh(config.MeshConfig(fsdp=4, tensor=2), jax.devices()[:8])
+    huggingface.save_model(
+        tmp_path / "parts", huggingface.load_params(tmp_path / "whole", tiny_models.MODEL, mesh), tiny_models.MODEL
     )
     whole, parts = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts"))
     assert whole == parts
 
 
 def test_a_cast_is_named_in_the_export(tmp_path: Path) -> None:
-    huggingface.save(tmp_path, tiny_models.random_params(), tiny_models.MODEL, dtype="bfloat16")
+    huggingface.save_model(tmp_path, tiny_models.random_params(), tiny_models.MODEL, dtype="bfloat16")
     tensors = safetensors.open_file(tmp_path / "model.safetensors")
     assert {str(tensor.dtype) for tensor in tensors.values()} == {"bfloat16"}
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
     rounded = jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16).astype(np.float32), tiny_models.random_params())
-    assert same_bits(huggingface.load(tmp_path, tiny_models.MODEL), rounded)
+    assert same_bits(huggingface.load_params(tmp_path, tiny_models.MODEL), rounded)
 
 
 def test_export_loads_in_transformers_and_says_the_same(tmp_path: Path, tiny_tokenizer: Any) -> None:
@@ -90,7 +91,7 @@ def test_export_loads_in_transformers_and_says_the_same(tmp_path: Path, tiny_tok
     tokenizer_folder = Path(tiny_tokenizer.name_or_path)
     cfg = dataclasses.replace(tiny_models.MODEL, vocab_size=len(tiny_tokenizer) + 3, num_tokens=len(tiny_tokenizer))
     params = tiny_models.random_params(cfg)
-    huggingface.save(tmp_path, params, cfg, tokenizer_folder)
+    huggingface.save_model(tmp_path, params, cfg, tokenizer_folder)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     prompt = tokenizer("- dogs: code, color")["input_ids"]
     assert prompt == tiny_tokenizer("- dogs: code, color")["input_ids"]
@@ -125,18 +126,18 @@ def test_other_kinds_of_model_are_refused_by_name(tmp_path: Path, changes: dict[
 def test_missing_and_misshapen_tensors_are_named(tmp_path: Path) -> None:
     cfg = huggingface.config_from_folder(TRANSFORMERS_FIXTURE)
     with pytest.raises(WeightsError, match=r"model\.layers\.2\.input_layernorm\.weight"):
-        huggingface.load(TRANSFORMERS_FIXTURE, dataclasses.replace(cfg, num_layers=3))
+        huggingface.load_params(TRANSFORMERS_FIXTURE, dataclasses.replace(cfg, num_layers=3))
     with pytest.raises(WeightsError, match=r"gate_proj\.weight is \(40, 24\), but config\.json makes it \(48, 24\)"):
-        huggingface.load(TRANSFORMERS_FIXTURE, dataclasses.replace(cfg, ffw_size=48))
+        huggingface.load_params(TRANSFORMERS_FIXTURE, dataclasses.replace(cfg, ffw_size=48))
     with pytest.raises(WeightsError, match=r"no \*\.safetensors file"):
-        huggingface.load(edited(tmp_path), cfg)
+        huggingface.load_params(edited(tmp_path), cfg)
 
 
 def test_a_shard_that_the_index_names_must_be_there(tmp_path: Path) -> None:
-    huggingface.save(tmp_path, tiny_models.random_params(), tiny_models.MODEL, shard_gigabytes=8e-6)
+    huggingface.save_model(tmp_path, tiny_models.random_params(), tiny_models.MODEL, shard_gigabytes=8e-6)
     next(tmp_path.glob("model-00002*")).unlink()
     with pytest.raises(WeightsError, match="lacks model-00002"):
-        huggingface.load(tmp_path, tiny_models.MODEL)
+        huggingface.load_params(tmp_path, tiny_models.MODEL)
 
 
 def test_a_name_that_is_neither_folder_nor_repository_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +146,6 @@ def test_a_name_that_is_neither_folder_nor_repository_says_so(tmp_path: Path, mo
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(ConfigError, match=r"neither a folder here nor a repository.*no network"):
-        huggingface.resolve("nobody/nothing")
+        huggingface.resolve_folder("nobody/nothing")
     with pytest.raises(ConfigError, match=r"without a config\.json"):
-        huggingface.resolve(tmp_path)
+        huggingface.resolve_folder(tmp_path)

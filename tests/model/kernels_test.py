@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding
 
-from sqlr1_jax import config, plan, sharding
+from sqlr1_jax import config, plan
+from sqlr1_jax.distributed import sharding
 from sqlr1_jax.model import attention, kernels
-from sqlr1_jax.model import cache as caches
+from sqlr1_jax.model import kv_cache as caches
 from sqlr1_jax.model.attention import Mask, attend
-from sqlr1_jax.model.kernels import Sees
+from sqlr1_jax.model.kernels import SharedPrefixMask
 
 pytestmark = pytest.mark.usefixtures("compiles_fast")
 
@@ -45,7 +46,7 @@ def inputs(H: int, K: int, h: int) -> tuple[jax.Array, ...]:
     return tuple(jnp.asarray(rng.standard_normal((B, T, heads, h)), jnp.float32) for heads in (H, K, K))
 
 
-def kernel(name: str, sees: Sees) -> kernels.Kernel:
+def kernel(name: str, sees: SharedPrefixMask) -> kernels.Kernel:
     """On the CPU: splash interpreted, with blocks small enough to be skipped; cuDNN's part done by XLA."""
     if name == "splash":
         return functools.partial(kernels.splash, sees=sees, block=128, interpret=True)
@@ -71,7 +72,7 @@ def outputs_and_gradients(f: Attend, real_BT: np.ndarray, qkv: tuple[jax.Array, 
 def test_strided_rows_are_the_general_path(name: str, H: int, K: int, h: int) -> None:
     (prefix, segment), qkv = ids(), inputs(H, K, h)
     mask = Mask(jnp.asarray(prefix), jnp.asarray(segment))
-    ours = outputs_and_gradients(lambda *x: kernel(name, Sees(S, C))(*x, mask.prefix_BT), prefix, qkv)
+    ours = outputs_and_gradients(lambda *x: kernel(name, SharedPrefixMask(S, C))(*x, mask.prefix_BT), prefix, qkv)
     theirs = outputs_and_gradients(lambda *x: attend(*x, mask, backend="xla"), prefix, qkv)
     for mine, other in zip(ours, theirs, strict=True):
         assert float(jnp.abs(mine - other).max() / jnp.abs(other).max()) < 5e-6
@@ -79,9 +80,9 @@ def test_strided_rows_are_the_general_path(name: str, H: int, K: int, h: int) ->
 
 @pytest.mark.parametrize("name", ["splash", "cudnn"])
 def test_plain_texts_are_the_general_path(name: str) -> None:
-    qkv, mask = inputs(4, 2, 64), attention.causal(jnp.zeros((B, T), jnp.int32), jnp.array([T, 77]))
+    qkv, mask = inputs(4, 2, 64), attention.causal_mask(jnp.zeros((B, T), jnp.int32), jnp.array([T, 77]))
     real = np.asarray(mask.prefix_BT)
-    ours = outputs_and_gradients(lambda *x: kernel(name, Sees(T, 0))(*x, mask.prefix_BT), real, qkv)
+    ours = outputs_and_gradients(lambda *x: kernel(name, SharedPrefixMask(T, 0))(*x, mask.prefix_BT), real, qkv)
     theirs = outputs_and_gradients(lambda *x: attend(*x, mask, backend="xla"), real, qkv)
     for mine, other in zip(ours, theirs, strict=True):
         assert float(jnp.abs(mine - other).max() / jnp.abs(other).max()) < 5e-6
@@ -96,7 +97,7 @@ def test_nothing_leaks() -> None:
     @jax.jit
     def reached(place: jax.Array) -> jax.Array:
         def one(k: jax.Array, v: jax.Array) -> jax.Array:
-            return jnp.sin(kernel("splash", Sees(S, C))(q, k, v, jnp.asarray(prefix))[:, place]).sum()
+            return jnp.sin(kernel("splash", SharedPrefixMask(S, C))(q, k, v, jnp.asarray(prefix))[:, place]).sum()
 
         dk, dv = jax.grad(one, argnums=(0, 1))(k, v)
         return (jnp.abs(dk) + jnp.abs(dv)).sum((2, 3)) > 0
@@ -111,8 +112,17 @@ def test_nothing_leaks() -> None:
         assert seen[place, row].tolist() == expected
 
 
-@pytest.mark.parametrize("sees", [Sees(150, 70), Sees(256, 128), Sees(30, 7), Sees(300, 0), Sees(1, 299)])
-def test_blocks_that_are_all_or_nothing(sees: Sees) -> None:
+@pytest.mark.parametrize(
+    "sees",
+    [
+        SharedPrefixMask(150, 70),
+        SharedPrefixMask(256, 128),
+        SharedPrefixMask(30, 7),
+        SharedPrefixMask(300, 0),
+        SharedPrefixMask(1, 299),
+    ],
+)
+def test_blocks_that_are_all_or_nothing(sees: SharedPrefixMask) -> None:
     places = np.arange(512)
     whole = sees(places[:, None], places[None])
     found = []
@@ -126,7 +136,7 @@ def test_blocks_that_are_all_or_nothing(sees: Sees) -> None:
 
 def test_places_of_long_rows_are_exact() -> None:
     """Which segment a query belongs to is told by float32 in the kernel."""
-    sees, places = Sees(4097, 601), np.arange(4097, 2**21, dtype=np.int32)
+    sees, places = SharedPrefixMask(4097, 601), np.arange(4097, 2**21, dtype=np.int32)
     starts = jax.jit(lambda x: sees.start(x))(places)
     assert (np.asarray(starts) == 4097 + (places - 4097) // 601 * 601).all()
 
@@ -140,15 +150,15 @@ def test_devices_share_rows_and_heads(H: int, K: int, tensor: int) -> None:
         return jax.nn.dot_product_attention(q, k, v, is_causal=True) * (real > 0)[..., None, None]
 
     alone = outputs_and_gradients(lambda *x: run(*x, jnp.asarray(real)), real, qkv)
-    with jax.set_mesh(sharding.make_mesh(config.Mesh(fsdp=8 // tensor, tensor=tensor))):
-        ours = outputs_and_gradients(lambda *x: kernels.by_device(run, *x, jnp.asarray(real)), real, qkv)
+    with jax.set_mesh(sharding.make_mesh(config.MeshConfig(fsdp=8 // tensor, tensor=tensor))):
+        ours = outputs_and_gradients(lambda *x: kernels.shard_map_attention(run, *x, jnp.asarray(real)), real, qkv)
     for mine, other in zip(ours, alone, strict=True):
         assert float(jnp.abs(mine - other).max() / jnp.abs(other).max()) < 1e-5
 
 
 def one_chip(topology: str) -> tuple[Mesh, NamedSharding]:
     """The first of chips that are not here, and a layout that is its own."""
-    mesh = sharding.make_mesh(config.Mesh(), plan.describe(topology).devices[:1])
+    mesh = sharding.make_mesh(config.MeshConfig(), plan.describe(topology).devices[:1])
     return mesh, sharding.replicated(mesh)
 
 

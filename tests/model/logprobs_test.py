@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sqlr1_jax import config, sharding
+from sqlr1_jax import config
+from sqlr1_jax.distributed import sharding
 from sqlr1_jax.model import qwen2
 from sqlr1_jax.model.logprobs import token_logprobs
 from testing import tiny_models
@@ -73,7 +74,7 @@ def test_chunks_bound_the_logits() -> None:
 def test_chunks_on_a_mesh_are_as_without_one(sizes: tuple[int, int, int]) -> None:
     cfg = dataclasses.replace(tiny_models.MODEL, logits_chunk=4)
     params, hidden, targets = inputs(cfg)
-    mesh = sharding.make_mesh(config.Mesh(*sizes), jax.devices()[: sizes[1] * sizes[2]])
+    mesh = sharding.make_mesh(config.MeshConfig(*sizes), jax.devices()[: sizes[1] * sizes[2]])
     with jax.set_mesh(mesh):
         logp, _ = jax.jit(lambda p, h: token_logprobs(p, h, targets, cfg))(params, hidden)
     np.testing.assert_allclose(np.asarray(logp), naive(params, hidden, targets)[0], atol=1e-5)

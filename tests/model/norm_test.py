@@ -29,7 +29,7 @@ def test_gradients_are_those_that_jax_derives() -> None:
             assert_close(one, np.asarray(other), 1e-12)
 
 
-def test_a_bfloat16_input_is_normalised_in_float32_and_its_gradient_has_its_type() -> None:
+def test_a_bfloat16_input_is_normalized_in_float32_and_its_gradient_has_its_type() -> None:
     x_BTD, scale_D = jnp.asarray(X_BTD, jnp.bfloat16), jnp.asarray(SCALE_D, jnp.float32)
     made, through = jax.vjp(lambda x, scale: rms_norm(x, scale, EPS, "float32"), x_BTD, scale_D)
     assert_close(made, np.asarray(plain(np.asarray(x_BTD, np.float64), SCALE_D)), 1e-6)

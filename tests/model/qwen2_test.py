@@ -58,7 +58,7 @@ def test_presets_have_the_published_number_of_parameters(size: str) -> None:
 
 def test_fixture_logits_and_greedy_tokens_are_transformers() -> None:
     cfg = huggingface.config_from_folder(TRANSFORMERS_FIXTURE)
-    params = huggingface.load(TRANSFORMERS_FIXTURE, cfg)
+    params = huggingface.load_params(TRANSFORMERS_FIXTURE, cfg)
     expected = np.load(TRANSFORMERS_FIXTURE / "expected.npz")
     for i in range(2):
         prompt = [int(token) for token in expected[f"prompt_{i}"]]
@@ -68,7 +68,7 @@ def test_fixture_logits_and_greedy_tokens_are_transformers() -> None:
 
 def test_prefill_and_decode_give_the_logits_of_forward() -> None:
     cfg = huggingface.config_from_folder(TRANSFORMERS_FIXTURE)
-    params = huggingface.load(TRANSFORMERS_FIXTURE, cfg)
+    params = huggingface.load_params(TRANSFORMERS_FIXTURE, cfg)
     prompt = [3, 17, 42, 8]
     tokens, stepwise = greedy(params, prompt, 40, cfg)
     at_once = logits(params, prompt + tokens[:-1], cfg)[len(prompt) - 1 :]
@@ -86,7 +86,7 @@ def test_structure_of_each_preset_agrees_with_transformers(size: str, tmp_path: 
     torch = pytest.importorskip("torch")
     cfg = structure(size)
     params = tiny_models.random_params(cfg, seed=1, scale=6.0)
-    huggingface.save(tmp_path, params, cfg)
+    huggingface.save_model(tmp_path, params, cfg)
     check_against_transformers(torch, tmp_path, params, cfg, [5, 80, 3, 77, 12, 60])
 
 
@@ -97,7 +97,7 @@ def test_a_real_model_agrees_with_transformers() -> None:
         pytest.skip(f"no model at {folder}: set SQLR1_SMOLLM2 to what shared/tools/smollm2_as_qwen2.py made")
     cfg = huggingface.config_from_folder(folder)
     assert cfg.num_tokens == 49152 and cfg.rope_theta == 1e5
-    params = huggingface.load(folder, cfg)
+    params = huggingface.load_params(folder, cfg)
     prompt = [504, 2365, 282, 4649, 314, 260, 1812, 28, 527, 480]
     check_against_transformers(torch, folder, params, cfg, prompt)
 
@@ -186,7 +186,7 @@ def test_float32_activations_keep_bfloat16_nearer_to_float32() -> None:
     exact = logits(params, tokens, tiny_models.MODEL)[:, :37]
 
     def error(activations: str) -> float:
-        cfg = dataclasses.replace(tiny_models.MODEL, dtype="bfloat16", activations=activations)
+        cfg = dataclasses.replace(tiny_models.MODEL, dtype="bfloat16", activation_dtype=activations)
         return float(np.sqrt(np.mean((logits(params, tokens, cfg)[:, :37] - exact) ** 2)))
 
     assert 0 < error("float32") < 0.9 * error("bfloat16")
@@ -208,7 +208,7 @@ def test_gradients_under_bfloat16_are_near_those_of_float32_and_nearer_with_floa
         return ravel_pytree(jax.grad(surprise)(params))[0]
 
     def error(activations: str) -> float:
-        rough = gradient(dtype="bfloat16", activations=activations)
+        rough = gradient(dtype="bfloat16", activation_dtype=activations)
         return float(jnp.linalg.norm(rough - exact) / jnp.linalg.norm(exact))
 
     exact = gradient()
@@ -222,7 +222,7 @@ def test_gradients_under_bfloat16_are_near_those_of_float32_and_nearer_with_floa
     [("bfloat16", "float32", "f32"), ("bfloat16", "bfloat16", "bf16"), ("float32", "bfloat16", "f32")],
 )
 def test_the_residual_stream_is_never_narrower_than_dtype(dtype: str, activations: str, stream: str) -> None:
-    cfg = dataclasses.replace(tiny_models.MODEL, dtype=dtype, activations=activations, remat="full")
+    cfg = dataclasses.replace(tiny_models.MODEL, dtype=dtype, activation_dtype=activations, remat="full")
     row = {key: jnp.asarray(values, jnp.int32)[None] for key, values in STRIDED.items()}
     mask = attention.Mask(row["prefix"], row["segment"], prefix=8, segment=4)
 
@@ -230,7 +230,7 @@ def test_the_residual_stream_is_never_narrower_than_dtype(dtype: str, activation
         return qwen2.forward(params, jnp.ones((1, 16), jnp.int32), row["positions"], mask, cfg)[0].sum()
 
     program = str(jax.make_jaxpr(jax.grad(hidden))(tiny_models.random_params(cfg)))
-    inputs = f"[{cfg.num_layers},1,16,{cfg.hidden_size}]"  # each layer's, which rematerialisation keeps
+    inputs = f"[{cfg.num_layers},1,16,{cfg.hidden_size}]"  # each layer's, which rematerialization keeps
     assert {kind for kind in ("bf16", "f32") if f":{kind}{inputs}" in program} == {stream}
 
 

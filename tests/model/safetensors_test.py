@@ -79,7 +79,13 @@ def test_a_download_cut_short_is_named(tmp_path: Path) -> None:
             safetensors.open_file(cut)
 
 
-def test_quantised_tensors_are_refused(tmp_path: Path) -> None:
+def test_a_header_that_is_not_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", 2) + b"no")
+    with pytest.raises(WeightsError, match=r"w\.safetensors: its header is not JSON"):
+        safetensors.open_file(tmp_path / "w.safetensors")
+
+
+def test_quantized_tensors_are_refused(tmp_path: Path) -> None:
     header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0")
     with pytest.raises(WeightsError, match="w is stored as F8_E4M3"):

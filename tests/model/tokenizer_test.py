@@ -34,6 +34,13 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tiny_tokenizer: Any, tmp
         tokenizer.load(folder)
 
 
+def test_a_broken_tokenizer_is_named(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    folder = copied(Path(tiny_tokenizer.name_or_path), tmp_path / "broken")
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ConfigError, match=rf"The tokenizer in {folder} cannot be read .* download the model again"):
+        tokenizer.load(folder)
+
+
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no tokenizer\.json"):
         tokenizer.load(tmp_path)
@@ -63,7 +70,7 @@ def test_qwens_own_tokenizer(shared_data: Path) -> None:
 
 def test_a_completion_ends_with_the_token_that_completes_an_ending_text(tiny_tokenizer: Any) -> None:
     words = tiny_tokenizer
-    ends = tokenizer.Ends(words, ("</answer>", "FROM"))
+    ends = tokenizer.StopTextMatcher(words, ("</answer>", "FROM"))
     ids = words("<answer> SELECT count(*) FROM dogs </answer> more", add_special_tokens=False)["input_ids"]
     count = ends(np.asarray(ids))
     assert count is not None

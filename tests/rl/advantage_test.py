@@ -21,41 +21,41 @@ pytestmark = pytest.mark.usefixtures("compiles_fast")
 KEY = jax.random.key(0)
 ONES = np.ones(4, np.float32)
 P, G, R = 5, 7, 4
-CFG = config.Advantage
+CFG = config.AdvantageConfig
 
 _rewards = arrays.arrays(np.float32, (P, G, R), elements=st.sampled_from([-3.0, -2.0, -1.0, 0.0, 0.25, 1.0, 2.0, 3.0]))
 _flags = arrays.arrays(bool, (P, G))
 _sound = arrays.arrays(bool, P)
 
 
-def _run(rewards: np.ndarray, correct: np.ndarray, sound: np.ndarray, cfg: config.Advantage) -> tuple:
+def _run(rewards: np.ndarray, correct: np.ndarray, sound: np.ndarray, cfg: config.AdvantageConfig) -> tuple:
     return tuple(np.asarray(x) for x in advantage(rewards, correct, sound, ONES, KEY, cfg))
 
 
-def _normalised(values: list[float]) -> list[float]:
+def _normalized(values: list[float]) -> list[float]:
     """(r − mean) / (std + 1e-6) with the unbiased standard deviation, by the standard library."""
     mean, std = statistics.fmean(values), statistics.stdev(values)
     return [(value - mean) / (std + 1e-6) for value in values]
 
 
-def _kept(correct: np.ndarray, sound: np.ndarray, cfg: config.Advantage) -> list[bool]:
+def _kept(correct: np.ndarray, sound: np.ndarray, cfg: config.AdvantageConfig) -> list[bool]:
     mixed = [any(group) and not all(group) for group in correct.tolist()]
     return [ok and (cfg.keep == "all" or mix) for ok, mix in zip(sound.tolist(), mixed, strict=True)]
 
 
 @given(_rewards, _flags, _sound, st.sampled_from(["mixed", "all"]))
 def test_group_is_the_papers_formula(rewards: np.ndarray, correct: np.ndarray, sound: np.ndarray, keep: str) -> None:
-    cfg = CFG(normalise="group", keep=keep)
+    cfg = CFG(normalize="group", keep=keep)
     adv, kept = _run(rewards, correct, sound, cfg)
     assert kept.tolist() == _kept(correct, sound, cfg)
     for p in range(P):
-        want = _normalised(rewards[p].sum(-1).tolist()) if kept[p] else [0.0] * G
+        want = _normalized(rewards[p].sum(-1).tolist()) if kept[p] else [0.0] * G
         np.testing.assert_allclose(adv[p], want, rtol=1e-4, atol=1e-5)
 
 
 @given(_rewards, _flags, _sound)
 def test_none_is_the_distance_to_the_mean(rewards: np.ndarray, correct: np.ndarray, sound: np.ndarray) -> None:
-    adv, kept = _run(rewards, correct, sound, CFG(normalise="none"))
+    adv, kept = _run(rewards, correct, sound, CFG(normalize="none"))
     for p in range(P):
         totals = rewards[p].sum(-1).tolist()
         want = [total - statistics.fmean(totals) if kept[p] else 0.0 for total in totals]
@@ -63,11 +63,11 @@ def test_none_is_the_distance_to_the_mean(rewards: np.ndarray, correct: np.ndarr
 
 
 @given(_rewards, _flags, _sound)
-def test_parts_are_normalised_alone_then_their_sum_over_the_batch(
+def test_parts_are_normalized_alone_then_their_sum_over_the_batch(
     rewards: np.ndarray, correct: np.ndarray, sound: np.ndarray
 ) -> None:
-    adv, kept = _run(rewards, correct, sound, CFG(normalise="parts"))
-    sums = np.array([np.sum([_normalised(part.tolist()) for part in group.T], 0) for group in rewards.astype(float)])
+    adv, kept = _run(rewards, correct, sound, CFG(normalize="parts"))
+    sums = np.array([np.sum([_normalized(part.tolist()) for part in group.T], 0) for group in rewards.astype(float)])
     counted = sums[kept].ravel()
     if not counted.size:
         assert not adv.any()
@@ -76,11 +76,11 @@ def test_parts_are_normalised_alone_then_their_sum_over_the_batch(
     np.testing.assert_allclose(adv, want, rtol=1e-3, atol=1e-3)
 
 
-def test_weights_of_parts_outlive_their_normalisation() -> None:
+def test_weights_of_parts_outlive_their_normalization() -> None:
     """Two parts that disagree: what a part weighs decides whose order the advantages have."""
     rewards = np.asarray([[[1, 0], [2, 0], [3, 0], [0, 9]]], np.float32)
     right, sound = np.asarray([[True, False, False, False]]), np.ones(1, bool)
-    cfg = CFG(normalise="parts")
+    cfg = CFG(normalize="parts")
     for weights, best in (((1.0, 0.1), 2), ((0.1, 1.0), 3), ((-1.0, 0.1), 3), ((-0.1, -1.0), 0)):
         scaled = np.asarray(weights, np.float32)
         adv, _ = advantage(rewards * scaled, right, sound, scaled, KEY, cfg)
@@ -88,11 +88,11 @@ def test_weights_of_parts_outlive_their_normalisation() -> None:
 
 
 @given(_rewards, st.sampled_from(["group", "none", "parts"]), st.floats(-7, 7, width=32))
-def test_completions_paid_alike_have_no_advantage_at_all(rewards: np.ndarray, normalise: str, level: float) -> None:
+def test_completions_paid_alike_have_no_advantage_at_all(rewards: np.ndarray, normalize: str, level: float) -> None:
     """Not even rounding: 1e-7 of it over a standard deviation of 1e-7 would count in full."""
     rewards = np.broadcast_to(rewards[:, :1] + np.float32(level / 3), rewards.shape)
-    adv, _ = _run(rewards, np.zeros((P, G), bool), np.ones(P, bool), CFG(normalise=normalise, keep="all"))
-    assert np.abs(adv).max() <= (1e-6 if normalise == "parts" else 0)
+    adv, _ = _run(rewards, np.zeros((P, G), bool), np.ones(P, bool), CFG(normalize=normalize, keep="all"))
+    assert np.abs(adv).max() <= (1e-6 if normalize == "parts" else 0)
 
 
 @given(_rewards, _flags, _sound)
@@ -123,7 +123,7 @@ def test_shuffling_follows_its_key_and_crosses_groups() -> None:
 def _all_right(thoughts: list[int]) -> np.ndarray:
     """Rewards [1, G, R] of a group in which every completion is right and they think at different lengths."""
     said = [answer.read(answer.write("x" * n, "SELECT 1", "reasoning"), "reasoning") for n in thoughts]
-    return reward.stack([[reward.parts(one, Outcome(OutcomeKind.MATCH), config.Reward()) for one in said]])
+    return reward.stack([[reward.parts(one, Outcome(OutcomeKind.MATCH), config.RewardConfig()) for one in said]])
 
 
 def test_defect_11_length_alone_teaches_nothing() -> None:
@@ -131,8 +131,8 @@ def test_defect_11_length_alone_teaches_nothing() -> None:
     rewards = _all_right([10, 11, 12, 13])
     assert float(np.ptp(rewards.sum(-1))) < 0.001
     right, sound = np.ones((1, 4), bool), np.ones(1, bool)
-    for normalise in ("group", "none", "parts"):
-        adv, kept = _run(rewards, right, sound, CFG(normalise=normalise))
+    for normalize in ("group", "none", "parts"):
+        adv, kept = _run(rewards, right, sound, CFG(normalize=normalize))
         assert not kept.any()
         assert not adv.any()
     adv, kept = _run(rewards, right, sound, CFG(keep="all"))  # the defect, by its name
@@ -140,14 +140,14 @@ def test_defect_11_length_alone_teaches_nothing() -> None:
     assert np.abs(adv).max() > 0.9
 
 
-def test_defect_11_without_normalisation_length_stays_as_small_as_it_is() -> None:
+def test_defect_11_without_normalization_length_stays_as_small_as_it_is() -> None:
     rewards = _all_right([10, 11, 12, 13])
-    adv, _ = _run(rewards, np.ones((1, 4), bool), np.ones(1, bool), CFG(normalise="none", keep="all"))
+    adv, _ = _run(rewards, np.ones((1, 4), bool), np.ones(1, bool), CFG(normalize="none", keep="all"))
     assert 0 < np.abs(adv).max() < 0.001
 
 
 def test_defect_11_the_default_filters_on_correctness() -> None:
-    assert config.Grpo().advantage == CFG(normalise="group", keep="mixed")
+    assert config.GrpoConfig().advantage == CFG(normalize="group", keep="mixed")
 
 
 @pytest.mark.parametrize("keep", ["mixed", "all"])

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from sqlr1_jax import config
 from sqlr1_jax.data import answer, packing
-from sqlr1_jax.rl import experience, grpo, rollouts, setup
+from sqlr1_jax.rl import grpo, rollout_log, scoring, setup
 from sqlr1_jax.rl.setup import GrpoSetup
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train import loop, state
 from sqlr1_jax.train.context import RunContext, init_params
-from sqlr1_jax.train.state import Program, TrainState
+from sqlr1_jax.train.state import TrainState, UpdateSpec
 from testing import closeness, naive_decoding, training_data
 from testing.compilation import compiled_programs
 from testing.grpo_stages import scripted_stage, values_of, with_settings
@@ -25,10 +25,10 @@ from testing.scripted_sampler import ScriptedSampler
 pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 
-def _step(stage: GrpoSetup, at: TrainState | None = None, step: int = 0) -> tuple[loop.Step, TrainState]:
+def _step(stage: GrpoSetup, at: TrainState | None = None, step: int = 0) -> tuple[loop.StepResult, TrainState]:
     """A step, and a copy of the state before it, whose own memory the step spends."""
     with jax.set_mesh(stage.context.mesh):
-        at = at or state.create(init_params(stage.context), stage.update_spec)
+        at = at or state.create_state(init_params(stage.context), stage.update_spec)
         before = jax.device_get(at)
         return grpo.train_step(stage, at, step), before
 
@@ -53,11 +53,11 @@ def _likelihood(stage: GrpoSetup, params: Any, items: tuple[str, ...], g: int) -
     return total
 
 
-@pytest.mark.parametrize("layout", ["strided", "packed"])
+@pytest.mark.parametrize("layout", ["shared_prefix", "packed"])
 def test_a_step_makes_right_answers_likelier_than_wrong_ones(
     context: RunContext, executor: Executor, layout: str
 ) -> None:
-    context = with_settings(context, rows=config.Rows(layout=layout, per_microbatch=2), old_logprobs="trainer")
+    context = with_settings(context, rows=config.RowsConfig(layout=layout, per_microbatch=2), old_logprobs="trainer")
     stage = scripted_stage(context, executor, _right_and_wrong)
     taken, before = _step(stage)
     values = values_of(taken)
@@ -75,8 +75,8 @@ def test_a_step_makes_right_answers_likelier_than_wrong_ones(
 
 def test_the_two_layouts_take_the_same_step(context: RunContext, executor: Executor) -> None:
     after = []
-    for layout in ("strided", "packed"):
-        one = with_settings(context, rows=config.Rows(layout=layout, per_microbatch=2), old_logprobs="trainer")
+    for layout in ("shared_prefix", "packed"):
+        one = with_settings(context, rows=config.RowsConfig(layout=layout, per_microbatch=2), old_logprobs="trainer")
         taken, before = _step(scripted_stage(one, executor, _right_and_wrong))
         after.append(jax.tree.map(lambda new, old: np.asarray(new) - old, taken.state.params, before.params))
     assert closeness.relative_distance(after[1], after[0]) < 1e-2, (
@@ -86,7 +86,7 @@ def test_the_two_layouts_take_the_same_step(context: RunContext, executor: Execu
 
 @pytest.mark.parametrize("kind", ["all right", "all wrong", "gold fails"])
 def test_groups_that_teach_nothing_change_nothing(context: RunContext, executor: Executor, kind: str) -> None:
-    context = with_settings(context, advantage=config.Advantage(keep="all" if kind == "gold fails" else "mixed"))
+    context = with_settings(context, advantage=config.AdvantageConfig(keep="all" if kind == "gold fails" else "mixed"))
 
     def say(example: Any, g: int) -> str:
         del g
@@ -95,7 +95,7 @@ def test_groups_that_teach_nothing_change_nothing(context: RunContext, executor:
     stage = scripted_stage(context, executor, say)
     if kind == "gold fails":
         broken = [dataclasses.replace(e, sql="SELECT nothing FROM nowhere") for e in stage.prompt_set.examples]
-        stage = dataclasses.replace(stage, prompt_set=experience.Problems(broken, stage.prompt_set.prompts))
+        stage = dataclasses.replace(stage, prompt_set=scoring.PromptSet(broken, stage.prompt_set.prompts))
     taken, before = _step(stage)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(taken.state.params), before.params)
     values = values_of(taken)
@@ -117,7 +117,7 @@ def test_a_step_writes_its_rollouts_and_takes_the_data_in_order(context: RunCont
         seen += taken.items
     assert sorted(seen) == sorted(example.id for example in stage.prompt_set.examples), "an epoch is each question once"
     assert [path.name for path in sorted((context.workdir / "rollouts").iterdir())] == [
-        rollouts.path(context.workdir, step).name for step in (1, 2, 3)
+        rollout_log.path(context.workdir, step).name for step in (1, 2, 3)
     ]
     engine: Any = stage.engine
     assert engine.asked == [(0, 4, 1.0, step) for step in range(3)]
@@ -132,14 +132,14 @@ def test_all_sizes_are_compiled_before_the_first_step(context: RunContext, execu
         return answer.write("the " * words, example.sql if g == 0 else "SELECT 'wrong'", "reasoning")
 
     rng, longest = np.random.default_rng(0), 4
-    rows = config.Rows(per_microbatch=2, buckets=3, prefix=192, segment=96)
+    rows = config.RowsConfig(per_microbatch=2, length_buckets=3, prefix=192, segment=96)
     stage = scripted_stage(with_settings(context, rows=rows, kl=0.1, old_logprobs="trainer"), executor, say)
-    assert [layout.segment for layout in packing.ladder(packing.Layout(192, 2, 96), 3)] == [48, 72, 96]
+    assert [layout.segment for layout in packing.layout_ladder(packing.RowLayout(192, 2, 96), 3)] == [48, 72, 96]
     compiled: list[list[str]] = []
     lengths = []
     with jax.set_mesh(context.mesh):
         with compiled_programs() as ahead:
-            at = setup.compile_programs(stage, state.create(init_params(context), stage.update_spec))
+            at = setup.compile_programs(stage, state.create_state(init_params(context), stage.update_spec))
         assert int(at.step) == 0
         for step in range(steps):
             longest = 70 if step % 2 else 4
@@ -156,7 +156,7 @@ def test_all_sizes_are_compiled_before_the_first_step(context: RunContext, execu
 
 @given(st.integers(0, 10**6), st.lists(st.booleans(), min_size=6, max_size=6))
 def test_kept_rows_hold_the_groups_that_count_and_no_row_of_nothing(seed: int, keep: list[bool]) -> None:
-    rows = packing.packed(training_data.random_groups(6, 2, seed), 40)
+    rows = packing.pack_rows(training_data.random_groups(6, 2, seed), 40)
     kept = grpo.drop_filtered(rows, np.array(keep))
     want = [(p, g) for p in range(6) for g in range(2) if keep[p]]
     weighed = kept.weight > 0
@@ -167,8 +167,8 @@ def test_kept_rows_hold_the_groups_that_count_and_no_row_of_nothing(seed: int, k
 
 def test_the_reference_is_where_the_stage_began_also_after_a_resume(context: RunContext) -> None:
     context = with_settings(context, kl=0.1)
-    program = Program(context.model, context.cfg.grpo.optimizer, 4)
-    first = state.create(init_params(context), program)
+    program = UpdateSpec(context.model, context.cfg.grpo.optimizer, 4)
+    first = state.create_state(init_params(context), program)
     begun = jax.device_get(first.params)
     fresh = setup.load_reference(context, first)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(fresh), begun)
@@ -182,7 +182,7 @@ def test_the_reference_is_where_the_stage_began_also_after_a_resume(context: Run
 
 def test_sizes_of_the_config_win_over_those_of_the_data(context: RunContext) -> None:
     engine: Any = ScriptedSampler(context, lambda text, g: "")
-    assert setup.row_layout(with_settings(context).cfg.grpo, engine) == packing.Layout(96, 2, 96)
-    wider = with_settings(context, rows=config.Rows(prefix=128, segment=112))
-    assert setup.row_layout(wider.cfg.grpo, engine) == packing.Layout(128, 2, 112)
-    assert setup.row_layout(with_settings(context, rows=config.Rows(layout="packed")).cfg.grpo, engine) is None
+    assert setup.row_layout(with_settings(context).cfg.grpo, engine) == packing.RowLayout(96, 2, 96)
+    wider = with_settings(context, rows=config.RowsConfig(prefix=128, segment=112))
+    assert setup.row_layout(wider.cfg.grpo, engine) == packing.RowLayout(128, 2, 112)
+    assert setup.row_layout(with_settings(context, rows=config.RowsConfig(layout="packed")).cfg.grpo, engine) is None

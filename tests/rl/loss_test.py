@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqlr1_jax import config
-from sqlr1_jax.data.packing import Rows
+from sqlr1_jax.data.packing import PackedRows
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.train import batch
 from sqlr1_jax.train.batch import Batch
@@ -19,7 +19,7 @@ from testing import training_data
 pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 B, T = 3, 5
-CFG = config.Grpo(clip=0.2, clip_high=0.3, kl=0.1, entropy=0.01)
+CFG = config.GrpoConfig(clip=0.2, clip_high=0.3, kl=0.1, entropy=0.01)
 
 
 def _fed(seed: int = 0) -> tuple[np.ndarray, np.ndarray, Batch]:
@@ -29,12 +29,14 @@ def _fed(seed: int = 0) -> tuple[np.ndarray, np.ndarray, Batch]:
     logp, sampled, old, reference = -rng.uniform(0.1, 3, (4, B, T)).astype(np.float32)
     weight = np.where(rng.random((B, T)) < 0.5, 1 / 7, 0).astype(np.float32)
     advantage = rng.normal(size=(B, T)).astype(np.float32)
-    rows = Rows(*[zeros] * 7, weight, sampled)
+    rows = PackedRows(*[zeros] * 7, weight, sampled)
     entropy = rng.uniform(0, 2, (B, T)).astype(np.float32)
     return logp, entropy, training_data.microbatch(rows, advantage_BT=advantage, old_BT=old, reference_BT=reference)
 
 
-def _by_hand(logp: np.ndarray, entropy: np.ndarray, fed: Batch, cfg: config.Grpo) -> tuple[float, dict[str, float]]:
+def _by_hand(
+    logp: np.ndarray, entropy: np.ndarray, fed: Batch, cfg: config.GrpoConfig
+) -> tuple[float, dict[str, float]]:
     """sql-r1.md §1, place by place, in Python's floats."""
     total, seen = 0.0, []
     for b in range(B):
@@ -160,14 +162,14 @@ def test_without_kl_no_reference_is_looked_at() -> None:
 
 @pytest.mark.parametrize("aggregation", ["token", "sample", "constant"])
 def test_cut_into_microbatches_it_adds_up_to_the_same(aggregation: str) -> None:
-    rows = batch.to_rows(training_data.random_groups(4, 3), None, config.Rows(layout="packed", length=40))
-    rows = rows._replace(weight=batch.place_weights(rows, aggregation, 16))
+    rows = batch.pack_groups(training_data.random_groups(4, 3), None, config.RowsConfig(layout="packed", length=40))
+    rows = rows._replace(weight=batch.loss_weights(rows, aggregation, 16))
     rng = np.random.default_rng(0)
     logp, entropy, advantage = rng.normal(size=(3, *rows.tokens.shape)).astype(np.float32)
     whole, sums = grpo_loss(logp, entropy, training_data.microbatch(rows, advantage_BT=advantage), CFG)
 
     def piece(i: int) -> tuple:
-        one = training_data.microbatch(Rows(*(x[i : i + 1] for x in rows)), advantage_BT=advantage[i : i + 1])
+        one = training_data.microbatch(PackedRows(*(x[i : i + 1] for x in rows)), advantage_BT=advantage[i : i + 1])
         return grpo_loss(logp[i : i + 1], entropy[i : i + 1], one, CFG)
 
     pieces = [piece(i) for i in range(len(rows.tokens))]

@@ -13,7 +13,7 @@ from sqlr1_jax.data.answer import Answer
 from sqlr1_jax.rl import reward
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
-PAPER = config.Reward(empty_match="match")
+PAPER = config.RewardConfig(empty_match="match")
 GOOD = answer.read(answer.write("tables dogs", "SELECT 1", "reasoning"), "reasoning")
 DIRECT = answer.read(answer.write("", "SELECT 1", "direct"), "direct")
 RUNNABLE = [kind for kind in OutcomeKind if kind.well_formed and kind != OutcomeKind.OK]
@@ -21,9 +21,9 @@ MATCH = Outcome(OutcomeKind.MATCH)
 
 
 def test_each_part_is_multiplied_by_its_weight() -> None:
-    cfg = config.Reward(format=0.5, execution=0.0, result=2.0, length=0.1)
+    cfg = config.RewardConfig(format=0.5, execution=0.0, result=2.0, length=0.1)
     assert reward.weights(cfg).tolist() == pytest.approx([0.5, 0.0, 2.0, 0.1])
-    plain = reward.parts(GOOD, MATCH, config.Reward())
+    plain = reward.parts(GOOD, MATCH, config.RewardConfig())
     np.testing.assert_allclose(reward.parts(GOOD, MATCH, cfg), plain * reward.weights(cfg), rtol=1e-6)
 
 
@@ -72,28 +72,30 @@ def test_every_worse_outcome_is_paid_less() -> None:
 
 def test_an_empty_match_is_a_mismatch_unless_the_paper_is_asked_for() -> None:
     empty = Outcome(OutcomeKind.MATCH_EMPTY)
-    np.testing.assert_array_equal(reward.parts(GOOD, empty, config.Reward()), [1, 2, -3, 0])
+    np.testing.assert_array_equal(reward.parts(GOOD, empty, config.RewardConfig()), [1, 2, -3, 0])
     np.testing.assert_array_equal(reward.parts(GOOD, empty, PAPER), reward.parts(GOOD, MATCH, PAPER))
-    assert not reward.correct(empty, config.Reward())
+    assert not reward.correct(empty, config.RewardConfig())
     assert reward.correct(empty, PAPER)
 
 
 @pytest.mark.parametrize("kind", OutcomeKind)
 def test_correct_is_match_alone(kind: OutcomeKind) -> None:
-    assert reward.correct(Outcome(kind), config.Reward()) == (kind == OutcomeKind.MATCH)
+    assert reward.correct(Outcome(kind), config.RewardConfig()) == (kind == OutcomeKind.MATCH)
 
 
 @given(*[st.floats(0, 3, width=32)] * 4, st.sampled_from(RUNNABLE))
 def test_a_weight_scales_its_part_alone(a: float, b: float, c: float, d: float, kind: OutcomeKind) -> None:
-    weighted = reward.parts(GOOD, Outcome(kind), config.Reward(a, b, c, d))
-    np.testing.assert_allclose(weighted, reward.parts(GOOD, Outcome(kind), config.Reward()) * [a, b, c, d], rtol=1e-6)
+    weighted = reward.parts(GOOD, Outcome(kind), config.RewardConfig(a, b, c, d))
+    np.testing.assert_allclose(
+        weighted, reward.parts(GOOD, Outcome(kind), config.RewardConfig()) * [a, b, c, d], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(("name", "place"), zip(reward.PAPER, itertools.count()))
 def test_a_part_left_out_is_zero_whatever_happens(name: str, place: int) -> None:
-    cfg = config.Reward(**{name: 0.0})
+    cfg = config.RewardConfig(**{name: 0.0})
     paid = np.array([reward.parts(GOOD, Outcome(kind), cfg) for kind in RUNNABLE])
-    full = np.array([reward.parts(GOOD, Outcome(kind), config.Reward()) for kind in RUNNABLE])
+    full = np.array([reward.parts(GOOD, Outcome(kind), config.RewardConfig()) for kind in RUNNABLE])
     assert not paid[:, place].any()
     np.testing.assert_array_equal(np.delete(paid, place, 1), np.delete(full, place, 1))
 
@@ -119,7 +121,7 @@ def test_stack_keeps_prompts_samples_and_parts_apart() -> None:
 
 
 def test_arctic_pays_what_runs_a_tenth() -> None:
-    cfg = config.Reward(format=0, execution=0, result=0, length=0, arctic=1.0)
+    cfg = config.RewardConfig(format=0, execution=0, result=0, length=0, arctic=1.0)
     assert reward.names(cfg) == (*reward.PAPER, "arctic")
     paid = {kind: float(reward.parts(GOOD, Outcome(kind), cfg).sum()) for kind in RUNNABLE}
     assert {kind for kind, value in paid.items() if value == 1} == {"match"}
@@ -130,11 +132,11 @@ def test_arctic_pays_what_runs_a_tenth() -> None:
 
 
 def test_overlap_pays_the_shared_cells_of_what_ran() -> None:
-    cfg = config.Reward(overlap=2.0)
+    cfg = config.RewardConfig(overlap=2.0)
     assert reward.parts(GOOD, Outcome(OutcomeKind.MISMATCH, overlap=0.4), cfg)[4] == pytest.approx(0.8)
     assert reward.parts(GOOD, Outcome(OutcomeKind.TIMEOUT, overlap=0.0), cfg)[4] == 0
     assert reward.parts(GOOD, Outcome(OutcomeKind.MATCH_EMPTY, overlap=1.0), cfg)[4] == 0
-    paper = config.Reward(overlap=2.0, empty_match="match")
+    paper = config.RewardConfig(overlap=2.0, empty_match="match")
     assert reward.parts(GOOD, Outcome(OutcomeKind.MATCH_EMPTY, overlap=1.0), paper)[4] == 2
 
 
@@ -155,5 +157,5 @@ def test_schema_recall_is_the_share_of_golds_tables_and_columns(sql: str, recall
     assert reward.schema_items(gold) == {("table", "dogs"), ("column", "color"), ("column", "age")}
     assert reward.schema_recall(sql, gold) == pytest.approx(recall)
     said = Answer("t", f"```sql\n{sql}\n```", sql)
-    paid = reward.parts(said, Outcome(OutcomeKind.MISMATCH), config.Reward(schema_recall=3.0), gold=gold)
+    paid = reward.parts(said, Outcome(OutcomeKind.MISMATCH), config.RewardConfig(schema_recall=3.0), gold=gold)
     assert paid.tolist() == pytest.approx([1, 2, -3, 0, 3 * recall])

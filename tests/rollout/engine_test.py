@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sqlr1_jax import config, sharding
+from sqlr1_jax import config
 from sqlr1_jax.data import packing
 from sqlr1_jax.data.packing import Group, Segment
+from sqlr1_jax.distributed import sharding
 from sqlr1_jax.model import qwen2
-from sqlr1_jax.model.matmul import Turned
-from sqlr1_jax.model.quantize import Scaled
+from sqlr1_jax.model.ops import Transposed
+from sqlr1_jax.model.quantize import QuantizedArray
 from sqlr1_jax.rollout.engine import Completions, Engine, Request
 from sqlr1_jax.train import batch, state
 from testing import tiny_models
@@ -23,7 +24,7 @@ from testing.naive_decoding import logits
 
 pytestmark = pytest.mark.usefixtures("compiles_fast")
 
-SETTINGS = config.Sampling(temperature=1.1, max_tokens=9)
+SETTINGS = config.SamplingConfig(temperature=1.1, max_tokens=9)
 STOP = (2, 5, 9)
 G = 3
 
@@ -39,7 +40,7 @@ def _engine(
     model: qwen2.Qwen2Config = tiny_models.MODEL,
     layers_apart: bool | None = None,
 ) -> Engine:
-    return Engine(model, mesh or tiny_models.one_device(), STOP, 10, config.Rollout(), layers_apart)
+    return Engine(model, mesh or tiny_models.one_device(), STOP, 10, config.RolloutConfig(), layers_apart)
 
 
 def _rolled(
@@ -91,13 +92,13 @@ def test_on_cpu_weights_lie_one_by_one_and_turned_and_mean_the_same(
     params = tiny_models.random_params(model)
 
     def made(layers_apart: bool | None) -> tuple[Any, qwen2.Qwen2Config]:
-        sampler = Engine(model, tiny_models.one_device(), STOP, 10, config.Rollout(weights=kind), layers_apart)
+        sampler = Engine(model, tiny_models.one_device(), STOP, 10, config.RolloutConfig(weights=kind), layers_apart)
         return sampler.weights(params), sampler.model
 
     (apart, of_apart), (stacked, of_stacked) = made(None), made(False)
     assert isinstance(stacked["layers"], dict) and len(apart["layers"]) == model.num_layers
-    assert isinstance(apart["layers"][0]["o"], Scaled if kind else Turned)
-    assert isinstance(apart["embed" if tied else "unembed"], Turned)
+    assert isinstance(apart["layers"][0]["o"], QuantizedArray if kind else Transposed)
+    assert isinstance(apart["embed" if tied else "unembed"], Transposed)
     plain, turned = (logits(w, ids, cfg)[:, :37] for w, cfg in ((stacked, of_stacked), (apart, of_apart)))
     assert np.abs(plain - turned).max() <= near * np.abs(plain).max()
 
@@ -115,13 +116,13 @@ def test_a_rollout_repeats_bit_for_bit() -> None:
 
 def test_samples_do_not_depend_on_the_batch_they_are_made_in() -> None:
     """The same (seed, step, prompt index) in another cut: alone, behind others, with more samples beside them."""
-    _same(_rolled(_prompts()[2:], first=2), _part(_whole(), slice(2, 4)))
-    _same(_rolled(_prompts()[3:], first=3), _part(_whole(), slice(3, 4)))
+    _same(_rolled(_prompts()[2:], prompt_offset=2), _part(_whole(), slice(2, 4)))
+    _same(_rolled(_prompts()[3:], prompt_offset=3), _part(_whole(), slice(3, 4)))
     more = _rolled((*_prompts(), *_prompts()[:2]), samples=G + 2)
     _same(_part(more, slice(0, 4)), _whole())
 
 
-def test_samples_do_not_depend_on_their_neighbours_or_the_padding() -> None:
+def test_samples_do_not_depend_on_their_neighbors_or_the_padding() -> None:
     others = (*_prompts()[:1], *(prompt[::-1] for prompt in _prompts()[1:3]), _prompts()[3])
     made = _rolled(others)
     _same(_part(made, [0, 3]), _part(_whole(), [0, 3]))
@@ -136,13 +137,17 @@ def test_seed_and_step_change_the_samples() -> None:
 
 
 def test_eight_devices_sample_what_one_does() -> None:
-    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), tiny_models.MODEL.num_kv_heads)
+    mesh = sharding.sampling_mesh(
+        sharding.make_mesh(config.MeshConfig(fsdp=2, tensor=4)), tiny_models.MODEL.num_kv_heads
+    )
     assert dict(mesh.shape) == {"replica": 1, "fsdp": 4, "tensor": 2}
     _same(_rolled(_prompts(), _engine(mesh)), _whole())
 
 
 def test_eight_devices_sample_what_one_does_with_layers_in_a_loop() -> None:
-    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), tiny_models.MODEL.num_kv_heads)
+    mesh = sharding.sampling_mesh(
+        sharding.make_mesh(config.MeshConfig(fsdp=2, tensor=4)), tiny_models.MODEL.num_kv_heads
+    )
     _same(_rolled(_prompts(), _engine(mesh, layers_apart=False)), _whole())
 
 
@@ -158,13 +163,17 @@ def test_eight_devices_sample_what_one_does_with_layers_in_a_loop() -> None:
     ids=str,
 )
 def test_samples_do_not_depend_on_slots_chunks_or_who_is_filled_in_when(how: dict[str, int]) -> None:
-    engine = dataclasses.replace(_engine(), cfg=config.Rollout(**how))
+    engine = dataclasses.replace(_engine(), cfg=config.RolloutConfig(**how))
     _same(_rolled(_prompts(), engine), _whole())
 
 
 def test_a_sample_is_cut_off_at_its_own_limit() -> None:
     limit_PG = np.random.default_rng(0).integers(1, 12, (4, G)).astype(np.int32)
-    made = _rolled(_prompts(), dataclasses.replace(_engine(), cfg=config.Rollout(slots=2, chunk=4)), limit_PG=limit_PG)
+    made = _rolled(
+        _prompts(),
+        dataclasses.replace(_engine(), cfg=config.RolloutConfig(max_concurrent_prompts=2, decode_steps_per_sync=4)),
+        limit_PG=limit_PG,
+    )
     np.testing.assert_array_equal(made.length_PG, np.minimum(_whole().length_PG, limit_PG))
     for p, g in np.ndindex(made.length_PG.shape):
         np.testing.assert_array_equal(made.ids(p, g), _whole().ids(p, g)[: limit_PG[p, g]])
@@ -173,8 +182,10 @@ def test_a_sample_is_cut_off_at_its_own_limit() -> None:
 
 def test_each_sample_is_told_of_once_and_before_the_longest_are_made() -> None:
     told: list[tuple[int, int, list[int]]] = []
-    engine = dataclasses.replace(_engine(), cfg=config.Rollout(slots=2, chunk=2))
-    made = _rolled(_prompts(), engine, finished=lambda ended: told.extend((p, g, ids.tolist()) for p, g, ids in ended))
+    engine = dataclasses.replace(_engine(), cfg=config.RolloutConfig(max_concurrent_prompts=2, decode_steps_per_sync=2))
+    made = _rolled(
+        _prompts(), engine, on_finished=lambda ended: told.extend((p, g, ids.tolist()) for p, g, ids in ended)
+    )
     assert sorted(told) == [(p, g, made.ids(p, g).tolist()) for p, g in np.ndindex(made.length_PG.shape)]
     places = {(p, g): place for place, (p, g, _) in enumerate(told)}
     first = made.length_PG[:2]
@@ -189,7 +200,11 @@ def test_a_completion_ends_where_its_caller_says_so() -> None:
         odd = np.flatnonzero(ids % 2 == 1)
         return int(odd[0]) + 1 if len(odd) else None
 
-    made = _rolled(_prompts(), dataclasses.replace(_engine(), cfg=config.Rollout(slots=2, chunk=2)), ends=ends)
+    made = _rolled(
+        _prompts(),
+        dataclasses.replace(_engine(), cfg=config.RolloutConfig(max_concurrent_prompts=2, decode_steps_per_sync=2)),
+        stop_fn=ends,
+    )
     for p, g in np.ndindex(made.length_PG.shape):
         whole = _whole().ids(p, g)
         want = whole[: ends(whole)]
@@ -199,7 +214,10 @@ def test_a_completion_ends_where_its_caller_says_so() -> None:
 
 
 def test_what_is_compiled_ahead_is_all_that_a_rollout_needs() -> None:
-    engine = dataclasses.replace(_engine(), cfg=config.Rollout(slots=2, refill=1, chunk=4, buckets=2))
+    engine = dataclasses.replace(
+        _engine(),
+        cfg=config.RolloutConfig(max_concurrent_prompts=2, prefill_batch=1, decode_steps_per_sync=4, prompt_buckets=2),
+    )
     weights, asked = engine.weights(tiny_models.random_params()), Request(_prompts(), G + 1, SETTINGS, 7, 2)
     with compiled_programs() as ahead:
         engine.compile(weights, asked)
@@ -213,8 +231,8 @@ def test_what_is_compiled_ahead_is_all_that_a_rollout_needs() -> None:
 def test_int8_samples_nearly_what_full_precision_does(how: dict[str, str]) -> None:
     """Log-probabilities of the same greedy tokens, where both took the same."""
     greedy = dataclasses.replace(SETTINGS, temperature=0.0)
-    whole = _rolled(_prompts(), settings=greedy)
-    made = _rolled(_prompts(), dataclasses.replace(_engine(), cfg=config.Rollout(**how)), settings=greedy)
+    whole = _rolled(_prompts(), sampling=greedy)
+    made = _rolled(_prompts(), dataclasses.replace(_engine(), cfg=config.RolloutConfig(**how)), sampling=greedy)
     same = made.tokens_PGT[..., 0] == whole.tokens_PGT[..., 0]
     assert same.mean() > 0.5
     gap = np.abs(made.logprobs_PGT - whole.logprobs_PGT)[..., 0][same]
@@ -226,13 +244,19 @@ def test_int8_samples_nearly_what_full_precision_does(how: dict[str, str]) -> No
     [(0, 8, 1, 8), (1, 8, 1, 4), (5, 8, 1, 8), (1, 8, 2, 4), (3, 16, 2, 8), (1, 2, 1, 2)],
 )
 def test_a_prefill_takes_a_prompt_for_each_row_of_the_mesh(refill: int, slots: int, on: int, want: int) -> None:
-    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), tiny_models.MODEL.num_kv_heads)
-    assert dataclasses.replace(_engine(mesh), cfg=config.Rollout(refill=refill)).refill(slots, on) == want
+    mesh = sharding.sampling_mesh(
+        sharding.make_mesh(config.MeshConfig(fsdp=2, tensor=4)), tiny_models.MODEL.num_kv_heads
+    )
+    assert dataclasses.replace(_engine(mesh), cfg=config.RolloutConfig(prefill_batch=refill)).refill(slots, on) == want
 
 
 def test_eight_devices_fill_slots_again_as_one_does() -> None:
-    mesh = sharding.sampling_mesh(sharding.make_mesh(config.Mesh(fsdp=2, tensor=4)), tiny_models.MODEL.num_kv_heads)
-    engine = dataclasses.replace(_engine(mesh), cfg=config.Rollout(slots=4, refill=1, chunk=3))
+    mesh = sharding.sampling_mesh(
+        sharding.make_mesh(config.MeshConfig(fsdp=2, tensor=4)), tiny_models.MODEL.num_kv_heads
+    )
+    engine = dataclasses.replace(
+        _engine(mesh), cfg=config.RolloutConfig(max_concurrent_prompts=4, prefill_batch=1, decode_steps_per_sync=3)
+    )
     prompts = (*_prompts(), *_prompts())
     _same(_rolled(prompts, engine), _rolled(prompts))
 
@@ -248,7 +272,7 @@ def test_ids_end_with_the_stop_token_and_leave_the_padding_out() -> None:
         assert made.stopped_PG[p, g] or len(ids) == 9
 
 
-@pytest.mark.parametrize("layout", ["strided", "packed"])
+@pytest.mark.parametrize("layout", ["shared_prefix", "packed"])
 def test_the_trainer_and_the_sampler_agree(layout: str) -> None:
     """The mean of exp|logp_train − logp_sample| ≤ 1.005 in float32, over rows that share their prompts."""
     made = _whole()
@@ -258,13 +282,13 @@ def test_the_trainer_and_the_sampler_agree(layout: str) -> None:
         return Segment([_prompts()[p][-1], *ids], np.ones(len(ids)), logprobs[: len(ids)], p, g)
 
     groups = [Group(prompt[:-1], [segment(p, g) for g in range(G)]) for p, prompt in enumerate(_prompts())]
-    cfg = config.Rows(layout=layout, length=64)
-    fixed = batch.layout_for(groups, cfg)
-    fed = batch.assemble(batch.to_rows(groups, fixed, cfg), tiny_models.one_device(), 4, 1)
-    program = state.Program(tiny_models.MODEL, config.Optimizer(), 1, fixed, SETTINGS.temperature)
-    trained = np.asarray(state.score(tiny_models.random_params(), fed, program))
+    cfg = config.RowsConfig(layout=layout, length=64)
+    fixed = batch.choose_layout(groups, cfg)
+    fed = batch.assemble_batch(batch.pack_groups(groups, fixed, cfg), tiny_models.one_device(), 4, 1)
+    program = state.UpdateSpec(tiny_models.MODEL, config.OptimizerConfig(), 1, fixed, SETTINGS.temperature)
+    trained = np.asarray(state.compute_logprobs(tiny_models.random_params(), fed, program))
     counted = np.asarray(fed.rows.weight) > 0
     assert counted.sum() == made.length_PG.sum()
     gap = np.abs(trained - np.asarray(fed.rows.logprob))[counted]
     assert np.exp(gap).mean() <= 1.0001
-    assert packing.size(groups[0]) == len(_prompts()[0]) - 1 + made.length_PG[0].sum()
+    assert packing.packed_length(groups[0]) == len(_prompts()[0]) - 1 + made.length_PG[0].sum()

@@ -24,7 +24,7 @@ def _softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     return weights / weights.sum()
 
 
-def _drawn(logits: np.ndarray, uniforms: np.ndarray, cfg: config.Sampling) -> tuple[np.ndarray, np.ndarray]:
+def _drawn(logits: np.ndarray, uniforms: np.ndarray, cfg: config.SamplingConfig) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and their log-probabilities for many uniform numbers over the same logits."""
     shape = (1, len(uniforms))
     logits_PGV = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (*shape, len(logits)))
@@ -32,7 +32,7 @@ def _drawn(logits: np.ndarray, uniforms: np.ndarray, cfg: config.Sampling) -> tu
     return np.asarray(token)[0], np.asarray(logp)[0]
 
 
-def _allowed(probability: np.ndarray, cfg: config.Sampling) -> np.ndarray:
+def _allowed(probability: np.ndarray, cfg: config.SamplingConfig) -> np.ndarray:
     """By definition, token by token; ties at a threshold stay together."""
     ranked = np.sort(probability)[::-1]
     keep = np.ones(V, bool)
@@ -48,7 +48,7 @@ def _allowed(probability: np.ndarray, cfg: config.Sampling) -> np.ndarray:
 
 @given(_logits, st.integers(0, V + 2), _fractions, _fractions)
 def test_truncation_keeps_what_its_definition_keeps(logits: list[float], k: int, top: float, low: float) -> None:
-    cfg = config.Sampling(top_k=min(k, V), top_p=1 - top, min_p=low)
+    cfg = config.SamplingConfig(top_k=min(k, V), top_p=1 - top, min_p=low)
     probability = _softmax(np.array(logits))
     edges = np.cumsum(np.sort(np.unique(probability.round(6)))[::-1])
     if np.abs(edges - cfg.top_p).min() < 1e-4 or np.abs(probability - low * probability.max()).min() < 1e-5:
@@ -63,7 +63,9 @@ def test_truncation_keeps_what_its_definition_keeps(logits: list[float], k: int,
 def test_tokens_come_as_often_as_their_probability(logits: list[float], temperature: float) -> None:
     """4000 uniform numbers at even distances: each token's share is right to one of them."""
     count = 4000
-    token, logp = _drawn(np.array(logits), (np.arange(count) + 0.5) / count, config.Sampling(temperature=temperature))
+    token, logp = _drawn(
+        np.array(logits), (np.arange(count) + 0.5) / count, config.SamplingConfig(temperature=temperature)
+    )
     probability = _softmax(np.array(logits), temperature)
     np.testing.assert_allclose(np.bincount(token, minlength=V) / count, probability, atol=1.5 / count)
     np.testing.assert_allclose(logp, np.log(probability)[token], rtol=1e-4, atol=1e-5)
@@ -73,7 +75,7 @@ def test_tokens_come_as_often_as_their_probability(logits: list[float], temperat
 def test_under_truncation_the_rest_is_scaled_up_and_log_probabilities_are_the_whole_distributions(
     logits: list[float],
 ) -> None:
-    cfg = config.Sampling(top_k=3)
+    cfg = config.SamplingConfig(top_k=3)
     token, logp = _drawn(np.array(logits), (np.arange(999) + 0.5) / 999, cfg)
     probability = _softmax(np.array(logits))
     left = np.where(_allowed(probability, cfg), probability, 0)
@@ -83,7 +85,7 @@ def test_under_truncation_the_rest_is_scaled_up_and_log_probabilities_are_the_wh
 
 @given(_logits)
 def test_temperature_zero_takes_the_likeliest(logits: list[float]) -> None:
-    token, logp = _drawn(np.array(logits), np.array([0.0, 0.5, 0.999]), config.Sampling(temperature=0.0))
+    token, logp = _drawn(np.array(logits), np.array([0.0, 0.5, 0.999]), config.SamplingConfig(temperature=0.0))
     assert set(token) == {int(np.argmax(np.float32(logits)))}
     np.testing.assert_allclose(logp, np.log(_softmax(np.array(logits)).max()), rtol=1e-4, atol=1e-5)
 
@@ -96,7 +98,7 @@ def test_a_token_that_cannot_be_is_never_drawn(size: int, seed: int, masked: flo
     possible[rng.integers(0, size)] = True
     logits = np.where(possible, 3 * rng.normal(size=size), MASKED)
     edges = np.array([0.0, 2**-32, 1e-7, 0.5, 1 - 2**-23, 1 - 2**-24])
-    token, logp = _drawn(logits, edges, config.Sampling())
+    token, logp = _drawn(logits, edges, config.SamplingConfig())
     assert all(possible[t] for t in token)
     assert np.isfinite(logp).all()
 
@@ -110,7 +112,7 @@ def test_large_vocabularies_are_sampled_like_small_ones(seed: int, size: int, ma
     logits[: rng.integers(0, size)] = MASKED
     logits[-1] = 0
     count = 2000
-    token, logp = _drawn(logits, (np.arange(count) + 0.5) / count, config.Sampling())
+    token, logp = _drawn(logits, (np.arange(count) + 0.5) / count, config.SamplingConfig())
     probability = _softmax(logits)
     np.testing.assert_allclose(np.bincount(token, minlength=size) / count, probability, atol=1.5 / count)
     np.testing.assert_allclose(logp, np.log(probability)[token], rtol=1e-4, atol=1e-4)

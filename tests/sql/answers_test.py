@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sqlr1_jax.config import Execute
+from sqlr1_jax.config import ExecuteConfig
 from sqlr1_jax.data.answer import Answer
 from sqlr1_jax.sql.answers import submit_answer
 from sqlr1_jax.sql.executor import Executor, ExecutorError
@@ -16,7 +16,7 @@ COUNT = "SELECT count(*) FROM dogs"
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[Executor]:
-    with Executor(Execute(workers=1)) as pool:
+    with Executor(ExecuteConfig(workers=1)) as pool:
         yield pool
 
 
@@ -48,7 +48,7 @@ def test_an_answer_without_sql_is_done_at_once(executor: Executor, pets: Path, p
 def test_a_closed_executor_and_an_unknown_rule_are_errors(executor: Executor, pets: Path) -> None:
     with pytest.raises(ValueError, match="spidre"):
         submit_answer(executor, _answer(COUNT), pets, COUNT, "spidre")
-    with Executor(Execute(workers=1)) as closed:
+    with Executor(ExecuteConfig(workers=1)) as closed:
         pass
     with pytest.raises(ExecutorError, match="closed"):
         submit_answer(closed, _answer(COUNT), pets, COUNT)

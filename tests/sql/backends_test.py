@@ -9,7 +9,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from sqlr1_jax.config import CHOICES, Execute
+from sqlr1_jax.config import CHOICES, ExecuteConfig
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.sql import backends
 from sqlr1_jax.sql.executor import Executor
@@ -29,7 +29,7 @@ def test_a_version_is_the_backends_own() -> None:
 
 @EACH
 def test_an_answer_comes_from_the_backend_that_was_asked_for(name: str, pets: Path) -> None:
-    with Executor(Execute(workers=1, backend=name)) as executor:
+    with Executor(ExecuteConfig(workers=1, backend=name)) as executor:
         assert executor.run(pets, "SELECT count(*) FROM dogs").result().rows == ((4,),)
         maps = Path(f"/proc/{executor.workers[0].pid}/maps").read_text()
     assert ("/apsw/" in maps) == (name == "apsw")
@@ -48,7 +48,7 @@ def test_a_worker_loads_the_one_file_and_nothing_beside_it() -> None:
 
 def test_a_backend_that_is_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    executor = Executor(Execute(backend="apsw"))
+    executor = Executor(ExecuteConfig(backend="apsw"))
     with pytest.raises(ConfigError, match=r"pip install 'sqlr1_jax\[apsw\]'"), executor:
         pass
 

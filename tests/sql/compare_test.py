@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sqlr1_jax.config import Execute
+from sqlr1_jax.config import ExecuteConfig
 from sqlr1_jax.sql import compare
 from sqlr1_jax.sql.compare import canonical_hash, orders_at_top_level
 from sqlr1_jax.sql.executor import Executor
@@ -312,7 +312,7 @@ def disagreements(folder: Path, every: int) -> dict[str, Counter[str]]:
     lines = (folder / "oracles/evaluator_oracle.jsonl").read_text().splitlines()
     pairs = [pair for pair in map(json.loads, lines[::every]) if pair["spider_ts_keep_distinct"] is not None]
     found: dict[str, Counter[str]] = {rule: Counter() for rule in VERDICTS}
-    with Executor(Execute(max_steps=200_000_000)) as executor:
+    with Executor(ExecuteConfig(max_steps=200_000_000)) as executor:
         futures = [
             (rule, pair, executor.submit(folder / pair["db_path"], pair["pred"], pair["gold"], rule))
             for pair in pairs

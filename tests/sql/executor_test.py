@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sqlr1_jax.config import Execute
+from sqlr1_jax.config import ExecuteConfig
 from sqlr1_jax.sql import executor as executor_module
 from sqlr1_jax.sql.executor import Executor, ExecutorError
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
@@ -22,7 +22,7 @@ from sqlr1_jax.sql.process import WorkerError
 from sqlr1_jax.sql.worker_queue import batch_size
 from testing import hostile_sql
 
-CFG = Execute(workers=2, max_steps=2_000_000, wall_seconds=20.0, max_rows=2000)
+CFG = ExecuteConfig(workers=2, max_steps=2_000_000, wall_seconds=20.0, max_rows=2000)
 COUNT_FOR_EVER = "WITH RECURSIVE t(a) AS (SELECT 1 UNION ALL SELECT a + 1 FROM t) SELECT count(*) FROM t"
 BOMB = "SELECT instr(replace(hex(zeroblob(450000)), '0', 'a'), replace(hex(zeroblob(220000)), '0', 'a') || 'b')"
 GOLD = "SELECT color FROM dogs WHERE age > 4"

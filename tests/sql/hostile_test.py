@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sqlr1_jax.config import Execute
+from sqlr1_jax.config import ExecuteConfig
 from sqlr1_jax.sql import backends
 from sqlr1_jax.sql import executor as executor_module
 from sqlr1_jax.sql.executor import Executor
@@ -22,7 +22,7 @@ from testing import hostile_sql
 
 WALL_SECONDS = 2.0
 START_ROOM = 0.5  # seconds past the wall clock, as promised
-CFG = Execute(
+CFG = ExecuteConfig(
     workers=2, max_steps=1_000_000, wall_seconds=WALL_SECONDS, max_rows=2000, max_bytes=2**21, heap_bytes=2**26
 )
 GOOD = [

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sqlr1_jax.config import Execute
+from sqlr1_jax.config import ExecuteConfig
 from sqlr1_jax.sql.process import WallTimeout, WorkerDied, WorkerError, WorkerProcess
 
-SETTINGS = dataclasses.asdict(Execute())
+SETTINGS = dataclasses.asdict(ExecuteConfig())
 
 
 def test_it_starts_fast_and_answers(pets: Path) -> None:

@@ -13,7 +13,7 @@ from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import Outcome
 from sqlr1_jax.sql.result_cache import ResultCache
 
-CFG = config.Execute(workers=1)
+CFG = config.ExecuteConfig(workers=1)
 LONG = "SELECT hex(zeroblob(200000))"  # longer than a result that is cached
 
 
@@ -32,7 +32,7 @@ def _lines(folder: Path) -> list[str]:
 
 
 def _compared(folder: Path, database: Path, questions: list[tuple[str, str, str]]) -> list[Outcome]:
-    with Executor(dataclasses.replace(CFG, golds=str(folder))) as executor:
+    with Executor(dataclasses.replace(CFG, gold_cache_dir=str(folder))) as executor:
         outcomes = [executor.submit(database, *question).result() for question in questions]
     return [dataclasses.replace(outcome, milliseconds=0.0) for outcome in outcomes]
 
@@ -143,7 +143,7 @@ def test_an_official_rule_runs_the_gold_query_itself(tmp_path: Path, pets: Path)
 def test_a_query_without_a_gold_query_is_answered_from_disk(tmp_path: Path, pets: Path) -> None:
     seen = []
     for _ in range(2):
-        with Executor(dataclasses.replace(CFG, golds=str(tmp_path))) as executor:
+        with Executor(dataclasses.replace(CFG, gold_cache_dir=str(tmp_path))) as executor:
             outcomes = [executor.run(pets, sql).result() for sql in ("SELECT * FROM dogs", "SELECT fur FROM dogs")]
             seen.append((outcomes, executor.from_disk))
     assert seen[0] == (seen[1][0], 0)
@@ -153,7 +153,7 @@ def test_a_query_without_a_gold_query_is_answered_from_disk(tmp_path: Path, pets
 
 def test_what_the_wall_clock_decided_is_not_cached(tmp_path: Path, pets: Path) -> None:
     slow = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT sum(i) FROM n"
-    cfg = dataclasses.replace(CFG, golds=str(tmp_path), wall_seconds=0.2, max_steps=10**12)
+    cfg = dataclasses.replace(CFG, gold_cache_dir=str(tmp_path), wall_seconds=0.2, max_steps=10**12)
     with Executor(cfg) as executor:
         assert executor.run(pets, slow).result().kind == "timeout"
         assert executor.run(pets, "DROP TABLE dogs").result().kind == "denied"

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlr1_jax.config import Execute
+from sqlr1_jax.config import ExecuteConfig
 from sqlr1_jax.sql.database import content_hash
 from sqlr1_jax.sql.process import WallTimeout, WorkerProcess
 from sqlr1_jax.sql.worker import FrameReader, JobRunner, encode_frame
 
-SETTINGS = dataclasses.asdict(Execute(max_steps=1_000_000))
+SETTINGS = dataclasses.asdict(ExecuteConfig(max_steps=1_000_000))
 BOMB = "SELECT instr(replace(hex(zeroblob(450000)), '0', 'a'), replace(hex(zeroblob(220000)), '0', 'a') || 'b')"
 
 

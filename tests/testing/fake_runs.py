@@ -37,12 +37,12 @@ class FakeRun:
         self._json("config.json", config.as_dict(self.cfg))
         return self
 
-    def cold_start(self, steps: int = 90) -> FakeRun:
+    def sft(self, steps: int = 90) -> FakeRun:
         for step in range(1, steps + 1):
             loss = 5 * math.exp(-step / 20) + 0.2
             values = {"loss": loss, "entropy": loss * 0.9, "grad_norm": loss * 1.2, "lr": 6e-3 * (1 - step / steps)}
             times = {"time/pack": 0.01, "time/update": 0.09, "time/step": 0.11}
-            self._metric("cold_start", step, **values, **times)
+            self._metric("sft", step, **values, **times)
         return self
 
     def grpo(self, steps: int = 60) -> FakeRun:
@@ -68,12 +68,12 @@ class FakeRun:
         return self
 
     def summary(self) -> FakeRun:
-        seconds = {"data": 14.0, "cold_start": 260.0, "grpo": 300.0, "evaluate": 25.0, "export": 2.0, "total": 601.0}
+        seconds = {"data": 14.0, "sft": 260.0, "grpo": 300.0, "evaluate": 25.0, "export": 2.0, "total": 601.0}
         self._json("summary.json", {"seconds": seconds, "export": str(self.workdir / "export")})
         return self
 
     def whole(self) -> FakeRun:
-        run = self.settings().cold_start().evaluation("cold_start", cured=False).grpo()
+        run = self.settings().sft().evaluation("sft", cured=False).grpo()
         return run.evaluation("final", cured=True).summary()
 
     def _metric(self, stage: str, step: int, **values: float) -> None:
@@ -88,9 +88,9 @@ def small_config() -> config.Config:
     """The defaults with a subset for the watched accuracy that the fake evaluations can fill."""
     return dataclasses.replace(
         config.Config(),
-        cold_start=dataclasses.replace(config.ColdStart(), steps=90),
-        grpo=dataclasses.replace(config.Grpo(), steps=60),
-        evaluate=dataclasses.replace(config.Evaluate(), subset=100),
+        sft=dataclasses.replace(config.SftConfig(), steps=90),
+        grpo=dataclasses.replace(config.GrpoConfig(), steps=60),
+        evaluate=dataclasses.replace(config.EvaluateConfig(), subset=100),
     )
 
 

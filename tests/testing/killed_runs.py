@@ -25,14 +25,14 @@ def kill() -> None:
 
 def kill_after_taking(stage: str, at: int) -> None:
     """Has the training loop of that stage kill the process once step `at` (from 1) is taken."""
-    train = loop.train
+    train = loop.run_steps
 
     def train_and_kill(*arguments: Any, **named: Any) -> Any:
         call = inspect.signature(train).bind(*arguments, **named)
         take = call.arguments["take"]
 
-        def take_and_kill(state: Any, step: int) -> loop.Step:
-            taken: loop.Step = take(state, step)
+        def take_and_kill(state: Any, step: int) -> loop.StepResult:
+            taken: loop.StepResult = take(state, step)
             if (call.arguments["stage"], step + 1) == (stage, at):
                 kill()
             return taken
@@ -40,7 +40,7 @@ def kill_after_taking(stage: str, at: int) -> None:
         call.arguments["take"] = take_and_kill
         return train(*call.args, **call.kwargs)
 
-    loop.train = train_and_kill
+    loop.run_steps = train_and_kill
 
 
 def kill_around_saving(stage: str, at: int, moment: str) -> None:

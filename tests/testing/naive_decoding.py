@@ -21,7 +21,7 @@ def naive_logprobs(
     """Log-probabilities [T-1, V] of each next token of one plain text, and their entropy [T-1]: nothing is shared."""
     tokens_1T = tokens_T[None, :-1]
     positions_1T = jnp.arange(tokens_1T.shape[1])[None]
-    mask = attention.causal(tokens_1T, jnp.full(1, tokens_1T.shape[1]))
+    mask = attention.causal_mask(tokens_1T, jnp.full(1, tokens_1T.shape[1]))
     hidden_1TD, _ = qwen2.forward(params, tokens_1T, positions_1T, mask, model)
     logp_TV = jax.nn.log_softmax(qwen2.unembed(params, hidden_1TD, model)[0] / temperature, axis=-1)
     return logp_TV, -(jnp.exp(logp_TV) * logp_TV).sum(-1)
@@ -35,7 +35,7 @@ def logits(params: qwen2.Params, tokens: Sequence[int], cfg: qwen2.Qwen2Config) 
 @functools.partial(jax.jit, static_argnames="cfg")
 def _logits(params: qwen2.Params, tokens_BT: jax.Array, cfg: qwen2.Qwen2Config) -> jax.Array:
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None], tokens_BT.shape)
-    mask = attention.causal(tokens_BT, jnp.full(tokens_BT.shape[0], tokens_BT.shape[1]))
+    mask = attention.causal_mask(tokens_BT, jnp.full(tokens_BT.shape[0], tokens_BT.shape[1]))
     return qwen2.unembed(params, qwen2.forward(params, tokens_BT, positions_BT, mask, cfg)[0], cfg)
 
 
@@ -55,8 +55,8 @@ def _prefill(
 ) -> qwen2.Cache:
     P, S = tokens_PS.shape
     positions_PS = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32)[None], (P, S))
-    cache = qwen2.empty_cache(cfg, P, samples, S, steps)
-    _, cache = qwen2.forward(params, tokens_PS, positions_PS, attention.causal(tokens_PS, length_P), cfg, cache)
+    cache = qwen2.init_cache(cfg, P, samples, S, steps)
+    _, cache = qwen2.forward(params, tokens_PS, positions_PS, attention.causal_mask(tokens_PS, length_P), cfg, cache)
     assert cache is not None
     return cache
 

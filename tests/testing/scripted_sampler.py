@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sqlr1_jax.rollout.engine import Completions, Ended
+from sqlr1_jax.rollout.engine import Completions, FinishedSample
 
 
 def completions(context: Any, texts: Sequence[Sequence[str]], length: int = 256) -> Completions:
@@ -43,12 +43,12 @@ class ScriptedSampler:
 
     def rollout(self, weights: Any, asked: Any) -> Any:
         del weights
-        self.asked.append((asked.first, len(asked.prompts), asked.settings.temperature, asked.step))
-        self.slots.append(asked.slots)
+        self.asked.append((asked.prompt_offset, len(asked.prompts), asked.sampling.temperature, asked.step))
+        self.slots.append(asked.max_concurrent_prompts)
         texts = [
             [self._say(self._context.tokenizer.decode(ids), g) for g in range(asked.samples)] for ids in asked.prompts
         ]
-        made = completions(self._context, texts, asked.settings.max_tokens)
-        if asked.finished:
-            asked.finished([Ended(p, g, made.ids(p, g)) for p, g in np.ndindex(made.length_PG.shape)])
+        made = completions(self._context, texts, asked.sampling.max_tokens)
+        if asked.on_finished:
+            asked.on_finished([FinishedSample(p, g, made.ids(p, g)) for p, g in np.ndindex(made.length_PG.shape)])
         return made

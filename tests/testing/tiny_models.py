@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sqlr1_jax import config, sharding
+from sqlr1_jax import config
+from sqlr1_jax.distributed import sharding
 from sqlr1_jax.model import qwen2
 
 # A tiny random Qwen2 with logits and greedy tokens of transformers, made by tests/model/make_fixture.py.
@@ -33,7 +34,7 @@ MODEL = qwen2.Qwen2Config(
 
 def random_params(model: qwen2.Qwen2Config = MODEL, seed: int = 0, scale: float = 10.0) -> Any:
     """Random weights, norms and biases too, large enough that attention and logits are far from flat."""
-    specs, tree = jax.tree.flatten(qwen2.abstract(model), is_leaf=qwen2.is_spec)
+    specs, tree = jax.tree.flatten(qwen2.abstract_params(model), is_leaf=qwen2.is_spec)
     rng = np.random.default_rng(seed)
 
     def random_array(spec: qwen2.ParamSpec) -> jax.Array:
@@ -50,4 +51,4 @@ def in_float64(model: qwen2.Qwen2Config = MODEL) -> qwen2.Qwen2Config:
 
 def one_device() -> jax.sharding.Mesh:
     """A mesh of the first device alone."""
-    return sharding.make_mesh(config.Mesh(), jax.devices()[:1])
+    return sharding.make_mesh(config.MeshConfig(), jax.devices()[:1])

@@ -18,8 +18,8 @@ REPOSITORY = Path(__file__).parents[2]
 
 # Enough for every branch. Random weights answer nothing right, so all groups are kept and entropy moves the weights.
 SETTINGS: dict[str, Any] = {
-    "data.synth.cold_start_databases": 6,
-    "data.synth.cold_start_questions": 4,
+    "data.synth.sft_databases": 6,
+    "data.synth.sft_questions": 4,
     "data.synth.grpo_databases": 3,
     "data.synth.grpo_questions": 4,
     "data.synth.heldout_databases": 3,
@@ -27,10 +27,10 @@ SETTINGS: dict[str, Any] = {
     "data.synth.newnames_databases": 2,
     "data.synth.newnames_questions": 2,
     "data.synth.workers": 1,
-    "cold_start.steps": 4,
-    "cold_start.databases": 2,
-    "cold_start.questions": 4,
-    "cold_start.rows.per_microbatch": 2,
+    "sft.steps": 4,
+    "sft.databases": 2,
+    "sft.questions": 4,
+    "sft.rows.per_microbatch": 2,
     "grpo.steps": 4,
     "grpo.prompts": 2,
     "grpo.samples": 3,
@@ -42,7 +42,7 @@ SETTINGS: dict[str, Any] = {
     "evaluate.every": 2,
     "evaluate.subset": 3,
     "evaluate.votes": 2,
-    "evaluate.prompts": 4,
+    "evaluate.max_concurrent_prompts": 4,
     "checkpoint.every": 2,
     "execute.workers": 1,
     "export.step": "last",
@@ -51,7 +51,7 @@ SETTINGS: dict[str, Any] = {
 
 def tiny_config(**changed: Any) -> config.Config:
     """The smoke config made smaller still; `changed` has grpo__steps=3 for grpo.steps."""
-    tree = presets.of("smoke")
+    tree = presets.get("smoke")
     values = SETTINGS | {name.replace("__", "."): value for name, value in changed.items()}
     for path, value in values.items():
         *groups, last = path.split(".")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sqlr1_jax.data.packing import Group, Rows, Segment
+from sqlr1_jax.data.packing import Group, PackedRows, Segment
 from sqlr1_jax.train.batch import Batch
 
 
@@ -34,7 +34,7 @@ def plain_texts(groups: Sequence[Group]) -> list[tuple[np.ndarray, int, Segment]
 
 
 def microbatch(
-    rows: Rows,
+    rows: PackedRows,
     advantage_BT: np.ndarray | None = None,
     old_BT: np.ndarray | None = None,
     reference_BT: np.ndarray | None = None,

@@ -10,22 +10,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlr1_jax import config, hosts, sharding
+from sqlr1_jax import config
 from sqlr1_jax.data import packing
-from sqlr1_jax.data.packing import Group, Layout, Rows, Segment
+from sqlr1_jax.data.packing import Group, PackedRows, RowLayout, Segment
+from sqlr1_jax.distributed import collectives, sharding
 from sqlr1_jax.train import batch
 from testing import tiny_models, tiny_runs, training_data
 
 pytestmark = pytest.mark.usefixtures("compiles_fast")
 
-PACKED = config.Rows(layout="packed", length=64)
+PACKED = config.RowsConfig(layout="packed", length=64)
 
 
-def _rows(seed: int, prompts: int = 4, samples: int = 3) -> Rows:
-    return batch.to_rows(training_data.random_groups(prompts, samples, seed), None, PACKED)
+def _rows(seed: int, prompts: int = 4, samples: int = 3) -> PackedRows:
+    return batch.pack_groups(training_data.random_groups(prompts, samples, seed), None, PACKED)
 
 
-def _weights_by_hand(rows: Rows, aggregation: str, constant: int) -> np.ndarray:
+def _weights_by_hand(rows: PackedRows, aggregation: str, constant: int) -> np.ndarray:
     """Completion by completion, in Python."""
     places = collections.defaultdict(list)
     for place in zip(*np.nonzero(rows.weight), strict=True):
@@ -52,7 +53,7 @@ def test_place_weights_are_the_definitions(seed: int, aggregation: str, keep: li
     """Some prompts are filtered: their completions neither weigh nor count."""
     rows = _rows(seed)
     rows = rows._replace(weight=rows.weight * np.array(keep, np.float32)[rows.prompt])
-    weights = batch.place_weights(rows, aggregation, 16)
+    weights = batch.loss_weights(rows, aggregation, 16)
     assert weights.dtype == np.float32
     np.testing.assert_allclose(weights, _weights_by_hand(rows, aggregation, 16), rtol=1e-6)
     if aggregation != "constant" and any(keep):
@@ -62,12 +63,12 @@ def test_place_weights_are_the_definitions(seed: int, aggregation: str, keep: li
 @pytest.mark.parametrize("aggregation", ["token", "sample", "constant"])
 def test_every_completion_weighs_the_same_however_it_is_laid_out(aggregation: str) -> None:
     groups = training_data.random_groups(5, 3)
-    layouts = packing.strided(groups, packing.layout_of(groups)), _rows(0, 5), packing.strided(
-        packing.unshared(groups), dataclasses.replace(packing.layout_of(groups), segments=1)
+    layouts = packing.shared_prefix_rows(groups, packing.smallest_layout(groups)), _rows(0, 5), packing.shared_prefix_rows(
+        packing.unshared(groups), dataclasses.replace(packing.smallest_layout(groups), segments=1)
     )  # fmt: skip
     sums = []
     for rows in layouts:
-        weights = batch.place_weights(rows, aggregation, 16)
+        weights = batch.loss_weights(rows, aggregation, 16)
         totals = np.zeros((5, 3))
         np.add.at(totals, (rows.prompt, rows.sample), weights)
         sums.append(totals)
@@ -79,13 +80,13 @@ def test_every_completion_weighs_the_same_however_it_is_laid_out(aggregation: st
 def test_denominators_are_those_of_all_hosts(monkeypatch: pytest.MonkeyPatch, aggregation: str) -> None:
     """A host that holds two of four prompts gives them the weights they have on one host, also where it holds none."""
     whole = _rows(0)
-    want = batch.place_weights(whole, aggregation, 16)
+    want = batch.loss_weights(whole, aggregation, 16)
     tokens, completions = int((whole.weight > 0).sum()), 12
-    monkeypatch.setattr(hosts, "total", lambda value: float(tokens if aggregation == "token" else completions))
+    monkeypatch.setattr(collectives, "total", lambda value: float(tokens if aggregation == "token" else completions))
     part = whole._replace(weight=whole.weight * (whole.prompt < 2))
-    np.testing.assert_allclose(batch.place_weights(part, aggregation, 16), want * (whole.prompt < 2), rtol=1e-6)
-    nothing = Rows(*(field[:0] for field in whole))
-    assert batch.place_weights(nothing, aggregation, 16).shape == (0, 64)
+    np.testing.assert_allclose(batch.loss_weights(part, aggregation, 16), want * (whole.prompt < 2), rtol=1e-6)
+    nothing = PackedRows(*(field[:0] for field in whole))
+    assert batch.loss_weights(nothing, aggregation, 16).shape == (0, 64)
 
 
 def test_a_host_without_rows_adds_nothing_to_the_denominator(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,10 +96,10 @@ def test_a_host_without_rows_adds_nothing_to_the_denominator(monkeypatch: pytest
         told.append(float(value))
         return 5.0
 
-    monkeypatch.setattr(hosts, "total", noted)
-    nothing = Rows(*(field[:0] for field in _rows(0)))
+    monkeypatch.setattr(collectives, "total", noted)
+    nothing = PackedRows(*(field[:0] for field in _rows(0)))
     for aggregation in ("token", "sample", "constant"):
-        batch.place_weights(nothing, aggregation)
+        batch.loss_weights(nothing, aggregation)
     assert told == [0.0, 0.0, 0.0]
 
 
@@ -107,7 +108,7 @@ def test_assembled_rows_are_the_rows_with_empty_ones_behind(seed: int, per_micro
     rows = _rows(seed)
     filled = -(-len(rows.tokens) // per_microbatch)
     advantage = np.random.default_rng(seed).normal(size=(4, 3)).astype(np.float32)
-    fed = batch.assemble(rows, tiny_models.one_device(), per_microbatch, filled + spare, advantage)
+    fed = batch.assemble_batch(rows, tiny_models.one_device(), per_microbatch, filled + spare, advantage)
     assert int(fed.count) == filled
     for name, field in rows._asdict().items():
         got = np.asarray(getattr(fed.rows, name))
@@ -123,35 +124,35 @@ def test_assembled_rows_are_the_rows_with_empty_ones_behind(seed: int, per_micro
 
 def test_more_rows_than_microbatches_take_is_an_error() -> None:
     with pytest.raises(packing.PackingError, match="do not fit"):
-        batch.assemble(_rows(0, prompts=20), tiny_models.one_device(), 1, 2)
+        batch.assemble_batch(_rows(0, prompts=20), tiny_models.one_device(), 1, 2)
 
 
 def test_rows_are_split_over_the_mesh() -> None:
-    mesh = sharding.make_mesh(config.Mesh(fsdp=4, tensor=2))
+    mesh = sharding.make_mesh(config.MeshConfig(fsdp=4, tensor=2))
     groups = training_data.random_groups(8, 2)
-    fed = batch.assemble(packing.strided(groups, packing.layout_of(groups)), mesh, 4, 2)
+    fed = batch.assemble_batch(packing.shared_prefix_rows(groups, packing.smallest_layout(groups)), mesh, 4, 2)
     assert fed.rows.tokens.sharding.shard_shape(fed.rows.tokens.shape)[1] == 1
     np.testing.assert_array_equal(
-        np.asarray(fed.rows.tokens)[1, 3], packing.strided(groups, packing.layout_of(groups)).tokens[7]
+        np.asarray(fed.rows.tokens)[1, 3], packing.shared_prefix_rows(groups, packing.smallest_layout(groups)).tokens[7]
     )
 
 
 def test_layouts_take_the_longest_unless_told() -> None:
     groups = training_data.random_groups(4, 3, longest=20)
-    longest = packing.layout_of(groups)
-    assert batch.layout_for(groups, config.Rows()) == longest
-    assert batch.layout_for(groups, config.Rows(prefix=99, segment=77)) == Layout(99, 3, 77)
-    assert batch.layout_for(groups, PACKED) is None
-    assert batch.with_length(config.Rows(), 50).length == 50
-    assert batch.with_length(PACKED, 50).length == 64
+    longest = packing.smallest_layout(groups)
+    assert batch.choose_layout(groups, config.RowsConfig()) == longest
+    assert batch.choose_layout(groups, config.RowsConfig(prefix=99, segment=77)) == RowLayout(99, 3, 77)
+    assert batch.choose_layout(groups, PACKED) is None
+    assert batch.with_row_length(config.RowsConfig(), 50).length == 50
+    assert batch.with_row_length(PACKED, 50).length == 64
 
 
 def test_a_layout_has_a_prefix_even_where_nothing_is_shared() -> None:
     alone = Group([], [Segment([2, 3, 4], [0.0, 1.0], [0.0, 0.0], 0, 0)])
-    layout = batch.layout_for([alone], config.Rows())
+    layout = batch.choose_layout([alone], config.RowsConfig())
     assert layout is not None
     assert layout.prefix >= 1
-    rows = batch.to_rows([alone], layout, config.Rows())
+    rows = batch.pack_groups([alone], layout, config.RowsConfig())
     assert rows.positions[0, layout.prefix : layout.prefix + 2].tolist() == [0, 1]
 
 
@@ -178,6 +179,6 @@ def test_two_hosts_make_one_batch_of_both_their_rows(tmp_path: Path) -> None:
     assert said[0] == said[1]
     tokens, _, total = said[0].partition(" | ")
     groups = training_data.random_groups(4, 3)
-    rows = packing.strided(groups, packing.layout_of(groups, 8)).tokens
+    rows = packing.shared_prefix_rows(groups, packing.smallest_layout(groups, 8)).tokens
     assert json.loads(tokens) == [[rows[0].tolist(), rows[2].tolist()], [rows[1].tolist(), rows[3].tolist()]]
     assert float(total) == pytest.approx(1, rel=1e-5)

@@ -8,64 +8,65 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sqlr1_jax import config, sharding
+from sqlr1_jax import config
 from sqlr1_jax.data import packing
-from sqlr1_jax.data.packing import Layout
+from sqlr1_jax.data.packing import RowLayout
+from sqlr1_jax.distributed import sharding
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.train import batch, buckets, state
 from testing import closeness, tiny_models, training_data
 
 pytestmark = pytest.mark.usefixtures("compiles_fast")
 
-LAYOUT = Layout(32, 3, 32)
-LADDER = packing.ladder(LAYOUT, 4)
+LAYOUT = RowLayout(32, 3, 32)
+LADDER = packing.layout_ladder(LAYOUT, 4)
 GROUPS = [group for longest in (9, 17, 31) for group in training_data.random_groups(2, 3, longest, longest)]
 GROUPS = [
     group._replace(segments=[s._replace(prompt=p) for s in group.segments]) for p, group in enumerate(GROUPS)
 ]  # fmt: skip
-GRPO = config.Grpo(kl=0.3, entropy=0.1)
+GRPO = config.GrpoConfig(kl=0.3, entropy=0.1)
 
 
 def test_the_smallest_layout_that_takes_the_rows_is_chosen() -> None:
     assert [layout.segment for layout in LADDER] == [16, 24, 32]
     for group in GROUPS:
-        chosen = int(buckets.choose(packing.strided([group], LAYOUT), LAYOUT, LADDER))
-        packing.strided([group], LADDER[chosen])
+        chosen = int(buckets.smallest_layout_index(packing.shared_prefix_rows([group], LAYOUT), LAYOUT, LADDER))
+        packing.shared_prefix_rows([group], LADDER[chosen])
         if chosen:
             with pytest.raises(packing.PackingError):
-                packing.strided([group], LADDER[chosen - 1])
-    assert int(buckets.choose(packing.strided(GROUPS, LAYOUT), LAYOUT, LADDER)) == 2
+                packing.shared_prefix_rows([group], LADDER[chosen - 1])
+    assert int(buckets.smallest_layout_index(packing.shared_prefix_rows(GROUPS, LAYOUT), LAYOUT, LADDER)) == 2
 
 
 def test_cut_rows_are_those_laid_out_smaller_and_restoring_brings_them_back() -> None:
-    rows, smaller = (packing.strided(GROUPS[:2], layout) for layout in (LAYOUT, LADDER[0]))
+    rows, smaller = (packing.shared_prefix_rows(GROUPS[:2], layout) for layout in (LAYOUT, LADDER[0]))
     for field, want in zip(rows, smaller, strict=True):
-        cut = buckets.cut(jnp.asarray(field), LAYOUT, LADDER[0])
+        cut = buckets.crop(jnp.asarray(field), LAYOUT, LADDER[0])
         np.testing.assert_array_equal(cut, want)
-        np.testing.assert_array_equal(buckets.restore(cut, LAYOUT, LADDER[0]), field)
+        np.testing.assert_array_equal(buckets.uncrop(cut, LAYOUT, LADDER[0]), field)
 
 
 def _fed(mesh: jax.sharding.Mesh, per_microbatch: int) -> batch.Batch:
-    rows = batch.to_rows(GROUPS, LAYOUT, config.Rows())
-    rows = rows._replace(weight=batch.place_weights(rows, "token"))
+    rows = batch.pack_groups(GROUPS, LAYOUT, config.RowsConfig())
+    rows = rows._replace(weight=batch.loss_weights(rows, "token"))
     advantage_PG = np.random.default_rng(1).normal(size=(6, 3)).astype(np.float32)
-    return batch.assemble(rows, mesh, per_microbatch, 3, advantage_PG)
+    return batch.assemble_batch(rows, mesh, per_microbatch, 3, advantage_PG)
 
 
 def _computed(mesh: jax.sharding.Mesh, count: int, model: Any, scored: bool = False) -> Any:
-    program = state.Program(model, config.Optimizer(), 1, LAYOUT, 0.7, count)
+    program = state.UpdateSpec(model, config.OptimizerConfig(), 1, LAYOUT, 0.7, count)
     with jax.set_mesh(mesh):
         fed = _fed(mesh, 2)
         if scored:
-            return state.score(tiny_models.random_params(model), fed, program)
-        slope = jax.jit(functools.partial(state.gradients, loss=grpo_loss, settings=GRPO, program=program))
+            return state.compute_logprobs(tiny_models.random_params(model), fed, program)
+        slope = jax.jit(functools.partial(state.compute_gradients, loss=grpo_loss, settings=GRPO, program=program))
         return jax.device_get(slope(tiny_models.random_params(model), fed))
 
 
 def test_short_rows_come_first_so_that_microbatches_need_different_layouts() -> None:
     tokens, chosen = _fed(tiny_models.one_device(), 2).rows, []
     for i in range(3):
-        chosen.append(int(buckets.choose(jax.tree.map(lambda x, i=i: x[i], tokens), LAYOUT, LADDER)))
+        chosen.append(int(buckets.smallest_layout_index(jax.tree.map(lambda x, i=i: x[i], tokens), LAYOUT, LADDER)))
     assert chosen == [0, 1, 2]
 
 
@@ -79,12 +80,12 @@ def test_gradients_are_those_of_the_longest_layout(dtype: str, close: float) -> 
     assert closeness.relative_distance(slope, want) <= close
     assert closeness.largest_leaf_error(slope, want) <= 1e-4
     assert float(value) == pytest.approx(float(want_value), rel=10 * close)
-    assert state.means(sums) == pytest.approx(state.means(want_sums), rel=1e-5)
+    assert state.mean_metrics(sums) == pytest.approx(state.mean_metrics(want_sums), rel=1e-5)
 
 
 @pytest.mark.nightly
 def test_eight_devices_choose_alike() -> None:
-    mesh = sharding.make_mesh(config.Mesh(fsdp=2, tensor=4))
+    mesh = sharding.make_mesh(config.MeshConfig(fsdp=2, tensor=4))
     slope, want = _computed(mesh, 4, tiny_models.MODEL)[0], _computed(tiny_models.one_device(), 1, tiny_models.MODEL)[0]
     assert closeness.relative_distance(slope, want) <= 1e-5
 

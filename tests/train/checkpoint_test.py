@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sqlr1_jax import config, sharding
+from sqlr1_jax import config
+from sqlr1_jax.distributed import sharding
 from sqlr1_jax.train import state
 from sqlr1_jax.train.checkpoint import CheckpointNotFoundError, Checkpoints
 from testing import tiny_models
@@ -36,12 +37,12 @@ def _saved(folder: Path, step: int, trees: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("frozen", [(), ("embed",)])
 def test_a_training_state_comes_back_bit_for_bit(tmp_path: Path, name: str, frozen: tuple[str, ...]) -> None:
-    program = state.Program(tiny_models.MODEL, config.Optimizer(name=name, frozen=frozen), 10)
-    at = state.create(tiny_models.random_params(), program)
+    program = state.UpdateSpec(tiny_models.MODEL, config.OptimizerConfig(name=name, frozen=frozen), 10)
+    at = state.create_state(tiny_models.random_params(), program)
     at = at.replace(opt_state=jax.tree.map(lambda x: x + jnp.asarray(0.1).astype(x.dtype), at.opt_state))
     trees = {"params": at.params, "optimizer": (at.step, at.opt_state)}
     _saved(tmp_path, 3, trees)
-    like = state.create(tiny_models.random_params(seed=1), program)
+    like = state.create_state(tiny_models.random_params(seed=1), program)
     loaded = Checkpoints(tmp_path).load(3, {"params": like.params, "optimizer": (like.step, like.opt_state)})
     assert jax.tree.structure(loaded) == jax.tree.structure(trees)
     _same_bits(loaded, trees)
@@ -63,10 +64,10 @@ def test_a_part_of_what_was_saved_can_be_had_alone(tmp_path: Path) -> None:
 
 def test_weights_load_into_the_layout_asked_for(tmp_path: Path) -> None:
     """Saved from one device, read by eight."""
-    mesh = sharding.make_mesh(config.Mesh(fsdp=4, tensor=2))
+    mesh = sharding.make_mesh(config.MeshConfig(fsdp=4, tensor=2))
     values = jnp.arange(32.0).reshape(8, 4)
     _saved(tmp_path, 1, {"params": values})
-    layout = sharding.named(mesh, ("embed", "heads"), sharding.TRAIN_RULES, (8, 4))
+    layout = sharding.named_sharding(mesh, ("embed", "heads"), sharding.TRAIN_RULES, (8, 4))
     loaded = Checkpoints(tmp_path).load(1, {"params": jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=layout)})
     assert loaded["params"].sharding.is_equivalent_to(layout, 2)
     np.testing.assert_array_equal(loaded["params"], values)

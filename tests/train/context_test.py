@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from sqlr1_jax import config, sharding
+from sqlr1_jax import config
 from sqlr1_jax.data.prompt import Prompt
+from sqlr1_jax.distributed import sharding
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import huggingface, qwen2
 from sqlr1_jax.train.checkpoint import CheckpointNotFoundError
@@ -40,10 +41,10 @@ def test_the_model_config_is_the_folders_under_the_settings_of_the_run(context: 
 
 
 def test_a_preset_takes_its_vocabulary_from_the_tokenizer_only_where_it_is_made_here() -> None:
-    tiny = model_config(config.Model(size="tiny", dtype="bfloat16", remat="full"), 777)
+    tiny = model_config(config.ModelConfig(size="tiny", dtype="bfloat16", remat="full"), 777)
     assert (tiny.vocab_size, tiny.num_tokens, tiny.dtype, tiny.remat) == (777, 777, "bfloat16", "full")
     assert tiny.num_layers == qwen2.PRESETS["tiny"].num_layers
-    assert model_config(config.Model(size="7b"), 777).vocab_size == qwen2.PRESETS["7b"].vocab_size
+    assert model_config(config.ModelConfig(size="7b"), 777).vocab_size == qwen2.PRESETS["7b"].vocab_size
 
 
 def test_every_setting_of_the_model_reaches_its_config() -> None:
@@ -51,21 +52,21 @@ def test_every_setting_of_the_model_reaches_its_config() -> None:
         "param_dtype": "bfloat16", "dtype": "bfloat16", "activations": "bfloat16", "remat": "full", "attention": "xla",
         "query_chunk": 3, "ffw_chunks": 4, "logits_chunk": 5, "unroll": 6,
     }  # fmt: skip
-    assert changed.keys() == {field.name for field in dataclasses.fields(config.Model)} - {"size", "path"}
-    model = model_config(config.Model(size="0.5b", **changed), 777)
+    assert changed.keys() == {field.name for field in dataclasses.fields(config.ModelConfig)} - {"size", "path"}
+    model = model_config(config.ModelConfig(size="0.5b", **changed), 777)
     assert {name: getattr(model, name) for name in changed} == changed
 
 
 def test_initial_weights_are_the_folders(context: RunContext, home: Path) -> None:
-    loaded = huggingface.load(home / "model", context.model)
+    loaded = huggingface.load_params(home / "model", context.model)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(init_params(context)), jax.device_get(loaded))
 
 
 def test_random_weights_follow_the_seed_and_not_the_mesh(context: RunContext) -> None:
     bare = dataclasses.replace(
-        context, cfg=dataclasses.replace(context.cfg, model=config.Model()), model=tiny_models.MODEL
+        context, cfg=dataclasses.replace(context.cfg, model=config.ModelConfig()), model=tiny_models.MODEL
     )
-    eight = dataclasses.replace(bare, mesh=sharding.make_mesh(config.Mesh(fsdp=4, tensor=2)))
+    eight = dataclasses.replace(bare, mesh=sharding.make_mesh(config.MeshConfig(fsdp=4, tensor=2)))
     other = dataclasses.replace(bare, cfg=dataclasses.replace(bare.cfg, seed=1))
     one, spread, unlike = (jax.device_get(init_params(r)) for r in (bare, eight, other))
     jax.tree.map(np.testing.assert_array_equal, one, spread)
@@ -85,7 +86,7 @@ def test_the_weights_of_a_run_are_the_last_stages_with_a_checkpoint(context: Run
     assert find_checkpoint(context) is None
     assert shift(None) == 0
     (context.workdir / "checkpoints" / "grpo").mkdir(parents=True)  # as a stage that was killed before its first step
-    for stage, number in (("cold_start", 1.0), ("grpo", 2.0)):
+    for stage, number in (("sft", 1.0), ("grpo", 2.0)):
         checkpoints = context.checkpoints(stage)
         for step, more in ((0, 0.0), (2, 10.0), (3, number)):
             params = jax.tree.map(lambda x, more=more: x + np.float32(more), first)
@@ -95,7 +96,7 @@ def test_the_weights_of_a_run_are_the_last_stages_with_a_checkpoint(context: Run
         assert shift(find_checkpoint(context)) == pytest.approx(number, abs=1e-5)
     assert find_checkpoint(context, "best") == ("grpo", 2)
     assert find_checkpoint(context, "0") == ("grpo", 0)
-    assert find_checkpoint(context, stages=("cold_start",)) == ("cold_start", 3)
+    assert find_checkpoint(context, stages=("sft",)) == ("sft", 3)
     with pytest.raises(CheckpointNotFoundError, match=r"has no step 1; it has \[0, 2, 3\]"):
         shift(find_checkpoint(context, "1"))
 
@@ -122,12 +123,12 @@ def test_prompts_over_the_budget_widen_nothing(context: RunContext) -> None:
 
 
 def test_the_sampler_never_splits_a_key_value_head(context: RunContext) -> None:
-    wide = dataclasses.replace(context, mesh=sharding.make_mesh(config.Mesh(fsdp=1, tensor=8)))
+    wide = dataclasses.replace(context, mesh=sharding.make_mesh(config.MeshConfig(fsdp=1, tensor=8)))
     assert dict(wide.engine([_prompt(5)]).mesh.shape) == {"replica": 1, "fsdp": 4, "tensor": 2}
 
 
 def test_the_embedded_splits_are_read_from_the_runs_own_data(context: RunContext, home: Path) -> None:
-    for split, count in (("cold_start", 24), ("grpo", 12), ("heldout", 6), ("newnames", 4)):
+    for split, count in (("sft", 24), ("grpo", 12), ("heldout", 6), ("newnames", 4)):
         examples = context.examples("synth:", split)
         records = json.loads((home / "data" / f"{split}.json").read_text())
         assert [e.id for e in examples] == [record["id"] for record in records]
@@ -184,6 +185,6 @@ def test_a_mesh_that_does_not_fit_the_devices_is_told_at_once(home: Path, tmp_pa
 
 
 def test_a_folders_weights_serve_any_mesh(context: RunContext) -> None:
-    eight = dataclasses.replace(context, mesh=sharding.make_mesh(config.Mesh(fsdp=4, tensor=2)))
+    eight = dataclasses.replace(context, mesh=sharding.make_mesh(config.MeshConfig(fsdp=4, tensor=2)))
     ours, theirs = (jax.device_get(init_params(one)) for one in (context, eight))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)

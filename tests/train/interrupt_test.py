@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from sqlr1_jax.train.interrupt import Interrupt, waiting
+from sqlr1_jax.train.interrupt import Interrupt, log_while_waiting
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -73,7 +73,7 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
 
 
 def test_a_long_wait_is_named_again_and_again(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING), waiting("SQL results", seconds=0.05):
+    with caplog.at_level(logging.WARNING), log_while_waiting("SQL results", seconds=0.05):
         deadline = time.monotonic() + 20
         while len(caplog.messages) < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -82,7 +82,7 @@ def test_a_long_wait_is_named_again_and_again(caplog: pytest.LogCaptureFixture) 
 
 
 def test_a_short_wait_says_nothing_and_an_error_passes(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(ZeroDivisionError), waiting("nothing"):
+    with pytest.raises(ZeroDivisionError), log_while_waiting("nothing"):
         _ = 1 / 0
     assert not caplog.messages
     assert not [thread for thread in threading.enumerate() if "watch" in thread.name]

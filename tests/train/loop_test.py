@@ -31,8 +31,8 @@ class FakeContext:
     def __init__(self, workdir: Path, **checkpoint: Any):
         self.workdir = workdir
         every = checkpoint.pop("evaluate_every", 0)
-        cfg = config.Config(checkpoint=config.Checkpoint(**{"every": 2, **checkpoint}))
-        self.cfg = dataclasses.replace(cfg, evaluate=config.Evaluate(every=every))
+        cfg = config.Config(checkpoint=config.CheckpointConfig(**{"every": 2, **checkpoint}))
+        self.cfg = dataclasses.replace(cfg, evaluate=config.EvaluateConfig(every=every))
 
     def checkpoints(self, stage: str) -> Checkpoints:
         return Checkpoints(self.workdir / "checkpoints" / stage, self.cfg.checkpoint.keep, always=(0,))
@@ -52,20 +52,20 @@ def _step(at: TrainState, step: jax.Array) -> tuple[TrainState, dict[str, Any]]:
     return TrainState(at.step + 1, {"w": weights}, {"m": moment}), sums
 
 
-def _take(at: TrainState, step: int) -> loop.Step:
+def _take(at: TrainState, step: int) -> loop.StepResult:
     at, sums = _step(at, np.int32(step))
-    return loop.Step(at, sums, {"tokens": 10.0 + step}, [f"item-{step}"])
+    return loop.StepResult(at, sums, {"tokens": 10.0 + step}, [f"item-{step}"])
 
 
 def _train(
-    context: FakeContext, steps: int, take: Callable[[TrainState, int], loop.Step] = _take, **more: Any
+    context: FakeContext, steps: int, take: Callable[[TrainState, int], loop.StepResult] = _take, **more: Any
 ) -> TrainState:
-    return loop.train(context, STAGE, steps, _fresh(), take, **more)  # type: ignore[arg-type]
+    return loop.run_steps(context, STAGE, steps, _fresh(), take, **more)  # type: ignore[arg-type]
 
 
 def _lines(context: FakeContext) -> list[dict[str, Any]]:
     """The metrics that a run promises to repeat."""
-    lines = metrics.read(context.workdir / "metrics.jsonl")
+    lines = metrics.read_metrics(context.workdir / "metrics.jsonl")
     return [{name: value for name, value in line.items() if not name.startswith(TIMED)} for line in lines]
 
 
@@ -85,7 +85,7 @@ def test_each_step_has_one_line_with_its_own_numbers(tmp_path: Path) -> None:
         by_hand, sums = _step(by_hand, np.int32(step))
         losses.append(float(sums["loss"][0]))
     assert _weights(at) == _weights(by_hand)
-    lines = metrics.read(tmp_path / "metrics.jsonl")
+    lines = metrics.read_metrics(tmp_path / "metrics.jsonl")
     assert [(line["stage"], line["step"]) for line in lines] == [(STAGE, step) for step in range(1, 6)]
     assert [line["loss"] for line in lines] == losses
     assert [line["tokens"] for line in lines] == [10.0, 11.0, 12.0, 13.0, 14.0]
@@ -94,8 +94,8 @@ def test_each_step_has_one_line_with_its_own_numbers(tmp_path: Path) -> None:
         assert line["tokens_per_second_per_chip"] == pytest.approx(line["tokens_per_second"] / jax.device_count())
 
 
-def _dies_in_step(at: int) -> Callable[[TrainState, int], loop.Step]:
-    def take(state: TrainState, step: int) -> loop.Step:
+def _dies_in_step(at: int) -> Callable[[TrainState, int], loop.StepResult]:
+    def take(state: TrainState, step: int) -> loop.StepResult:
         if step == at:
             raise Killed
         return _take(state, step)
@@ -166,8 +166,8 @@ def test_the_last_two_the_best_and_the_first_are_kept(tmp_path: Path) -> None:
     assert {line["step"]: line["evaluate/ex"] for line in _lines(context) if "evaluate/ex" in line} == scores
 
 
-def _not_finite(bad: set[int]) -> Callable[[TrainState, int], loop.Step]:
-    def take(at: TrainState, step: int) -> loop.Step:
+def _not_finite(bad: set[int]) -> Callable[[TrainState, int], loop.StepResult]:
+    def take(at: TrainState, step: int) -> loop.StepResult:
         taken = _take(at, step)
         return taken._replace(sums=dict(taken.sums) | {"not_finite": (jnp.float32(step in bad), jnp.ones(()))})
 
@@ -196,8 +196,8 @@ def test_fewer_in_a_row_are_counted_and_the_run_goes_on(tmp_path: Path, bad: set
     assert {line["step"] - 1 for line in _lines(context) if line["not_finite"]} == bad
 
 
-def _interrupted_in(at: int, number: signal.Signals) -> Callable[[TrainState, int], loop.Step]:
-    def take(state: TrainState, step: int) -> loop.Step:
+def _interrupted_in(at: int, number: signal.Signals) -> Callable[[TrainState, int], loop.StepResult]:
+    def take(state: TrainState, step: int) -> loop.StepResult:
         if step == at:
             os.kill(os.getpid(), number)
         return _take(state, step)
@@ -249,7 +249,7 @@ def test_sums_are_read_one_step_late(tmp_path: Path, monkeypatch: pytest.MonkeyP
         seen.append(f"write {step}")
         write(self, step, values)
 
-    def take(at: TrainState, step: int) -> loop.Step:
+    def take(at: TrainState, step: int) -> loop.StepResult:
         seen.append(f"take {step + 1}")
         return _take(at, step)
 

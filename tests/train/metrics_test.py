@@ -35,14 +35,14 @@ def test_lines_hold_stage_step_and_values(tmp_path: Path) -> None:
     with Metrics(tmp_path, "grpo") as log:
         log.write(1, {"loss": 0.5, "reward/mean": -1.0})
         log.write(2, {"loss": 0.25})
-    assert metrics.read(tmp_path / "metrics.jsonl") == [
+    assert metrics.read_metrics(tmp_path / "metrics.jsonl") == [
         {"stage": "grpo", "step": 1, "loss": 0.5, "reward/mean": -1.0},
         {"stage": "grpo", "step": 2, "loss": 0.25},
     ]
 
 
 def test_no_file_has_no_lines(tmp_path: Path) -> None:
-    assert metrics.read(tmp_path / "metrics.jsonl") == []
+    assert metrics.read_metrics(tmp_path / "metrics.jsonl") == []
 
 
 def test_every_line_is_json_whatever_the_value(tmp_path: Path) -> None:
@@ -61,23 +61,23 @@ def test_every_line_is_json_whatever_the_value(tmp_path: Path) -> None:
 
 
 def test_cut_takes_back_this_stages_later_steps_alone(tmp_path: Path) -> None:
-    _written(tmp_path, "cold_start", 1, 2, 3)
+    _written(tmp_path, "sft", 1, 2, 3)
     _written(tmp_path, "grpo", 1, 2, 3)
     with Metrics(tmp_path, "grpo") as log:
         log.cut(1)
         log.write(2, {"loss": 20.0})
-    lines = [(line["stage"], line["step"], line["loss"]) for line in metrics.read(tmp_path / "metrics.jsonl")]
-    assert lines == [("cold_start", s, float(s)) for s in (1, 2, 3)] + [("grpo", 1, 1.0), ("grpo", 2, 20.0)]
+    lines = [(line["stage"], line["step"], line["loss"]) for line in metrics.read_metrics(tmp_path / "metrics.jsonl")]
+    assert lines == [("sft", s, float(s)) for s in (1, 2, 3)] + [("grpo", 1, 1.0), ("grpo", 2, 20.0)]
 
 
 def test_tensorboard_shows_what_the_file_holds_and_no_step_twice(tmp_path: Path) -> None:
-    _written(tmp_path, "cold_start", 1, 2)
+    _written(tmp_path, "sft", 1, 2)
     _written(tmp_path, "grpo", 1, 2, 3)
     with Metrics(tmp_path, "grpo") as log:
         log.cut(2)
         log.write(3, {"loss": 30.0, "kl": math.nan})
     assert _board(tmp_path / "tensorboard") == {
-        "cold_start/loss": [(1, 1.0), (2, 2.0)],
+        "sft/loss": [(1, 1.0), (2, 2.0)],
         "grpo/loss": [(1, 1.0), (2, 2.0), (3, 30.0)],
     }
 
@@ -87,13 +87,13 @@ def test_a_line_cut_short_by_a_kill_is_left_out_and_told(tmp_path: Path, caplog:
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text()[:-5])
     with caplog.at_level(logging.WARNING):
-        assert [line["step"] for line in metrics.read(path)] == [1]
+        assert [line["step"] for line in metrics.read_metrics(path)] == [1]
     assert "metrics.jsonl, line 2 is not JSON" in caplog.text
     assert "cut short" in caplog.text
     with Metrics(tmp_path, "grpo") as log:
         log.cut(1)
         log.write(2, {"loss": 2.0})
-    assert [line["step"] for line in metrics.read(path)] == [1, 2]
+    assert [line["step"] for line in metrics.read_metrics(path)] == [1, 2]
 
 
 def test_a_kill_while_cutting_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

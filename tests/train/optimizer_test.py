@@ -33,9 +33,9 @@ def _gradients(count: int) -> list[Any]:
     return [jax.tree.map(lambda x: x / 10, tiny_models.random_params(seed=100 + i)) for i in range(count)]
 
 
-def _steps(cfg: config.Optimizer, gradients: list[Any], steps: int = 10) -> list[dict[str, np.ndarray]]:
+def _steps(cfg: config.OptimizerConfig, gradients: list[Any], steps: int = 10) -> list[dict[str, np.ndarray]]:
     """The weights after each gradient, the first weights in front."""
-    tx = optimizer.make(cfg, tiny_models.MODEL, steps)
+    tx = optimizer.make_optimizer(cfg, tiny_models.MODEL, steps)
     params = tiny_models.random_params()
     state, seen = tx.init(params), [_named(params)]
     for gradient in gradients:
@@ -45,7 +45,7 @@ def _steps(cfg: config.Optimizer, gradients: list[Any], steps: int = 10) -> list
     return seen
 
 
-def _scheduled(cfg: config.Optimizer, steps: int, step: int) -> float:
+def _scheduled(cfg: config.OptimizerConfig, steps: int, step: int) -> float:
     if step < cfg.warmup_steps:
         return cfg.learning_rate * (step + 1) / cfg.warmup_steps
     done = min(1.0, (step - cfg.warmup_steps) / max(1, steps - cfg.warmup_steps))
@@ -58,14 +58,14 @@ def _scheduled(cfg: config.Optimizer, steps: int, step: int) -> float:
 
 @given(st.sampled_from(["constant", "linear", "cosine"]), st.integers(0, 20), st.integers(21, 60), st.floats(0, 1))
 def test_schedules_are_their_formulas(name: str, warmup: int, steps: int, end: float) -> None:
-    cfg = config.Optimizer(learning_rate=0.5, schedule=name, warmup_steps=warmup, end_fraction=end)
+    cfg = config.OptimizerConfig(learning_rate=0.5, schedule=name, warmup_steps=warmup, end_fraction=end)
     walked = np.arange(65)  # of one length, which compiles once
     want = [_scheduled(cfg, steps, step) for step in walked]
     np.testing.assert_allclose(optimizer.schedule(cfg, steps)(walked), want, rtol=1e-5, atol=1e-7)
 
 
 def test_adamw_is_the_formula_with_clipping_decay_and_schedule() -> None:
-    cfg = config.Optimizer(
+    cfg = config.OptimizerConfig(
         learning_rate=0.01, schedule="linear", warmup_steps=2, weight_decay=0.1, clip_norm=0.5, b1=0.8, b2=0.9, eps=1e-3
     )
     gradients = _gradients(4)
@@ -105,7 +105,7 @@ def _as_matrix(name: str, layer: np.ndarray) -> np.ndarray:
 
 
 def test_muon_orthogonalises_each_layers_matrices_one_by_one() -> None:
-    cfg = config.Optimizer(name="muon", learning_rate=0.1, clip_norm=0.0)
+    cfg = config.OptimizerConfig(name="muon", learning_rate=0.1, clip_norm=0.0)
     [gradient] = _gradients(1)
     before, after = _steps(cfg, [gradient])
     for name in MATRICES:
@@ -117,7 +117,9 @@ def test_muon_orthogonalises_each_layers_matrices_one_by_one() -> None:
 
 
 def test_muon_leaves_the_rest_to_adam() -> None:
-    cfg = config.Optimizer(name="muon", learning_rate=0.1, clip_norm=0.0, eps=1e-3, b1=0.8, b2=0.9, weight_decay=0.1)
+    cfg = config.OptimizerConfig(
+        name="muon", learning_rate=0.1, clip_norm=0.0, eps=1e-3, b1=0.8, b2=0.9, weight_decay=0.1
+    )
     gradients = _gradients(3)
     after = _steps(cfg, gradients)[-1]
     tx, params = (
@@ -136,7 +138,7 @@ def test_muon_leaves_the_rest_to_adam() -> None:
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("frozen", [("embed",), ("q", "final_norm"), ("layers",)])
 def test_frozen_parameters_keep_their_values_and_all_others_move(name: str, frozen: tuple[str, ...]) -> None:
-    seen = _steps(config.Optimizer(name=name, learning_rate=0.1, weight_decay=0.1, frozen=frozen), _gradients(2))
+    seen = _steps(config.OptimizerConfig(name=name, learning_rate=0.1, weight_decay=0.1, frozen=frozen), _gradients(2))
     kept = frozen if frozen != ("layers",) else tuple(_named(tiny_models.random_params()["layers"]))
     for leaf, value in seen[0].items():
         if leaf in kept:
@@ -147,7 +149,9 @@ def test_frozen_parameters_keep_their_values_and_all_others_move(name: str, froz
 
 def test_freezing_what_does_not_exist_names_it() -> None:
     with pytest.raises(ConfigError, match=r"optimizer.frozen names \['embedd'\]"):
-        optimizer.make(config.Optimizer(frozen=("embedd", "q")), tiny_models.MODEL, 1).init(tiny_models.random_params())
+        optimizer.make_optimizer(config.OptimizerConfig(frozen=("embedd", "q")), tiny_models.MODEL, 1).init(
+            tiny_models.random_params()
+        )
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.1, 100.0])
@@ -156,7 +160,7 @@ def test_clipping_scales_only_what_is_past_the_norm(clip: float) -> None:
     [gradient] = _gradients(1)
     norm = float(optax.global_norm(gradient))
     assert 0.1 < norm < 100
-    tx = optimizer.make(config.Optimizer(clip_norm=clip), tiny_models.MODEL, 1)
+    tx = optimizer.make_optimizer(config.OptimizerConfig(clip_norm=clip), tiny_models.MODEL, 1)
     _, state = tx.update(gradient, tx.init(tiny_models.random_params()), tiny_models.random_params())
     scale = 0.1 / norm if clip == 0.1 else 1.0
     moments = optax.tree.get(state, "mu")

@@ -13,7 +13,7 @@ from sqlr1_jax.data import answer
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.train import batch, metrics, sft, state
 from sqlr1_jax.train.context import RunContext, init_params
-from sqlr1_jax.train.state import Program
+from sqlr1_jax.train.state import UpdateSpec
 from testing import closeness, naive_decoding, tiny_models, training_data
 from testing.compilation import compiled_programs
 
@@ -27,7 +27,7 @@ def _with(context: RunContext, **data: object) -> RunContext:
 
 def _texts(context: RunContext) -> dict[str, tuple[str, str]]:
     """Each example's prompt and answer as one would write them without any sharing."""
-    examples = context.examples("synth:", "cold_start")
+    examples = context.examples("synth:", "sft")
     prompts = context.prompts(examples)
     return {
         e.id: (p.text, answer.write(e.reasoning, e.sql, context.cfg.data.form))
@@ -38,40 +38,40 @@ def _texts(context: RunContext) -> dict[str, tuple[str, str]]:
 @pytest.mark.parametrize("form", ["reasoning", "direct"])
 def test_groups_say_what_the_examples_say_and_learn_the_answers_alone(context: RunContext, form: str) -> None:
     context = _with(context, form=form)
-    groups, names = sft.make_groups(context, context.examples("synth:", "cold_start"))
+    groups, names = sft.make_groups(context, context.examples("synth:", "sft"))
     decode, stop = context.tokenizer.decode, context.tokenizer.eos_token_id
     assert context.tokenizer.decode([stop]) == "<|im_end|>"
     seen = []
     for group in groups:
         assert len(group.prefix) > 0
-        assert len(group.segments) <= context.cfg.cold_start.questions
+        assert len(group.segments) <= context.cfg.sft.questions
         for segment in group.segments:
-            learnt = np.asarray(segment.tokens[1:])[np.asarray(segment.weight) > 0]
-            assert learnt[-1] == stop
-            question = segment.tokens[: len(segment.tokens) - len(learnt)]
-            seen.append((decode([*group.prefix, *question]), decode(learnt[:-1])))
+            learned = np.asarray(segment.tokens[1:])[np.asarray(segment.weight) > 0]
+            assert learned[-1] == stop
+            question = segment.tokens[: len(segment.tokens) - len(learned)]
+            seen.append((decode([*group.prefix, *question]), decode(learned[:-1])))
     assert sorted(seen) == sorted(_texts(context).values())
     assert len(groups) == 6, "a group a database"
     assert set(names) <= set(_texts(context))
 
 
 def test_a_database_with_more_questions_than_a_group_takes_has_several(context: RunContext) -> None:
-    cold_start = dataclasses.replace(context.cfg.cold_start, questions=3)
-    context = dataclasses.replace(context, cfg=dataclasses.replace(context.cfg, cold_start=cold_start))
-    groups, names = sft.make_groups(context, context.examples("synth:", "cold_start"))
+    sft = dataclasses.replace(context.cfg.sft, questions=3)
+    context = dataclasses.replace(context, cfg=dataclasses.replace(context.cfg, sft=sft))
+    groups, names = sft.make_groups(context, context.examples("synth:", "sft"))
     assert sorted(len(group.segments) for group in groups) == [1] * 6 + [3] * 6
     assert len(set(names)) == 12
 
 
 def test_where_values_are_retrieved_nothing_is_shared_and_rows_still_work(context: RunContext) -> None:
     context = _with(context, schema="retrieved")
-    groups, _ = sft.make_groups(context, context.examples("synth:", "cold_start"))
+    groups, _ = sft.make_groups(context, context.examples("synth:", "sft"))
     assert all(len(group.prefix) == 0 for group in groups)
-    layout = batch.layout_for(groups, context.cfg.cold_start.rows)
+    layout = batch.choose_layout(groups, context.cfg.sft.rows)
     assert layout is not None
-    fed = batch.assemble(batch.to_rows(groups[:1], layout, context.cfg.cold_start.rows), context.mesh, 1, 1)
-    program = Program(context.model, config.Optimizer(), 1, layout)
-    scored = np.asarray(state.score(init_params(context), fed, program))[0, 0]
+    fed = batch.assemble_batch(batch.pack_groups(groups[:1], layout, context.cfg.sft.rows), context.mesh, 1, 1)
+    program = UpdateSpec(context.model, config.OptimizerConfig(), 1, layout)
+    scored = np.asarray(state.compute_logprobs(init_params(context), fed, program))[0, 0]
     first = np.asarray(groups[0].segments[0].tokens)
     want, _ = naive_decoding.naive_logprobs(init_params(context), first, context.model)
     got = scored[layout.prefix : layout.prefix + len(first) - 1]
@@ -83,7 +83,7 @@ def test_where_values_are_retrieved_nothing_is_shared_and_rows_still_work(contex
 def test_a_source_without_reasoning_is_an_error_and_one_record_is_set_aside(
     context: RunContext, caplog: pytest.LogCaptureFixture
 ) -> None:
-    examples = context.examples("synth:", "cold_start")
+    examples = context.examples("synth:", "sft")
     bare = [dataclasses.replace(e, reasoning="") for e in examples]
     with pytest.raises(ConfigError, match=r"--config\.data\.form=direct"):
         sft.make_groups(context, bare)
@@ -96,7 +96,7 @@ def test_a_source_without_reasoning_is_an_error_and_one_record_is_set_aside(
 def test_sql_that_the_form_cannot_carry_is_set_aside_by_name(
     context: RunContext, caplog: pytest.LogCaptureFixture
 ) -> None:
-    examples = context.examples("synth:", "cold_start")
+    examples = context.examples("synth:", "sft")
     broken = dataclasses.replace(examples[3], sql="SELECT '</answer>'")
     with caplog.at_level(logging.WARNING):
         taught = sft.teachable(context, [*examples[:3], broken])
@@ -108,7 +108,7 @@ def test_prompts_over_the_budget_are_counted_and_left_out(
     context: RunContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     context = _with(context, schema="compact")  # the shortest, to which any other would fall back
-    examples = context.examples("synth:", "cold_start")
+    examples = context.examples("synth:", "sft")
     lengths = sorted(len(p.ids) for p in context.prompts(examples))
     with caplog.at_level(logging.WARNING):
         taught = sft.teachable(_with(context, max_prompt_tokens=lengths[12]), examples)
@@ -128,7 +128,7 @@ def _naive_slope(params: object, text: jax.Array, weight: jax.Array) -> tuple[ja
     return jax.value_and_grad(loss)(params)
 
 
-@pytest.mark.parametrize("layout", ["strided", "packed"])
+@pytest.mark.parametrize("layout", ["shared_prefix", "packed"])
 def test_the_loss_is_the_mean_over_answer_tokens_and_so_is_its_gradient(layout: str) -> None:
     """Against each question with a schema of its own, in a row of its own."""
     groups = [
@@ -144,13 +144,13 @@ def test_the_loss_is_the_mean_over_answer_tokens_and_so_is_its_gradient(layout: 
         weight[prefix : len(text) - 1] = np.asarray(segment.weight) / tokens
         loss, part = _naive_slope(tiny_models.random_params(), np.pad(text, (0, longest - len(text))), weight)
         value, slope = value + float(loss), part if slope is None else jax.tree.map(jnp.add, slope, part)
-    cfg = config.Rows(layout=layout, length=80)
-    fixed = batch.layout_for(groups, cfg)
-    rows = batch.to_rows(groups, fixed, cfg)
-    rows = rows._replace(weight=batch.place_weights(rows, "token"))
-    fed = batch.assemble(rows, tiny_models.one_device(), 2, 2)
-    program = Program(tiny_models.MODEL, config.Optimizer(), 1, fixed)
-    got, objective, sums = jax.jit(state.gradients, static_argnums=(2, 3, 4))(
+    cfg = config.RowsConfig(layout=layout, length=80)
+    fixed = batch.choose_layout(groups, cfg)
+    rows = batch.pack_groups(groups, fixed, cfg)
+    rows = rows._replace(weight=batch.loss_weights(rows, "token"))
+    fed = batch.assemble_batch(rows, tiny_models.one_device(), 2, 2)
+    program = UpdateSpec(tiny_models.MODEL, config.OptimizerConfig(), 1, fixed)
+    got, objective, sums = jax.jit(state.compute_gradients, static_argnums=(2, 3, 4))(
         tiny_models.random_params(), fed, sft.sft_loss, None, program
     )
     assert float(objective) == pytest.approx(value, rel=1e-5)
@@ -161,24 +161,24 @@ def test_the_loss_is_the_mean_over_answer_tokens_and_so_is_its_gradient(layout: 
 
 def test_the_stage_lowers_its_loss_and_goes_on_bit_for_bit(context: RunContext) -> None:
     """Packed rows, Muon: 6 steps at once, and 3 steps and then 3 more."""
-    rows = config.Rows(layout="packed", per_microbatch=1)
-    optimizer = config.Optimizer(name="muon", learning_rate=0.02)
-    cold_start = dataclasses.replace(context.cfg.cold_start, steps=6, databases=3, rows=rows, optimizer=optimizer)
-    cfg = dataclasses.replace(context.cfg, cold_start=cold_start)
+    rows = config.RowsConfig(layout="packed", per_microbatch=1)
+    optimizer = config.OptimizerConfig(name="muon", learning_rate=0.02)
+    sft = dataclasses.replace(context.cfg.sft, steps=6, databases=3, rows=rows, optimizer=optimizer)
+    cfg = dataclasses.replace(context.cfg, sft=sft)
     whole = dataclasses.replace(context, cfg=cfg, workdir=context.workdir / "whole")
     whole.workdir.mkdir()
     (whole.workdir / "data").symlink_to(context.data_dir)
     state.update.clear_cache()
     with compiled_programs() as compiled:
-        at = sft.run_stage(whole)
+        at = sft.train(whole)
     assert compiled.count("jit(update)") == 1, "one shape for all steps"
-    lines = metrics.read(whole.workdir / "metrics.jsonl")
+    lines = metrics.read_metrics(whole.workdir / "metrics.jsonl")
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.05
     assert all(line["tokens"] > 0 and line["not_finite"] == 0 for line in lines)
 
-    shorter = dataclasses.replace(cfg, cold_start=dataclasses.replace(cold_start, steps=3))
-    sft.run_stage(dataclasses.replace(context, cfg=shorter))
-    resumed = sft.run_stage(dataclasses.replace(context, cfg=cfg))
+    shorter = dataclasses.replace(cfg, sft=dataclasses.replace(sft, steps=3))
+    sft.train(dataclasses.replace(context, cfg=shorter))
+    resumed = sft.train(dataclasses.replace(context, cfg=cfg))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed.params), jax.device_get(at.params))
-    repeated = metrics.read(context.workdir / "metrics.jsonl")
+    repeated = metrics.read_metrics(context.workdir / "metrics.jsonl")
     assert [line["loss"] for line in repeated] == [line["loss"] for line in lines]

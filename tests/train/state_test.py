@@ -13,14 +13,15 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from sqlr1_jax import config, sharding
+from sqlr1_jax import config
 from sqlr1_jax.data import packing
-from sqlr1_jax.data.packing import Group, Layout, Rows, Segment
+from sqlr1_jax.data.packing import Group, PackedRows, RowLayout, Segment
+from sqlr1_jax.distributed import sharding
 from sqlr1_jax.model import attention, qwen2
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.train import batch, optimizer, state
 from sqlr1_jax.train.batch import Batch
-from sqlr1_jax.train.state import Program, TrainState
+from sqlr1_jax.train.state import TrainState, UpdateSpec
 from testing import closeness, naive_decoding, tiny_models, training_data
 from testing.compilation import compiled_programs
 
@@ -33,24 +34,24 @@ REFERENCE = [
     Group(prefix, [s._replace(logprob=np.asarray(s.logprob) - 0.5 * (i % 3)) for i, s in enumerate(segments)])
     for prefix, segments in GROUPS
 ]
-LAYOUT = packing.layout_of(GROUPS, 8)
+LAYOUT = packing.smallest_layout(GROUPS, 8)
 ADVANTAGE = np.random.default_rng(1).normal(size=(PROMPTS, SAMPLES)).astype(np.float32)
-GRPO = config.Grpo(kl=0.3, entropy=0.1)
+GRPO = config.GrpoConfig(kl=0.3, entropy=0.1)
 TEMPERATURE = 0.7
-ADAM = config.Optimizer(learning_rate=0.01, weight_decay=0.1)
+ADAM = config.OptimizerConfig(learning_rate=0.01, weight_decay=0.1)
 
-gradients = jax.jit(state.gradients, static_argnames=("loss", "settings", "program"))
+gradients = jax.jit(state.compute_gradients, static_argnames=("loss", "settings", "program"))
 
 
 def _eight() -> jax.sharding.Mesh:
-    return sharding.make_mesh(config.Mesh(fsdp=4, tensor=2))
+    return sharding.make_mesh(config.MeshConfig(fsdp=4, tensor=2))
 
 
 @dataclasses.dataclass(frozen=True)
 class Way:
     """A way to lay out the same completions."""
 
-    layout: Layout | None
+    layout: RowLayout | None
     per_microbatch: int
     microbatches: int
     shared: bool = True
@@ -61,12 +62,12 @@ class Way:
 
     def batch(self, groups: Sequence[Group] = GROUPS) -> Batch:
         groups = groups if self.shared else packing.unshared(groups)
-        rows = batch.to_rows(groups, self.layout, config.Rows(layout="packed", length=64))
-        rows = rows._replace(weight=batch.place_weights(rows, GRPO.aggregation))
-        return batch.assemble(rows, self.mesh(), self.per_microbatch, self.microbatches, ADVANTAGE)
+        rows = batch.pack_groups(groups, self.layout, config.RowsConfig(layout="packed", length=64))
+        rows = rows._replace(weight=batch.loss_weights(rows, GRPO.aggregation))
+        return batch.assemble_batch(rows, self.mesh(), self.per_microbatch, self.microbatches, ADVANTAGE)
 
-    def program(self, model: Any = tiny_models.MODEL) -> Program:
-        return Program(model, ADAM, 10, self.layout, TEMPERATURE)
+    def program(self, model: Any = tiny_models.MODEL) -> UpdateSpec:
+        return UpdateSpec(model, ADAM, 10, self.layout, TEMPERATURE)
 
 
 WAYS = {
@@ -92,7 +93,7 @@ def _model(dtype: str) -> Any:
 
 def _sharded(params: Any, model: Any, mesh: jax.sharding.Mesh) -> Any:
     def one(spec: Any, leaf: jax.Array) -> jax.Array:
-        return jax.device_put(leaf, sharding.named(mesh, spec.logical_axes, sharding.TRAIN_RULES, spec.shape))
+        return jax.device_put(leaf, sharding.named_sharding(mesh, spec.logical_axes, sharding.TRAIN_RULES, spec.shape))
 
     return jax.tree.map(one, state.qwen2.abstract(model), params, is_leaf=state.qwen2.is_spec)
 
@@ -104,7 +105,7 @@ def _computed(way: Way, dtype: str) -> tuple[Any, float, dict[str, float]]:
         params = _sharded(tiny_models.random_params(model), model, mesh)
         fed = way.batch().replace(reference_MBT=way.batch(REFERENCE).rows.logprob)
         slope, value, sums = gradients(params, fed, grpo_loss, GRPO, way.program(model))
-        return jax.device_get(slope), float(value), state.means(sums)
+        return jax.device_get(slope), float(value), state.mean_metrics(sums)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
@@ -179,11 +180,11 @@ def test_gradients_do_not_depend_on_how_rows_are_laid_out(way: str, dtype: str, 
 def test_other_aggregations_do_not_depend_on_it_either(aggregation: str) -> None:
     """One microbatch and packed microbatches, whose denominators are the whole batch's."""
 
-    def slope(layout: Layout | None, per_microbatch: int, microbatches: int) -> Any:
-        rows = batch.to_rows(GROUPS, layout, config.Rows(layout="packed", length=48))
-        rows = rows._replace(weight=batch.place_weights(rows, aggregation, 16))
-        fed = batch.assemble(rows, tiny_models.one_device(), per_microbatch, microbatches, ADVANTAGE)
-        program = Program(tiny_models.MODEL, ADAM, 10, layout, TEMPERATURE)
+    def slope(layout: RowLayout | None, per_microbatch: int, microbatches: int) -> Any:
+        rows = batch.pack_groups(GROUPS, layout, config.RowsConfig(layout="packed", length=48))
+        rows = rows._replace(weight=batch.loss_weights(rows, aggregation, 16))
+        fed = batch.assemble_batch(rows, tiny_models.one_device(), per_microbatch, microbatches, ADVANTAGE)
+        program = UpdateSpec(tiny_models.MODEL, ADAM, 10, layout, TEMPERATURE)
         return gradients(tiny_models.random_params(), fed, grpo_loss, GRPO, program)[0]
 
     assert closeness.relative_distance(slope(LAYOUT, 8, 1), slope(None, 2, 4)) <= 1e-5
@@ -192,8 +193,8 @@ def test_other_aggregations_do_not_depend_on_it_either(aggregation: str) -> None
 def test_score_is_the_naive_log_probability_of_each_target() -> None:
     way = WAYS["packed, three microbatches, the last one not full"]
     fed = way.batch()
-    scored = np.asarray(state.score(tiny_models.random_params(), fed, way.program())).reshape(-1, 64)
-    rows = Rows(*(np.asarray(x).reshape(-1, 64) for x in fed.rows))
+    scored = np.asarray(state.compute_logprobs(tiny_models.random_params(), fed, way.program())).reshape(-1, 64)
+    rows = PackedRows(*(np.asarray(x).reshape(-1, 64) for x in fed.rows))
     for text, prefix, segment in training_data.plain_texts(GROUPS):
         here = (rows.prompt == segment.prompt) & (rows.sample == segment.sample) & (rows.segment > 0)
         logp_TV, _ = naive_decoding.naive_logprobs(tiny_models.random_params(), text, temperature=TEMPERATURE)
@@ -206,18 +207,18 @@ def _alone(tokens: range) -> Segment:
     return Segment(list(tokens), np.ones(count), np.zeros(count), 0, 0)
 
 
-@pytest.mark.parametrize("layout", [Layout(4, 2, 4), None], ids=["padded", "packed"])
-def test_no_completion_sees_another_and_no_token_the_future(layout: Layout | None) -> None:
+@pytest.mark.parametrize("layout", [RowLayout(4, 2, 4), None], ids=["padded", "packed"])
+def test_no_completion_sees_another_and_no_token_the_future(layout: RowLayout | None) -> None:
     """All tokens differ, so the gradient of one hidden state by the embedding names what that place has seen."""
     model = dataclasses.replace(tiny_models.MODEL, tied=False)
     groups = [
         Group(list(range(2, 5)), [_alone(range(5, 9)), _alone(range(9, 13))]),
         Group(list(range(13, 16)), [_alone(range(16, 20)), _alone(range(20, 24))]),
     ]
-    rows = batch.to_rows(groups, layout, config.Rows(length=24))
+    rows = batch.pack_groups(groups, layout, config.RowsConfig(length=24))
 
     def summed(params: Any, row: int, place: int) -> jax.Array:
-        fixed = layout or Layout(0, 0, 0)
+        fixed = layout or RowLayout(0, 0, 0)
         mask = attention.Mask(rows.prefix, rows.segment, fixed.prefix, fixed.segment)
         return qwen2.forward(params, rows.tokens, rows.positions, mask, model)[0][row, place].sum()
 
@@ -235,17 +236,17 @@ def test_no_completion_sees_another_and_no_token_the_future(layout: Layout | Non
 def _update(way: Way, at: TrainState, fed: Batch, steps: int = 10) -> tuple[TrainState, dict[str, float]]:
     with jax.set_mesh(way.mesh()):
         at, sums = state.update(at, fed, grpo_loss, GRPO, dataclasses.replace(way.program(), steps=steps))
-    return at, state.means(sums)
+    return at, state.mean_metrics(sums)
 
 
 def _fresh(way: Way) -> TrainState:
     with jax.set_mesh(way.mesh()):
-        return state.create(_sharded(tiny_models.random_params(), tiny_models.MODEL, way.mesh()), way.program())
+        return state.create_state(_sharded(tiny_models.random_params(), tiny_models.MODEL, way.mesh()), way.program())
 
 
-def test_an_update_is_one_step_of_the_optimiser_on_the_gradient() -> None:
+def test_an_update_is_one_step_of_the_optimizer_on_the_gradient() -> None:
     way, params = WAYS["padded"], tiny_models.random_params()
-    tx = optimizer.make(ADAM, tiny_models.MODEL, 10)
+    tx = optimizer.make_optimizer(ADAM, tiny_models.MODEL, 10)
     slope = gradients(params, way.batch(), grpo_loss, GRPO, way.program())[0]
     changes, moments = tx.update(slope, tx.init(params), params)
     at, means = _update(way, _fresh(way), way.batch())
@@ -284,8 +285,8 @@ def _infinite_slope(logp_BT: jax.Array, entropy_BT: jax.Array, micro: Batch, set
 def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_not_taken_either() -> None:
     way = WAYS["padded"]
     at, sums = state.update(_fresh(way), way.batch(), _infinite_slope, None, way.program())
-    assert state.means(sums)["loss"] == 0
-    assert state.means(sums)["not_finite"] == 1
+    assert state.mean_metrics(sums)["loss"] == 0
+    assert state.mean_metrics(sums)["not_finite"] == 1
     _same(at.params, tiny_models.random_params())
 
 
@@ -294,8 +295,8 @@ def test_a_batch_without_rows_changes_nothing_and_is_no_failure() -> None:
     way = WAYS["padded"]
     at, _ = _update(way, _fresh(way), way.batch())
     before = jax.device_get(at)
-    nothing = Rows(*(field[:0] for field in packing.strided(GROUPS, LAYOUT)))
-    at, means = _update(way, at, batch.assemble(nothing, way.mesh(), 8, 1))
+    nothing = PackedRows(*(field[:0] for field in packing.shared_prefix_rows(GROUPS, LAYOUT)))
+    at, means = _update(way, at, batch.assemble_batch(nothing, way.mesh(), 8, 1))
     _same((at.params, at.opt_state), (before.params, before.opt_state))
     assert int(at.step) == 2
     assert (means["not_finite"], means["loss"], means["grad_norm"]) == (0, 0, 0)
@@ -321,4 +322,4 @@ def test_moments_lie_where_their_weights_do_and_nothing_is_compiled_twice(name: 
 
 def test_means_divide_once_and_leave_out_what_was_not_counted() -> None:
     sums = {"a": (jnp.float32(6), jnp.float32(4)), "b": (jnp.float32(0), jnp.float32(0))}
-    assert state.means(sums) == {"a": 1.5}
+    assert state.mean_metrics(sums) == {"a": 1.5}

@@ -6,7 +6,7 @@ import pytest
 
 from sqlr1_jax import config
 from sqlr1_jax.data import lint, schema
-from sqlr1_jax.data.lint.statement import Statement
+from sqlr1_jax.lint.statement import Statement
 from sqlr1_jax.sql.executor import Executor
 from testing.databases import make_shop
 
@@ -18,7 +18,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
     """The reasons of the rules that speak on a query over the shop, by rule."""
     database = make_shop(tmp_path_factory.mktemp("lint"))
     tables = schema.read_schema(database, sampled=False)
-    with Executor(config.Execute(workers=1)) as executor:
+    with Executor(config.ExecuteConfig(workers=1)) as executor:
 
         def one(sql: str) -> dict[str, str]:
             reasons = {}

@@ -8,16 +8,14 @@ from typing import Any
 
 import pytest
 
-from sqlr1_jax.config import Synth
-from sqlr1_jax.data.synth.generate import SPLITS, generate
+from sqlr1_jax.config import SynthConfig
+from sqlr1_jax.synth.generate import SPLITS, generate
 
-SMALL = Synth(
-    cold_start_databases=60, grpo_databases=20, heldout_databases=24, newnames_databases=12, workers=1
-)
+SMALL = SynthConfig(sft_databases=60, grpo_databases=20, heldout_databases=24, newnames_databases=12, workers=1)
 
 
 @pytest.fixture(scope="session")
-def small() -> Synth:
+def small() -> SynthConfig:
     return SMALL
 
 

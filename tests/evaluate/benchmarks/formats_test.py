@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sqlr1_jax.data.sources import ExampleError
+from sqlr1_jax.evaluate.benchmarks import formats
+from sqlr1_jax.evaluate.benchmarks.formats import Gold
+
+SEPARATOR = "\t----- bird -----\t"
+GOLDS = [Gold("7", "pets", "SELECT 1", ""), Gold("9", "pets", "SELECT 2", ""), Gold("b", "zoo", "SELECT 3", "")]
+
+
+def write(folder: Path, name: str, content: Any) -> Path:
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "golds"),
+    [
+        ("spider.json", [{"db_id": "a", "query": "SELECT 1", "sql": {}}], [Gold("0", "a", "SELECT 1", "")]),
+        (
+            "bird.json",
+            [{"question_id": 846, "db_id": "a", "SQL": "SELECT 1", "difficulty": "simple"}],
+            [Gold("846", "a", "SELECT 1", "simple")],
+        ),
+        (
+            "heldout.json",
+            [{"id": "h-0", "db_id": "a", "sql": "SELECT 1", "sql_complexity": "Complex"}, {"db_id": "b", "sql": "x"}],
+            [Gold("h-0", "a", "SELECT 1", "Complex"), Gold("1", "b", "x", "")],
+        ),
+        ("ours.jsonl", '{"id": 3, "db_id": "a", "sql": "SELECT 1"}\n', [Gold("3", "a", "SELECT 1", "")]),
+        (
+            "mixed.jsonl",
+            '{"question_id": 3, "db_id": "a", "sql": "SELECT 1", "difficulty": "simple"}\n',
+            [Gold("3", "a", "SELECT 1", "simple")],
+        ),
+        ("gold.sql", "SELECT\t1\ta\nSELECT 2\tb\n", [Gold("0", "a", "SELECT\t1", ""), Gold("1", "b", "SELECT 2", "")]),
+    ],
+)  # fmt: skip
+def test_golds(tmp_path: Path, name: str, content: Any, golds: list[Gold]) -> None:
+    assert formats.read_golds(write(tmp_path, name, content)) == golds
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", [{"db_id": "a", "question": "?"}], "record 0 has no sql"),
+        ("a.json", [{"query": "SELECT 1"}], "record 0 has no db_id"),
+        ("a.json", [{"query": "SELECT 1", "db_id": "../a"}], "names no database"),
+        ("a.json", [{"id": 1, "db_id": "a", "sql": "x"}, {"id": "1", "db_id": "a", "sql": "y"}], "id 1 is there twice"),
+        ("a.json", [], "no gold at all"),
+        ("a.json", {"db_id": "a"}, "not a JSON list"),
+        ("a.sql", "SELECT 1\ta\nSELECT 2\n", "line 2 is no `SQL<tab>db_id`"),
+    ],
+)
+def test_a_gold_that_cannot_be_used_is_named(tmp_path: Path, name: str, content: Any, message: str) -> None:
+    path = write(tmp_path, name, content)
+    with pytest.raises(ExampleError, match=message) as error:
+        formats.read_golds(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_or_garbled_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ExampleError, match=r"nowhere.json: no such file; --gold="):
+        formats.read_golds(tmp_path / "nowhere.json")
+    (tmp_path / "gold.sql").write_bytes(b"SELECT '\xff'\ta\n")
+    with pytest.raises(ExampleError, match="byte 8 is not UTF-8"):
+        formats.read_golds(tmp_path / "gold.sql")
+
+
+@pytest.mark.parametrize(
+    ("content", "sql", "ignored"),
+    [
+        ('{"id": 9, "db_id": "pets", "sql": "x"}\n{"id": "b", "sql": null, "text": ""}\n', {"9": "x", "b": None}, 0),
+        ('{"question_id": 7, "sql": "x"}\n{"id": "other", "db_id": "elsewhere", "sql": "y"}', {"7": "x"}, 1),
+        ('{"sql": "x"}\n\n{"sql": "y"}\n{"sql": "z"}\n{"sql": "w"}', {"7": "x", "9": "y", "b": "z"}, 1),
+        ("SELECT 1\n\nSELECT\t3\tzoo\n", {"7": "SELECT 1", "9": "", "b": "SELECT\t3"}, 0),
+        ("SELECT 1\n2\n3\n4\n5", {"7": "SELECT 1", "9": "2", "b": "3"}, 2),
+        ({"7": f"x{SEPARATOR}pets", "9": "y"}, {"7": "x", "9": "y"}, 0),  # ids
+        ({"0": f"x{SEPARATOR}pets", "2": f"y{SEPARATOR}zoo"}, {"7": "x", "b": "y"}, 0),  # positions
+        ({"7": "x", "9": None, "846": "y"}, {"7": "x", "9": None}, 1),
+        ({}, {}, 0),
+    ],
+)  # fmt: skip
+def test_predictions(tmp_path: Path, content: Any, sql: dict[str, str | None], ignored: int) -> None:
+    assert formats.read_predictions(write(tmp_path, "predictions", content), GOLDS) == formats.Predictions(sql, ignored)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"id": 7, "sql": "x"}\n{"id": "7", "sql": "y"}', "line 2 is a second prediction for 7"),
+        ('{"id": 7, "db_id": "zoo", "sql": "x"}', "line 1 is for 7 on zoo, but gold has 7 on pets"),
+        ('{"id": 7, "sql": "x"}\n{"id": 9', "line 2 is no prediction"),
+        ('{"id": 7}\n{"id": 9}', "line 1 is no prediction"),
+        ({"7": ["x"]}, "prediction 7 is no text"),
+        ({"0": f"x{SEPARATOR}zoo"}, "prediction 0 is for 7 on zoo"),
+        ('{"id": 1, "sql": "x"}\n{"id": 2, "sql": "y"}', "none of its 2 predictions has an id that gold has"),
+    ],
+)
+def test_predictions_that_cannot_be_meant_are_named(tmp_path: Path, content: Any, message: str) -> None:
+    path = write(tmp_path, "predictions", content)
+    with pytest.raises(ExampleError, match=message) as error:
+        formats.read_predictions(path, GOLDS)
+    assert str(path) in str(error.value)
+
+
+def test_databases_are_found_and_a_missing_one_is_named(tmp_path: Path, pets: Path) -> None:
+    assert formats.find_databases(GOLDS[:1], pets.parents[1]) == {"pets": pets}
+    assert formats.find_databases(GOLDS, pets) == {"pets": pets, "zoo": pets}  # one file for all
+    with pytest.raises(ExampleError, match=r"1 of 2 databases are missing, first zoo.*--databases="):
+        formats.find_databases(GOLDS, pets.parents[1])
+    (tmp_path / "zoo").mkdir()
+    assert formats.find_databases(GOLDS[2:], tmp_path, lenient=True) == {"zoo": tmp_path / "zoo" / "zoo.sqlite"}
+    (tmp_path / "zoo" / "zoo.sqlite").write_text("")
+    with pytest.raises(ExampleError, match=r"zoo.sqlite is empty"):
+        formats.find_databases(GOLDS[2:], tmp_path)
+
+
+def test_default_databases(tmp_path: Path) -> None:
+    assert formats.default_databases(tmp_path / "dev.json") == tmp_path / "databases"
+    (tmp_path / "dev_databases").mkdir()
+    assert formats.default_databases(tmp_path / "dev.json") == tmp_path / "dev_databases"
+
+
+def test_a_suite_is_the_folder_of_its_own(tmp_path: Path, pets: Path) -> None:
+    assert formats.suite(pets, "pets") == [pets]
+    (tmp_path / "a").mkdir()
+    for name in ("a/a.sqlite", "a/a2.sqlite", "a/a.sqlite.bak", "a/a.db", "flat.sqlite", "other.sqlite"):
+        shutil.copy(pets, tmp_path / name)
+    main = tmp_path / "a" / "a.sqlite"
+    assert [path.name for path in formats.suite(main, "a")] == ["a.sqlite", "a2.sqlite"]
+    assert [path.name for path in formats.suite(main, "a", lenient=True)] == ["a.sqlite", "a.sqlite.bak", "a2.sqlite"]
+    assert formats.suite(tmp_path / "flat.sqlite", "flat") == [tmp_path / "flat.sqlite"]

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from sqlr1_jax.lint import suspicion
+from sqlr1_jax.lint.suspicion import Suspicion
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
+
+A = Outcome(OutcomeKind.OK, rows=((1,), (2,)), result_hash="a")
+B = Outcome(OutcomeKind.OK, rows=((1,),), result_hash="b")
+TURNED = Outcome(OutcomeKind.OK, rows=((2,), (1,)), result_hash="a")
+FAILED = Outcome(OutcomeKind.TIMEOUT)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "differ", "in_order", "agree"),
+    [
+        ([A, A], False, False, True),
+        ([A, B], True, True, False),
+        ([A, TURNED], False, True, True),
+        ([A, FAILED], False, False, False),
+    ],
+)
+def test_variants_decide(outcomes: Sequence[Outcome], differ: bool, in_order: bool, agree: bool) -> None:
+    assert suspicion.differ(outcomes) is differ
+    assert suspicion.differ_in_order(outcomes) is in_order
+    assert suspicion.agree(outcomes) is agree
+
+
+def test_one_query_says_yes_by_answering_one() -> None:
+    assert suspicion.yes([B])
+    assert not suspicion.yes([Outcome(OutcomeKind.OK, rows=((0,),))])
+    assert not suspicion.yes([Outcome(OutcomeKind.OK)])
+    assert not suspicion.yes([FAILED])
+
+
+def test_without_queries_it_is_certain() -> None:
+    assert Suspicion("clock", "it asks for the time").verdict([]) is True
