@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from sqlr1_jax import config, config_checks
 from sqlr1_jax.errors import ConfigError
-from sqlr1_jax.sql.gold_files import default_folder
+from sqlr1_jax.sql.result_cache import default_folder
 
 
 def get(size: str) -> ConfigDict:

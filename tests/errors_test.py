@@ -31,7 +31,7 @@ def test_every_exception_has_the_one_base() -> None:
     """But for those of a worker process, which the executor catches and turns into outcomes."""
     found = set(_exceptions())
     assert {errors.ConfigError, Interrupted, process.WorkerError} <= found
-    strays = {one for one in found if not issubclass(one, (Sqlr1Error, process.Failure))}
+    strays = {one for one in found if not issubclass(one, (Sqlr1Error, process.WorkerFailure))}
     assert not strays
 
 

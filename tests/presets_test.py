@@ -7,7 +7,7 @@ import pytest
 from sqlr1_jax import config, config_checks, presets
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import qwen2
-from sqlr1_jax.sql.gold_files import default_folder
+from sqlr1_jax.sql.result_cache import default_folder
 
 
 @pytest.mark.parametrize("size", ["smoke", *config_checks.SIZES])

@@ -150,7 +150,7 @@ def say(example, g):
     return answer.write("tables" * (g + 1), example.sql if right else "SELECT 'wrong'", "reasoning")
 
 found = []
-with Executor(config.Execute(workers=1)) as pool:
+with Executor(config.ExecuteConfig(workers=1)) as pool:
     for cfg in (config.Advantage(), config.Advantage(normalize="parts"), config.Advantage(shuffled=True)):
         rows_cfg = config.Rows(per_microbatch=rows)
         context = grpo_stages.with_settings(bare, samples=3, advantage=cfg, rows=rows_cfg, old_logprobs="trainer")
