@@ -35,7 +35,7 @@ def _refuse(*_: Any, **__: Any) -> None:
     raise AssertionError("done work was done again")
 
 
-def test_every_stage_that_is_done_does_nothing(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_stage_does_nothing(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workdir = shutil.copytree(finished, tmp_path / "run")
     cfg, before = _settings(workdir), _contents(workdir)
     monkeypatch.setattr(state, "update", _refuse)
@@ -54,7 +54,7 @@ def test_every_name_that_a_config_may_list_is_a_stage() -> None:
 
 
 @pytest.mark.parametrize("listed", [("sft", "evaluate"), ("sft",)])
-def test_the_cold_start_is_evaluated_where_evaluation_is_asked_for(
+def test_the_cold_start_is_evaluated_if_evaluation_is_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: tuple[str, ...]
 ) -> None:
     told: list[tuple[str, str]] = []
@@ -86,7 +86,7 @@ def test_the_executor_is_closed_with_the_pipeline(tmp_path: Path, pets: Path) ->
 
 
 @pytest.mark.parametrize("step", ["last", "0", "2"])
-def test_an_export_is_the_step_asked_for_in_float32_to_the_bit(finished: Path, tmp_path: Path, step: str) -> None:
+def test_an_export_has_the_chosen_steps_weights_bit_for_bit(finished: Path, tmp_path: Path, step: str) -> None:
     cfg = dataclasses.replace(_settings(finished), export=config.ExportConfig(step=step))
     context = create_context(cfg, finished)
     pipeline.export_model(context, tmp_path / "out")

@@ -39,7 +39,7 @@ def test_the_embedded_default_keeps_the_papers_reward_and_advantage() -> None:
     assert tiny.stages == ("data", "sft", "grpo", "evaluate", "export")
 
 
-def test_smoke_is_the_default_with_less_of_it() -> None:
+def test_smoke_differs_from_the_default_only_in_sizes() -> None:
     tiny, smoke = (config.freeze(presets.get(size)) for size in ("tiny", "smoke"))
     lines = config.differences(tiny, smoke)
     changed = {line.split()[0].removeprefix("config.").rstrip(":") for line in lines}

@@ -22,7 +22,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return commands
 
 
-def test_a_run_is_made_once_and_another_is_not_taken_for_it(ran: list[list[str]], tmp_path: Path) -> None:
+def test_a_run_is_made_once_and_a_different_command_in_its_folder_is_refused(
+    ran: list[list[str]], tmp_path: Path
+) -> None:
     for _ in range(2):
         learning.run_once(tmp_path / "run", 3, "('data',)", ["--config.grpo.steps=1"])
     (command,) = ran

@@ -20,7 +20,7 @@ from sqlr1_jax.train import metrics
 from testing import tiny_runs
 
 
-def test_alone_a_process_is_first_and_has_everything() -> None:
+def test_a_single_process_is_first_and_has_everything() -> None:
     assert collectives.is_primary()
     assert [*range(7)][collectives.local_slice(7)] == [*range(7)]
     assert collectives.global_sum(2.5) == 2.5
@@ -34,7 +34,7 @@ def test_alone_a_process_is_first_and_has_everything() -> None:
 
 
 @given(st.integers(0, 50), st.integers(1, 9))
-def test_shares_follow_each_other_and_leave_nothing_out(count: int, of: int) -> None:
+def test_shares_are_consecutive_even_and_complete(count: int, of: int) -> None:
     parts = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(collectives, "count", lambda: of)
@@ -45,7 +45,7 @@ def test_shares_follow_each_other_and_leave_nothing_out(count: int, of: int) -> 
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_who_the_others_are_must_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_coordinator_is_an_error_that_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: _raise("coordinator_address should be defined."))
     with pytest.raises(ConfigError, match="JAX_COORDINATOR_ADDRESS"):
         collectives.initialize()
@@ -77,7 +77,7 @@ print(json.dumps([hosts.total(0.5 + rank), hosts.largest(5 - rank), hosts.gather
 """
 
 
-def test_two_processes_tell_each_other(tmp_path: Path) -> None:
+def test_two_processes_exchange_numbers_objects_and_rows(tmp_path: Path) -> None:
     """Sums, the largest, whole objects of unlike sizes, and rows of 64-bit numbers and of flags."""
     said = tiny_runs.run_on_hosts(tmp_path, ["-c", _TALK])
     assert said[0] == said[1]
@@ -97,7 +97,7 @@ def _mesh(tensor: int, tiles: bool = False) -> Any:
         return sharding.make_mesh(config.MeshConfig(tensor=tensor), made)  # type: ignore[arg-type]
 
 
-FITS = {"stages": ("sft", "grpo", "evaluate"), "grpo__prompts": 16, "evaluate__max_concurrent_prompts": 8,
+FITS: dict[str, Any] = {"stages": ("sft", "grpo", "evaluate"), "grpo__prompts": 16, "evaluate__max_concurrent_prompts": 8,
         "sft__databases": 4, "grpo__rows__per_microbatch": 4, "sft__rows__per_microbatch": 4}  # fmt: skip
 
 
@@ -112,7 +112,7 @@ FITS = {"stages": ("sft", "grpo", "evaluate"), "grpo__prompts": 16, "evaluate__m
         ({"sft__databases": 3}, "sft.databases", "sft"),
     ],
 )
-def test_a_batch_that_does_not_part_evenly_is_refused(changed: dict[str, int], key: str, stage: str) -> None:
+def test_a_batch_that_does_not_divide_among_hosts_is_refused(changed: dict[str, int], key: str, stage: str) -> None:
     collectives.check_batch_sizes(tiny_runs.tiny_config(**FITS), _mesh(1), _mesh(1))
     with pytest.raises(ConfigError, match=f"config.{key} "):
         collectives.check_batch_sizes(tiny_runs.tiny_config(**FITS | changed), _mesh(1), _mesh(1))
@@ -167,7 +167,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.nightly  # the run below goes through the same step; this one through every form of advantages
-def test_two_hosts_take_the_step_of_one(home: Path, tmp_path: Path) -> None:
+def test_two_hosts_take_the_same_step_as_one(home: Path, tmp_path: Path) -> None:
     """The first host has the mixed groups and the other's are all filtered; advantages follow the whole batch."""
     for name in ("one", "two"):
         tiny_runs.folder_with_data(home, tmp_path / name)
@@ -190,7 +190,7 @@ def test_two_hosts_take_the_step_of_one(home: Path, tmp_path: Path) -> None:
 HALVED = {"grpo__rows__per_microbatch": 1, "sft__rows__per_microbatch": 1}  # rows of one of two hosts
 
 
-def test_two_hosts_make_the_run_of_one(home: Path, finished: Path, tmp_path: Path) -> None:
+def test_two_hosts_make_the_same_run_as_one(home: Path, finished: Path, tmp_path: Path) -> None:
     workdir = tiny_runs.folder_with_data(home, tmp_path / "run")
     tiny_runs.run_on_hosts(
         home, ["-m", "sqlr1_jax.main", "--distributed", *tiny_runs.command_line(home, workdir, **HALVED)]

@@ -178,4 +178,5 @@ def test_one_that_was_cut_short_is_made_again(
 
 
 def test_no_step_of_training_shares_the_evaluations_random_numbers() -> None:
-    assert evaluation.EVALUATION_STEP == 2**31 - 1
+    """The step is the last that int32 holds: a training step would have to come after it."""
+    assert np.int32(evaluation.EVALUATION_STEP) == np.iinfo(np.int32).max

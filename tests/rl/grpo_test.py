@@ -155,7 +155,7 @@ def test_all_sizes_are_compiled_before_the_first_step(context: RunContext, execu
 
 
 @given(st.integers(0, 10**6), st.lists(st.booleans(), min_size=6, max_size=6))
-def test_kept_rows_hold_the_groups_that_count_and_no_row_of_nothing(seed: int, keep: list[bool]) -> None:
+def test_drop_filtered_keeps_exactly_the_rows_of_kept_groups(seed: int, keep: list[bool]) -> None:
     rows = packing.pack_rows(training_data.random_groups(6, 2, seed), 40)
     kept = grpo.drop_filtered(rows, np.array(keep))
     want = [(p, g) for p in range(6) for g in range(2) if keep[p]]

@@ -56,9 +56,9 @@ def _prefill(
     P, S = tokens_PS.shape
     positions_PS = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32)[None], (P, S))
     cache = qwen2.init_cache(cfg, P, samples, S, steps)
-    _, cache = qwen2.forward(params, tokens_PS, positions_PS, attention.causal_mask(tokens_PS, length_P), cfg, cache)
-    assert cache is not None
-    return cache
+    _, after = qwen2.forward(params, tokens_PS, positions_PS, attention.causal_mask(tokens_PS, length_P), cfg, cache)
+    assert after is not None
+    return after
 
 
 def greedy(params: qwen2.Params, prompt: list[int], steps: int, cfg: qwen2.Qwen2Config) -> tuple[list[int], np.ndarray]:

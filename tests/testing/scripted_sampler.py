@@ -36,12 +36,14 @@ class ScriptedSampler:
         self.slots: list[int] = []
 
     def weights(self, params: Any) -> Any:
+        """The parameters themselves."""
         return params
 
     def compile(self, weights: Any, asked: Any) -> None:
         """Does nothing: there is no program."""
 
-    def rollout(self, weights: Any, asked: Any) -> Any:
+    def rollout(self, weights: Any, asked: Any) -> Completions:
+        """Says a text for each prompt and sample, and tells `asked.on_finished` of all of them."""
         del weights
         self.asked.append((asked.prompt_offset, len(asked.prompts), asked.sampling.temperature, asked.step))
         self.slots.append(asked.max_concurrent_prompts)

@@ -49,7 +49,7 @@ def _weights_by_hand(rows: PackedRows, aggregation: str, constant: int) -> np.nd
     st.sampled_from(["token", "sample", "constant"]),
     st.lists(st.booleans(), min_size=4, max_size=4),
 )
-def test_place_weights_are_the_definitions(seed: int, aggregation: str, keep: list[bool]) -> None:
+def test_place_weights_equal_their_definitions(seed: int, aggregation: str, keep: list[bool]) -> None:
     """Some prompts are filtered: their completions neither weigh nor count."""
     rows = _rows(seed)
     rows = rows._replace(weight=rows.weight * np.array(keep, np.float32)[rows.prompt])
@@ -61,7 +61,7 @@ def test_place_weights_are_the_definitions(seed: int, aggregation: str, keep: li
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sample", "constant"])
-def test_every_completion_weighs_the_same_however_it_is_laid_out(aggregation: str) -> None:
+def test_a_completions_weight_does_not_depend_on_the_layout(aggregation: str) -> None:
     groups = training_data.random_groups(5, 3)
     layouts = packing.shared_prefix_rows(groups, packing.smallest_layout(groups)), _rows(0, 5), packing.shared_prefix_rows(
         packing.unshared(groups), dataclasses.replace(packing.smallest_layout(groups), segments=1)
@@ -77,7 +77,7 @@ def test_every_completion_weighs_the_same_however_it_is_laid_out(aggregation: st
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sample", "constant"])
-def test_denominators_are_those_of_all_hosts(monkeypatch: pytest.MonkeyPatch, aggregation: str) -> None:
+def test_denominators_count_all_hosts(monkeypatch: pytest.MonkeyPatch, aggregation: str) -> None:
     """A host that holds two of four prompts gives them the weights they have on one host, also where it holds none."""
     whole = _rows(0)
     want = batch.loss_weights(whole, aggregation, 16)
@@ -104,7 +104,7 @@ def test_a_host_without_rows_adds_nothing_to_the_denominator(monkeypatch: pytest
 
 
 @given(st.integers(0, 10**6), st.integers(1, 4), st.integers(0, 2))
-def test_assembled_rows_are_the_rows_with_empty_ones_behind(seed: int, per_microbatch: int, spare: int) -> None:
+def test_assemble_appends_empty_rows(seed: int, per_microbatch: int, spare: int) -> None:
     rows = _rows(seed)
     filled = -(-len(rows.tokens) // per_microbatch)
     advantage = np.random.default_rng(seed).normal(size=(4, 3)).astype(np.float32)
@@ -137,7 +137,7 @@ def test_rows_are_split_over_the_mesh() -> None:
     )
 
 
-def test_layouts_take_the_longest_unless_told() -> None:
+def test_layouts_fit_the_longest_unless_set() -> None:
     groups = training_data.random_groups(4, 3, longest=20)
     longest = packing.smallest_layout(groups)
     assert batch.choose_layout(groups, config.RowsConfig()) == longest
@@ -173,7 +173,7 @@ print(np.asarray(whole(fed.rows.tokens)).tolist(), "|", float(np.asarray(whole(f
 """
 
 
-def test_two_hosts_make_one_batch_of_both_their_rows(tmp_path: Path) -> None:
+def test_two_hosts_assemble_one_batch_of_both_their_rows(tmp_path: Path) -> None:
     """Two processes, gloo between them: each microbatch holds a row of each, and weights add up to one over both."""
     said = tiny_runs.run_on_hosts(tmp_path, ["-c", _HOST])
     assert said[0] == said[1]

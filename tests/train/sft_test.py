@@ -129,10 +129,12 @@ def _naive_slope(params: object, text: jax.Array, weight: jax.Array) -> tuple[ja
 
 
 @pytest.mark.parametrize("layout", ["shared_prefix", "packed"])
-def test_the_loss_is_the_mean_over_answer_tokens_and_so_is_its_gradient(layout: str) -> None:
+def test_the_loss_and_gradient_are_means_over_answer_tokens(layout: str) -> None:
     """Against each question with a schema of its own, in a row of its own."""
     groups = [
-        group._replace(segments=[s._replace(weight=np.arange(len(s.weight)) >= 2) for s in group.segments])
+        group._replace(
+            segments=[s._replace(weight=(np.arange(len(s.weight)) >= 2).astype(float)) for s in group.segments]
+        )
         for group in training_data.random_groups(4, 3, longest=8)
     ]
     texts = training_data.plain_texts(groups)
