@@ -37,7 +37,7 @@ def test_an_answer_shows_reasoning_sql_and_rows(reply: Callable[..., ask.Reply])
 def test_the_commonest_result_answers_and_failures_do_not_vote(reply: Callable[..., ask.Reply]) -> None:
     same = RED.replace("age", "age + 0")
     found = reply(_said("SELECT 1"), _said("SELECT"), _said(RED), "lost", _said(same))
-    assert found.said.sql == RED
+    assert found.answer.sql == RED
     assert (found.agreed, found.candidates) == (2, 5)
     assert ask.show(found).endswith("(2 rows)\n\n2 of 5 candidates gave this result.")
 
