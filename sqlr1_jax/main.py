@@ -1,4 +1,4 @@
-"""Runs the stages of a config, or resumes a run: python -m sqlr1_jax.main --config=configs/grpo.py --workdir=runs/first.
+"""Runs a config's stages or resumes a run: python -m sqlr1_jax.main --config=configs/grpo.py --workdir=runs/first.
 
 The stages are the methods of `pipeline.Pipeline`. GRPO's step is `train_step` in rl/grpo.py.
 """
@@ -52,12 +52,12 @@ def claim(config: Config, workdir: Path) -> None:
       ConfigError: that run has other settings; the message lists them.
     """
     path = workdir / "config.json"
-    if path.exists():
-        if lines := differences(freeze(read_json(path)), config):
-            raise ConfigError(
-                f"{workdir} holds a run of another config: {'; '.join(lines)}. "
-                "Choose another --workdir, or the settings that it was started with."
-            )
+    lines = differences(freeze(read_json(path)), config) if path.exists() else []
+    if lines:
+        raise ConfigError(
+            f"{workdir} holds a run of another config: {'; '.join(lines)}. "
+            "Choose another --workdir, or the settings that it was started with."
+        )
     workdir.mkdir(parents=True, exist_ok=True)
     atomic_write_text(path, json.dumps(as_dict(config), indent=1))
 

@@ -12,7 +12,7 @@ from sqlr1_jax.errors import ConfigError
 
 FILE_NAME = "sqlr1.json"
 _PROMPT_SETTINGS = ("form", "schema", "instructions", "max_prompt_tokens")  # of DataConfig
-# Prompt settings of a model that was not exported by this package. It never saw our answer form: the prompt explains it.
+# Prompt settings of a model that this package did not export: it never saw our answer form, so the prompt explains it.
 EXTERNAL_MODEL = DataConfig(form="reasoning", schema="retrieved", instructions="full")
 
 
