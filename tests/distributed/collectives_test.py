@@ -97,8 +97,9 @@ def _mesh(tensor: int, tiles: bool = False) -> Any:
         return sharding.make_mesh(config.MeshConfig(tensor=tensor), made)  # type: ignore[arg-type]
 
 
-FITS: dict[str, Any] = {"stages": ("sft", "grpo", "evaluate"), "grpo__prompts": 16, "evaluate__max_concurrent_prompts": 8,
-        "sft__databases": 4, "grpo__rows__per_microbatch": 4, "sft__rows__per_microbatch": 4}  # fmt: skip
+FITS: dict[str, Any] = {"stages": ("sft", "grpo", "evaluate"), "grpo__prompts": 16,
+        "evaluate__max_concurrent_prompts": 8, "sft__databases": 4,
+        "grpo__rows__per_microbatch": 4, "sft__rows__per_microbatch": 4}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,10 @@ def test_place_weights_equal_their_definitions(seed: int, aggregation: str, keep
 @pytest.mark.parametrize("aggregation", ["token", "sample", "constant"])
 def test_a_completions_weight_does_not_depend_on_the_layout(aggregation: str) -> None:
     groups = training_data.random_groups(5, 3)
-    layouts = packing.shared_prefix_rows(groups, packing.smallest_layout(groups)), _rows(0, 5), packing.shared_prefix_rows(
-        packing.unshared(groups), dataclasses.replace(packing.smallest_layout(groups), segments=1)
+    one_segment = dataclasses.replace(packing.smallest_layout(groups), segments=1)
+    layouts = (
+        packing.shared_prefix_rows(groups, packing.smallest_layout(groups)), _rows(0, 5),
+        packing.shared_prefix_rows(packing.unshared(groups), one_segment),
     )  # fmt: skip
     sums = []
     for rows in layouts:
