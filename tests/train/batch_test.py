@@ -84,7 +84,8 @@ def test_denominators_count_all_hosts(monkeypatch: pytest.MonkeyPatch, aggregati
     whole = _rows(0)
     want = batch.loss_weights(whole, aggregation, 16)
     tokens, completions = int((whole.weight > 0).sum()), 12
-    monkeypatch.setattr(collectives, "global_sum", lambda value: float(tokens if aggregation == "token" else completions))
+    everywhere = float(tokens if aggregation == "token" else completions)
+    monkeypatch.setattr(collectives, "global_sum", lambda value: everywhere)
     part = whole._replace(weight=whole.weight * (whole.prompt < 2))
     np.testing.assert_allclose(batch.loss_weights(part, aggregation, 16), want * (whole.prompt < 2), rtol=1e-6)
     nothing = PackedRows(*(field[:0] for field in whole))
