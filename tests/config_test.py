@@ -69,7 +69,7 @@ def test_a_frozen_config_is_hashable_by_value() -> None:
         ({"export": {"step": "newest"}}, "it takes last, best or a step's number"),
     ],
 )
-def test_an_error_names_the_key_and_the_fix(tree, message) -> None:
+def test_an_error_names_the_key_and_the_fix(tree: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         config.freeze(tree)
     assert message in str(error.value)

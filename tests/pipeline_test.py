@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -39,8 +40,8 @@ def test_a_finished_stage_does_nothing(finished: Path, tmp_path: Path, monkeypat
     workdir = shutil.copytree(finished, tmp_path / "run")
     cfg, before = _settings(workdir), _contents(workdir)
     monkeypatch.setattr(state, "update", _refuse)
-    monkeypatch.setattr(evaluation, "completions", _refuse)
-    monkeypatch.setattr(pipeline.huggingface, "save", _refuse)
+    monkeypatch.setattr(evaluation, "sample_texts", _refuse)
+    monkeypatch.setattr(pipeline.huggingface, "save_model", _refuse)
     with Pipeline(cfg, workdir) as running:
         for name in cfg.stages:
             getattr(running, name)()
@@ -58,8 +59,8 @@ def test_the_cold_start_is_evaluated_if_evaluation_is_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: tuple[str, ...]
 ) -> None:
     told: list[tuple[str, str]] = []
-    trained = state.TrainState(np.int32(7), {"w": 1}, ())
-    monkeypatch.setattr(sft, "run_stage", lambda context: trained)
+    trained = state.TrainState(jnp.int32(7), {"w": 1}, ())
+    monkeypatch.setattr(sft, "train", lambda context: trained)
     monkeypatch.setattr(evaluation, "evaluate", lambda context, name, params, of, executor: told.append((name, of)))
     monkeypatch.setattr(Pipeline, "context", SimpleNamespace(config=config.Config(), workdir=tmp_path))
     monkeypatch.setattr(Pipeline, "executor", None)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sqlr1_jax import config, report
+from sqlr1_jax import config
+from sqlr1_jax.report import __main__ as report
 
 
 def test_the_report_is_rewritten_from_the_current_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sqlr1_jax import config
-from sqlr1_jax.aot.programs import STOP, StepPrograms
+from sqlr1_jax.aot.programs import NUM_TOKENS, STOP, StepPrograms
 from sqlr1_jax.data import packing
 from sqlr1_jax.data.packing import Group, Segment
 from sqlr1_jax.distributed import sharding

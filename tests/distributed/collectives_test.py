@@ -57,22 +57,24 @@ def _raise(why: str) -> None:
 
 _TALK = """
 import json, numpy as np
-from sqlr1_jax import hosts
-hosts.join()
-rank = 0 if hosts.first() else 1
+from sqlr1_jax.distributed import collectives
+collectives.initialize()
+rank = 0 if collectives.is_primary() else 1
 failures = []
 for failing in ([], [1], [0, 1]):
     try:
-        with hosts.together():
+        with collectives.sync_errors():
             if rank in failing:
                 raise KeyError(rank)
         failures.append(None)
     except KeyError as error:
         failures.append(error.args[0])
 assert failures == [None, 1, rank], failures
-assert hosts.agreed(rank) == 0
-rows = hosts.rows({"a_PG": np.full((2, 3), rank, np.int64) + 2**40, "b_P": np.asarray([rank == 1, True])})
-print(json.dumps([hosts.total(0.5 + rank), hosts.largest(5 - rank), hosts.gather({"host": rank, "x": "y" * rank}),
+assert collectives.broadcast(rank) == 0
+arrays = {"a_PG": np.full((2, 3), rank, np.int64) + 2**40, "b_P": np.asarray([rank == 1, True])}
+rows = collectives.allgather_arrays(arrays)
+print(json.dumps([collectives.global_sum(0.5 + rank), collectives.global_max(5 - rank),
+                  collectives.allgather_objects({"host": rank, "x": "y" * rank}),
                   rows["a_PG"].tolist(), rows["b_P"].tolist(), str(rows["a_PG"].dtype)]))
 """
 
@@ -97,8 +99,9 @@ def _mesh(tensor: int, tiles: bool = False) -> Any:
         return sharding.make_mesh(config.MeshConfig(tensor=tensor), made)  # type: ignore[arg-type]
 
 
-FITS: dict[str, Any] = {"stages": ("sft", "grpo", "evaluate"), "grpo__prompts": 16, "evaluate__max_concurrent_prompts": 8,
-        "sft__databases": 4, "grpo__rows__per_microbatch": 4, "sft__rows__per_microbatch": 4}  # fmt: skip
+FITS: dict[str, Any] = {"stages": ("sft", "grpo", "evaluate"), "grpo__prompts": 16,
+        "evaluate__max_concurrent_prompts": 8, "sft__databases": 4,
+        "grpo__rows__per_microbatch": 4, "sft__rows__per_microbatch": 4}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -132,18 +135,20 @@ import json, sys
 from pathlib import Path
 import jax
 from testing import grpo_stages, tiny_runs
-from sqlr1_jax import config, hosts
+from sqlr1_jax import config
 from sqlr1_jax.data import answer, order
-from sqlr1_jax.rl import experience, grpo, rollouts
+from sqlr1_jax.distributed import collectives
+from sqlr1_jax.rl import grpo, rollout_log, scoring
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train import state
 from sqlr1_jax.train.context import create_context, init_params
 home, workdir, rows = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 if rows == 1:
-    hosts.join()
-bare = training.start(tiny_runs.tiny_config(model__path=str(home / "model"), grpo__prompts=4), workdir)
-problems = experience.load_problems(bare)
-place = {problems.examples[i].id: p for p, i in enumerate(order.take(len(problems.examples), 4, bare.config.seed, 0))}
+    collectives.initialize()
+bare = create_context(tiny_runs.tiny_config(model__path=str(home / "model"), grpo__prompts=4), workdir)
+problems = scoring.load_prompts(bare)
+chosen = order.batch_indices(len(problems.examples), 4, bare.config.seed, 0)
+place = {problems.examples[i].id: p for p, i in enumerate(chosen)}
 
 def say(example, g):
     right = place.get(example.id, 9) + g < 2
@@ -151,17 +156,18 @@ def say(example, g):
 
 found = []
 with Executor(config.ExecuteConfig(workers=1)) as pool:
-    for cfg in (config.Advantage(), config.Advantage(normalize="parts"), config.Advantage(shuffled=True)):
-        rows_cfg = config.Rows(per_microbatch=rows)
+    for changed in ({}, {"normalize": "parts"}, {"shuffled": True}):
+        cfg = config.AdvantageConfig(**changed)
+        rows_cfg = config.RowsConfig(per_microbatch=rows)
         context = grpo_stages.with_settings(bare, samples=3, advantage=cfg, rows=rows_cfg, old_logprobs="trainer")
         stage = grpo_stages.scripted_stage(context, pool, say)
         with jax.set_mesh(context.mesh):
-            taken = grpo.take(stage, state.create(training.initial(context), stage.program), 0)
+            taken = grpo.train_step(stage, state.create_state(init_params(context), stage.update_spec), 0)
         values = grpo_stages.values_of(taken)
-        lines = [json.loads(line) for line in rollouts.path(workdir, 1).open()] if hosts.first() else []
+        lines = [json.loads(line) for line in rollout_log.path(workdir, 1).open()] if collectives.is_primary() else []
         advantages = [[sample["advantage"] for sample in line["samples"]] for line in lines]
         names = "loss", "grad_norm", "groups/mixed", "outcome/match", "reward/std", "tokens"
-        found.append([[values[name] for name in names], taken.items, hosts.agreed(advantages)])
+        found.append([[values[name] for name in names], taken.items, collectives.broadcast(advantages)])
 print(json.dumps(found))
 """
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding
 
-from sqlr1_jax import config, plan
+from sqlr1_jax import config
+from sqlr1_jax.aot.topology import describe
 from sqlr1_jax.distributed import sharding
 from sqlr1_jax.model import attention, kernels
 from sqlr1_jax.model import kv_cache as caches
@@ -166,7 +167,7 @@ def test_by_device_equals_a_single_device(H: int, K: int, tensor: int) -> None:
 
 def one_chip(topology: str) -> tuple[Mesh, NamedSharding]:
     """The first of chips that are not here, and a layout that is its own."""
-    mesh = sharding.make_mesh(config.MeshConfig(), plan.describe(topology).devices[:1])
+    mesh = sharding.make_mesh(config.MeshConfig(), describe(topology).devices[:1])
     return mesh, sharding.replicated(mesh)
 
 

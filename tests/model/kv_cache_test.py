@@ -12,6 +12,7 @@ import pytest
 from sqlr1_jax import config
 from sqlr1_jax.distributed import sharding
 from sqlr1_jax.model import attention, kv_cache, qwen2
+from sqlr1_jax.model.kv_cache import KVCache
 from sqlr1_jax.model.quantize import QuantizedArray
 from testing import tiny_models
 from testing.naive_decoding import decode_step, prefilled
@@ -29,7 +30,7 @@ def samples(prompts: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(2, 37, (prompts, SAMPLES, STEPS)).astype(np.int32)
 
 
-def step_by_step(cfg: qwen2.Qwen2Config, state: qwen2.Cache, tokens_PGT: np.ndarray) -> tuple[qwen2.Cache, jax.Array]:
+def step_by_step(cfg: qwen2.Qwen2Config, state: KVCache, tokens_PGT: np.ndarray) -> tuple[KVCache, jax.Array]:
     """Feeds those tokens one at a time: the cache then, and the hidden states [P, G, T, D]."""
     state, hidden_TPGD = run(tiny_models.random_params(cfg), state, jnp.moveaxis(jnp.asarray(tokens_PGT), 2, 0), cfg)
     return state, jnp.moveaxis(hidden_TPGD, 0, 2)
@@ -37,9 +38,9 @@ def step_by_step(cfg: qwen2.Qwen2Config, state: qwen2.Cache, tokens_PGT: np.ndar
 
 @functools.partial(jax.jit, static_argnames="cfg")
 def run(
-    params: qwen2.Params, state: qwen2.Cache, tokens_TPG: jax.Array, cfg: qwen2.Qwen2Config
-) -> tuple[qwen2.Cache, jax.Array]:
-    def step(state: qwen2.Cache, token_PG: jax.Array) -> tuple[qwen2.Cache, jax.Array]:
+    params: qwen2.Params, state: KVCache, tokens_TPG: jax.Array, cfg: qwen2.Qwen2Config
+) -> tuple[KVCache, jax.Array]:
+    def step(state: KVCache, token_PG: jax.Array) -> tuple[KVCache, jax.Array]:
         return decode_step(params, token_PG, state, cfg)[::-1]
 
     return jax.lax.scan(step, state, tokens_TPG)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sqlr1_jax.report import page, results
+from sqlr1_jax.report import page, results, run_record
 
 VOID = ("meta", "link")
 
@@ -64,13 +64,13 @@ def test_a_complete_run_has_every_section(fake_run: Callable) -> None:
 
 def test_the_headline_shows_the_runs_figures(fake_run: Callable) -> None:
     workdir = fake_run().whole().workdir
-    page = _checked(workdir)
-    gain = results.headline(page.reading.read(workdir))
-    assert gain is not None
-    assert f'<span class="old">{100 * gain.before:.1f}</span>' in page
-    assert f"{100 * gain.after:.1f}<small>%</small>" in page
-    assert f"{page.points(gain.difference)} points" in page
-    assert f"95 % interval {page.points(gain.interval[0])} to {page.points(gain.interval[1])}" in _words(page)
+    html = _checked(workdir)
+    gain = results.headline(run_record.read_run(workdir))
+    assert gain is not None and gain.after is not None and gain.interval is not None
+    assert f'<span class="old">{100 * (gain.before or 0):.1f}</span>' in html
+    assert f"{100 * gain.after:.1f}<small>%</small>" in html
+    assert f"{page.points(gain.difference)} points" in html
+    assert f"95 % interval {page.points(gain.interval[0])} to {page.points(gain.interval[1])}" in _words(html)
 
 
 @pytest.mark.parametrize("stage", range(7))
@@ -150,7 +150,9 @@ def test_settings_that_differ_are_marked() -> None:
         (-0.0001, None, "0.0", ""),
     ],
 )
-def test_a_change_has_a_colour_where_it_is_one(difference, interval, text, colour) -> None:
+def test_a_change_has_a_colour_where_it_is_one(
+    difference: float, interval: tuple[float, float] | None, text: str, colour: str
+) -> None:
     gain = results.Gain("", 10, 0.5, 0.5 + difference, interval)
     assert page.points(gain.difference) == text
     assert page.direction(gain) == colour
@@ -158,6 +160,6 @@ def test_a_change_has_a_colour_where_it_is_one(difference, interval, text, colou
 
 def test_the_report_needs_no_jax(fake_run: Callable) -> None:
     workdir = fake_run().whole().workdir
-    code = "import sys; sys.modules['jax'] = None; from sqlr1_jax import report; report.main(sys.argv[1:])"
+    code = "import sys; sys.modules['jax'] = None; from sqlr1_jax.report.__main__ import main; main(sys.argv[1:])"
     done = subprocess.run([sys.executable, "-c", code, f"--workdir={workdir}"], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, str(workdir / "report.html")), done.stderr

@@ -155,15 +155,15 @@ def test_eight_devices_sample_the_same_as_one_with_layers_in_a_loop() -> None:
 @pytest.mark.parametrize(
     "how",
     [
-        {"slots": 4, "refill": 4, "chunk": 9},
-        {"slots": 1, "chunk": 2},
-        {"slots": 2, "chunk": 3},
-        {"slots": 3, "refill": 2, "chunk": 1},
-        {"slots": 2, "refill": 1, "chunk": 4, "buckets": 3},
+        {"max_concurrent_prompts": 4, "prefill_batch": 4, "decode_steps_per_sync": 9},
+        {"max_concurrent_prompts": 1, "decode_steps_per_sync": 2},
+        {"max_concurrent_prompts": 2, "decode_steps_per_sync": 3},
+        {"max_concurrent_prompts": 3, "prefill_batch": 2, "decode_steps_per_sync": 1},
+        {"max_concurrent_prompts": 2, "prefill_batch": 1, "decode_steps_per_sync": 4, "prompt_buckets": 3},
     ],
     ids=str,
 )
-def test_samples_do_not_depend_on_slots_chunks_or_who_is_filled_in_when(how: dict[str, int]) -> None:
+def test_samples_do_not_depend_on_slots_chunks_or_who_is_filled_in_when(how: dict[str, Any]) -> None:
     engine = dataclasses.replace(_engine(), config=config.RolloutConfig(**how))
     _same(_rolled(_prompts(), engine), _whole())
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import apsw
 import pytest
 
-from sqlr1_jax.config import CHOICES, ExecuteConfig
+from sqlr1_jax.config import ExecuteConfig
+from sqlr1_jax.config_checks import CHOICES
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.sql import backends
 from sqlr1_jax.sql.executor import Executor

@@ -175,9 +175,9 @@ def test_a_folder_that_cannot_be_written_costs_no_answer(
 def test_each_worker_is_sent_a_gold_result_once(tmp_path: Path, pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gold = "SELECT count(*) FROM dogs"
     _cache(tmp_path).put(str(pets), gold, _result(4))
-    read = []
+    read: list[tuple[str, str]] = []
     get = ResultCache.get
-    monkeypatch.setattr(ResultCache, "get", lambda self, *key: read.append(key) or get(self, *key))
+    monkeypatch.setattr(ResultCache, "get", lambda self, *key: (read.append(key), get(self, *key))[1])  # type: ignore[func-returns-value]
     outcomes = _compared(tmp_path, pets, [(f"SELECT {n}", gold, "spider") for n in (3, 4, 5)])
     assert [outcome.kind for outcome in outcomes] == ["mismatch", "match", "mismatch"]
     assert read == [(str(pets), gold)]

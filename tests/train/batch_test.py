@@ -63,8 +63,10 @@ def test_place_weights_equal_their_definitions(seed: int, aggregation: str, keep
 @pytest.mark.parametrize("aggregation", ["token", "sample", "constant"])
 def test_a_completions_weight_does_not_depend_on_the_layout(aggregation: str) -> None:
     groups = training_data.random_groups(5, 3)
-    layouts = packing.shared_prefix_rows(groups, packing.smallest_layout(groups)), _rows(0, 5), packing.shared_prefix_rows(
-        packing.unshared(groups), dataclasses.replace(packing.smallest_layout(groups), segments=1)
+    one_segment = dataclasses.replace(packing.smallest_layout(groups), segments=1)
+    layouts = (
+        packing.shared_prefix_rows(groups, packing.smallest_layout(groups)), _rows(0, 5),
+        packing.shared_prefix_rows(packing.unshared(groups), one_segment),
     )  # fmt: skip
     sums = []
     for rows in layouts:
@@ -82,7 +84,8 @@ def test_denominators_count_all_hosts(monkeypatch: pytest.MonkeyPatch, aggregati
     whole = _rows(0)
     want = batch.loss_weights(whole, aggregation, 16)
     tokens, completions = int((whole.weight > 0).sum()), 12
-    monkeypatch.setattr(collectives, "total", lambda value: float(tokens if aggregation == "token" else completions))
+    everywhere = float(tokens if aggregation == "token" else completions)
+    monkeypatch.setattr(collectives, "global_sum", lambda value: everywhere)
     part = whole._replace(weight=whole.weight * (whole.prompt < 2))
     np.testing.assert_allclose(batch.loss_weights(part, aggregation, 16), want * (whole.prompt < 2), rtol=1e-6)
     nothing = PackedRows(*(field[:0] for field in whole))
@@ -96,7 +99,7 @@ def test_a_host_without_rows_adds_nothing_to_the_denominator(monkeypatch: pytest
         told.append(float(value))
         return 5.0
 
-    monkeypatch.setattr(collectives, "total", noted)
+    monkeypatch.setattr(collectives, "global_sum", noted)
     nothing = PackedRows(*(field[:0] for field in _rows(0)))
     for aggregation in ("token", "sample", "constant"):
         batch.loss_weights(nothing, aggregation)
@@ -159,15 +162,16 @@ def test_a_layout_has_a_prefix_even_where_nothing_is_shared() -> None:
 _HOST = """
 import jax, numpy as np
 from testing import training_data
-from sqlr1_jax import config, hosts, sharding
+from sqlr1_jax import config
 from sqlr1_jax.data import packing
+from sqlr1_jax.distributed import collectives, sharding
 from sqlr1_jax.train import batch
-hosts.join()
+collectives.initialize()
 groups = training_data.random_groups(4, 3)
-layout = packing.layout_of(groups, 8)
-rows = packing.strided(groups[hosts.share(4)], layout)
-rows = rows._replace(weight=batch.place_weights(rows, "token"))
-fed = batch.assemble(rows, sharding.make_mesh(config.Mesh()), 1, 2)
+layout = packing.smallest_layout(groups, 8)
+rows = packing.shared_prefix_rows(groups[collectives.local_slice(4)], layout)
+rows = rows._replace(weight=batch.loss_weights(rows, "token"))
+fed = batch.assemble_batch(rows, sharding.make_mesh(config.MeshConfig()), 1, 2)
 whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(fed.rows.tokens.sharding.mesh))
 print(np.asarray(whole(fed.rows.tokens)).tolist(), "|", float(np.asarray(whole(fed.rows.weight)).sum()))
 """

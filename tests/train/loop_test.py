@@ -111,7 +111,7 @@ def test_killed_in_any_step_it_ends_as_if_nothing_had_happened(tmp_path: Path, d
     want = _train(whole, 6)
     with pytest.raises(Killed):
         _train(context, 6, _dies_in_step(death))
-    rewound = []
+    rewound: list[int] = []
     assert _weights(_train(context, 6, rewind=rewound.append)) == _weights(want)
     assert rewound == [death - death % 2]
     assert _lines(context) == _lines(whole)

@@ -95,7 +95,7 @@ def _sharded(params: Any, model: Any, mesh: jax.sharding.Mesh) -> Any:
     def one(spec: Any, leaf: jax.Array) -> jax.Array:
         return jax.device_put(leaf, sharding.named_sharding(mesh, spec.logical_axes, sharding.TRAIN_RULES, spec.shape))
 
-    return jax.tree.map(one, state.qwen2.abstract(model), params, is_leaf=state.qwen2.is_spec)
+    return jax.tree.map(one, state.qwen2.abstract_params(model), params, is_leaf=state.qwen2.is_spec)
 
 
 def _computed(way: Way, dtype: str) -> tuple[Any, float, dict[str, float]]:

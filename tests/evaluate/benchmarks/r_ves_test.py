@@ -10,7 +10,7 @@ import pytest
 from sqlr1_jax.evaluate.benchmarks import metrics, r_ves
 from sqlr1_jax.evaluate.benchmarks.formats import Gold, Predictions
 from sqlr1_jax.evaluate.benchmarks.metrics import Protocol
-from sqlr1_jax.sql.executor import Outcome
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,8 @@ class Clocked:
     def submit(self, database: Path, sql: str, *_: Any) -> Future[Outcome]:
         said: Future[Outcome] = Future()
         ratio = RATIOS.get(float(sql), 0.0)
-        said.set_result(Outcome("match" if ratio else "mismatch", times=((ratio * 0.99, 1.0), (ratio * 1.01, 1.0))))
+        kind = OutcomeKind.MATCH if ratio else OutcomeKind.MISMATCH
+        said.set_result(Outcome(kind, times=((ratio * 0.99, 1.0), (ratio * 1.01, 1.0))))
         return said
 
 
