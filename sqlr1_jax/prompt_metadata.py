@@ -11,7 +11,7 @@ from sqlr1_jax import config
 from sqlr1_jax.errors import ConfigError
 
 FILE_NAME = "sqlr1.json"
-_PROMPT_SETTINGS = ("form", "schema", "instructions", "max_prompt_tokens")  # of config.Data
+_PROMPT_SETTINGS = ("form", "schema", "instructions", "max_prompt_tokens")  # of config.DataConfig
 # Prompt settings of a model that was not exported here: it never saw our answer form, so the prompt explains it.
 EXTERNAL_MODEL = config.DataConfig(form="reasoning", schema="retrieved", instructions="full")
 
