@@ -25,7 +25,7 @@ def init_params(cfg: Qwen2Config, key: jax.Array) -> Params:
     """Random weights; each leaf's key depends on its place in the sorted tree alone.
 
     Raises:
-      ValueError: `cfg.init` is "lookup", and the model has not the shape that its heads need.
+      ValueError: `cfg.init` is "induction_heads", and the model has not the shape that its heads need.
     """
     specs, treedef = jax.tree.flatten(qwen2.abstract_params(cfg), is_leaf=qwen2.is_spec)
     keys = jax.random.split(key, len(specs))

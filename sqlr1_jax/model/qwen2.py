@@ -56,7 +56,7 @@ class Qwen2Config:
     ffw_chunks: int = 1  # time chunks of the feed-forward
     logits_chunk: int = 1024  # places at a time whose logits exist; 0: all at once, and kept for the backward pass
     embed_init: float = 0.02  # standard deviation of random embeddings
-    init: str = "normal"  # or lookup: random weights with heads that look names up (random_weights.py)
+    init: str = "normal"  # or induction_heads: random weights with heads that look names up (init.py)
     unroll: int = 1  # layers in one turn of the scan
 
     @property

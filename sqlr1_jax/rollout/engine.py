@@ -61,7 +61,7 @@ class Request:
     seed: int  # with step, prompt and sample index the whole source of chance
     step: int  # of training; evaluations take one of their own
     prompt_offset: int = 0  # index of the first prompt within the step (or set), so that a batch's cut changes nothing
-    max_concurrent_prompts: int = 0  # prompts at work at a time, on all hosts; 0: cfg.slots, or all
+    max_concurrent_prompts: int = 0  # prompts at work at a time, on all hosts; 0: cfg.max_concurrent_prompts, or all
     limit_PG: npt.NDArray[np.int32] | None = None  # most tokens of each sample; None: settings.max_tokens
     stop_fn: Callable[[Ids], int | None] | None = None  # how many of the tokens make a whole answer; None: not yet
     on_finished: Callable[[Sequence[FinishedSample]], None] | None = (
@@ -80,7 +80,7 @@ class Request:
 class Engine:
     """What stays the same from rollout to rollout; prompts take at most `prompt_tokens`.
 
-    With `layers_apart` each layer has arrays of its own (qwen2.apart) and the layers are unrolled, whatever
+    With `layers_apart` each layer has arrays of its own (qwen2.unstack_layers) and the layers are unrolled, whatever
     `model.unroll` says of training. By default that is so on CPU, where XLA copies what a turn of a loop takes out of
     the stack of layers, half of a decode step's time.
     """
@@ -156,7 +156,7 @@ class Engine:
         return self.refill(self._slots(asked), collectives.process_count()) // collectives.process_count()
 
     def refill(self, slots: int, on: int) -> int:
-        """Prompts that one prefill of `on` hosts takes: as cfg.refill says, in whole turns of the mesh's rows.
+        """Prompts that one prefill of `on` hosts takes: as cfg.prefill_batch says, in whole turns of the mesh's rows.
 
         Fewer would be computed by several chips at once, or not part over the hosts at all.
         """
