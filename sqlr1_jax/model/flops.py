@@ -40,19 +40,19 @@ def matmul_params(cfg: Qwen2Config) -> int:
     return cfg.num_layers * layer + cfg.vocab_size * cfg.hidden_size
 
 
-def forward_flops(cfg: Qwen2Config, tokens: float, keys: float, asked: float | None = None) -> float:
+def forward_flops(cfg: Qwen2Config, tokens: float, keys: float, logit_tokens: float | None = None) -> float:
     """Of one forward pass over `tokens`, which see `keys` keys in all (summed over the tokens).
 
-    `asked` of the tokens are asked for the next one, and need logits; None: all.
+    `logit_tokens` of the tokens are asked for the next one, and need logits; None: all.
     """
     attention = 4 * cfg.num_layers * cfg.num_heads * cfg.head_size * keys
-    silent = 0 if asked is None else tokens - asked
+    silent = 0 if logit_tokens is None else tokens - logit_tokens
     return 2 * matmul_params(cfg) * tokens + attention - 2 * cfg.vocab_size * cfg.hidden_size * silent
 
 
-def update_flops(cfg: Qwen2Config, tokens: float, keys: float, asked: float | None = None) -> float:
+def update_flops(cfg: Qwen2Config, tokens: float, keys: float, logit_tokens: float | None = None) -> float:
     """Of forward and backward, without what rematerialization does again: the model's, not the machine's."""
-    return 3 * forward_flops(cfg, tokens, keys, asked)
+    return 3 * forward_flops(cfg, tokens, keys, logit_tokens)
 
 
 def row_keys(prefix: float, segments: float, segment: float) -> float:

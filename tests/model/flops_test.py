@@ -43,9 +43,9 @@ def test_an_update_is_three_forward_passes() -> None:
 
 def test_a_token_that_is_not_asked_saves_its_logits() -> None:
     cfg = tiny_models.MODEL
-    some, every = flops.forward_flops(cfg, 10, 40, asked=7), flops.forward_flops(cfg, 10, 40)
+    some, every = flops.forward_flops(cfg, 10, 40, logit_tokens=7), flops.forward_flops(cfg, 10, 40)
     assert every - some == 3 * 2 * cfg.vocab_size * cfg.hidden_size
-    assert flops.update_flops(cfg, 10, 40, asked=7) == 3 * some
+    assert flops.update_flops(cfg, 10, 40, logit_tokens=7) == 3 * some
 
 
 def test_keys_of_a_row_are_those_its_mask_allows() -> None:
