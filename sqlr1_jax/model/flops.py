@@ -33,26 +33,26 @@ def peak_flops(device: jax.Device) -> float:
     return next((peak for name, peak in _PEAKS.items() if name in kind), 0.0)
 
 
-def matmul_params(cfg: Qwen2Config) -> int:
+def matmul_params(config: Qwen2Config) -> int:
     """Parameters that every token is multiplied with, the unembedding among them."""
-    heads = 2 * cfg.num_heads + 2 * cfg.num_kv_heads
-    layer = cfg.hidden_size * (heads * cfg.head_size + 3 * cfg.ffw_size)
-    return cfg.num_layers * layer + cfg.vocab_size * cfg.hidden_size
+    heads = 2 * config.num_heads + 2 * config.num_kv_heads
+    layer = config.hidden_size * (heads * config.head_size + 3 * config.ffw_size)
+    return config.num_layers * layer + config.vocab_size * config.hidden_size
 
 
-def forward_flops(cfg: Qwen2Config, tokens: float, keys: float, logit_tokens: float | None = None) -> float:
+def forward_flops(config: Qwen2Config, tokens: float, keys: float, logit_tokens: float | None = None) -> float:
     """Of one forward pass over `tokens`, which see `keys` keys in all (summed over the tokens).
 
     `logit_tokens` of the tokens are asked for the next one, and need logits; None: all.
     """
-    attention = 4 * cfg.num_layers * cfg.num_heads * cfg.head_size * keys
+    attention = 4 * config.num_layers * config.num_heads * config.head_size * keys
     silent = 0 if logit_tokens is None else tokens - logit_tokens
-    return 2 * matmul_params(cfg) * tokens + attention - 2 * cfg.vocab_size * cfg.hidden_size * silent
+    return 2 * matmul_params(config) * tokens + attention - 2 * config.vocab_size * config.hidden_size * silent
 
 
-def update_flops(cfg: Qwen2Config, tokens: float, keys: float, logit_tokens: float | None = None) -> float:
+def update_flops(config: Qwen2Config, tokens: float, keys: float, logit_tokens: float | None = None) -> float:
     """Of forward and backward, without what rematerialization does again: the model's, not the machine's."""
-    return 3 * forward_flops(cfg, tokens, keys, logit_tokens)
+    return 3 * forward_flops(config, tokens, keys, logit_tokens)
 
 
 def row_keys(prefix: float, segments: float, segment: float) -> float:

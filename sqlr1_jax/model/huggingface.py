@@ -122,15 +122,15 @@ def _refuse_unknown(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def load_params(
-    source: str | Path, cfg: Qwen2Config, mesh: jax.sharding.Mesh | None = None, rules: Rules = TRAIN_RULES
+    source: str | Path, config: Qwen2Config, mesh: jax.sharding.Mesh | None = None, rules: Rules = TRAIN_RULES
 ) -> Params:
-    """Parameters in cfg.param_dtype, each device reading its own part; without a mesh, all on the first device.
+    """Parameters in config.param_dtype, each device reading its own part; without a mesh, all on the first device.
 
     Raises WeightsError naming the file and the tensor where one is missing or has another shape.
     """
     folder = resolve_folder(source)
     tensors = _open(folder)
-    specs = flax.traverse_util.flatten_dict(abstract_params(cfg), sep="/", is_leaf=lambda _, leaf: is_spec(leaf))
+    specs = flax.traverse_util.flatten_dict(abstract_params(config), sep="/", is_leaf=lambda _, leaf: is_spec(leaf))
     loaded = {path: _load_one(folder, tensors, path, spec, mesh, rules) for path, spec in specs.items()}
     known = {name for path, spec in specs.items() for name in _tensor_names(path, spec)}
     ignored = sorted(set(tensors) - known - {"lm_head.weight"})
@@ -225,7 +225,7 @@ def _stored(values: np.ndarray, inputs: int | None) -> np.ndarray:
 def save_model(
     folder: str | Path,
     params: Params,
-    cfg: Qwen2Config,
+    config: Qwen2Config,
     tokenizer_folder: str | Path = "",
     dtype: str = "",
     shard_gigabytes: float = 5.0,
@@ -237,7 +237,7 @@ def save_model(
     first one writes. Gives the names of the files written.
     """
     folder = Path(folder)
-    tensors = _tensors(params, cfg, np.dtype(dtype or cfg.param_dtype))
+    tensors = _tensors(params, config, np.dtype(dtype or config.param_dtype))
     if not collectives.is_primary():
         for tensor in tensors:
             tensor.make()
@@ -250,19 +250,19 @@ def save_model(
         if (Path(tokenizer_folder) / name).is_file() and Path(tokenizer_folder).resolve() != folder.resolve():
             shutil.copyfile(Path(tokenizer_folder) / name, folder / name)
             written.append(name)
-    for name, text in _texts(cfg, tokenizer_folder, dtype or cfg.param_dtype, card).items():
+    for name, text in _texts(config, tokenizer_folder, dtype or config.param_dtype, card).items():
         (folder / name).write_text(text, encoding="utf-8")
         written.append(name)
     return written
 
 
-def _tensors(params: Params, cfg: Qwen2Config, dtype: np.dtype) -> list[Tensor]:
+def _tensors(params: Params, config: Qwen2Config, dtype: np.dtype) -> list[Tensor]:
     """In the order of the layers, so that a shard holds whole layers next to each other."""
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     outer = [path for path in _NAMES if path in flat and not path.startswith("layers/")]
     inner = [path for path in _NAMES if path in flat and path.startswith("layers/")]
     tensors = [_tensor(flat[path], path, None, dtype) for path in outer]
-    return tensors + [_tensor(flat[path], path, layer, dtype) for layer in range(cfg.num_layers) for path in inner]
+    return tensors + [_tensor(flat[path], path, layer, dtype) for layer in range(config.num_layers) for path in inner]
 
 
 def _tensor(values: jax.Array, path: str, layer: int | None, dtype: np.dtype) -> Tensor:
@@ -283,23 +283,23 @@ def _fetch(values: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(values, tiled=True))
 
 
-def _texts(cfg: Qwen2Config, tokenizer_folder: str | Path, dtype: str, card: str) -> dict[str, str]:
+def _texts(config: Qwen2Config, tokenizer_folder: str | Path, dtype: str, card: str) -> dict[str, str]:
     ends = _ends(tokenizer_folder)
     record = {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
-        "vocab_size": cfg.vocab_size,
-        "hidden_size": cfg.hidden_size,
-        "intermediate_size": cfg.ffw_size,
-        "num_hidden_layers": cfg.num_layers,
-        "num_attention_heads": cfg.num_heads,
-        "num_key_value_heads": cfg.num_kv_heads,
-        "head_dim": cfg.head_size,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.ffw_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_size,
         "hidden_act": "silu",
-        "max_position_embeddings": cfg.max_positions,
-        "rope_theta": cfg.rope_theta,
-        "rms_norm_eps": cfg.norm_eps,
-        "tie_word_embeddings": cfg.tied,
+        "max_position_embeddings": config.max_positions,
+        "rope_theta": config.rope_theta,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied,
         "use_sliding_window": False,
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
@@ -310,7 +310,7 @@ def _texts(cfg: Qwen2Config, tokenizer_folder: str | Path, dtype: str, card: str
     return {
         "config.json": json.dumps(record, indent=2) + "\n",
         "generation_config.json": json.dumps({"do_sample": False, **ends}, indent=2) + "\n",
-        "README.md": card or _card(cfg, dtype),
+        "README.md": card or _card(config, dtype),
     }
 
 
@@ -325,7 +325,7 @@ def _ends(folder: str | Path) -> dict[str, Any]:
     return {"eos_token_id": [first, *others], "pad_token_id": tokenizer.pad_id(loaded)}
 
 
-def _card(cfg: Qwen2Config, dtype: str) -> str:
+def _card(config: Qwen2Config, dtype: str) -> str:
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -333,7 +333,7 @@ tags: [text-to-sql, qwen2, sqlr1_jax]
 ---
 # A text-to-SQL model trained with sqlr1_jax
 
-Qwen2 form: {cfg.num_layers} layers, hidden size {cfg.hidden_size}, {cfg.num_heads} heads ({cfg.num_kv_heads} for keys
+Qwen2 form: {config.num_layers} layers, hidden size {config.hidden_size}, {config.num_heads} heads ({config.num_kv_heads} for keys
 and values), {dtype}. It answers a question about an SQLite database with reasoning and SQL, as SQL-R1 does
 (arXiv 2504.08600).
 

@@ -21,29 +21,29 @@ _NOTE, _ANSWER, _COPY = 0.4, 0.6, 0.1  # what a head adds to the stream, as a sh
 _STILL = 1 / 256  # radians a token: RoPE's pairs that turn less hardly turn over a prompt of 200 tokens
 
 
-def init_params(cfg: Qwen2Config, key: jax.Array) -> Params:
+def init_params(config: Qwen2Config, key: jax.Array) -> Params:
     """Random weights; each leaf's key depends on its place in the sorted tree alone.
 
     Raises:
-      ValueError: `cfg.init` is "lookup", and the model has not the shape that its heads need.
+      ValueError: `config.init` is "lookup", and the model has not the shape that its heads need.
     """
-    specs, treedef = jax.tree.flatten(qwen2.abstract_params(cfg), is_leaf=qwen2.is_spec)
+    specs, treedef = jax.tree.flatten(qwen2.abstract_params(config), is_leaf=qwen2.is_spec)
     keys = jax.random.split(key, len(specs))
-    leaves = [_random(spec, leaf_key, cfg) for spec, leaf_key in zip(specs, keys, strict=True)]
+    leaves = [_random(spec, leaf_key, config) for spec, leaf_key in zip(specs, keys, strict=True)]
     params = jax.tree.unflatten(treedef, leaves)
-    return _with_lookup(params, cfg, jax.random.fold_in(key, 1)) if cfg.init == "induction_heads" else params
+    return _with_lookup(params, config, jax.random.fold_in(key, 1)) if config.init == "induction_heads" else params
 
 
-def _random(spec: ParamSpec, key: jax.Array, cfg: Qwen2Config) -> jax.Array:
+def _random(spec: ParamSpec, key: jax.Array, config: Qwen2Config) -> jax.Array:
     if spec.init == "ones":
         return jnp.ones(spec.shape, spec.dtype)
     if spec.init == "zeros":
         return jnp.zeros(spec.shape, spec.dtype)
-    scales = {"normal": 0.02, "residual": 0.02 / (2 * cfg.num_layers) ** 0.5, "embedding": cfg.embed_init}
+    scales = {"normal": 0.02, "residual": 0.02 / (2 * config.num_layers) ** 0.5, "embedding": config.embed_init}
     return (scales[spec.init] * jax.random.normal(key, spec.shape, jnp.float32)).astype(spec.dtype)
 
 
-def _with_lookup(params: Params, cfg: Qwen2Config, key: jax.Array) -> Params:
+def _with_lookup(params: Params, config: Qwen2Config, key: jax.Array) -> Params:
     """Normal weights with the heads' structure added.
 
     The residual stream has four parts of a head's width. Embeddings fill the first and the last. In the second and
@@ -51,14 +51,14 @@ def _with_lookup(params: Params, cfg: Qwen2Config, key: jax.Array) -> Params:
     earlier and answers with what stood before it there, a column's table, or behind it. All other heads copy what
     they attend to, and learn what that should be.
     """
-    h, D, L = cfg.head_size, cfg.hidden_size, cfg.num_layers
-    if (cfg.num_heads, cfg.num_kv_heads, D) != (4, 2, 4 * h) or L < 2:
+    h, D, L = config.head_size, config.hidden_size, config.num_layers
+    if (config.num_heads, config.num_kv_heads, D) != (4, 2, 4 * h) or L < 2:
         raise ValueError(
             f"weights that look names up need 4 query heads, 2 key-value heads, a hidden size of 4 heads and 2 layers; "
-            f"this model has {cfg.num_heads}, {cfg.num_kv_heads}, {D / h:g} and {L}."
+            f"this model has {config.num_heads}, {config.num_kv_heads}, {D / h:g} and {L}."
         )
     name, previous, earlier, rest = (np.eye(D, h, -part * h) for part in range(4))
-    angles = cfg.rope_theta ** (-np.arange(h // 2) / (h // 2))
+    angles = config.rope_theta ** (-np.arange(h // 2) / (h // 2))
     still = np.tile(angles < _STILL, 2)
     match_HH = _MATCH / h**0.5 * still[None] * jax.random.normal(key, (h, h))
 

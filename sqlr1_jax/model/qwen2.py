@@ -104,7 +104,7 @@ class ParamSpec(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     logical_axes: tuple[str | None, ...]
-    init: str  # normal (0.02), residual (0.02 / √(2 L)), embedding (cfg.embed_init), ones, zeros
+    init: str  # normal (0.02), residual (0.02 / √(2 L)), embedding (config.embed_init), ones, zeros
 
 
 def is_spec(leaf: Any) -> bool:
@@ -112,12 +112,19 @@ def is_spec(leaf: Any) -> bool:
     return isinstance(leaf, ParamSpec)
 
 
-def abstract_params(cfg: Qwen2Config) -> Params:
+def abstract_params(config: Qwen2Config) -> Params:
     """The tree of ParamSpec from which initialization, shardings, names and planning derive."""
-    L, D, H, K, h, F = cfg.num_layers, cfg.hidden_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_size, cfg.ffw_size
+    L, D, H, K, h, F = (
+        config.num_layers,
+        config.hidden_size,
+        config.num_heads,
+        config.num_kv_heads,
+        config.head_size,
+        config.ffw_size,
+    )
 
     def layered(shape: tuple[int, ...], axes: tuple[str | None, ...], init: str) -> ParamSpec:
-        return ParamSpec((L, *shape), cfg.param_dtype, ("layers", *axes), init)
+        return ParamSpec((L, *shape), config.param_dtype, ("layers", *axes), init)
 
     layers = {
         "attention_norm": layered((D,), (None,), "ones"),
@@ -134,18 +141,18 @@ def abstract_params(cfg: Qwen2Config) -> Params:
         "down": layered((F, D), ("ffw", "embed"), "residual"),
     }
     tree: Params = {
-        "embed": ParamSpec((cfg.vocab_size, D), cfg.param_dtype, ("vocab", "embed"), "embedding"),
+        "embed": ParamSpec((config.vocab_size, D), config.param_dtype, ("vocab", "embed"), "embedding"),
         "layers": layers,
-        "final_norm": ParamSpec((D,), cfg.param_dtype, (None,), "ones"),
+        "final_norm": ParamSpec((D,), config.param_dtype, (None,), "ones"),
     }
-    if not cfg.tied:
-        tree["unembed"] = ParamSpec((D, cfg.vocab_size), cfg.param_dtype, ("embed", "vocab"), "normal")
+    if not config.tied:
+        tree["unembed"] = ParamSpec((D, config.vocab_size), config.param_dtype, ("embed", "vocab"), "normal")
     return tree
 
 
-def count_params(cfg: Qwen2Config) -> int:
+def count_params(config: Qwen2Config) -> int:
     """Parameters of the whole model, tied embeddings once."""
-    return sum(math.prod(spec.shape) for spec in jax.tree.leaves(abstract_params(cfg), is_leaf=is_spec))
+    return sum(math.prod(spec.shape) for spec in jax.tree.leaves(abstract_params(config), is_leaf=is_spec))
 
 
 def forward(
@@ -153,11 +160,11 @@ def forward(
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
     mask: Mask | None,
-    cfg: Qwen2Config,
+    config: Qwen2Config,
     cache: KVCache | None = None,
     slot_B: jax.Array | None = None,
 ) -> tuple[jax.Array, KVCache | None]:
-    """The model up to its final norm: hidden [B, T, D] in cfg.dtype, and the cache.
+    """The model up to its final norm: hidden [B, T, D] in config.dtype, and the cache.
 
     Without a cache: rows, as trained on. With a mask and a cache: prefill: the rows' keys and values become prefixes of
     the cache, in the slots that `slot_B` names (None: row i in slot i). With a cache alone: one decode step, in which
@@ -167,52 +174,52 @@ def forward(
     # First to dtype, as the sampler's copy of the table is.
     embed = params["embed"]
     table_VD = embed.values if isinstance(embed, Transposed) else embed
-    x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(cfg.dtype).astype(cfg.matmul_output_dtype)
+    x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(config.dtype).astype(config.matmul_output_dtype)
     x_BTD = constrain(x_BTD, ("rows", "time", None), rules)
-    rope = _rope_table(positions_BT, cfg)
+    rope = _rope_table(positions_BT, config)
     if cache is not None and mask is None:
-        x_BTD, cache = _decode_layers(params["layers"], x_BTD, rope, cache, cfg)
+        x_BTD, cache = _decode_layers(params["layers"], x_BTD, rope, cache, config)
     else:
         assert mask is not None
-        x_BTD, kept = _row_layers(params["layers"], x_BTD, rope, mask, cfg, rules, cache is not None)
+        x_BTD, kept = _row_layers(params["layers"], x_BTD, rope, mask, config, rules, cache is not None)
         if cache is not None:
             slot_B = jnp.arange(tokens_BT.shape[0]) if slot_B is None else slot_B
             cache = caches.insert(cache, kept, (mask.prefix_BT > 0).sum(1, dtype=jnp.int32), slot_B)
-    return _norm(x_BTD, params["final_norm"], cfg), cache
+    return _norm(x_BTD, params["final_norm"], config), cache
 
 
-def unstack_layers(params: Params, cfg: Qwen2Config) -> Params:
+def unstack_layers(params: Params, config: Qwen2Config) -> Params:
     """The same weights, their layers one by one and their matrices turned (matmul.Turned), the unembedding among them.
 
     For sampling on CPU with all layers unrolled: XLA there copies out of a stack what a turn of the loop takes, which
     costs a decode step half of its time.
     """
-    several = [jax.tree.map(lambda x: x[i], params["layers"]) for i in range(cfg.num_layers)]  # noqa: B023
+    several = [jax.tree.map(lambda x: x[i], params["layers"]) for i in range(config.num_layers)]  # noqa: B023
     made = tuple({name: ops.transpose_weight(name, w) for name, w in layer.items()} for layer in several)
-    return {**params, "layers": made, _unembedding_name(cfg): Transposed(unembedding(params, cfg).T)}
+    return {**params, "layers": made, _unembedding_name(config): Transposed(unembedding(params, config).T)}
 
 
 def _row_layers(
-    layers: Layers, x_BTD: jax.Array, rope: Rope, mask: Mask, cfg: Qwen2Config, rules: Rules, keep: bool
+    layers: Layers, x_BTD: jax.Array, rope: Rope, mask: Mask, config: Qwen2Config, rules: Rules, keep: bool
 ) -> tuple[jax.Array, Any]:
     """Hidden states [B, T, D] and, to `keep`, each layer's keys and values [L, B, T, K, h]."""
 
     def layer(x_BTD: jax.Array, w: Params) -> tuple[jax.Array, Any]:
         x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
-        q_BTHh, k_BTKh, v_BTKh = _project(x_BTD, w, rope, cfg)
-        o_BTHh = attention.attend(q_BTHh, k_BTKh, v_BTKh, mask, cfg.query_chunk, cfg.attention)
-        x_BTD = _after_attention(x_BTD, o_BTHh, w, cfg, rules)
+        q_BTHh, k_BTKh, v_BTKh = _project(x_BTD, w, rope, config)
+        o_BTHh = attention.attend(q_BTHh, k_BTKh, v_BTKh, mask, config.query_chunk, config.attention)
+        x_BTD = _after_attention(x_BTD, o_BTHh, w, config, rules)
         return x_BTD, (k_BTKh, v_BTKh) if keep else (None, None)
 
-    if cfg.remat != "none":
-        layer = jax.checkpoint(layer, prevent_cse=False, policy=_kept_by(cfg.remat))
+    if config.remat != "none":
+        layer = jax.checkpoint(layer, prevent_cse=False, policy=_kept_by(config.remat))
     if isinstance(layers, tuple):
         kept = []
         for w in layers:
             x_BTD, of_layer = layer(x_BTD, w)
             kept.append(of_layer)
         return x_BTD, jax.tree.map(lambda *parts: jnp.stack(parts), *kept)
-    return jax.lax.scan(layer, x_BTD, layers, unroll=min(cfg.unroll, cfg.num_layers))
+    return jax.lax.scan(layer, x_BTD, layers, unroll=min(config.unroll, config.num_layers))
 
 
 def _kept_by(remat: str) -> Callable[..., Any] | None:
@@ -228,18 +235,18 @@ def _kept_by(remat: str) -> Callable[..., Any] | None:
 
 
 def _decode_layers(
-    layers: Layers, x_PGD: jax.Array, rope: Rope, cache: KVCache, cfg: Qwen2Config
+    layers: Layers, x_PGD: jax.Array, rope: Rope, cache: KVCache, config: Qwen2Config
 ) -> tuple[jax.Array, KVCache]:
-    stacks, depth = _stacks(cfg)
+    stacks, depth = _stacks(config)
 
     def turn(carry: tuple[jax.Array, KVCache], inputs: tuple[jax.Array, Any]) -> tuple[tuple[jax.Array, KVCache], None]:
         (x_PGD, cache), (entry, several) = carry, inputs
         for stack in range(stacks):
             w = _layer(several, stack)
-            q_PGHh, k_PGKh, v_PGKh = _project(x_PGD, w, rope, cfg)
+            q_PGHh, k_PGKh, v_PGKh = _project(x_PGD, w, rope, config)
             cache = caches.write(cache, stack, entry, k_PGKh, v_PGKh)
             o_PGHh = attention.attend_cached(q_PGHh, cache, stack, entry)
-            x_PGD = _after_attention(x_PGD, o_PGHh, w, cfg, SAMPLE_RULES)
+            x_PGD = _after_attention(x_PGD, o_PGHh, w, config, SAMPLE_RULES)
         return (x_PGD, cache), None
 
     if depth == 1:  # a loop of one turn would copy the cache into itself and out again
@@ -254,40 +261,40 @@ def _layer(several: Layers, place: int) -> Params:
     return several[place] if isinstance(several, tuple) else jax.tree.map(lambda leaf: leaf[place], several)
 
 
-def _stacks(cfg: Qwen2Config) -> tuple[int, int]:
+def _stacks(config: Qwen2Config) -> tuple[int, int]:
     """Stacks of the cache and layers in each: a turn of the loop over layers takes one of every stack."""
-    stacks = min(cfg.unroll, cfg.num_layers)
-    return (1, cfg.num_layers) if cfg.num_layers % stacks else (stacks, cfg.num_layers // stacks)
+    stacks = min(config.unroll, config.num_layers)
+    return (1, config.num_layers) if config.num_layers % stacks else (stacks, config.num_layers // stacks)
 
 
-def _project(x_BTD: jax.Array, w: Params, rope: Rope, cfg: Qwen2Config) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x_BTD = _norm(x_BTD, w["attention_norm"], cfg)
-    made = ops.matmuls(x_BTD, [w[name] for name in "qkv"], cfg.matmul_output_dtype)
+def _project(x_BTD: jax.Array, w: Params, rope: Rope, config: Qwen2Config) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x_BTD = _norm(x_BTD, w["attention_norm"], config)
+    made = ops.matmuls(x_BTD, [w[name] for name in "qkv"], config.matmul_output_dtype)
     q_BTHh, k_BTKh, v_BTKh = (_heads(y_BTN, w[f"{name}_bias"]) for name, y_BTN in zip("qkv", made, strict=True))
     q_BTHh, k_BTKh = _rotate(q_BTHh, rope), _rotate(k_BTKh, rope)
-    return q_BTHh.astype(cfg.dtype), k_BTKh.astype(cfg.dtype), v_BTKh.astype(cfg.dtype)
+    return q_BTHh.astype(config.dtype), k_BTKh.astype(config.dtype), v_BTKh.astype(config.dtype)
 
 
 def _heads(y_BTN: jax.Array, bias_Nh: jax.Array) -> jax.Array:
     return y_BTN.reshape(*y_BTN.shape[:2], *bias_Nh.shape) + bias_Nh[None, None].astype(y_BTN.dtype)
 
 
-def _after_attention(x_BTD: jax.Array, o_BTHh: jax.Array, w: Params, cfg: Qwen2Config, rules: Rules) -> jax.Array:
+def _after_attention(x_BTD: jax.Array, o_BTHh: jax.Array, w: Params, config: Qwen2Config, rules: Rules) -> jax.Array:
     B, T, _ = x_BTD.shape
-    x_BTD = x_BTD + ops.matmul(o_BTHh.reshape(B, T, -1), w["o"], cfg.matmul_output_dtype)
+    x_BTD = x_BTD + ops.matmul(o_BTHh.reshape(B, T, -1), w["o"], config.matmul_output_dtype)
     x_BTD = constrain(x_BTD, ("rows", "time", None), rules)
-    x_BTD = x_BTD + _feed_forward(_norm(x_BTD, w["ffw_norm"], cfg), w, cfg)
+    x_BTD = x_BTD + _feed_forward(_norm(x_BTD, w["ffw_norm"], config), w, config)
     return constrain(x_BTD, ("rows", "time", None), rules)
 
 
-def _feed_forward(x_BTD: jax.Array, w: Params, cfg: Qwen2Config) -> jax.Array:
+def _feed_forward(x_BTD: jax.Array, w: Params, config: Qwen2Config) -> jax.Array:
     def swiglu(x_BTD: jax.Array) -> jax.Array:
-        return ops.swiglu(x_BTD, w["gate"], w["up"], w["down"], cfg.matmul_output_dtype)
+        return ops.swiglu(x_BTD, w["gate"], w["up"], w["down"], config.matmul_output_dtype)
 
     B, T, D = x_BTD.shape
-    if cfg.ffw_chunks == 1 or T % cfg.ffw_chunks:
+    if config.ffw_chunks == 1 or T % config.ffw_chunks:
         return swiglu(x_BTD)
-    x_NBTD = x_BTD.reshape(B, cfg.ffw_chunks, T // cfg.ffw_chunks, D).swapaxes(0, 1)
+    x_NBTD = x_BTD.reshape(B, config.ffw_chunks, T // config.ffw_chunks, D).swapaxes(0, 1)
     return jax.lax.map(jax.checkpoint(swiglu), x_NBTD).swapaxes(0, 1).reshape(B, T, D)
 
 
@@ -295,8 +302,8 @@ def _wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _norm(x_BTD: jax.Array, scale_D: jax.Array, cfg: Qwen2Config) -> jax.Array:
-    return rms_norm(x_BTD, scale_D, cfg.norm_eps, cfg.dtype)
+def _norm(x_BTD: jax.Array, scale_D: jax.Array, config: Qwen2Config) -> jax.Array:
+    return rms_norm(x_BTD, scale_D, config.norm_eps, config.dtype)
 
 
 class Rope(NamedTuple):
@@ -306,9 +313,9 @@ class Rope(NamedTuple):
     sin: jax.Array
 
 
-def _rope_table(positions_BT: jax.Array, cfg: Qwen2Config) -> Rope:
-    half = cfg.head_size // 2
-    frequency_h = cfg.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+def _rope_table(positions_BT: jax.Array, config: Qwen2Config) -> Rope:
+    half = config.head_size // 2
+    frequency_h = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle_BT1h = positions_BT[:, :, None, None].astype(jnp.float32) * frequency_h[None, None, None]
     return Rope(jnp.cos(angle_BT1h), jnp.sin(angle_BT1h))
 
@@ -320,41 +327,41 @@ def _rotate(x_BTNh: jax.Array, rope: Rope) -> jax.Array:
     return jnp.concatenate(turned, axis=-1).astype(x_BTNh.dtype)
 
 
-def unembedding(params: Params, cfg: Qwen2Config) -> jax.Array:
+def unembedding(params: Params, config: Qwen2Config) -> jax.Array:
     """[V, D] or its transpose's own leaf, as [D, V]."""
-    return params["embed"].T if cfg.tied else params["unembed"]
+    return params["embed"].T if config.tied else params["unembed"]
 
 
-def _unembedding_name(cfg: Qwen2Config) -> str:
-    return "embed" if cfg.tied else "unembed"
+def _unembedding_name(config: Qwen2Config) -> str:
+    return "embed" if config.tied else "unembed"
 
 
-def unembed(params: Params, hidden: jax.Array, cfg: Qwen2Config) -> jax.Array:
+def unembed(params: Params, hidden: jax.Array, config: Qwen2Config) -> jax.Array:
     """Logits […, V] in at least float32; ids that the tokenizer lacks get MASKED_LOGIT."""
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    table = params[_unembedding_name(cfg)]
+    table = params[_unembedding_name(config)]
     if isinstance(table, Transposed):
-        return mask_logits(ops.matmul(hidden, table, wide), cfg)
-    table_DV = unembedding(params, cfg).astype(hidden.dtype)
+        return mask_logits(ops.matmul(hidden, table, wide), config)
+    table_DV = unembedding(params, config).astype(hidden.dtype)
     logits = jnp.einsum("...d,dv->...v", hidden, table_DV, preferred_element_type=wide)
-    return mask_logits(logits, cfg)
+    return mask_logits(logits, config)
 
 
-def mask_logits(logits: jax.Array, cfg: Qwen2Config) -> jax.Array:
+def mask_logits(logits: jax.Array, config: Qwen2Config) -> jax.Array:
     """MASKED_LOGIT in place of the logits of ids past the tokenizer's."""
-    if not cfg.num_tokens or cfg.num_tokens >= cfg.vocab_size:
+    if not config.num_tokens or config.num_tokens >= config.vocab_size:
         return logits
-    known = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) < cfg.num_tokens
+    known = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) < config.num_tokens
     return jnp.where(known, logits, MASKED_LOGIT)
 
 
-def init_cache(cfg: Qwen2Config, prompts: int, samples: int, prefix: int, steps: int, dtype: str = "") -> KVCache:
+def init_cache(config: Qwen2Config, prompts: int, samples: int, prefix: int, steps: int, dtype: str = "") -> KVCache:
     """An empty cache for `samples` of each of `prompts`, prefixes of up to `prefix` tokens and `steps` steps."""
-    return caches.zeros(cache_shapes(cfg, prompts, samples, prefix, steps, dtype))
+    return caches.zeros(cache_shapes(config, prompts, samples, prefix, steps, dtype))
 
 
-def cache_shapes(cfg: Qwen2Config, prompts: int, samples: int, prefix: int, steps: int, dtype: str = "") -> KVCache:
+def cache_shapes(config: Qwen2Config, prompts: int, samples: int, prefix: int, steps: int, dtype: str = "") -> KVCache:
     """The same, shapes alone."""
-    kind = jnp.dtype(dtype or cfg.dtype)
-    heads = cfg.num_kv_heads, cfg.head_size
-    return caches.shapes(_stacks(cfg), prompts, samples, prefix, steps, heads, kind)
+    kind = jnp.dtype(dtype or config.dtype)
+    heads = config.num_kv_heads, config.head_size
+    return caches.shapes(_stacks(config), prompts, samples, prefix, steps, heads, kind)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sqlr1_jax import config
+from sqlr1_jax.config import MeshConfig
 from sqlr1_jax.distributed import sharding
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import huggingface, qwen2, safetensors
@@ -30,13 +30,13 @@ def same_bits(ours: Any, theirs: Any) -> bool:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_import_gives_the_bits_that_were_exported(tmp_path: Path, dtype: str, tied: bool) -> None:
-    cfg = dataclasses.replace(tiny_models.MODEL, param_dtype=dtype, tied=tied)
-    params = tiny_models.random_params(cfg)
-    written = huggingface.save_model(tmp_path, params, cfg)
+    config = dataclasses.replace(tiny_models.MODEL, param_dtype=dtype, tied=tied)
+    params = tiny_models.random_params(config)
+    written = huggingface.save_model(tmp_path, params, config)
     assert sorted(written) == ["README.md", "config.json", "generation_config.json", "model.safetensors"]
     again = huggingface.config_from_folder(tmp_path)
-    assert dataclasses.replace(again, num_tokens=37, param_dtype=dtype, logits_chunk=0) == cfg
-    assert same_bits(huggingface.load_params(tmp_path, cfg), params)
+    assert dataclasses.replace(again, num_tokens=37, param_dtype=dtype, logits_chunk=0) == config
+    assert same_bits(huggingface.load_params(tmp_path, config), params)
 
 
 def test_shards_hold_at_most_what_is_asked_and_are_indexed(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_shards_hold_at_most_what_is_asked_and_are_indexed(tmp_path: Path) -> No
 def test_each_device_reads_its_own_part(tmp_path: Path) -> None:
     params = tiny_models.random_params()
     huggingface.save_model(tmp_path, params, tiny_models.MODEL)
-    mesh = sharding.make_mesh(config.MeshConfig(fsdp=4, tensor=2), jax.devices()[:8])
+    mesh = sharding.make_mesh(MeshConfig(fsdp=4, tensor=2), jax.devices()[:8])
     loaded = huggingface.load_params(tmp_path, tiny_models.MODEL, mesh)
     assert same_bits(loaded, params)
     assert loaded["layers"]["q"].addressable_shards[0].data.shape == (2, 4, 2, 4)  # of [2, 16, 4, 4]
@@ -67,7 +67,7 @@ def test_each_device_reads_its_own_part(tmp_path: Path) -> None:
 
 def test_a_sharded_model_exports_like_a_whole_one(tmp_path: Path) -> None:
     huggingface.save_model(tmp_path / "whole", tiny_models.random_params(), tiny_models.MODEL)
-    mesh = sharding.make_mesh(config.MeshConfig(fsdp=4, tensor=2), jax.devices()[:8])
+    mesh = sharding.make_mesh(MeshConfig(fsdp=4, tensor=2), jax.devices()[:8])
     huggingface.save_model(
         tmp_path / "parts", huggingface.load_params(tmp_path / "whole", tiny_models.MODEL, mesh), tiny_models.MODEL
     )
@@ -89,15 +89,15 @@ def test_export_loads_in_transformers_and_says_the_same(tmp_path: Path, tiny_tok
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer_folder = Path(tiny_tokenizer.name_or_path)
-    cfg = dataclasses.replace(tiny_models.MODEL, vocab_size=len(tiny_tokenizer) + 3, num_tokens=len(tiny_tokenizer))
-    params = tiny_models.random_params(cfg)
-    huggingface.save_model(tmp_path, params, cfg, tokenizer_folder)
+    config = dataclasses.replace(tiny_models.MODEL, vocab_size=len(tiny_tokenizer) + 3, num_tokens=len(tiny_tokenizer))
+    params = tiny_models.random_params(config)
+    huggingface.save_model(tmp_path, params, config, tokenizer_folder)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     prompt = tokenizer("- dogs: code, color")["input_ids"]
     assert prompt == tiny_tokenizer("- dogs: code, color")["input_ids"]
     assert model.generation_config.eos_token_id[0] == tokenizer.convert_tokens_to_ids("<|im_end|>")
     theirs = model.generate(torch.tensor([prompt]), max_new_tokens=24, eos_token_id=-1)[0, len(prompt) :].tolist()
-    assert greedy(params, prompt, 24, cfg)[0] == theirs
+    assert greedy(params, prompt, 24, config)[0] == theirs
     assert huggingface.config_from_folder(tmp_path).num_tokens == len(tiny_tokenizer)
 
 
@@ -124,13 +124,13 @@ def test_other_kinds_of_model_are_refused_by_name(tmp_path: Path, changes: dict[
 
 
 def test_missing_and_misshapen_tensors_are_named(tmp_path: Path) -> None:
-    cfg = huggingface.config_from_folder(TRANSFORMERS_FIXTURE)
+    config = huggingface.config_from_folder(TRANSFORMERS_FIXTURE)
     with pytest.raises(WeightsError, match=r"model\.layers\.2\.input_layernorm\.weight"):
-        huggingface.load_params(TRANSFORMERS_FIXTURE, dataclasses.replace(cfg, num_layers=3))
+        huggingface.load_params(TRANSFORMERS_FIXTURE, dataclasses.replace(config, num_layers=3))
     with pytest.raises(WeightsError, match=r"gate_proj\.weight is \(40, 24\), but config\.json makes it \(48, 24\)"):
-        huggingface.load_params(TRANSFORMERS_FIXTURE, dataclasses.replace(cfg, ffw_size=48))
+        huggingface.load_params(TRANSFORMERS_FIXTURE, dataclasses.replace(config, ffw_size=48))
     with pytest.raises(WeightsError, match=r"no \*\.safetensors file"):
-        huggingface.load_params(edited(tmp_path), cfg)
+        huggingface.load_params(edited(tmp_path), config)
 
 
 def test_a_shard_that_the_index_names_must_be_there(tmp_path: Path) -> None:

@@ -53,15 +53,15 @@ def _asked(rng: np.random.Generator) -> tuple[list[int], list[int], int]:
     return [*schema, *others, rng.choice(columns[asked]), IN], tables.tolist(), asked
 
 
-def _tables_said(params: qwen2.Params, cfg: qwen2.Qwen2Config) -> float:
+def _tables_said(params: qwen2.Params, config: qwen2.Qwen2Config) -> float:
     """How often the likeliest of the three tables is the column's, over 256 random schemas of random names."""
     rng = np.random.default_rng(0)
     tokens, tables, wanted = (np.array(part) for part in zip(*(_asked(rng) for _ in range(256)), strict=True))
     ones = jnp.ones(tokens.shape, jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     mask = attention.Mask(ones, 0 * ones)
-    hidden, _ = qwen2.forward(params, tokens, positions, mask, cfg)
-    logits = np.asarray(qwen2.unembed(params, hidden[:, -1:], cfg))[:, 0]
+    hidden, _ = qwen2.forward(params, tokens, positions, mask, config)
+    logits = np.asarray(qwen2.unembed(params, hidden[:, -1:], config))[:, 0]
     return float((np.take_along_axis(logits, tables, 1).argmax(1) == wanted).mean())
 
 

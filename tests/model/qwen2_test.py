@@ -57,21 +57,21 @@ def test_presets_have_the_published_number_of_parameters(size: str) -> None:
 
 
 def test_fixture_logits_and_greedy_tokens_are_transformers() -> None:
-    cfg = huggingface.config_from_folder(TRANSFORMERS_FIXTURE)
-    params = huggingface.load_params(TRANSFORMERS_FIXTURE, cfg)
+    config = huggingface.config_from_folder(TRANSFORMERS_FIXTURE)
+    params = huggingface.load_params(TRANSFORMERS_FIXTURE, config)
     expected = np.load(TRANSFORMERS_FIXTURE / "expected.npz")
     for i in range(2):
         prompt = [int(token) for token in expected[f"prompt_{i}"]]
-        assert_close(logits(params, prompt, cfg), expected[f"logits_{i}"], 1e-4)
-        assert greedy(params, prompt, 64, cfg)[0] == expected[f"greedy_{i}"].tolist()
+        assert_close(logits(params, prompt, config), expected[f"logits_{i}"], 1e-4)
+        assert greedy(params, prompt, 64, config)[0] == expected[f"greedy_{i}"].tolist()
 
 
 def test_prefill_and_decode_give_the_logits_of_forward() -> None:
-    cfg = huggingface.config_from_folder(TRANSFORMERS_FIXTURE)
-    params = huggingface.load_params(TRANSFORMERS_FIXTURE, cfg)
+    config = huggingface.config_from_folder(TRANSFORMERS_FIXTURE)
+    params = huggingface.load_params(TRANSFORMERS_FIXTURE, config)
     prompt = [3, 17, 42, 8]
-    tokens, stepwise = greedy(params, prompt, 40, cfg)
-    at_once = logits(params, prompt + tokens[:-1], cfg)[len(prompt) - 1 :]
+    tokens, stepwise = greedy(params, prompt, 40, config)
+    at_once = logits(params, prompt + tokens[:-1], config)[len(prompt) - 1 :]
     assert_close(stepwise, at_once, 1e-5)
 
 
@@ -84,10 +84,10 @@ QUICK = ("tiny", "0.5b", "7b")
 )
 def test_structure_of_each_preset_agrees_with_transformers(size: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    cfg = structure(size)
-    params = tiny_models.random_params(cfg, seed=1, scale=6.0)
-    huggingface.save_model(tmp_path, params, cfg)
-    check_against_transformers(torch, tmp_path, params, cfg, [5, 80, 3, 77, 12, 60])
+    config = structure(size)
+    params = tiny_models.random_params(config, seed=1, scale=6.0)
+    huggingface.save_model(tmp_path, params, config)
+    check_against_transformers(torch, tmp_path, params, config, [5, 80, 3, 77, 12, 60])
 
 
 def test_a_real_model_agrees_with_transformers() -> None:
@@ -95,15 +95,15 @@ def test_a_real_model_agrees_with_transformers() -> None:
     folder = Path(os.environ.get("SQLR1_SMOLLM2", Path(__file__).parents[3] / "smollm2"))
     if not folder.is_dir():
         pytest.skip(f"no model at {folder}: set SQLR1_SMOLLM2 to what shared/tools/smollm2_as_qwen2.py made")
-    cfg = huggingface.config_from_folder(folder)
-    assert cfg.num_tokens == 49152 and cfg.rope_theta == 1e5
-    params = huggingface.load_params(folder, cfg)
+    config = huggingface.config_from_folder(folder)
+    assert config.num_tokens == 49152 and config.rope_theta == 1e5
+    params = huggingface.load_params(folder, config)
     prompt = [504, 2365, 282, 4649, 314, 260, 1812, 28, 527, 480]
-    check_against_transformers(torch, folder, params, cfg, prompt)
+    check_against_transformers(torch, folder, params, config, prompt)
 
 
 def check_against_transformers(
-    torch: Any, folder: Path, params: Any, cfg: qwen2.Qwen2Config, prompt: list[int]
+    torch: Any, folder: Path, params: Any, config: qwen2.Qwen2Config, prompt: list[int]
 ) -> None:
     from transformers import GenerationConfig, Qwen2ForCausalLM
 
@@ -113,21 +113,21 @@ def check_against_transformers(
         theirs = model(tokens).logits[0].numpy()
         settings = GenerationConfig(do_sample=False, max_new_tokens=64, eos_token_id=None, pad_token_id=0)
         generated = model.generate(tokens, attention_mask=torch.ones_like(tokens), generation_config=settings)
-    assert_close(logits(params, prompt, cfg), theirs, 1e-4)
-    ours, stepwise = greedy(params, prompt, 64, cfg)
+    assert_close(logits(params, prompt, config), theirs, 1e-4)
+    ours, stepwise = greedy(params, prompt, 64, config)
     assert ours == generated[0, len(prompt) :].tolist()
-    assert_close(stepwise, logits(params, prompt + ours[:-1], cfg)[len(prompt) - 1 :], 1e-5)
+    assert_close(stepwise, logits(params, prompt + ours[:-1], config)[len(prompt) - 1 :], 1e-5)
 
 
 def influence(mask: attention.Mask, positions: list[int]) -> np.ndarray:
     """[t, s]: whether the hidden state at t depends on the token at s, by gradient; no two places hold one token."""
-    cfg = dataclasses.replace(tiny_models.MODEL, dtype="float32")
-    params = tiny_models.random_params(cfg)
+    config = dataclasses.replace(tiny_models.MODEL, dtype="float32")
+    params = tiny_models.random_params(config)
     tokens_BT = jnp.arange(2, 2 + len(positions), dtype=jnp.int32)[None]
     positions_BT = jnp.asarray([positions], jnp.int32)
 
     def hidden(embed: jax.Array) -> jax.Array:
-        out_BTD, _ = qwen2.forward(params | {"embed": embed}, tokens_BT, positions_BT, mask, cfg)
+        out_BTD, _ = qwen2.forward(params | {"embed": embed}, tokens_BT, positions_BT, mask, config)
         return out_BTD[0]
 
     jacobian_TDVD = jax.jit(jax.jacrev(hidden))(params["embed"])
@@ -155,16 +155,16 @@ def test_groups_of_a_packed_row_do_not_see_each_other() -> None:
 @functools.cache
 def gradient(**how: Any) -> Any:
     """Of a strided row's hidden states, in float64."""
-    cfg = dataclasses.replace(tiny_models.MODEL, param_dtype="float64", dtype="float64", **how)
+    config = dataclasses.replace(tiny_models.MODEL, param_dtype="float64", dtype="float64", **how)
     row = {key: jnp.asarray(values, jnp.int32)[None] for key, values in STRIDED.items()}
     mask = attention.Mask(row["prefix"], row["segment"], prefix=8, segment=4)
 
     def loss(params: Any) -> jax.Array:
         tokens_BT = jnp.arange(2, 18, dtype=jnp.int32)[None]
-        hidden_BTD, _ = qwen2.forward(params, tokens_BT, row["positions"], mask, cfg)
+        hidden_BTD, _ = qwen2.forward(params, tokens_BT, row["positions"], mask, config)
         return (jnp.sin(3 * hidden_BTD) * (row["prefix"] > 0)[..., None]).sum()
 
-    return jax.jit(jax.grad(loss))(tiny_models.random_params(cfg))
+    return jax.jit(jax.grad(loss))(tiny_models.random_params(config))
 
 
 @pytest.mark.parametrize("how", [{"remat": "full", "unroll": 2}, {"ffw_chunks": 4, "query_chunk": 3}], ids=str)
@@ -186,8 +186,8 @@ def test_float32_activations_keep_bfloat16_nearer_to_float32() -> None:
     exact = logits(params, tokens, tiny_models.MODEL)[:, :37]
 
     def error(activations: str) -> float:
-        cfg = dataclasses.replace(tiny_models.MODEL, dtype="bfloat16", activation_dtype=activations)
-        return float(np.sqrt(np.mean((logits(params, tokens, cfg)[:, :37] - exact) ** 2)))
+        config = dataclasses.replace(tiny_models.MODEL, dtype="bfloat16", activation_dtype=activations)
+        return float(np.sqrt(np.mean((logits(params, tokens, config)[:, :37] - exact) ** 2)))
 
     assert 0 < error("float32") < 0.9 * error("bfloat16")
 
@@ -199,11 +199,11 @@ def test_gradients_under_bfloat16_are_near_those_of_float32_and_nearer_with_floa
     tokens_1T = jnp.asarray(np.random.default_rng(0).integers(2, 37, (1, 16)), jnp.int32)
 
     def gradient(**changes: str) -> jax.Array:
-        cfg = dataclasses.replace(tiny_models.MODEL, remat="full", **changes)
+        config = dataclasses.replace(tiny_models.MODEL, remat="full", **changes)
 
         def surprise(params: Any) -> jax.Array:
-            hidden_BTD = qwen2.forward(params, tokens_1T, row["positions"], mask, cfg)[0]
-            return -jax.nn.log_softmax(qwen2.unembed(params, hidden_BTD, cfg))[..., 5].mean()
+            hidden_BTD = qwen2.forward(params, tokens_1T, row["positions"], mask, config)[0]
+            return -jax.nn.log_softmax(qwen2.unembed(params, hidden_BTD, config))[..., 5].mean()
 
         return ravel_pytree(jax.grad(surprise)(params))[0]
 
@@ -222,15 +222,15 @@ def test_gradients_under_bfloat16_are_near_those_of_float32_and_nearer_with_floa
     [("bfloat16", "float32", "f32"), ("bfloat16", "bfloat16", "bf16"), ("float32", "bfloat16", "f32")],
 )
 def test_the_residual_stream_is_never_narrower_than_dtype(dtype: str, activations: str, stream: str) -> None:
-    cfg = dataclasses.replace(tiny_models.MODEL, dtype=dtype, activation_dtype=activations, remat="full")
+    config = dataclasses.replace(tiny_models.MODEL, dtype=dtype, activation_dtype=activations, remat="full")
     row = {key: jnp.asarray(values, jnp.int32)[None] for key, values in STRIDED.items()}
     mask = attention.Mask(row["prefix"], row["segment"], prefix=8, segment=4)
 
     def hidden(params: Any) -> jax.Array:
-        return qwen2.forward(params, jnp.ones((1, 16), jnp.int32), row["positions"], mask, cfg)[0].sum()
+        return qwen2.forward(params, jnp.ones((1, 16), jnp.int32), row["positions"], mask, config)[0].sum()
 
-    program = str(jax.make_jaxpr(jax.grad(hidden))(tiny_models.random_params(cfg)))
-    inputs = f"[{cfg.num_layers},1,16,{cfg.hidden_size}]"  # each layer's, which rematerialization keeps
+    program = str(jax.make_jaxpr(jax.grad(hidden))(tiny_models.random_params(config)))
+    inputs = f"[{config.num_layers},1,16,{config.hidden_size}]"  # each layer's, which rematerialization keeps
     assert {kind for kind in ("bf16", "f32") if f":{kind}{inputs}" in program} == {stream}
 
 
