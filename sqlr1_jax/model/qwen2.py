@@ -206,10 +206,8 @@ def unstack_layers(params: Params, config: Qwen2Config) -> Params:
     slice out of a stack before it multiplies, which takes half the time of a decode step. Separate arrays are read in
     place.
     """
-    layers = tuple(
-        {name: ops.transpose_weight(name, w) for name, w in _layer_params(params["layers"], i).items()}
-        for i in range(config.num_layers)
-    )
+    sliced = [_layer_params(params["layers"], i) for i in range(config.num_layers)]
+    layers = tuple({name: ops.transpose_weight(name, w) for name, w in layer.items()} for layer in sliced)
     return {**params, "layers": layers, _unembedding_name(config): Transposed(unembedding(params, config).T)}
 
 
