@@ -138,7 +138,7 @@ class StepPrograms:
         def function(params: Any, slots: Any, arrivals: Any, step: Any) -> Any:
             return programs.prefill(params, slots, arrivals, step, self.config.seed, self.engine.model)
 
-        prefill_flops = flops.forward_flops(self.model, R * S, R * flops.row_keys(S, 0, 0), asked=0)
+        prefill_flops = flops.forward_flops(self.model, R * S, R * flops.row_keys(S, 0, 0), logit_tokens=0)
         inputs = self.sampler_params, _outputs(self.init_slots), arrivals, step
         resident = self.state, self.reference
         return AotProgram(self.engine.mesh, function, inputs, resident, donated=(1,), flops=prefill_flops)
