@@ -74,7 +74,7 @@ class Asker:
             )
         engine = self._context.engine([prompt])
         asked = self._context.request([prompt], self.votes, self.sampling, 0)
-        made = engine.rollout(engine.weights(self._params), asked)
+        made = engine.rollout(engine.prepare_weights(self._params), asked)
         return self._context.texts([made.ids(0, g).tolist() for g in range(self.votes)])
 
 

@@ -75,13 +75,13 @@ class StepPrograms:
 
     The hosts share grpo.prompts prompts, and each feeds grpo.rows.per_microbatch rows to a microbatch, as in training.
     Lengths are the longest that the config allows: data.max_prompt_tokens tokens in a prompt, rounded up to a multiple
-    of 16, and grpo.sampling.max_tokens in a completion. `layers_apart` is the Engine's.
+    of 16, and grpo.sampling.max_tokens in a completion. `unstack_layers` is the Engine's.
 
     Raises:
       ConfigError: the mesh does not fit the devices, or a batch does not divide among the hosts.
     """
 
-    def __init__(self, cfg: config.Config, devices: Sequence[jax.Device], hosts: int, layers_apart: bool | None = None):
+    def __init__(self, cfg: config.Config, devices: Sequence[jax.Device], hosts: int, unstack_layers: bool | None = None):
         self.config, self.model, self.mesh = cfg, model_config(cfg.model), sharding.make_mesh(cfg.mesh, devices)
         grpo, S = cfg.grpo, -(-cfg.data.max_prompt_tokens // 16) * 16
         self.rollout_layout = RowLayout(S, grpo.samples, grpo.sampling.max_tokens)
@@ -94,7 +94,7 @@ class StepPrograms:
         sampling_mesh = sharding.sampling_mesh(self.mesh, self.model.num_kv_heads)
         check_hosts(cfg, self.mesh, sampling_mesh)
         self.slots = cfg.rollout.max_concurrent_prompts or grpo.prompts
-        self.engine = Engine(self.model, sampling_mesh, STOP, S, cfg.rollout, layers_apart)
+        self.engine = Engine(self.model, sampling_mesh, STOP, S, cfg.rollout, unstack_layers)
         self.prefill_prompts = self.engine.refill(self.slots, hosts)
         self.params = context.abstract_params(self.model, self.mesh)
         self.state = self._state()
@@ -109,7 +109,7 @@ class StepPrograms:
     def weights(self) -> AotProgram:
         """Makes the sampler's copy of the weights."""
         resident = self.state.opt_state, self.reference
-        return AotProgram(self.mesh, self.engine.weights, (self.params,), resident)
+        return AotProgram(self.mesh, self.engine.prepare_weights, (self.params,), resident)
 
     @functools.cached_property
     def sampler_params(self) -> Any:

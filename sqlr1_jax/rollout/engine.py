@@ -80,7 +80,7 @@ class Request:
 class Engine:
     """What stays the same from rollout to rollout; prompts take at most `prompt_tokens`.
 
-    With `layers_apart` each layer has arrays of its own (qwen2.apart) and the layers are unrolled, whatever
+    With `unstack_layers` each layer has arrays of its own (qwen2.apart) and the layers are unrolled, whatever
     `model.unroll` says of training. By default that is so on CPU, where XLA copies what a turn of a loop takes out of
     the stack of layers, half of a decode step's time.
     """
@@ -90,17 +90,17 @@ class Engine:
     stop: tuple[int, ...]
     prompt_tokens: int
     config: RolloutConfig
-    layers_apart: bool | None = None  # None: where the mesh is of CPUs
+    unstack_layers: bool | None = None  # None: where the mesh is of CPUs
 
     def __post_init__(self) -> None:
-        if self.layers_apart is None:
-            object.__setattr__(self, "layers_apart", self.mesh.devices.flat[0].platform == "cpu")
-        if self.layers_apart:
+        if self.unstack_layers is None:
+            object.__setattr__(self, "unstack_layers", self.mesh.devices.flat[0].platform == "cpu")
+        if self.unstack_layers:
             object.__setattr__(self, "model", dataclasses.replace(self.model, unroll=self.model.num_layers))
 
-    def weights(self, params: Any) -> Any:
+    def prepare_weights(self, params: Any) -> Any:
         """The sampler's copy of the training weights: cast or quantized, and laid out by SAMPLE_RULES."""
-        return _sampling_weights(params, self.model, self.mesh, self.config.weights, bool(self.layers_apart))
+        return _sampling_weights(params, self.model, self.mesh, self.config.weights, bool(self.unstack_layers))
 
     def rollout(self, weights: Any, asked: Request) -> Completions:
         """Samples every prompt; each host passes its own, as many as the others.
@@ -265,8 +265,8 @@ class _Record:
         return over
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "mesh", "kind", "layers_apart"))
-def _sampling_weights(params: Any, cfg: qwen2.Qwen2Config, mesh: Mesh, kind: str, layers_apart: bool) -> Any:
+@functools.partial(jax.jit, static_argnames=("cfg", "mesh", "kind", "unstack_layers"))
+def _sampling_weights(params: Any, cfg: qwen2.Qwen2Config, mesh: Mesh, kind: str, unstack_layers: bool) -> Any:
     axes = jax.tree.map(lambda spec: spec.logical_axes, qwen2.abstract_params(cfg), is_leaf=qwen2.is_spec)
 
     def lay_out(leaf: jax.Array, axes: sharding.LogicalAxes) -> jax.Array:
@@ -280,4 +280,4 @@ def _sampling_weights(params: Any, cfg: qwen2.Qwen2Config, mesh: Mesh, kind: str
 
     made = quantize.quantize_layers(params) if kind == "int8" else params
     made = jax.tree.map_with_path(one, made, axes, is_leaf=lambda leaf: isinstance(leaf, quantize.QuantizedArray))
-    return qwen2.unstack_layers(made, cfg) if layers_apart else made
+    return qwen2.unstack_layers(made, cfg) if unstack_layers else made
