@@ -69,7 +69,7 @@ def statement(number: int) -> str:
 
 def held(executor: Executor, folder: Path) -> dict[str, int]:
     """What this process and its workers hold now."""
-    workers = [_resident(lane.worker.pid) for lane in executor._lanes]
+    workers = [_resident(worker.pid) for worker in executor.workers]
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
         "threads": threading.active_count(),

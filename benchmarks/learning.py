@@ -127,8 +127,8 @@ def _part(before: dict[str, dict], after: dict[str, dict], habit: bool) -> dict[
     chosen = [i for i, line in before["line"].items() if bool(line["habit"]) == habit]
     parts = [{i: one["right"][i] for i in chosen} for one in (before, after)]
     gain, low, high = accuracy.paired_gain(parts[0], parts[1], before["database"])
-    return {"before": accuracy.fraction_correct(parts[0].values()), "after": accuracy.fraction_correct(parts[1].values()),
-            "gain": gain, "interval": [low, high]}  # fmt: skip
+    return {"before": accuracy.fraction_correct(parts[0].values()),
+            "after": accuracy.fraction_correct(parts[1].values()), "gain": gain, "interval": [low, high]}  # fmt: skip
 
 
 def against(workdir: Path, seeds: list[int], arm: str) -> dict[str, float]:

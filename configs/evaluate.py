@@ -1,4 +1,4 @@
-"""Evaluation alone, of --config.model.path on --config.data.evaluate: greedy, vote and pass@n."""
+"""Only evaluation: greedy, vote and pass@n of --config.model.path on --config.data.evaluate."""
 
 from ml_collections import ConfigDict
 
@@ -6,6 +6,6 @@ from sqlr1_jax import presets
 
 
 def get_config(size: str = "tiny") -> ConfigDict:
-    cfg = presets.get(size)
-    cfg.stages = ("evaluate",)
-    return cfg
+    config = presets.get(size)
+    config.stages = ("evaluate",)
+    return config

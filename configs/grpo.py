@@ -1,6 +1,6 @@
-"""Cold start, then GRPO. `configs/grpo.py` is the embedded default, `:smoke` the same way in a minute.
+"""The cold start, then GRPO. Without an argument the embedded default; `:smoke` is the same in about a minute.
 
-`:7b` (or another size) is the paper's GRPO, from --config.model.path on the data that --config.data.train names.
+`:7b`, or another size, is the paper's GRPO of --config.model.path on --config.data.train.
 """
 
 from ml_collections import ConfigDict

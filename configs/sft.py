@@ -1,4 +1,4 @@
-"""The cold start alone: of the embedded default, or of a named size on --config.data.sft."""
+"""Only the cold start: of the embedded default, or of a named size on --config.data.sft."""
 
 from ml_collections import ConfigDict
 
@@ -6,7 +6,7 @@ from sqlr1_jax import presets
 
 
 def get_config(size: str = "tiny") -> ConfigDict:
-    cfg = presets.get(size)
-    made_here = ("data",) if size in ("tiny", "smoke") else ()
-    cfg.stages = (*made_here, "sft", "evaluate", "export")
-    return cfg
+    config = presets.get(size)
+    makes_data = size in ("tiny", "smoke")
+    config.stages = (*(("data",) if makes_data else ()), "sft", "evaluate", "export")
+    return config

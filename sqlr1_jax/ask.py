@@ -1,4 +1,7 @@
-"""python -m sqlr1_jax.ask --model=runs/first/export --database=file.sqlite "question": reasoning, SQL, rows."""
+"""Asks a model about a database: python -m sqlr1_jax.ask --model=runs/first/export --database=FILE.sqlite "question".
+
+Prints the reasoning, the SQL and the rows of its result.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sqlr1_jax import config, prompt_metadata
-from sqlr1_jax.data import answer
+from sqlr1_jax.data.answer import Answer
+from sqlr1_jax.data.answer import read as read_answer
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.errors import ConfigError, exit_on_error
 from sqlr1_jax.sql import database as sqlite
@@ -25,20 +29,20 @@ class Reply:
     """The answer to one question."""
 
     text: str  # the whole completion
-    said: answer.Answer
+    answer: Answer
     outcome: Outcome
-    agreed: int  # candidates with the same result, this one among them
+    agreed: int  # candidates with this result, itself included
     candidates: int
 
 
 class Asker:
-    """A model in memory, asked as it was trained: the same prompts, sampler and sandbox as in training."""
+    """A model in memory, with the prompts, sampler and SQL sandbox of training."""
 
     def __init__(self, model: Path, votes: int = 1, temperature: float = 0.8, seed: int = 0):
-        """Loads a Hugging Face folder; one vote is greedy, several are drawn at `temperature`.
+        """Loads a Hugging Face folder. One vote is decoded greedily; several are sampled at `temperature`.
 
         Raises:
-          ConfigError: the folder holds no model that can be asked.
+          ConfigError: the folder holds no model of ours, or its files are broken.
         """
         if not (model / "config.json").exists():
             raise ConfigError(f"{model} holds no model: no config.json. --model= names an exported folder.")
@@ -56,53 +60,53 @@ class Asker:
             self._params = init_params(self._context)
 
     def ask(self, executor: Executor, database: Path, question: str, knowledge: str = "") -> Reply:
-        """Samples, runs every candidate's SQL, and answers with the vote's winner.
+        """Samples candidates, runs their SQL, and returns the vote's winner.
 
         Raises:
-          ConfigError: the question and the schema do not fit the model's prompt.
+          ConfigError: schema and question are longer than the model's prompts may be.
         """
         return reply_of(self.sample(database, question, knowledge), self.config.data.form, executor, database)
 
     def sample(self, database: Path, question: str, knowledge: str = "") -> list[str]:
-        """As many completions as there are votes."""
+        """One completion for each vote."""
         example = Example("question", database.stem, database.absolute(), question, "", knowledge)
         prompt = self._context.prompts([example])[0]
         if prompt.over_budget:
             raise ConfigError(
-                f"{database}: schema and question take {len(prompt.ids)} tokens, past the "
-                f"{self.config.data.max_prompt_tokens} that the model takes. Ask a database with fewer tables."
+                f"{database}: schema and question take {len(prompt.ids)} tokens, and the "
+                f"model takes {self.config.data.max_prompt_tokens}. Ask about a database with fewer tables."
             )
         engine = self._context.engine([prompt])
-        asked = self._context.request([prompt], self.votes, self.sampling, 0)
-        made = engine.rollout(engine.prepare_weights(self._params), asked)
-        return self._context.texts([made.ids(0, g).tolist() for g in range(self.votes)])
+        request = self._context.request([prompt], self.votes, self.sampling, 0)
+        completions = engine.rollout(engine.prepare_weights(self._params), request)
+        return self._context.texts([completions.ids(0, g).tolist() for g in range(self.votes)])
 
 
 def reply_of(texts: Sequence[str], form: str, executor: Executor, database: Path) -> Reply:
-    """Runs the SQL of each completion and answers with the vote's winner; `form` is config.data.form."""
-    answers = [answer.read(text, form) for text in texts]
-    pending = [submit_answer(executor, said, database) for said in answers]
+    """Runs the SQL of each completion and returns the vote's winner; `form` is config.data.form."""
+    answers = [read_answer(text, form) for text in texts]
+    pending = [submit_answer(executor, answer, database) for answer in answers]
     outcomes = [future.result() for future in pending]
-    place = vote(outcomes) or 0
-    agreed = sum(outcome.result_hash == outcomes[place].result_hash for outcome in outcomes)
-    return Reply(texts[place], answers[place], outcomes[place], agreed, len(texts))
+    winner = vote(outcomes) or 0
+    agreed = sum(outcome.result_hash == outcomes[winner].result_hash for outcome in outcomes)
+    return Reply(texts[winner], answers[winner], outcomes[winner], agreed, len(texts))
 
 
 def show(reply: Reply) -> str:
-    """The answer as text for a terminal."""
-    said, outcome = reply.said, reply.outcome
-    if said.sql is None:
+    """The reply as text for a terminal."""
+    answer, outcome = reply.answer, reply.outcome
+    if answer.sql is None:
         return f"The model's answer holds no SQL ({outcome.kind}):\n\n{reply.text.strip()}"
     if outcome.kind == OutcomeKind.OK:
         result = table(outcome)
     else:
         result = f"{outcome.kind.replace('_', ' ')}: {outcome.message}"
     votes = f"{reply.agreed} of {reply.candidates} candidates gave this result." if reply.candidates > 1 else ""
-    return "\n\n".join(part for part in (said.think.strip(), said.sql.strip(), result, votes) if part)
+    return "\n\n".join(part for part in (answer.think.strip(), answer.sql.strip(), result, votes) if part)
 
 
 def table(outcome: Outcome) -> str:
-    """A result in columns: numbers to the right, the count of rows below."""
+    """A result as aligned columns, numbers to the right, with the number of rows below."""
     cells = [["NULL" if value is None else str(value) for value in row] for row in outcome.rows]
     widths = [max(map(len, column)) for column in zip(outcome.columns, *cells, strict=True)]
     right = [all(isinstance(value, int | float) for value in column) for column in zip(*outcome.rows, strict=True)]
@@ -120,9 +124,9 @@ def _line(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> s
 
 @exit_on_error()
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command; `argv` without the program's name. Exits with 1 where the answer did not run."""
+    """The command; `argv` excludes the program's name. Exits with 1 if the answer's SQL did not run."""
     args = _parser().parse_args(argv)
-    sqlite.open_readonly(args.database).close()  # before the model takes its time
+    sqlite.open_readonly(args.database).close()  # an unreadable file is an error before the model is loaded
     with Executor(config.ExecuteConfig(workers=min(args.votes, os.cpu_count() or 1))) as executor:
         reply = Asker(args.model, args.votes).ask(executor, args.database, args.question, args.knowledge)
     print(show(reply))
@@ -131,10 +135,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sqlr1_jax.ask", description="Asks a model about a database.")
-    parser.add_argument("--model", type=Path, required=True, help="an exported folder, as runs/first/export")
-    parser.add_argument("--database", type=Path, required=True, help="a SQLite file; it is only read")
-    parser.add_argument("--votes", type=int, default=1, help="candidates; of several the commonest result answers")
-    parser.add_argument("--knowledge", default="", help="what must be known beside the schema")
+    parser.add_argument("--model", type=Path, required=True, help="exported folder, as runs/first/export")
+    parser.add_argument("--database", type=Path, required=True, help="SQLite file; it is only read")
+    parser.add_argument("--votes", type=int, default=1, help="candidates; the most frequent result wins")
+    parser.add_argument("--knowledge", default="", help="knowledge that the schema does not hold")
     parser.add_argument("question")
     return parser
 

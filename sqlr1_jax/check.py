@@ -26,7 +26,7 @@ from sqlr1_jax.lint import preflight
 from sqlr1_jax.lint.preflight import RULES, Finding
 from sqlr1_jax.model import tokenizer
 from sqlr1_jax.sql.executor import Executor
-from sqlr1_jax.sql.gold_files import default_folder
+from sqlr1_jax.sql.result_cache import default_folder
 
 IDS_SHOWN = 3
 

@@ -1,10 +1,9 @@
-"""python -m sqlr1_jax.export --checkpoint=runs/first --output=dir: a run's weights as a Hugging Face folder."""
+"""Writes a run's weights as a Hugging Face folder: python -m sqlr1_jax.export --checkpoint=runs/first --output=DIR."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from sqlr1_jax import config
 from sqlr1_jax.errors import ConfigError, exit_on_error
+from sqlr1_jax.io import read_json
 
 
 def export(workdir: Path, output: Path, settings: config.ExportConfig) -> None:
@@ -24,18 +24,18 @@ def export(workdir: Path, output: Path, settings: config.ExportConfig) -> None:
     path = workdir / "config.json"
     if not path.exists():
         raise ConfigError(f"{workdir} holds no run: it has no config.json. --checkpoint= names a run's folder.")
-    cfg = dataclasses.replace(config.freeze(json.loads(path.read_text())), export=settings)
-    config.check(cfg)
+    run_config = dataclasses.replace(config.freeze(read_json(path)), export=settings)
+    config.check(run_config)
     from sqlr1_jax.pipeline import export_model
     from sqlr1_jax.train.context import create_context
 
     output.mkdir(parents=True, exist_ok=True)
-    export_model(create_context(cfg, workdir), output)
+    export_model(create_context(run_config, workdir), output)
 
 
 @exit_on_error()
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command; `argv` without the program's name."""
+    """The command; `argv` excludes the program's name."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("absl").setLevel(logging.WARNING)
@@ -48,8 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
     default = config.ExportConfig()
     parser.add_argument("--step", default=default.step, help="last, best or a step's number; default: %(default)s")
-    parser.add_argument("--dtype", default=default.dtype, help="float32 or bfloat16; the parameters' own unless given")
-    parser.add_argument("--shard_gigabytes", type=float, default=default.shard_gigabytes, help="of a file, at most")
+    parser.add_argument(
+        "--dtype", default=default.dtype, help="float32 or bfloat16; default: the parameters' own dtype"
+    )
+    parser.add_argument(
+        "--shard_gigabytes", type=float, default=default.shard_gigabytes, help="largest file; default: %(default)s"
+    )
     return parser
 
 

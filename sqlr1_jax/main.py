@@ -1,4 +1,7 @@
-"""python -m sqlr1_jax.main --config=configs/grpo.py --workdir=runs/first: runs the config's stages, or goes on."""
+"""Runs a config's stages or resumes a run: python -m sqlr1_jax.main --config=configs/grpo.py --workdir=runs/first.
+
+The stages are the methods of `pipeline.Pipeline`. GRPO's step is `train_step` in rl/grpo.py.
+"""
 
 from __future__ import annotations
 
@@ -11,58 +14,56 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from sqlr1_jax import config, malloc
+from sqlr1_jax import malloc
+from sqlr1_jax.config import Config, as_dict, check_path, differences, freeze
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.errors import ConfigError, exit_on_error
-from sqlr1_jax.io import atomic_write_text
+from sqlr1_jax.io import atomic_write_text, read_json
 
 log = logging.getLogger("sqlr1_jax")
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A config file, as in configs/grpo.py:smoke.")
-_DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "This is one of several hosts that share a run (distributed/collectives.py)."
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; a run that is there already goes on.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, as in configs/grpo.py:smoke.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Share the run with processes on other hosts.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a run that is already in it is resumed.")
 
 
-def run(cfg: config.Config, workdir: Path) -> None:
-    """Runs cfg.stages in the folder; each is idempotent, so a run cut short goes on where it was.
+def run(config: Config, workdir: Path) -> None:
+    """Runs config.stages in `workdir`. A stage does nothing if its work is done, so an interrupted run resumes.
 
     Raises:
-      ConfigError: the folder holds a run of another config, or a setting cannot work.
+      ConfigError: the folder holds a run with other settings, or a setting cannot work.
     """
-    collectives.run_on_primary(claim, cfg, workdir)
+    collectives.run_on_primary(claim, config, workdir)
     with collectives.sync_errors():
         if not (workdir / "config.json").exists():
-            raise ConfigError(f"{workdir} is not the first host's: all hosts must share one folder.")
-    from sqlr1_jax.pipeline import Pipeline
+            raise ConfigError(f"{workdir} is not the first host's folder: all hosts must share one --workdir.")
+    from sqlr1_jax.pipeline import Pipeline  # imports JAX, after the folder and its settings were checked
 
-    with Pipeline(cfg, workdir) as pipeline:
-        for name in cfg.stages:
-            begin = time.perf_counter()
-            getattr(pipeline, name)()
-            pipeline.summarize(name, time.perf_counter() - begin)
+    with Pipeline(config, workdir) as pipeline:
+        for stage in config.stages:
+            start = time.perf_counter()
+            getattr(pipeline, stage)()
+            pipeline.summarize(stage, time.perf_counter() - start)
 
 
-def claim(cfg: config.Config, workdir: Path) -> None:
-    """Writes config.json, or checks the one that is there.
+def claim(config: Config, workdir: Path) -> None:
+    """Writes config.json, or compares it with the settings of the run that is already in the folder.
 
     Raises:
-      ConfigError: the run there has other settings; the message lists them.
+      ConfigError: that run has other settings; the message lists them.
     """
     path = workdir / "config.json"
-    if path.exists():
-        there = config.freeze(json.loads(path.read_text()))
-        if lines := config.differences(there, cfg):
-            raise ConfigError(
-                f"{workdir} holds a run of another config: {'; '.join(lines)}. "
-                "Choose another --workdir, or the settings that it was started with."
-            )
+    lines = differences(freeze(read_json(path)), config) if path.exists() else []
+    if lines:
+        raise ConfigError(
+            f"{workdir} holds a run of another config: {'; '.join(lines)}. "
+            "Choose another --workdir, or the settings that it was started with."
+        )
     workdir.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(path, json.dumps(config.as_dict(cfg), indent=1))
+    atomic_write_text(path, json.dumps(as_dict(config), indent=1))
 
 
 def log_to(workdir: Path) -> None:
-    """Sends log lines to the console and to <workdir>/log.txt; of hosts other than the first, warnings alone."""
+    """Sends log lines to the console and to <workdir>/log.txt; on hosts other than the first, only warnings."""
     workdir.mkdir(parents=True, exist_ok=True)
     line = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
     console, file = logging.StreamHandler(sys.stdout), logging.FileHandler(workdir / "log.txt", delay=True)
@@ -71,43 +72,43 @@ def log_to(workdir: Path) -> None:
         log.addHandler(handler)
     log.setLevel(logging.INFO if collectives.is_primary() else logging.WARNING)
     log.propagate = False
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells of every file
+    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs every file it writes
 
 
 def parse(argv: list[str]) -> list[str]:
-    """The flags, as absl parses them; what cannot be parsed ends the process with one line that says what was meant."""
+    """Parses the flags with absl. An error ends the process with one line that says what to write instead."""
     try:
         for argument in argv[1:]:
             name = argument.lstrip("-").partition("=")[0]
             if name.startswith("config."):
-                config.check_path(name.removeprefix("config."))
+                check_path(name.removeprefix("config."))
         rest = flags.FLAGS(argv)
-        config.freeze(_CONFIG.value)  # a config file that is missing says so when it is first looked at
+        freeze(_CONFIG.value)  # reads the config file, which may be missing
         return rest
     except (ConfigError, flags.Error, OSError) as error:
-        # Where a config file raises or is missing, the reason stands in the last line, behind a traceback.
+        # If a config file raises or is missing, absl's message is a traceback with the reason in its last line.
         reason = str(error).strip().splitlines()[-1].rpartition("ConfigError: ")[2]
         sys.exit(f"error: {reason.strip()}")
 
 
 @exit_on_error()
 def absl_main(argv: list[str]) -> None:
-    """Runs the command; `argv` holds what absl's flags left over."""
+    """Runs the command; `argv` holds the arguments that are not flags."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}; settings are --config.NAME=VALUE")
     malloc.tune_malloc()
     workdir = Path(_WORKDIR.value or "")
-    cfg = config.freeze(_CONFIG.value)
+    config = freeze(_CONFIG.value)
     if _DISTRIBUTED.value:
         collectives.initialize()
     log_to(workdir)
-    run(cfg, workdir)
+    run(config, workdir)
 
 
 def main() -> None:
     """The command, from sys.argv."""
     flags.mark_flags_as_required(["config", "workdir"])
-    # absl's --help shows the docstring and flags of __main__; a console script's has neither.
+    # absl's --help shows the docstring and flags of __main__, which a console script does not have.
     sys.modules["__main__"].__doc__ = __doc__
     for name in ("config", "distributed", "workdir"):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])

@@ -1,4 +1,4 @@
-"""Pipeline: the stages of a run, one method each, and what they share: a context, SQL workers, the run's summary."""
+"""The stages of a run, one method each, with what they share: the run's context and the SQL workers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from sqlr1_jax import config, prompt_metadata
+from sqlr1_jax import prompt_metadata
+from sqlr1_jax.config import Config
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.evaluate import run as evaluation
 from sqlr1_jax.evaluate import summary
@@ -35,12 +36,12 @@ class Pipeline:
     A context manager: leaving it ends the SQL workers.
     """
 
-    def __init__(self, cfg: config.Config, workdir: Path):
-        self.config, self.workdir = cfg, workdir
+    def __init__(self, config: Config, workdir: Path):
+        self.config, self.workdir = config, workdir
 
     @functools.cached_property
     def context(self) -> RunContext:
-        """Made at first use, since the data stage trains the tokenizer that it loads."""
+        """Created at first use: the data stage trains the tokenizer that it loads."""
         return create_context(self.config, self.workdir)
 
     @functools.cached_property
@@ -53,11 +54,11 @@ class Pipeline:
         collectives.run_on_primary(generate.generate, self.config.data.synth, self.config.seed, self.workdir / "data")
 
     def sft(self) -> None:
-        """Supervised fine-tuning, and an evaluation of its weights where config.stages lists one."""
-        trained = sft.train(self.context)
+        """The cold start: supervised fine-tuning, then an evaluation of its weights if config.stages has one."""
+        state = sft.train(self.context)
         if "evaluate" in self.config.stages:
-            weights = str(CheckpointRef("sft", int(trained.step)))
-            evaluation.evaluate(self.context, "sft", trained.params, weights, self.executor)
+            weights = str(CheckpointRef("sft", int(state.step)))
+            evaluation.evaluate(self.context, "sft", state.params, weights, self.executor)
         self._remove_stale_evaluation()
 
     def grpo(self) -> None:
@@ -94,17 +95,19 @@ class Pipeline:
 
 
 def export_model(context: RunContext, folder: Path) -> None:
-    """Writes the weights that cfg.export.step names as a Hugging Face folder; does nothing where they are there.
+    """Writes the weights that config.export.step names as a Hugging Face folder, unless it already holds them.
 
     Raises:
       CheckpointNotFoundError: the last stage with checkpoints has no such step.
     """
-    cfg = context.config.export
-    checkpoint = find_checkpoint(context, cfg.step)
+    export_config = context.config.export
+    checkpoint = find_checkpoint(context, export_config.step)
     weights = describe_weights(context, checkpoint)
     if collectives.broadcast(prompt_metadata.matches(folder, context.config, weights)):
         return
     params = load_params(context, checkpoint)
-    huggingface.save_model(folder, params, context.model, context.tokenizer_dir, cfg.dtype, cfg.shard_gigabytes)
+    huggingface.save_model(
+        folder, params, context.model, context.tokenizer_dir, export_config.dtype, export_config.shard_gigabytes
+    )
     collectives.run_on_primary(prompt_metadata.write, folder, context.config, weights)
     log.info("exported %s to %s", weights, folder)

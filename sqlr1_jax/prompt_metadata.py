@@ -7,48 +7,48 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sqlr1_jax import config
+from sqlr1_jax.config import Config, DataConfig, SamplingConfig, check
 from sqlr1_jax.errors import ConfigError
 
 FILE_NAME = "sqlr1.json"
-_PROMPT_SETTINGS = ("form", "schema", "instructions", "max_prompt_tokens")  # of config.Data
-# Prompt settings of a model that was not exported here: it never saw our answer form, so the prompt explains it.
-EXTERNAL_MODEL = config.DataConfig(form="reasoning", schema="retrieved", instructions="full")
+_PROMPT_SETTINGS = ("form", "schema", "instructions", "max_prompt_tokens")  # of DataConfig
+# Prompt settings of a model that this package did not export: it never saw our answer form, so the prompt explains it.
+EXTERNAL_MODEL = DataConfig(form="reasoning", schema="retrieved", instructions="full")
 
 
-def metadata(cfg: config.Config, weights: str) -> dict[str, Any]:
+def metadata(config: Config, weights: str) -> dict[str, Any]:
     """The file's content: prompt settings, the longest answer in tokens, dtype, and `weights`, a stage and its step."""
-    settings = {name: getattr(cfg.data, name) for name in _PROMPT_SETTINGS}
-    return settings | {"max_tokens": cfg.grpo.sampling.max_tokens, "weights": weights, "dtype": cfg.export.dtype}
+    settings = {name: getattr(config.data, name) for name in _PROMPT_SETTINGS}
+    return settings | {"max_tokens": config.grpo.sampling.max_tokens, "weights": weights, "dtype": config.export.dtype}
 
 
-def write(folder: Path, cfg: config.Config, weights: str) -> None:
+def write(folder: Path, config: Config, weights: str) -> None:
     """Writes sqlr1.json into an exported folder."""
-    (folder / FILE_NAME).write_text(json.dumps(metadata(cfg, weights), indent=1))
+    (folder / FILE_NAME).write_text(json.dumps(metadata(config, weights), indent=1))
 
 
-def matches(folder: Path, cfg: config.Config, weights: str) -> bool:
+def matches(folder: Path, config: Config, weights: str) -> bool:
     """Whether the folder already holds an export of the same weights under the same settings."""
     path = folder / FILE_NAME
-    return path.exists() and json.loads(path.read_text()) == metadata(cfg, weights)
+    return path.exists() and json.loads(path.read_text()) == metadata(config, weights)
 
 
-def read(folder: Path) -> tuple[config.DataConfig, int]:
+def read(folder: Path) -> tuple[DataConfig, int]:
     """The data settings that a model's prompts are made with, and the longest answer in tokens.
 
-    A folder without sqlr1.json holds a model that was not trained here: `EXTERNAL_MODEL`.
+    A folder without sqlr1.json was not exported by this package: its settings are `EXTERNAL_MODEL`.
 
     Raises:
       ConfigError: sqlr1.json is broken.
     """
     path = folder / FILE_NAME
     if not path.exists():
-        return EXTERNAL_MODEL, config.SamplingConfig().max_tokens
+        return EXTERNAL_MODEL, SamplingConfig().max_tokens
     try:
         found = json.loads(path.read_text())
         settings = {name: found[name] for name in _PROMPT_SETTINGS}
-        data = dataclasses.replace(config.DataConfig(), **settings)
-        config.check(config.Config(data=data))
+        data = dataclasses.replace(DataConfig(), **settings)
+        check(Config(data=data))
         return data, int(found["max_tokens"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read ({error!r}): export the model again.") from None

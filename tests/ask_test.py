@@ -37,18 +37,20 @@ def test_an_answer_shows_reasoning_sql_and_rows(reply: Callable[..., ask.Reply])
 def test_the_commonest_result_answers_and_failures_do_not_vote(reply: Callable[..., ask.Reply]) -> None:
     same = RED.replace("age", "age + 0")
     found = reply(_said("SELECT 1"), _said("SELECT"), _said(RED), "lost", _said(same))
-    assert found.said.sql == RED
+    assert found.answer.sql == RED
     assert (found.agreed, found.candidates) == (2, 5)
     assert ask.show(found).endswith("(2 rows)\n\n2 of 5 candidates gave this result.")
 
 
-def test_sql_that_fails_is_shown_with_sqlite_s_words(reply: Callable[..., ask.Reply]) -> None:
+def test_failing_sql_is_shown_with_sqlites_message(reply: Callable[..., ask.Reply]) -> None:
     found = reply(_said("SELECT fur FROM dogs"))
     assert found.outcome.kind == "syntax_error"
     assert ask.show(found).endswith("SELECT fur FROM dogs\n\nsyntax error: no such column: fur")
 
 
-def test_nothing_is_written(reply: Callable[..., ask.Reply], pets: Path) -> None:
+def test_a_statement_that_writes_is_denied_and_leaves_the_file_unchanged(
+    reply: Callable[..., ask.Reply], pets: Path
+) -> None:
     before = pets.read_bytes()
     assert reply(_said("DELETE FROM dogs")).outcome.kind == "denied"
     assert pets.read_bytes() == before

@@ -12,7 +12,7 @@ from sqlr1_jax.data import example
 from testing.databases import make_shop
 
 _JOIN = "FROM clerk T1 JOIN shop T2 ON T1.shop_id = T2.id"
-# Twenty golds that are wrong, each with the rule that must say so.
+# Golds that are wrong, each with the rule that must say so.
 PLANTED = [
     ("fails", "SELECT nam FROM shop"),
     ("fails", "SELECT name FROM shop WHERE"),
@@ -40,7 +40,7 @@ SOUND = ["SELECT name FROM shop", f"SELECT T1.name, T2.name {_JOIN}", "SELECT ci
 
 @pytest.fixture
 def data(tmp_path: Path) -> str:
-    """A data set of twenty wrong golds and three sound ones."""
+    """A data set of PLANTED's wrong golds and three sound ones."""
     make_shop(tmp_path / "databases")
     golds = [*(sql for _, sql in PLANTED), *SOUND]
     lines = [{"id": f"q{i}", "db_id": "shop", "question": "What of shops?", "sql": sql} for i, sql in enumerate(golds)]
@@ -57,15 +57,16 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_twenty_planted_golds_are_found_and_sound_ones_pass(data: str, tmp_path: Path) -> None:
+def test_planted_golds_are_found_and_sound_ones_pass(data: str, tmp_path: Path) -> None:
     run(data, tmp_path, f"--report={tmp_path}/report.jsonl")
     found = {(one["id"], one["rule"]) for one in read(tmp_path / "report.jsonl")}
-    assert len(PLANTED) == 20
     assert {(f"q{i}", rule) for i, (rule, _) in enumerate(PLANTED)} <= found
-    assert {name for name, _ in found} == {f"q{i}" for i in range(20)}
+    assert {name for name, _ in found} == {f"q{i}" for i in range(len(PLANTED))}
 
 
-def test_training_leaves_out_what_the_list_names(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_leaves_out_the_examples_in_the_exclusion_list(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(data, tmp_path)
     excluded = tmp_path / "exclude.jsonl"
     assert set(read(excluded)[0]) == {"id", "db_id", "rule", "reason"}
@@ -79,7 +80,7 @@ def test_training_leaves_out_what_the_list_names(data: str, tmp_path: Path, caps
     assert "\nties                      2  left out  LIMIT cuts among rows that tie (q6, q7)\n" in text
 
 
-def test_rules_choose_what_is_left_out(data: str, tmp_path: Path) -> None:
+def test_the_rules_flag_chooses_which_findings_exclude_examples(data: str, tmp_path: Path) -> None:
     run(data, tmp_path, "--rules=absent_value,integer_division")
     assert {(one["id"], one["rule"]) for one in read(tmp_path / "exclude.jsonl")} >= {
         ("q16", "integer_division"),
@@ -131,7 +132,7 @@ def test_bad_input_is_named_before_work_starts(data: str, tmp_path: Path, more: 
 def test_a_wrong_gold_planted_in_twenty_places_of_spider_is_found(shared_data: Path, tmp_path: Path) -> None:
     """Joins of two tables lose their condition, as in the six golds of Spider's own that `check` finds."""
     records = json.loads((shared_data / "spider_train" / "train_spider.json").read_text())[:400]
-    planted = []
+    planted: list[str] = []
     for place, record in enumerate(records):
         without = re.sub(r" ON T1\.\w+\s*=\s*T2\.\w+", "", record["query"])
         if record["query"].count(" JOIN ") == 1 != without.count(" ON ") and place % 3 == 0 and len(planted) < 20:

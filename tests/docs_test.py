@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import itertools
 import re
 from collections.abc import Iterator
@@ -80,3 +81,15 @@ def test_every_defect_is_listed_with_its_tests() -> None:
     numbers = {int(number) for name in listed for number in re.findall(r"_(\d\d)(?=_)", name)}
     assert numbers == set(range(1, 14))
     assert {name for name in TESTS if name.startswith("test_defect_")} == listed
+
+
+def test_the_config_reference_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    reference = importlib.import_module("config_reference")
+    assert reference.PAGE.read_text(encoding="utf-8") == reference.render(), "run python docs/config_reference.py"
+
+
+def test_every_setting_has_a_meaning_in_the_config_reference() -> None:
+    rows = re.findall(r"^\| `([\w.]+)` \| `.*` \| (.*) \|$", (ROOT / "docs" / "config.md").read_text(), re.MULTILINE)
+    assert {name for name, _ in rows} == {name for name, _ in config.leaves(config.as_dict(config.Config()))}
+    assert all(meaning.strip() for _, meaning in rows)

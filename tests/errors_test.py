@@ -31,7 +31,7 @@ def test_every_exception_has_the_one_base() -> None:
     """But for those of a worker process, which the executor catches and turns into outcomes."""
     found = set(_exceptions())
     assert {errors.ConfigError, Interrupted, process.WorkerError} <= found
-    strays = {one for one in found if not issubclass(one, (Sqlr1Error, process.Failure))}
+    strays = {one for one in found if not issubclass(one, (Sqlr1Error, process.WorkerFailure))}
     assert not strays
 
 
@@ -86,7 +86,7 @@ def test_a_decorated_command_can_run_again() -> None:
         ("ask", ["--model=gone", "--database=gone.sqlite", "How many?"]),
         ("check", ["--data=spider:gone"]),
         ("export", ["--checkpoint=gone", "--output=out"]),
-        ("report", ["--workdir=gone"]),
+        ("report.__main__", ["--workdir=gone"]),
         ("score", ["--gold=gone.json", "--predictions=gone.jsonl"]),
     ],
 )
@@ -102,4 +102,4 @@ def test_plan_says_in_one_line_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -
     asked = SimpleNamespace(config=config.default(), topology="v9:2x2", programs=[], json=False)
     monkeypatch.setattr(plan, "flags", SimpleNamespace(FLAGS=asked))
     with pytest.raises(SystemExit, match=r"^error: --topology=v9:2x2: takes v4[^\n]*$"):
-        plan.main(["plan"])
+        plan.absl_main(["plan"])

@@ -12,7 +12,7 @@ from sqlr1_jax import config, export
 from testing import tiny_models
 
 
-def test_a_folder_without_a_run_is_named(tmp_path) -> None:
+def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=f"error: {tmp_path} holds no run"):
         export.main([f"--checkpoint={tmp_path}", f"--output={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists()
@@ -21,7 +21,7 @@ def test_a_folder_without_a_run_is_named(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("flag", "message"), [("--step=newest", "it takes last, best"), ("--dtype=int8", "export.dtype")]
 )
-def test_a_setting_that_cannot_work_is_named(tmp_path, flag: str, message: str) -> None:
+def test_a_setting_that_cannot_work_is_named(tmp_path: Path, flag: str, message: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config.as_dict(config.Config())))
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
         export.main([f"--checkpoint={tmp_path}", f"--output={tmp_path / 'out'}", flag])
@@ -94,7 +94,7 @@ def test_an_export_answers_questions(trained: Path, tmp_path: Path, pets: Path) 
     assert len(first) == 1
 
 
-def test_a_step_and_a_dtype_can_be_named(trained: Path, tmp_path: Path) -> None:
+def test_a_step_and_a_dtype_can_be_chosen(trained: Path, tmp_path: Path) -> None:
     export.main([f"--checkpoint={trained}", f"--output={tmp_path}", "--step=5", "--dtype=bfloat16"])
     assert _embedding(tmp_path).dtype == "bfloat16"
     assert json.loads((tmp_path / "sqlr1.json").read_text())["weights"] == "grpo, step 5"
@@ -103,6 +103,6 @@ def test_a_step_and_a_dtype_can_be_named(trained: Path, tmp_path: Path) -> None:
     assert (tmp_path / "model.safetensors").stat().st_mtime_ns == written
 
 
-def test_a_step_that_is_not_there_is_named_with_those_that_are(trained: Path, tmp_path: Path) -> None:
+def test_a_missing_step_is_named_with_the_existing_ones(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"has no step 3; it has \[2, 5\]"):
         export.main([f"--checkpoint={trained}", f"--output={tmp_path}", "--step=3"])

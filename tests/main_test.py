@@ -46,7 +46,7 @@ def _ends_alike(run: Path, finished: Path) -> None:
         assert line.keys() == other.keys()
 
 
-def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
+def test_a_run_leaves_all_its_files(finished: Path) -> None:
     there = {path.name for path in finished.iterdir()}
     assert there >= {
         "config.json", "data", "metrics.jsonl", "tensorboard", "checkpoints", "rollouts", "evaluation", "report.html",
@@ -61,7 +61,7 @@ def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
     assert not list(finished.rglob("*.part"))
 
 
-def test_its_summary_has_the_designs_form(finished: Path) -> None:
+def test_the_summary_has_all_its_fields(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     for name in ("sft", "final"):
         for split, count in (("heldout", 6), ("newnames", 4)):
@@ -72,7 +72,7 @@ def test_its_summary_has_the_designs_form(finished: Path) -> None:
     assert {name: summary[name] for name in summary["final"]["heldout"]} == summary["final"]["heldout"]
 
 
-def test_every_number_of_the_design_is_on_every_step(finished: Path) -> None:
+def test_every_step_has_all_metrics(finished: Path) -> None:
     lines = [line for line in metrics.read_metrics(finished / "metrics.jsonl") if line["stage"] == "grpo"]
     for line in lines:
         assert [name for name in NUMBERS if name not in line] == []
@@ -92,7 +92,7 @@ def _killed_and_resumed(home: Path, workdir: Path, stage: str, step: int, moment
     tiny_runs.run_python(home, ["-m", "sqlr1_jax.main", *arguments])
 
 
-def test_killed_in_a_step_of_grpo_the_run_ends_bit_for_bit_alike(home: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_run_killed_in_a_grpo_step_resumes_bit_for_bit(home: Path, finished: Path, tmp_path: Path) -> None:
     """From where the cold start ended: SIGKILL in step 3, whose rollouts are on disk and whose weights are not."""
     workdir = tmp_path / "run"
     left_out = "checkpoints/grpo", "evaluation/final", "export", "rollouts", "report.html", "summary.json"
@@ -110,7 +110,7 @@ def test_killed_in_a_step_of_grpo_the_run_ends_bit_for_bit_alike(home: Path, fin
 @pytest.mark.parametrize("moment", ["stepped", "saving", "writing", "saved"])
 @pytest.mark.parametrize("step", [1, 2, 3, 4])
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
-def test_killed_anywhere_the_run_ends_bit_for_bit_alike(
+def test_a_run_killed_anywhere_resumes_bit_for_bit(
     home: Path, finished: Path, tmp_path: Path, stage: str, step: int, moment: str
 ) -> None:
     if moment != "stepped" and step % 2:
@@ -122,7 +122,7 @@ def test_killed_anywhere_the_run_ends_bit_for_bit_alike(
 
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
-def test_the_smoke_config_goes_all_the_way(home: Path, tmp_path: Path) -> None:
+def test_the_smoke_config_runs_to_the_end(home: Path, tmp_path: Path) -> None:
     command = ["-m", "sqlr1_jax.main", "--config=configs/grpo.py:smoke", f"--workdir={tmp_path / 'run'}"]
     tiny_runs.run_python(home, command)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -171,7 +171,7 @@ SMOKE = "--config=configs/grpo.py:smoke"
         ("--config.stages=('data','gpro')", "Did you mean 'grpo'?"),
     ],
 )
-def test_a_typo_says_what_was_meant(tmp_path: Path, error: Told, flag: str, message: str) -> None:
+def test_a_typo_gets_a_suggestion(tmp_path: Path, error: Told, flag: str, message: str) -> None:
     assert message in error(SMOKE, f"--workdir={tmp_path / 'run'}", flag)
     assert not (tmp_path / "run").exists()
 
@@ -180,7 +180,7 @@ def test_a_typo_says_what_was_meant(tmp_path: Path, error: Told, flag: str, mess
     ("file", "message"),
     [("configs/grpo.py:70b", "there is no size '70b'; there are smoke, tiny"), ("configs/gpro.py", "No such file")],
 )
-def test_a_config_file_that_cannot_be_is_named(tmp_path: Path, error: Told, file: str, message: str) -> None:
+def test_an_unknown_config_file_is_named(tmp_path: Path, error: Told, file: str, message: str) -> None:
     assert message in error(f"--config={file}", f"--workdir={tmp_path / 'run'}")
 
 
@@ -193,14 +193,14 @@ def _own_data(error: Told, tmp_path: Path, home: Path, text: str, *more: str) ->
     )  # fmt: skip
 
 
-def test_a_missing_database_is_one_paragraph(home: Path, tmp_path: Path, error: Told) -> None:
+def test_a_missing_database_is_a_one_line_error(home: Path, tmp_path: Path, error: Told) -> None:
     record = json.dumps({"db_id": "nowhere", "question": "How many?", "sql": "SELECT 1"})
     message = _own_data(error, tmp_path, home, record + "\n", f"--config.data.databases={tmp_path}")
     for part in ("own.jsonl", "record 0", "database", "--config.data.databases="):
         assert part in message
 
 
-def test_records_that_are_all_malformed_are_one_paragraph(home: Path, tmp_path: Path, error: Told) -> None:
+def test_malformed_records_are_a_one_line_error(home: Path, tmp_path: Path, error: Told) -> None:
     message = _own_data(error, tmp_path, home, '{"db_id": "pets"}\n{"question": "What?"}\n')
     for part in ("own.jsonl", "none of its 2 records can be used", "no question", "first in record 0"):
         assert part in message
@@ -213,7 +213,7 @@ def test_a_source_without_reasoning_names_the_direct_form(home: Path, tmp_path: 
     assert "--config.data.form=direct" in message
 
 
-def test_a_tokenizer_without_a_chat_template_is_one_paragraph(home: Path, tmp_path: Path, error: Told) -> None:
+def test_a_tokenizer_without_a_chat_template_is_a_one_line_error(home: Path, tmp_path: Path, error: Told) -> None:
     model = shutil.copytree(home / "model", tmp_path / "model")
     settings = json.loads((model / "tokenizer_config.json").read_text())
     settings.pop("chat_template", None)
@@ -232,7 +232,7 @@ def test_a_tokenizer_without_a_chat_template_is_one_paragraph(home: Path, tmp_pa
         ("folder", "is a folder without a config.json"),
     ],
 )
-def test_a_run_without_a_model_is_one_paragraph(tmp_path: Path, error: Told, path: str, message: str) -> None:
+def test_a_run_without_a_model_is_a_one_line_error(tmp_path: Path, error: Told, path: str, message: str) -> None:
     (tmp_path / "folder").mkdir()
     model = tmp_path / path if path else ""
     arguments = [SMOKE, f"--workdir={tmp_path / 'run'}", f"--config.model.path={model}", "--config.stages=('grpo',)"]
@@ -252,7 +252,7 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(
     assert (tmp_path / "run" / "config.json").read_text() == before
 
 
-def test_a_run_may_go_on_under_settings_that_change_nothing_it_has_done(finished: Path, tmp_path: Path) -> None:
+def test_a_run_may_resume_under_settings_free_to_change(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("data", "checkpoints", "export"))
     there = config.freeze(json.loads((tmp_path / "run" / "config.json").read_text()))
     longer = tiny_runs.tiny_config(model__path=there.model.path, grpo__steps=9, evaluate__every=5, checkpoint__keep=7)
@@ -260,7 +260,7 @@ def test_a_run_may_go_on_under_settings_that_change_nothing_it_has_done(finished
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == json.loads(json.dumps(config.as_dict(longer)))
 
 
-def test_other_errors_keep_their_traceback(tmp_path: Path, error: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_errors_keep_their_traceback(tmp_path: Path, error: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug is no user's mistake."""
 
     def broken(*_: Any) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from sqlr1_jax import config, pipeline
+from sqlr1_jax import config, config_checks, pipeline
 from sqlr1_jax.evaluate import run as evaluation
 from sqlr1_jax.pipeline import Pipeline
 from sqlr1_jax.sql.executor import ExecutorError
@@ -35,12 +36,12 @@ def _refuse(*_: Any, **__: Any) -> None:
     raise AssertionError("done work was done again")
 
 
-def test_every_stage_that_is_done_does_nothing(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_stage_does_nothing(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workdir = shutil.copytree(finished, tmp_path / "run")
     cfg, before = _settings(workdir), _contents(workdir)
     monkeypatch.setattr(state, "update", _refuse)
-    monkeypatch.setattr(evaluation, "completions", _refuse)
-    monkeypatch.setattr(pipeline.huggingface, "save", _refuse)
+    monkeypatch.setattr(evaluation, "sample_texts", _refuse)
+    monkeypatch.setattr(pipeline.huggingface, "save_model", _refuse)
     with Pipeline(cfg, workdir) as running:
         for name in cfg.stages:
             getattr(running, name)()
@@ -50,16 +51,16 @@ def test_every_stage_that_is_done_does_nothing(finished: Path, tmp_path: Path, m
 
 
 def test_every_name_that_a_config_may_list_is_a_stage() -> None:
-    assert all(callable(getattr(Pipeline, name)) for name in config.STAGES)
+    assert all(callable(getattr(Pipeline, name)) for name in config_checks.STAGES)
 
 
 @pytest.mark.parametrize("listed", [("sft", "evaluate"), ("sft",)])
-def test_the_cold_start_is_evaluated_where_evaluation_is_asked_for(
+def test_the_cold_start_is_evaluated_if_evaluation_is_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: tuple[str, ...]
 ) -> None:
     told: list[tuple[str, str]] = []
-    trained = state.TrainState(np.int32(7), {"w": 1}, ())
-    monkeypatch.setattr(sft, "run_stage", lambda context: trained)
+    trained = state.TrainState(jnp.int32(7), {"w": 1}, ())
+    monkeypatch.setattr(sft, "train", lambda context: trained)
     monkeypatch.setattr(evaluation, "evaluate", lambda context, name, params, of, executor: told.append((name, of)))
     monkeypatch.setattr(Pipeline, "context", SimpleNamespace(config=config.Config(), workdir=tmp_path))
     monkeypatch.setattr(Pipeline, "executor", None)
@@ -86,7 +87,7 @@ def test_the_executor_is_closed_with_the_pipeline(tmp_path: Path, pets: Path) ->
 
 
 @pytest.mark.parametrize("step", ["last", "0", "2"])
-def test_an_export_is_the_step_asked_for_in_float32_to_the_bit(finished: Path, tmp_path: Path, step: str) -> None:
+def test_an_export_has_the_chosen_steps_weights_bit_for_bit(finished: Path, tmp_path: Path, step: str) -> None:
     cfg = dataclasses.replace(_settings(finished), export=config.ExportConfig(step=step))
     context = create_context(cfg, finished)
     pipeline.export_model(context, tmp_path / "out")

@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 
-from sqlr1_jax import config, presets
+from sqlr1_jax import config, config_checks, presets
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import qwen2
-from sqlr1_jax.sql.gold_files import default_folder
+from sqlr1_jax.sql.result_cache import default_folder
 
 
-@pytest.mark.parametrize("size", ["smoke", *config.SIZES])
+@pytest.mark.parametrize("size", ["smoke", *config_checks.SIZES])
 def test_every_size_is_a_config_that_can_run(size: str) -> None:
     cfg = config.freeze(presets.get(size))
     assert cfg.model.size == ("tiny" if size == "smoke" else size)
@@ -22,7 +22,7 @@ def test_a_size_that_there_is_not_is_told_with_those_there_are() -> None:
         presets.get("8b")
 
 
-@pytest.mark.parametrize("size", config.SIZES[1:])
+@pytest.mark.parametrize("size", config_checks.SIZES[1:])
 def test_a_real_model_trains_as_the_paper_says(size: str) -> None:
     """sql-r1.md §1: 8 prompts of 8 samples, 3e-7, T 1.1, no data of our own and no cold start by default."""
     cfg = config.freeze(presets.get(size))
@@ -39,7 +39,7 @@ def test_the_embedded_default_keeps_the_papers_reward_and_advantage() -> None:
     assert tiny.stages == ("data", "sft", "grpo", "evaluate", "export")
 
 
-def test_smoke_is_the_default_with_less_of_it() -> None:
+def test_smoke_differs_from_the_default_only_in_sizes() -> None:
     tiny, smoke = (config.freeze(presets.get(size)) for size in ("tiny", "smoke"))
     lines = config.differences(tiny, smoke)
     changed = {line.split()[0].removeprefix("config.").rstrip(":") for line in lines}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -14,14 +15,14 @@ CFG = dataclasses.replace(
 )
 
 
-def test_how_to_ask_survives_the_file(tmp_path) -> None:
+def test_how_to_ask_survives_the_file(tmp_path: Path) -> None:
     prompt_metadata.write(tmp_path, CFG, "grpo, step 3")
     data, max_tokens = prompt_metadata.read(tmp_path)
     assert (data.form, data.schema, data.instructions, data.max_prompt_tokens) == ("direct", "fixed", "full", 777)
     assert max_tokens == 99
 
 
-def test_an_export_matches_its_weights_and_dtype_alone(tmp_path) -> None:
+def test_an_export_matches_its_weights_and_dtype_alone(tmp_path: Path) -> None:
     assert not prompt_metadata.matches(tmp_path, CFG, "grpo, step 3")
     prompt_metadata.write(tmp_path, CFG, "grpo, step 3")
     assert prompt_metadata.matches(tmp_path, CFG, "grpo, step 3")
@@ -31,7 +32,7 @@ def test_an_export_matches_its_weights_and_dtype_alone(tmp_path) -> None:
     )
 
 
-def test_a_model_from_elsewhere_is_told_the_answer_form(tmp_path) -> None:
+def test_a_model_from_elsewhere_is_told_the_answer_form(tmp_path: Path) -> None:
     data, _ = prompt_metadata.read(tmp_path)
     assert (data.form, data.schema, data.instructions) == ("reasoning", "retrieved", "full")
 
@@ -42,7 +43,7 @@ UNKNOWN_SCHEMA = (
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"form": "direct"}', UNKNOWN_SCHEMA])
-def test_a_broken_file_is_named(tmp_path, text: str) -> None:
+def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / prompt_metadata.FILE_NAME).write_text(text)
     with pytest.raises(ConfigError, match=r"sqlr1\.json cannot be read .* export the model again"):
         prompt_metadata.read(tmp_path)

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from sqlr1_jax import config, report
+from sqlr1_jax import config
+from sqlr1_jax.report import __main__ as report
 
 
-def test_the_page_is_written_anew_from_what_is_there(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_is_rewritten_from_the_current_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config.as_dict(config.Config())))
     report.main([f"--workdir={tmp_path}"])
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
@@ -17,6 +19,6 @@ def test_the_page_is_written_anew_from_what_is_there(tmp_path, capsys: pytest.Ca
     assert "6.25" in (tmp_path / "report.html").read_text()
 
 
-def test_a_folder_without_a_run_is_named(tmp_path) -> None:
+def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=f"error: {tmp_path} holds no run"):
         report.main([f"--workdir={tmp_path}"])

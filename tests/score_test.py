@@ -53,7 +53,7 @@ def verdicts(files: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (files / "verdicts.jsonl").read_text().splitlines()]
 
 
-def test_json_and_verdicts(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_and_verdict_files_have_every_metric(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = printed(files, capsys, "--metric=spider,bird,soft_f1", f"--output={files}/verdicts.jsonl")
     assert made["metrics"]["spider"]["all"] == {"n": 4, "score": 0.25, "interval": [0.0, 0.5]}
     assert made["metrics"]["bird"]["all"]["score"] == 0.25
@@ -88,7 +88,7 @@ def test_compat_strips_distinct_and_has_no_verdict_where_the_official_code_raise
     assert [line["spider"] for line in verdicts(files)] == [False, True, None, False]
 
 
-def test_the_table_says_what_was_counted(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_shows_scores_and_counts(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     score.main(arguments(files, "--metric=spider"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["spider", "all", "4", "25.00", "0.0", "to", "50.0"]
@@ -111,7 +111,7 @@ def test_r_ves_is_timed(files: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert made["metrics"]["r_ves"]["all"]["score"] == pytest.approx(sum(rewards) / 4)
 
 
-def test_an_evaluation_is_scored_as_it_was_judged(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scores_of_an_evaluation_equal_its_own_verdicts(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     database = files / "databases" / "pets" / "pets.sqlite"
     golds = ["SELECT count(*) FROM dogs", "SELECT color FROM dogs WHERE age > 99", "SELECT 1", "SELECT 2"]
     said = ["<answer>\n```sql\nSELECT 4\n```\n</answer>", "<answer>\n```sql\nSELECT 1 WHERE 0\n```\n</answer>", "no"]
@@ -150,6 +150,6 @@ def test_bad_input_stops_before_anything_runs(
         assert message in capsys.readouterr().err
 
 
-def test_it_imports_no_jax() -> None:
+def test_score_imports_no_jax() -> None:
     code = "import sys, sqlr1_jax.score; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

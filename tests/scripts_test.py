@@ -16,8 +16,10 @@ SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scrip
 
 
 def test_every_command_has_a_script() -> None:
-    commands = [path.stem for path in (ROOT / "sqlr1_jax").glob("*.py") if '__name__ == "__main__"' in path.read_text()]
-    assert {f"sqlr1-{name}": f"sqlr1_jax.{name}:main" for name in commands} == SCRIPTS
+    package = ROOT / "sqlr1_jax"
+    modules = {path.stem: path.stem for path in package.glob("*.py") if '__name__ == "__main__"' in path.read_text()}
+    modules |= {path.parent.name: f"{path.parent.name}.__main__" for path in package.glob("*/__main__.py")}
+    assert {f"sqlr1-{name}": f"sqlr1_jax.{module}:main" for name, module in modules.items()} == SCRIPTS
 
 
 @pytest.mark.parametrize("target", SCRIPTS.values())

@@ -49,7 +49,7 @@ def load_heldout_sets(context: RunContext) -> list[HeldoutSet]:
 def sample_texts(
     context: RunContext, engine: Engine, weights: Any, prompts: Sequence[Prompt], samples: int, temperature: float
 ) -> list[list[str]]:
-    """Texts [prompt][sample], of which cfg.evaluate.max_concurrent_prompts are at work at a time; "" for a prompt over its budget."""
+    """Texts [prompt][sample]; "" for a prompt over its budget. evaluate.max_concurrent_prompts are sampled at once."""
     asked = [prompt for prompt in prompts if not prompt.over_budget]
     # As many for each host: the first ones twice, whose second answers are dropped.
     even = [
@@ -80,7 +80,8 @@ def evaluation_request(
     settings = SamplingConfig(temperature=temperature, max_tokens=sampled.max_tokens, stop=sampled.stop)
     return dataclasses.replace(
         context.request(prompts, samples, settings, EVALUATION_STEP),
-        prompt_offset=first, max_concurrent_prompts=context.config.evaluate.max_concurrent_prompts, on_finished=lambda ended: tell(len(ended)),
+        prompt_offset=first, max_concurrent_prompts=context.config.evaluate.max_concurrent_prompts,
+        on_finished=lambda ended: tell(len(ended)),
     )  # fmt: skip
 
 

@@ -71,8 +71,8 @@ def _health(record: RunRecord) -> Iterator[Chart | None]:
     dtype = str(record.setting("model.dtype", "float32"))
     limit = MISMATCH.get(dtype, max(MISMATCH.values()))
     yield _one(record, "kl", "KL to the cold start", "k3 estimate, in nats a token.", zero=True)
-    yield _one(record, "entropy", "Entropy", "Nats a token. Near zero, all samples say the same and nothing is learned.",
-               zero=True)  # fmt: skip
+    yield _one(record, "entropy", "Entropy",
+               "Nats a token. Near zero, all samples say the same and nothing is learned.", zero=True)  # fmt: skip
     yield charts.lines(
         "Trainer against sampler", {"mean exp|Δ log p|": record.steps("grpo", "logprob_mismatch")}, TONES,
         f"1 when both compute the same model. Past {limit} in {dtype}, look for a bug.", limits={"limit": limit},

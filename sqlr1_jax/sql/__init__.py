@@ -1,1 +1,1 @@
-"""SQL that a model made up: run in a sandbox, compared with gold, voted on. Never imports JAX."""
+"""Runs SQL that a model wrote in a sandbox, compares its results with gold results, votes. Never imports JAX."""

@@ -1,7 +1,7 @@
-"""SQLite as the standard library has it, or as APSW brings it along: one interface, that of sqlite3.Connection.
+"""Two sources of SQLite behind one interface, that of sqlite3.Connection.
 
-`sqlite3` needs nothing and is whatever version the machine has; `apsw` holds a SQLite of its own, so that results are
-the same on every machine with the same APSW.
+`sqlite3` is the standard library's, in whatever version the machine has. `apsw` contains its own SQLite, so results are
+the same on every machine with the same version of APSW.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.sql.compare import OPAQUE
 
 NAMES = ("sqlite3", "apsw")
-# What sqlite3 allows behind a statement: not even an empty one.
+# sqlite3 allows nothing but white space and comments after a statement, not even an empty statement.
 _BLANK = re.compile(r"(?:\s|--[^\n]*|/\*.*?(?:\*/|\Z))*+", re.DOTALL)
 _OPAQUE = re.compile(OPAQUE, re.DOTALL)
 _LEADING = re.compile(r"(?:[\s;]|--[^\n]*|/\*.*?(?:\*/|\Z))*+(\w*)", re.DOTALL)
 
 
 def find(name: str) -> str:
-    """The file that a worker loads for a backend, which has no site packages: empty for the standard library's.
+    """The file from which a worker, which has no site packages, loads a backend; "" for the standard library's.
 
-    Raises ConfigError, which says how to install it, when it is not there.
+    Raises ConfigError, which says how to install it, when the backend is not installed.
     """
     if name == "sqlite3":
         return ""
@@ -40,7 +40,7 @@ def find(name: str) -> str:
 
 
 def load(name: str, file: str) -> None:
-    """Imports a backend from the file that `find` told: it alone, and not what lies beside it."""
+    """Imports a backend from the file that `find` returned, without making its folder importable."""
     if not file:
         return
     spec = importlib.util.spec_from_file_location(name, file)
@@ -50,7 +50,7 @@ def load(name: str, file: str) -> None:
 
 
 def version(name: str) -> str:
-    """The version of a backend's SQLite; results are comparable within one version."""
+    """The version of a backend's SQLite. Results are comparable within one version only."""
     if name == "sqlite3":
         return sqlite3.sqlite_version
     import apsw
@@ -59,16 +59,16 @@ def version(name: str) -> str:
 
 
 def connect(name: str, uri: str) -> Any:
-    """A connection in autocommit mode that caches no statement, so that a statement's steps are counted from 0."""
+    """A connection in autocommit mode. It caches no statements, so that a statement's steps are counted from 0."""
     if name == "sqlite3":
         return sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)
     return ApswConnection(uri)
 
 
 class ApswConnection:
-    """APSW behind the methods of sqlite3.Connection that this package calls; raises sqlite3's exceptions.
+    """The methods of sqlite3.Connection that this package calls, on top of APSW. Raises sqlite3's exceptions.
 
-    Text that is not UTF-8 is an error here, whatever `text_factory`: APSW has no way to hand out its bytes.
+    Text that is not UTF-8 is always an error, because APSW cannot return its bytes; `text_factory` has no effect.
     """
 
     text_factory: Callable[[bytes], str] = str
@@ -76,70 +76,70 @@ class ApswConnection:
     def __init__(self, uri: str):
         import apsw
 
-        flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI  # a URI's mode=ro takes the right to write away
-        with _as_sqlite3():
+        flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI  # mode=ro in the URI makes it read-only
+        with sqlite3_errors():
             self._inner = apsw.Connection(uri, flags=flags, statementcachesize=0)
         self.close = self._inner.close
         self.set_authorizer = self._inner.set_authorizer
         self.set_progress_handler = self._inner.set_progress_handler
 
     def execute(self, sql: str, values: tuple[Any, ...] | list[Any] = ()) -> ApswCursor:
-        """The cursor of one statement. Raises sqlite3.ProgrammingError for several, before any of them runs."""
+        """Runs one statement. Raises sqlite3.ProgrammingError for several statements, before any of them runs."""
         return ApswCursor(self._inner.cursor(), sql, values)
 
     def getlimit(self, limit: int) -> int:
-        """As sqlite3's."""
+        """Like sqlite3.Connection.getlimit."""
         return int(self._inner.limit(limit))
 
     def setlimit(self, limit: int, value: int) -> None:
-        """As sqlite3's."""
+        """Like sqlite3.Connection.setlimit."""
         self._inner.limit(limit, value)
 
     def create_function(self, name: str, count: int, call: Callable[..., Any], deterministic: bool = False) -> None:
-        """As sqlite3's."""
+        """Like sqlite3.Connection.create_function."""
         self._inner.create_scalar_function(name, call, count, deterministic=deterministic)
 
 
 class ApswCursor:
-    """Rows of one statement; `description` stays when they are read, and None says that there is no statement."""
+    """The rows of one statement. `description` is None if the text has no statement; it outlives the last row."""
 
     def __init__(self, cursor: Any, sql: str, values: tuple[Any, ...] | list[Any]):
         self.description: tuple[tuple[Any, ...], ...] | None = None
         self._cursor, self._sql = cursor, sql
-        cursor.exec_trace = self._begins
+        cursor.exec_trace = self._check_statement
         try:
-            with _as_sqlite3():
+            with sqlite3_errors():
                 cursor.execute(sql, values or None)
         finally:
-            cursor.exec_trace = None  # no cycle, so that a cursor ends with its last reference
+            cursor.exec_trace = None  # breaks the reference cycle, so the cursor is freed with its last reference
 
     def fetchone(self) -> Any:
-        """The next row, None behind the last."""
+        """The next row, or None after the last."""
         return next(iter(self.fetchmany(1)), None)
 
     def fetchmany(self, count: int) -> list[tuple[Any, ...]]:
-        """The next rows, none behind the last."""
-        with _as_sqlite3():
+        """Up to `count` further rows; empty after the last."""
+        with sqlite3_errors():
             return list(itertools.islice(self._cursor, count))
 
     def fetchall(self) -> list[tuple[Any, ...]]:
-        """All rows that are left."""
-        with _as_sqlite3():
+        """All remaining rows."""
+        with sqlite3_errors():
             return list(self._cursor)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         return iter(self.fetchall())
 
     def close(self) -> None:
-        """As sqlite3's."""
-        self._cursor.close(True)  # without what would be raised for the rows that nobody read
+        """Like sqlite3.Cursor.close."""
+        self._cursor.close(True)  # True: no error about rows that were not read
 
-    def _begins(self, cursor: Any, statement: str, _values: Any) -> bool:
-        """Called before each statement of the text, comments behind the first too."""
+    def _check_statement(self, cursor: Any, statement: str, _values: Any) -> bool:
+        """Refuses a second statement. APSW calls this before each statement, also before comments after the first."""
         if self.description is None:
             self.description = cursor.description or None
             last = self._sql.startswith(statement) and _BLANK.fullmatch(self._sql, len(statement))
-            # A second `;` at its end ends another statement, an empty one; those before it count for nothing.
+            # APSW reports `SELECT 1;;` as one statement, but its second `;` ends an empty one. Leading `;` are ignored.
             _, *ends = _OPAQUE.sub(" ", statement).lstrip("; \t\n\v\f\r").rsplit(";", 2)
             if not last or (len(ends) == 2 and not "".join(ends).strip()):
                 raise sqlite3.ProgrammingError("You can only execute one statement at a time.")
@@ -147,13 +147,13 @@ class ApswCursor:
 
 
 def first_word(sql: str) -> str:
-    """The first word in lower case, after white space, comments and empty statements."""
-    return _LEADING.match(sql).group(1).lower()  # type: ignore[union-attr]  # matches the empty string too
+    """The first word of a text in lower case, after white space, comments and empty statements."""
+    return _LEADING.match(sql).group(1).lower()  # type: ignore[union-attr]  # the pattern matches every string
 
 
 @contextmanager
-def _as_sqlite3() -> Iterator[None]:
-    """Raises what sqlite3 would for what APSW raises."""
+def sqlite3_errors() -> Iterator[None]:
+    """Turns an exception of APSW inside this context into the one that sqlite3 raises for the same error."""
     import apsw
 
     try:

@@ -1,8 +1,8 @@
-"""A clock that stands still: SQLite's date functions, but now is always the same moment.
+"""SQLite's date functions with a fixed current time.
 
-SQLite takes the time from its host, which makes `age > date('now', '-30 years')` mean another thing each
-day. Here the date functions of a connection are replaced: the ones that ask for the time get a fixed one,
-all others are SQLite's own.
+SQLite takes the time from its host, so the result of `age > date('now', '-30 years')` changes from day to day. This
+module replaces the date functions of a connection: calls that ask for the current time get a fixed one, and all other
+calls are computed by SQLite itself.
 """
 
 from __future__ import annotations
@@ -16,48 +16,47 @@ from sqlr1_jax.sql import backends
 NOW = "2025-01-01 00:00:00"
 _FUNCTIONS = "date time datetime julianday unixepoch strftime timediff current_date current_time current_timestamp"
 FUNCTIONS = frozenset(_FUNCTIONS.split())
-_TIME_ARGUMENTS = {
-    "strftime": (1,),
-    "timediff": (0, 1),
-}  # where a moment stands; elsewhere it is the first argument
+# Positions of the arguments that are times; of all other functions it is the first.
+_TIME_ARGUMENTS = {"strftime": (1,), "timediff": (0, 1)}
 
 
 def stop_clock(connection: Any, backend: str = "sqlite3") -> None:
-    """Replaces the date functions of a connection by ones whose now is NOW."""
+    """Replaces the date functions of a connection by functions whose current time is NOW."""
     helper = backends.connect(backend, ":memory:")
     known = {name for (name,) in helper.execute("SELECT name FROM pragma_function_list")}
     for name in FUNCTIONS & known:
-        connection.create_function(name, -1, _fixed(helper, name), deterministic=True)
+        connection.create_function(name, -1, _fixed_clock(helper, name), deterministic=True)
     for name in ("date", "time", "datetime"):
-        moment = helper.execute(f"SELECT {name}(?)", (NOW,)).fetchone()[0]
+        now = helper.execute(f"SELECT {name}(?)", (NOW,)).fetchone()[0]
         constant = "current_timestamp" if name == "datetime" else f"current_{name}"
-        connection.create_function(constant, 0, functools.partial(str, moment), deterministic=True)
+        connection.create_function(constant, 0, functools.partial(str, now), deterministic=True)
 
 
-def _fixed(helper: Any, name: str) -> Callable[..., Any]:
-    places = _TIME_ARGUMENTS.get(name, (0,))
+def _fixed_clock(helper: Any, name: str) -> Callable[..., Any]:
+    """A date function that computes its value on `helper`, a connection with SQLite's own functions."""
+    positions = _TIME_ARGUMENTS.get(name, (0,))
 
     @functools.lru_cache(maxsize=16_384, typed=True)
     def call(*arguments: Any) -> Any:
-        given = list(arguments)
-        for place in places:
-            _fix(given, place)
-        marks = ",".join("?" * len(given))
-        return helper.execute(f"SELECT {name}({marks})", given).fetchone()[0]
+        values = list(arguments)
+        for position in positions:
+            _replace_now(values, position)
+        marks = ",".join("?" * len(values))
+        return helper.execute(f"SELECT {name}({marks})", values).fetchone()[0]
 
     return call
 
 
-def _fix(arguments: list[Any], place: int) -> None:
-    """Says NOW where SQLite would ask its host: for 'now', and where the moment is left out."""
-    if len(arguments) == place:
+def _replace_now(arguments: list[Any], position: int) -> None:
+    """Puts NOW where SQLite would ask its host for the time: for 'now', and for a time that is left out."""
+    if len(arguments) == position:
         arguments.append(NOW)
         return
-    if len(arguments) < place:
+    if len(arguments) < position:
         return
-    moment = arguments[place]
-    text = moment.decode(errors="replace") if isinstance(moment, bytes) else str(moment)
+    time = arguments[position]
+    text = time.decode(errors="replace") if isinstance(time, bytes) else str(time)
     if text.lower() == "now":
-        arguments[place] = NOW
+        arguments[position] = NOW
     elif text.lower() in ("subsec", "subsecond"):
-        arguments.insert(place, NOW)
+        arguments.insert(position, NOW)

@@ -1,8 +1,7 @@
-"""Is this result the gold's? The named rules of comparison, and nothing else decides.
+"""The rules that compare a predicted result with the gold result.
 
-Cells compare as Python values do: 1 equals 1.0, 1 differs from '1', NULL equals NULL. Nothing is stripped
-from either query, DISTINCT least of all. Pure functions of rows; sql-r1.md §3 and §7 say what each rule is
-and what it must not be.
+Cells compare as Python values: 1 equals 1.0, 1 differs from '1', NULL equals NULL. Neither query's text is changed; in
+particular, DISTINCT is kept. Pure functions of rows. sql-r1.md §3 and §7 define the rules.
 """
 
 from __future__ import annotations
@@ -23,33 +22,34 @@ Rows = Sequence[Row]
 Labels = list[int]
 
 RELATIVE_TOLERANCE = 1e-6  # of rule strict
-SEARCH_BUDGET = 50_000_000  # cells visited in search of a column order, after which results count as different
+SEARCH_BUDGET = 50_000_000  # cells visited in the search for a column order; beyond it, results count as different
 
-# A comment, or what is quoted: of SQL's text the parts in which no other token begins.
+# Comments and quoted text: the parts of SQL text inside which no other token begins.
 OPAQUE = r"""--[^\n]*|/\*.*?(?:\*/|\Z)|'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]"""
 _TOKEN = re.compile(rf"{OPAQUE}|[\w$]+|[()]", re.DOTALL)
 
 
 def compare(rule: str, gold_rows: Rows, rows: Rows, ordered: bool) -> bool | float:
-    """Compares a result with gold's by a named rule.
+    """Compares a predicted result with the gold result by a named rule.
 
     Args:
-        rule: spider, bird, strict (each a bool) or soft_f1 (0 to 1).
-        gold_rows, rows: all rows of each result, as tuples.
-        ordered: whether gold orders its rows at top level; spider and strict heed it.
+        rule: spider, bird or strict, which return a bool, or soft_f1, which returns 0 to 1.
+        gold_rows: all rows of the gold result.
+        rows: all rows of the predicted result.
+        ordered: whether the gold query orders its rows at top level. spider and strict then compare row order.
 
     Raises:
         ValueError: the rule is unknown.
     """
     if rule not in RULES:
-        raise ValueError(f"There is no rule of comparison {rule!r}; it is one of {', '.join(RULES)}.")
+        raise ValueError(f"There is no comparison rule {rule!r}; the rules are {', '.join(RULES)}.")
     return RULES[rule](list(gold_rows), list(rows), ordered)
 
 
 def spider(gold: list[Row], rows: list[Row], ordered: bool) -> bool:
-    """Test-suite accuracy: equal as multisets (as lists where gold orders) under some order of the columns.
+    """Test-suite accuracy: the rows are equal as multisets, or as lists if `ordered`, under some order of the columns.
 
-    Both empty is equal. Unlike the official code, column order is found by refinement, not among n^n.
+    Two empty results are equal. The column order is found by refinement; the official code tries all n^n.
     """
     if len(gold) != len(rows):
         return False
@@ -63,13 +63,13 @@ def spider(gold: list[Row], rows: list[Row], ordered: bool) -> bool:
 
 
 def bird(gold: list[Row], rows: list[Row], ordered: bool) -> bool:
-    """BIRD's execution accuracy: equal as sets of rows; column order counts, row order and duplicates do not."""
+    """BIRD's execution accuracy: the rows are equal as sets. Column order matters, row order and duplicates do not."""
     del ordered
     return gold == rows or set(gold) == set(rows)
 
 
 def strict(gold: list[Row], rows: list[Row], ordered: bool) -> bool:
-    """Column order and duplicates count, row order where gold orders; numbers within 1e-6 relative."""
+    """Column order and duplicates matter, and row order if `ordered`. Numbers match within RELATIVE_TOLERANCE."""
     if len(gold) != len(rows):
         return False
     if gold == rows:
@@ -80,29 +80,29 @@ def strict(gold: list[Row], rows: list[Row], ordered: bool) -> bool:
 
 
 def soft_f1(gold: list[Row], rows: list[Row], ordered: bool) -> float:
-    """BIRD mini-dev's Soft-F1: distinct row i against distinct row i, cells shared, extra and missing (0 to 1)."""
+    """BIRD mini-dev's Soft-F1, 0 to 1: compares the cells of the i-th distinct rows of both results."""
     del ordered
     gold, rows = list(dict.fromkeys(gold)), list(dict.fromkeys(rows))
     if not gold and not rows:
         return 1.0
     shared = extra = missing = 0.0
-    for expected, got in zip(gold, rows, strict=False):
-        hits = sum(cell in expected for cell in got)
-        shared += hits / len(expected)
-        extra += (len(got) - hits) / len(expected)
-        missing += sum(cell not in got for cell in expected) / len(expected)
+    for gold_row, row in zip(gold, rows, strict=False):
+        hits = sum(cell in gold_row for cell in row)
+        shared += hits / len(gold_row)
+        extra += (len(row) - hits) / len(gold_row)
+        missing += sum(cell not in row for cell in gold_row) / len(gold_row)
     missing += max(0, len(gold) - len(rows))
     extra += max(0, len(rows) - len(gold))
     return 2 * shared / (2 * shared + extra + missing) if shared else 0.0
 
 
 def cell_overlap(gold: Rows, rows: Rows) -> float:
-    """F1 of the two results' cells as multisets, wherever they stand (0 to 1): partial credit for what differs."""
+    """F1 of the two results' cells as multisets, 0 to 1, regardless of their rows and columns."""
     if gold == rows:
         return 1.0
-    expected, got = (Counter(cell for row in some for cell in row) for some in (gold, rows))
-    total = expected.total() + got.total()
-    return 2 * (expected & got).total() / total if total else 1.0
+    gold_cells, cells = (Counter(cell for row in result for cell in row) for result in (gold, rows))
+    total = gold_cells.total() + cells.total()
+    return 2 * (gold_cells & cells).total() / total if total else 1.0
 
 
 RULES: dict[str, Callable[[list[Row], list[Row], bool], bool | float]] = {
@@ -123,11 +123,11 @@ def _equal_under_column_order(gold: list[Row], rows: list[Row]) -> bool:
 
 
 def _assign(gold: list[Row], columns: list[Row], gold_labels: Labels, labels: Labels, budget: list[int]) -> bool:
-    """Pairs columns class by class; labels say which rows the pairs made so far cannot tell apart.
+    """Pairs the columns of the two results class by class, by partition refinement.
 
-    A class is the columns with one multiset of (row label, value). A class of equal columns leaves no
-    choice; in the others each distinct candidate is tried, which splits the labels and so the classes:
-    refinement does the pruning.
+    Rows have the same label when the column pairs so far do not distinguish them. A class holds the columns with the
+    same multiset of (row label, value). If all columns of a class are equal, the pairs are forced. Otherwise each
+    distinct candidate is tried. Each pair refines the labels and thereby the classes, which prunes the search.
     """
     while gold:
         budget[0] -= 2 * len(gold) * len(labels)
@@ -150,16 +150,16 @@ def _branch(
     labels: Labels,
     budget: list[int],
 ) -> bool:
-    """Tries each distinct partner of one gold column of the smallest class."""
+    """Takes a gold column of the smallest class and tries each distinct column as its partner."""
     key = min(classes, key=lambda k: len(classes[k]))
     first, *others = gold_classes[key]
     gold = others + _flatten({k: v for k, v in gold_classes.items() if k != key})
     rest = _flatten({k: v for k, v in classes.items() if k != key})
     for candidate in dict.fromkeys(classes[key]):
-        left = list(classes[key])
-        left.remove(candidate)
-        split = _split(gold_labels, first, labels, candidate)
-        if _assign(gold, left + rest, *split, budget):
+        remaining = list(classes[key])
+        remaining.remove(candidate)
+        refined = _split(gold_labels, first, labels, candidate)
+        if _assign(gold, remaining + rest, *refined, budget):
             return True
     return False
 
@@ -173,9 +173,10 @@ def _label(values: Any, names: dict[Hashable, int]) -> Labels:
 
 
 def _split(gold_labels: Labels, gold_column: Row, labels: Labels, column: Row) -> tuple[Labels, Labels]:
+    """Refines the labels of both results by the values of a pair of columns."""
     names: dict[Hashable, int] = {}
-    split = _label(zip(gold_labels, gold_column, strict=True), names)
-    return split, _label(zip(labels, column, strict=True), names)
+    refined = _label(zip(gold_labels, gold_column, strict=True), names)
+    return refined, _label(zip(labels, column, strict=True), names)
 
 
 def _classes(columns: list[Row], labels: Labels) -> dict[Hashable, list[Row]]:
@@ -208,17 +209,20 @@ def _close_cells(cell: Any, other: Any) -> bool:
 
 
 def _match_close(gold: list[Row], rows: list[Row]) -> bool:
-    """Whether rows pair one to one within the tolerance, whatever their order."""
+    """Whether the rows pair one to one within the tolerance, in any order."""
     groups: dict[Row, tuple[list[Row], list[Row]]] = {}
-    for side, some in enumerate((gold, rows)):
-        for row in some:
+    for side, result in enumerate((gold, rows)):
+        for row in result:
             key = tuple(_is_number(cell) or (cell,) for cell in row)
             groups.setdefault(key, ([], []))[side].append(tuple(cell for cell in row if _is_number(cell)))
     return all(_pair(sorted(a), sorted(b)) for a, b in groups.values())
 
 
 def _pair(gold: list[Row], rows: list[Row]) -> bool:
-    """A perfect matching of close rows of numbers: in sorted order nearly always, else by augmenting paths."""
+    """Whether rows of numbers have a perfect matching of close rows.
+
+    Sorted order is nearly always one; otherwise augmenting paths decide.
+    """
     if len(gold) != len(rows):
         return False
     if all(map(_close, gold, rows)):
@@ -226,13 +230,13 @@ def _pair(gold: list[Row], rows: list[Row]) -> bool:
     columns = zip(map(sorted, zip(*gold, strict=True)), map(sorted, zip(*rows, strict=True)), strict=True)
     if not all(_close(tuple(a), tuple(b)) for a, b in columns):
         return False
-    edges = [_close_rows(expected, rows) for expected in gold]
+    edges = [_close_rows(gold_row, rows) for gold_row in gold]
     partner: dict[int, int] = {}
     return all(_augment(i, edges, partner) for i in range(len(gold)))
 
 
 def _close_rows(row: Row, rows: list[Row]) -> list[int]:
-    """Positions in the sorted `rows` of those close to `row`: near it in the first number, then in all of them."""
+    """Indices of those rows that are close to `row`; `rows` is sorted, so the first number narrows the search."""
     reach = 2 * RELATIVE_TOLERANCE * abs(row[0])
     first = bisect.bisect_left(rows, row[0] - reach, key=lambda other: other[0])
     last = bisect.bisect_right(rows, row[0] + reach, key=lambda other: other[0])
@@ -240,7 +244,7 @@ def _close_rows(row: Row, rows: list[Row]) -> list[int]:
 
 
 def _augment(start: int, edges: list[list[int]], partner: dict[int, int]) -> bool:
-    """Finds a free row for gold row `start` breadth first, moving earlier pairs along the way."""
+    """Searches breadth-first for an augmenting path from gold row `start`, and applies it."""
     came_from: dict[int, int] = {}
     queue = [start]
     for i in queue:
@@ -257,6 +261,7 @@ def _augment(start: int, edges: list[list[int]], partner: dict[int, int]) -> boo
 
 
 def _shift(free: int, start: int, came_from: dict[int, int], partner: dict[int, int]) -> None:
+    """Applies the augmenting path that ends at row `free`: each gold row on it gets its next partner."""
     previous = {i: j for j, i in partner.items()}
     while True:
         i = came_from[free]
@@ -268,10 +273,9 @@ def _shift(free: int, start: int, came_from: dict[int, int], partner: dict[int, 
 
 @functools.lru_cache(maxsize=16_384)
 def orders_at_top_level(sql: str) -> bool:
-    """Whether the statement itself, no window, subquery or string in it, has ORDER BY.
+    """Whether the statement has an ORDER BY of its own, outside windows, subqueries and strings.
 
-    In SQLite's grammar every other ORDER BY stands in parentheses and ORDER cannot be a bare name, so the
-    tokens decide.
+    The tokens decide: in SQLite's grammar every other ORDER BY is in parentheses, and ORDER cannot be a bare name.
     """
     depth = 0
     previous = ""
@@ -288,15 +292,15 @@ def orders_at_top_level(sql: str) -> bool:
 
 
 def canonical_hash(rows: Rows) -> str:
-    """32 hexadecimal digits, equal for results that are equal as multisets of rows: the groups of a vote."""
-    columns = map(_canonical, zip(*rows, strict=True))
-    # marshal's version 2 writes a row by its values alone, and a third as long as repr takes.
+    """A hash of 32 hexadecimal digits, equal for results that are equal as multisets of rows."""
+    columns = map(_integers_where_whole, zip(*rows, strict=True))
+    # Version 2 of marshal depends on values alone, not on object identity, and takes a third of the time of repr.
     lines = sorted(map(marshal.dumps, zip(*columns, strict=True), itertools.repeat(2)))
     return hashlib.blake2b(b"".join(lines), digest_size=16).hexdigest()
 
 
-def _canonical(column: Row) -> Sequence[Any]:
-    """A column in which whole numbers are integers; by rows it takes half as long again."""
+def _integers_where_whole(column: Row) -> Sequence[Any]:
+    """A column whose whole floats are integers. Working by columns is faster than by rows."""
     if float not in map(type, column):
         return column
     return [int(cell) if isinstance(cell, float) and cell.is_integer() else cell for cell in column]

@@ -1,4 +1,4 @@
-"""Opening SQLite files that nothing may change."""
+"""SQLite files that are opened for reading only."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sqlr1_jax.sql import backends
 
 
 class DatabaseError(Sqlr1Error):
-    """A database file that cannot be read; the message names the file and the fix."""
+    """A database file cannot be read; the message names the file and the fix."""
 
 
 def open_readonly(path: str | os.PathLike[str], backend: str = "sqlite3") -> Any:
-    """Opens a database file read-only and immutable: no locks, no journal, no write, whatever SQL says.
+    """Opens a database file read-only and immutable: no SQL can write to it, and SQLite uses no locks or journal.
 
-    backend: of sql/backends.py. Raises DatabaseError when the file is missing, empty or no SQLite database.
+    backend: a name in `backends.NAMES`. Raises DatabaseError when the file is missing, empty or not a SQLite database.
     """
     name = os.path.abspath(os.fspath(path))
     _check_file(name)
@@ -37,7 +37,7 @@ def open_readonly(path: str | os.PathLike[str], backend: str = "sqlite3") -> Any
 
 def _check_file(name: str) -> None:
     if "\0" in name:
-        raise DatabaseError(f"{name!r} is no path: it contains a NUL character.")
+        raise DatabaseError(f"{name!r} is not a path: it contains a NUL character.")
     if not os.path.isfile(name):
         raise DatabaseError(f"{name} does not exist: check the folder of databases and the record's db_id.")
     if os.path.getsize(name) == 0:
@@ -45,7 +45,7 @@ def _check_file(name: str) -> None:
 
 
 def content_hash(path: str | os.PathLike[str]) -> str:
-    """32 hexadecimal digits that change with the file's bytes. Raises DatabaseError when the file is missing."""
+    """A hash of the file's bytes, 32 hexadecimal digits. Raises DatabaseError when the file is missing or empty."""
     name = os.path.abspath(os.fspath(path))
     _check_file(name)
     with open(name, "rb") as file:

@@ -1,4 +1,4 @@
-"""A worker process as its parent sees it: start, send jobs, take answers within a wall clock, kill."""
+"""A worker process as its parent sees it: start it, send jobs, receive answers within a time limit, kill it."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.sql import backends
 from sqlr1_jax.sql.worker import FrameReader, encode_frame
 
-START_SECONDS = 60.0  # an import on a cold, loaded machine
+START_SECONDS = 60.0  # for the import on a loaded machine with a cold disk cache
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-class Failure(Exception):
-    """The worker gave no answer; `phase` says what it was running, gold or prediction."""
+class WorkerFailure(Exception):
+    """The worker gave no answer."""
 
-    phase = "prediction"
-
-
-class WallClock(Failure):
-    """The worker said nothing for too long and must be killed."""
+    phase = "prediction"  # the query that it was running: gold or prediction
 
 
-class Died(Failure):
-    """The worker is gone; the message says how it ended."""
+class WallTimeout(WorkerFailure):
+    """The worker sent nothing within the time limit and must be killed."""
+
+
+class WorkerDied(WorkerFailure):
+    """The worker process ended; the message says how."""
 
 
 class WorkerError(Sqlr1Error):
-    """No worker can be started; the message says why."""
+    """The worker cannot be started; the message says why."""
 
 
 class WorkerProcess:
-    """One `python -m sqlr1_jax.sql.worker`: no site packages, no environment, its own session, nothing inherited."""
+    """A child process `python -m sqlr1_jax.sql.worker`, without site packages and the parent's environment."""
 
     def __init__(self, settings: dict[str, Any]):
-        """settings: the fields of config.Execute. Returns at once; the first answer waits for the start.
+        """settings: the fields of config.ExecuteConfig. Does not wait for the process; the first `answer` does.
 
-        Raises ConfigError where the backend is not installed.
+        Raises ConfigError when the backend is not installed.
         """
-        file = backends.find(settings["backend"])
-        self.jobs = 0  # sent so far
+        backend_file = backends.find(settings["backend"])
+        self.jobs_sent = 0
         self._reader = FrameReader()
         self._process = subprocess.Popen(
             [sys.executable, "-S", "-P", "-m", "sqlr1_jax.sql.worker"],
@@ -54,7 +54,7 @@ class WorkerProcess:
             bufsize=0,
             cwd="/",
             env=_environment(),
-            start_new_session=True,  # Ctrl-C is for the parent
+            start_new_session=True,  # Ctrl-C must reach only the parent
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -63,7 +63,7 @@ class WorkerProcess:
         self._unsent = bytearray()
         self._poll = select.poll()
         self._poll.register(self._source, select.POLLIN)
-        self._send(settings | {"backend_file": file})
+        self._send(settings | {"backend_file": backend_file})
         self._ready = False
 
     @property
@@ -72,35 +72,40 @@ class WorkerProcess:
         return self._process.pid
 
     def send(self, jobs: list[dict[str, Any]]) -> None:
-        """Sends jobs, to be answered in order, and never waits: what the pipe cannot take goes while `answer` waits.
+        """Sends jobs, which are answered in order. Never blocks: bytes that the pipe cannot take go out in `answer`.
 
-        That a worker is gone shows in `answer`.
+        `answer` reports a worker that is gone.
         """
-        self.jobs += len(jobs)
+        self.jobs_sent += len(jobs)
         self._send(jobs)
 
     def answer(self, seconds: float) -> dict[str, Any]:
-        """The answer to the next job; gold and prediction may each take so many seconds.
+        """Waits for the answer to the next job.
 
-        Raises WallClock or Died, whose phase names the culprit, and WorkerError when the process never
-        served.
+        Args:
+          seconds: the time limit, for the gold query and for the prediction each.
+
+        Raises:
+          WallTimeout: the time is over; `phase` names the query.
+          WorkerDied: the process ended; `phase` names the query.
+          WorkerError: the process never became ready.
         """
         self._wait_ready()
         phase = "prediction"
         try:
             while "phase" in (message := self._receive(seconds)):
                 phase = message["phase"]
-        except Failure as failure:
+        except WorkerFailure as failure:
             failure.phase = phase
             raise
         return message
 
     def terminate(self) -> None:
-        """Ends the process now; what waits for its answers sees Died."""
+        """Kills the process; `answer` then raises WorkerDied."""
         self._process.kill()
 
     def kill(self) -> None:
-        """Ends the process now and takes back all that it held. May be called twice."""
+        """Kills the process and frees its resources. May be called twice."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -112,7 +117,7 @@ class WorkerProcess:
         while (message := self._reader.next()) is None:
             ready = dict(self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
             if not ready:
-                raise WallClock(f"no word for {seconds:g} s")
+                raise WallTimeout(f"no answer within {seconds:g} s")
             if self._sink in ready:
                 self._write()
             if self._source in ready:
@@ -122,7 +127,7 @@ class WorkerProcess:
     def _read(self) -> None:
         data = os.read(self._source, 2**16)
         if not data:
-            raise Died(f"exit status {self._process.wait()}")
+            raise WorkerDied(f"exit status {self._process.wait()}")
         self._reader.feed(data)
 
     def _wait_ready(self) -> None:
@@ -130,8 +135,8 @@ class WorkerProcess:
             return
         try:
             self._receive(START_SECONDS)
-        except Failure as failure:
-            raise WorkerError(f"A SQL worker does not start ({failure}): its own message is above.") from failure
+        except WorkerFailure as failure:
+            raise WorkerError(f"A SQL worker does not start ({failure}); see its message on stderr.") from failure
         self._ready = True
 
     def _send(self, message: Any) -> None:
@@ -139,7 +144,7 @@ class WorkerProcess:
         self._write()
 
     def _write(self) -> None:
-        """What the pipe takes at once. A worker at work reads nothing, and its answers may be waiting to be read."""
+        """Writes as much as the pipe takes. Blocking could deadlock: a busy worker reads nothing and may be writing."""
         try:
             while self._unsent:
                 del self._unsent[: os.write(self._sink, self._unsent)]
@@ -151,6 +156,6 @@ class WorkerProcess:
 
 
 def _environment() -> dict[str, str]:
-    """Nothing of the parent's but where libraries are: no secret can be reached, no setting changes an answer."""
-    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH") if name in os.environ}
-    return kept | {"PYTHONPATH": str(_ROOT), "PYTHONHASHSEED": "0", "TZ": "UTC", "LC_ALL": "C.UTF-8"}
+    """Of the parent's environment only the library paths, so that no secret leaks and no setting changes a result."""
+    paths = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH") if name in os.environ}
+    return paths | {"PYTHONPATH": str(_ROOT), "PYTHONHASHSEED": "0", "TZ": "UTC", "LC_ALL": "C.UTF-8"}

@@ -1,9 +1,8 @@
-"""One hostile statement against one database, within limits: the layer that touches SQLite.
+"""Runs one untrusted SQL statement against one database, within limits. All access to SQLite goes through here.
 
-Runs inside a worker process and nowhere else, since the heap limit holds for the process. Time is counted
-in SQLite's virtual-machine steps, so that an answer is the same on every host and under any load. The clock
-stands still and there is no random(): a query's result is a function of the file, the SQL and SQLite's
-version.
+Used only inside a worker process, because the heap limit applies to the whole process. Time is counted in SQLite's
+virtual-machine steps, so a result is the same on every host and under any load. The clock is fixed and random() is
+denied: a result depends on the file, the SQL and SQLite's version alone.
 """
 
 from __future__ import annotations
@@ -19,19 +18,21 @@ from operator import length_hint
 from typing import Any, NamedTuple
 
 from sqlr1_jax.sql import backends, clock
+from sqlr1_jax.sql.compare import Row
 from sqlr1_jax.sql.database import DatabaseError, open_readonly
 from sqlr1_jax.sql.outcome import OutcomeKind
+from sqlr1_jax.sql.result import Result
 
-STEPS_PER_TICK = 1000  # resolution of the step count: about 10 µs of SQLite at work
+STEPS_PER_TICK = 1000  # resolution of the step count: about 10 µs of SQLite's time
 MAX_SESSIONS = 32  # connections kept open
-ROWS_AT_A_TIME = 64  # fetched between two looks at the caps
+FETCH_ROWS = 64  # rows fetched between two checks of the result's size
 
-_STOPS = 2**31  # ticks: more than SQLite asks for once it was told to stop, and than any statement may take
+_MAX_TICKS = 2**31  # more than any statement may take, and more than SQLite asks for after it was told to stop
 _SIZED = (str, bytes)
-_WANTS_FILE = ("unable to open database file", "disk I/O error")  # what SQLite says where it may not open one
+_FILE_ERRORS = ("unable to open database file", "disk I/O error")  # SQLite's messages when it cannot open a file
 
 LIMITS = {
-    sqlite3.SQLITE_LIMIT_LENGTH: 1_000_000,  # bytes of a value or row: one step works on no more than that
+    sqlite3.SQLITE_LIMIT_LENGTH: 1_000_000,  # bytes of a value or row, which bounds the work of one step
     sqlite3.SQLITE_LIMIT_SQL_LENGTH: 100_000,
     sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 100,
     sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 500,
@@ -58,33 +59,19 @@ replace rollback savepoint update vacuum
 """
 FUNCTIONS = frozenset(_FUNCTIONS.split())
 STATEMENTS_DENIED = frozenset(_STATEMENTS_DENIED.split())
-HIDDEN_TABLES = frozenset(("sqlite_stmt", "dbstat", "sqlite_dbpage", "bytecode", "tables_used"))  # state, not data
-# Declared before the authorizer is there, which refuses to declare any other.
+HIDDEN_TABLES = frozenset(("sqlite_stmt", "dbstat", "sqlite_dbpage", "bytecode", "tables_used"))  # SQLite's own state
+# These table-valued functions are declared before the authorizer is set, which refuses to declare any others.
 TABLE_FUNCTIONS = ("json_each", "json_tree")
 ACTIONS_ALLOWED = frozenset((sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE))
 
 
-Row = tuple[Any, ...]
-
-
 class Limits(NamedTuple):
-    """What a statement may use; the fields of config.Execute that concern a worker."""
+    """The limits of a statement: those fields of config.ExecuteConfig that decide a result."""
 
     max_steps: int
     max_rows: int
-    max_bytes: int  # of text and blobs, and 8 a number, in a result
+    max_bytes: int  # of a result: the bytes of text and blobs, and 8 for each other cell
     heap_bytes: int  # of SQLite in this process
-
-
-class Result(NamedTuple):
-    """What became of one statement: kind ok with all rows, else why there are none."""
-
-    kind: OutcomeKind
-    rows: list[Row]
-    columns: tuple[str, ...]
-    steps: int  # virtual-machine steps, rounded down to STEPS_PER_TICK
-    milliseconds: float
-    message: str = ""
 
 
 class _TooLarge(Exception):
@@ -92,17 +79,19 @@ class _TooLarge(Exception):
 
 
 class Session:
-    """One hardened connection; `clocked` ones tell the (fixed) time, at the price of slower date functions.
+    """One hardened connection, in one of four modes.
 
-    Where all temporary data stay in memory SQLite sorts with an allocation a row, which costs a third. `quick` ones
-    sort in one buffer, past whose 2 MB they ask for a file, which they don't get: such a statement needs another.
+    clocked: date functions know the (fixed) current time, which makes all of them slower.
+    quick: SQLite may use temporary files, so it sorts in a buffer instead of allocating each row, which saves a third
+    of the time. No file can be opened while a statement runs, so one that needs more than the 2 MB buffer fails and
+    must run again on a session that is not quick.
     """
 
-    needs_statement = True  # a text without any, a comment say, is an error
+    needs_statement = True  # a text without a statement, such as a comment, is an error
 
     def __init__(self, path: str, clocked: bool, backend: str = "sqlite3", quick: bool = False):
-        """backend: of sql/backends.py. Raises DatabaseError when the file cannot be read."""
-        self._clocked, self._backend, self._quick = clocked, backend, quick
+        """backend: a name in `backends.NAMES`. Raises DatabaseError when the file cannot be read."""
+        self._clocked, self._backend, self.quick = clocked, backend, quick
         self.connection = self._open(path)
         self._harden()
         self._begin(0)
@@ -110,15 +99,15 @@ class Session:
     @property
     def steps(self) -> int:
         """Steps of the last statement, rounded down to STEPS_PER_TICK."""
-        return (self._ticks_allowed - length_hint(self._go)) * STEPS_PER_TICK
+        return (self._ticks_allowed - length_hint(self._ticks_left)) * STEPS_PER_TICK
 
     @property
     def out_of_steps(self) -> bool:
         """Whether the last statement was stopped."""
-        return length_hint(self._stop) < _STOPS
+        return length_hint(self._stops_left) < _MAX_TICKS
 
     def execute(self, sql: str, max_steps: int, limits: Limits) -> tuple[list[Row], tuple[str, ...]]:
-        """All rows and the columns' names. Raises what SQLite raises, or _TooLarge past the caps."""
+        """All rows and the names of the columns. Raises sqlite3's exceptions, or _TooLarge beyond the limits."""
         try:
             return self._execute(sql, max_steps, limits)
         except sqlite3.OperationalError as error:
@@ -131,7 +120,7 @@ class Session:
             self.connection.text_factory = str
 
     def compiles(self, sql: str) -> bool:
-        """Whether SQLite understands the statement, tables, columns and all."""
+        """Whether SQLite can compile the statement: its grammar, tables and columns are valid."""
         self._begin(STEPS_PER_TICK)
         try:
             self.connection.execute(f"EXPLAIN {sql}").close()
@@ -155,14 +144,15 @@ class Session:
     def _begin(self, max_steps: int) -> None:
         self.denied = ""  # why the authorizer refused the statement
         self.wants_clock = False  # it was refused for a date function
-        self._ticks_allowed = min(int(max_steps) // STEPS_PER_TICK, _STOPS)
-        self._go, self._stop = repeat(False, self._ticks_allowed), repeat(True, _STOPS)
-        # Whether to stop, at each tick. A function of Python's own would cost SQLite 3 % of its time, this nothing.
-        self.connection.set_progress_handler(chain(self._go, self._stop).__next__, STEPS_PER_TICK)
+        self._ticks_allowed = min(int(max_steps) // STEPS_PER_TICK, _MAX_TICKS)
+        self._ticks_left, self._stops_left = repeat(False, self._ticks_allowed), repeat(True, _MAX_TICKS)
+        # SQLite calls the handler at each tick and stops when it gets True. These iterators are written in C and cost
+        # nothing that can be measured; a Python function would cost 3 % of the time.
+        self.connection.set_progress_handler(chain(self._ticks_left, self._stops_left).__next__, STEPS_PER_TICK)
 
     def _harden(self) -> None:
         connection = self.connection
-        temporary = "FILE" if self._quick else "MEMORY"
+        temporary = "FILE" if self.quick else "MEMORY"
         for pragma in ("query_only=ON", f"temp_store={temporary}", "cell_size_check=ON", "mmap_size=0"):
             connection.execute(f"PRAGMA {pragma}").close()
         for name in TABLE_FUNCTIONS:
@@ -171,9 +161,10 @@ class Session:
             connection.setlimit(limit, min(value, connection.getlimit(limit)))
         if self._clocked:
             clock.stop_clock(connection, self._backend)
-        connection.set_authorizer(self._authorize)
+        connection.set_authorizer(self.authorize)
 
-    def _authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
+    def authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
+        """SQLITE_OK or SQLITE_DENY for one action of a statement. SQLite calls this while it compiles."""
         if action == sqlite3.SQLITE_FUNCTION:
             return self._authorize_function((second or "").lower())
         if action in ACTIONS_ALLOWED and not (action == sqlite3.SQLITE_READ and first in HIDDEN_TABLES):
@@ -189,29 +180,35 @@ class Session:
         return sqlite3.SQLITE_DENY
 
 
-Manner = Callable[[str, str], Session]  # of a database and a backend
+SessionFactory = Callable[[str, str], Session]  # (database, backend) → a session for one statement
 
 
 class Sandbox:
-    """Runs statements one after another; none of them changes what a later one answers."""
+    """Runs statements one after another. No statement changes the result of a later one."""
 
     def __init__(self, limits: Limits, backend: str = "sqlite3"):
         self.limits, self._backend = limits, backend
-        self.exhausted = False  # memory ran out once: the process should be replaced
+        self.exhausted = False  # memory ran out once, so the process should be replaced
         self._sessions: OrderedDict[tuple[str, bool, bool], Session] = OrderedDict()
         with closing(backends.connect(backend, ":memory:")) as connection:
             connection.execute(f"PRAGMA hard_heap_limit={limits.heap_bytes}")
 
-    def query(self, database: str, sql: str, max_steps: int, manner: Manner | None = None) -> Result:
-        """Runs one statement. Never raises for what SQL or a database file can do.
+    @property
+    def sessions(self) -> list[Session]:
+        """The sessions that are open, the least recently used first."""
+        return list(self._sessions.values())
 
-        manner: opens a connection of another kind, for this statement alone.
-        When memory runs out, the statement runs again with all else closed, so that what ran before does
-        not decide.
+    def query(self, database: str, sql: str, max_steps: int, session_factory: SessionFactory | None = None) -> Result:
+        """Runs one statement. Errors of the SQL and of the database file are results; they are never raised.
+
+        session_factory: opens a special session for this statement only.
+
+        When memory runs out, the statement runs again after all connections are closed, so that its result does not
+        depend on earlier statements.
         """
         for _ in range(2):
             try:
-                return self._query(database, sql, max_steps, manner)
+                return self._query(database, sql, max_steps, session_factory)
             except MemoryError:
                 self.exhausted = True
                 self.close()
@@ -222,29 +219,30 @@ class Sandbox:
         while self._sessions:
             self._sessions.popitem()[1].connection.close()
 
-    def _query(self, database: str, sql: str, max_steps: int, manner: Manner | None) -> Result:
+    def _query(self, database: str, sql: str, max_steps: int, session_factory: SessionFactory | None) -> Result:
         word = backends.first_word(sql)
-        if word in STATEMENTS_DENIED and manner is None:
+        if word in STATEMENTS_DENIED and session_factory is None:
             return _failed(OutcomeKind.DENIED, f"{word.upper()} is not allowed here; only SELECT, WITH and VALUES are")
         try:
-            if manner is not None:
-                return self._run_alone(manner(database, self._backend), sql, max_steps)
-            return self._run_kept(database, sql, max_steps)
+            if session_factory is not None:
+                return self._run_once(session_factory(database, self._backend), sql, max_steps)
+            return self._run_pooled(database, sql, max_steps)
         except DatabaseError as error:
             return _failed(OutcomeKind.RUNTIME_ERROR, str(error))
 
-    def _run_kept(self, database: str, sql: str, max_steps: int) -> Result:
-        """Runs it on the cheapest connection that can, each kind of which is kept open."""
+    def _run_pooled(self, database: str, sql: str, max_steps: int) -> Result:
+        """Runs the statement on the cheapest of the open sessions, then on costlier ones as far as it needs them."""
         clocked, quick = False, True
         while True:
             session = self._session(database, clocked, quick)
             result = self._run(session, sql, max_steps)
-            wants_memory = quick and result.message in _WANTS_FILE
-            if not wants_memory and not (session.wants_clock and not clocked):
+            needs_memory = quick and result.message in _FILE_ERRORS
+            needs_clock = session.wants_clock and not clocked
+            if not needs_memory and not needs_clock:
                 return result
-            clocked, quick = clocked or session.wants_clock, quick and not wants_memory
+            clocked, quick = clocked or session.wants_clock, quick and not needs_memory
 
-    def _run_alone(self, session: Session, sql: str, max_steps: int) -> Result:
+    def _run_once(self, session: Session, sql: str, max_steps: int) -> Result:
         try:
             return self._run(session, sql, max_steps)
         finally:
@@ -276,7 +274,7 @@ class Sandbox:
 
 @contextmanager
 def _no_new_files() -> Iterator[None]:
-    """The process can open none meanwhile, whatever SQLite wants it for."""
+    """Inside this context the process cannot open any file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
@@ -288,7 +286,7 @@ def _no_new_files() -> Iterator[None]:
 def _fetch(cursor: Any, limits: Limits) -> list[Row]:
     rows: list[Row] = []
     size = 0
-    while chunk := cursor.fetchmany(ROWS_AT_A_TIME):
+    while chunk := cursor.fetchmany(FETCH_ROWS):
         rows += chunk
         size += sum(len(cell) if cell.__class__ in _SIZED else 8 for cell in chain.from_iterable(chunk))
         if len(rows) > limits.max_rows:
@@ -299,7 +297,7 @@ def _fetch(cursor: Any, limits: Limits) -> list[Row]:
 
 
 def _classify(error: Exception, session: Session, sql: str) -> tuple[OutcomeKind, str]:
-    """The kind of outcome that an exception of sqlite3 stands for, and what to say of it."""
+    """The kind of outcome for an exception, and its message."""
     message = str(error)
     if isinstance(error, _TooLarge):
         return OutcomeKind.TOO_LARGE, message
@@ -319,5 +317,5 @@ def _failed(kind: OutcomeKind, message: str) -> Result:
 
 
 def _decode(text: bytes) -> str:
-    """Keeps bytes that are not UTF-8 apart from each other, as lone surrogates."""
+    """Bytes that are not UTF-8 become lone surrogates, so that different texts stay different."""
     return text.decode(errors="surrogateescape")

@@ -1,4 +1,4 @@
-"""Self-consistency: which of several candidates answers (sql-r1.md §1)."""
+"""Self-consistency: the choice of one candidate by a majority vote over results (sql-r1.md §1)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from sqlr1_jax.sql.outcome import Outcome
 
 
 def vote(outcomes: Sequence[Outcome]) -> int | None:
-    """Index of the candidate that answers, or None when none of them ran.
+    """The index of the winning candidate, or None when no candidate has a result.
 
-    Candidates are grouped by result; the largest group wins, among equals the one seen first, and its first
-    candidate answers. Those that failed do not vote; an empty result is a result.
+    Candidates with equal results form a group. The first candidate of the largest group wins; of groups of one size,
+    the one that appears first. Candidates that failed do not vote; a result without rows does.
     """
-    ballots = [outcome.result_hash for outcome in outcomes]
-    count = Counter(ballot for ballot in ballots if ballot)
-    if not count:
+    hashes = [outcome.result_hash for outcome in outcomes]
+    counts = Counter(result_hash for result_hash in hashes if result_hash)
+    if not counts:
         return None
-    return ballots.index(count.most_common(1)[0][0])
+    return hashes.index(counts.most_common(1)[0][0])

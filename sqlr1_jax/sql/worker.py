@@ -1,9 +1,9 @@
-"""The process that runs and judges SQL: `python -m sqlr1_jax.sql.worker`, spoken to over stdin and stdout.
+"""The process that runs SQL and compares results: `python -m sqlr1_jax.sql.worker`, driven over stdin and stdout.
 
-It imports the standard library and sqlr1_jax.sql alone. A frame is four bytes of length and JSON. The first
-frame in is the settings; then each frame in is a list of jobs and each job is answered by one frame. Before
-a gold query that is not in the store, and before the prediction behind it, comes a frame {"phase": …}: the
-parent then knows whom to blame when it has to kill.
+It imports only the standard library and sqlr1_jax.sql. A message is a frame: four bytes of length, then JSON. The first
+message in holds the settings and is answered by {"ready": SQLite's version}. Each later message in is a list of jobs;
+each job is answered by one message. Before a gold query runs, and before the prediction after it, the worker sends
+{"phase": "gold"} or {"phase": "prediction"}: if the parent must kill the worker, it knows which of the two hung.
 """
 
 from __future__ import annotations
@@ -20,41 +20,42 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sqlr1_jax.sql import backends, official
-from sqlr1_jax.sql.compare import canonical_hash, cell_overlap, compare
-from sqlr1_jax.sql.gold import GoldStore, decode, encode
-from sqlr1_jax.sql.official_session import MANNERS
+from sqlr1_jax.sql import backends
+from sqlr1_jax.sql.compare import Row, canonical_hash, cell_overlap, compare
+from sqlr1_jax.sql.compat import official
+from sqlr1_jax.sql.compat.session import SESSION_FACTORIES
 from sqlr1_jax.sql.outcome import OutcomeKind
-from sqlr1_jax.sql.sandbox import Limits, Manner, Result, Row, Sandbox
+from sqlr1_jax.sql.result import RecentResults, Result, decode, encode
+from sqlr1_jax.sql.sandbox import Limits, Sandbox, SessionFactory
 
-ROWS_SHOWN = 20
-COLUMNS_SHOWN = 50
-CHARACTERS_SHOWN = 200  # of a text or blob
+MAX_ROWS_SHOWN = 20
+MAX_COLUMNS_SHOWN = 50
+MAX_CHARACTERS_SHOWN = 200  # of a text or blob
 FLUSH_SECONDS = 0.02
-PYTHON_BYTES = 2**30  # address space besides SQLite's heap
+PYTHON_BYTES = 2**30  # address space allowed in addition to SQLite's heap
 
 _LENGTH = struct.Struct("<I")
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def encode_frame(message: Any) -> bytes:
-    """A message in its frame."""
+    """A message as a frame."""
     body = _to_json(message).encode()
     return _LENGTH.pack(len(body)) + body
 
 
 class FrameReader:
-    """Takes frames out of bytes that arrive in pieces."""
+    """Extracts messages from bytes that arrive in pieces."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> None:
-        """Adds what arrived."""
+        """Appends bytes that arrived."""
         self._buffer += data
 
     def next(self) -> Any | None:
-        """The next whole message, None while it has not arrived."""
+        """The next complete message, or None."""
         if len(self._buffer) < _LENGTH.size:
             return None
         (length,) = _LENGTH.unpack_from(self._buffer)
@@ -66,76 +67,87 @@ class FrameReader:
         return message
 
 
-class Judge:
-    """Answers jobs: runs gold once, runs the prediction, compares."""
+class JobRunner:
+    """Answers jobs: runs each gold query once, runs the predictions and compares the results."""
 
     def __init__(self, settings: dict[str, Any], announce: Callable[[str], None]):
-        """settings: the fields of config.Execute; announce is told "gold" or "prediction" before either may be slow."""
+        """settings: the fields of config.ExecuteConfig. announce: called with a phase before its query runs."""
         limits = Limits(**{name: settings[name] for name in Limits._fields})
         self._settings = settings
         self._announce = announce
-        self._golds: dict[Manner | None, GoldStore] = defaultdict(GoldStore)
-        self._fresh: str | None = None  # the result of the gold that this job was the first to run
+        self._gold_results: dict[SessionFactory | None, RecentResults] = defaultdict(RecentResults)
+        self._new_gold_result: str | None = None  # the text of the gold result that the current job computed
         self.sandbox = Sandbox(limits, settings["backend"])
 
-    def answer(self, job: dict[str, Any]) -> dict[str, Any]:
-        """What became of a job {database, sql, gold, known, rule, ordered, repeats}; gold None: it is not judged.
+    def run(self, job: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a job: the fields of an Outcome, and `result_to_cache`, a text or None.
 
-        known: gold's result from disk, or None. repeats: how often a match is run again, and its gold, to be
-        timed. Beside an Outcome's fields the answer has `kept`, a result for the disk, or None.
+        Fields of a job:
+          database, sql: the file and the predicted query.
+          gold_sql: the gold query, or None to run the prediction alone.
+          gold_result: the text of the gold result from the disk cache, or None.
+          rule: the comparison rule.
+          ordered: whether the order of rows matters.
+          repeats: how often to run a matching prediction and its gold query again, to time them.
         """
-        if job["gold"] is None:
+        if job["gold_sql"] is None:
             result = self.sandbox.query(job["database"], job["sql"], self._settings["max_steps"])
-            return reply(result) | {"kept": self._kept(result)}
-        self._fresh = None
-        return self._judge(job) | {"kept": self._fresh}
+            return outcome_fields(result) | {"result_to_cache": self._encode(result)}
+        self._new_gold_result = None
+        return self._compare(job) | {"result_to_cache": self._new_gold_result}
 
-    def _judge(self, job: dict[str, Any]) -> dict[str, Any]:
-        manner = MANNERS.get(job["rule"])
-        gold = self._golds[manner].get(job["database"], job["gold"], lambda: self._gold(job, manner))
+    def _compare(self, job: dict[str, Any]) -> dict[str, Any]:
+        factory = SESSION_FACTORIES.get(job["rule"])
+        recent = self._gold_results[factory]
+        gold = recent.get(job["database"], job["gold_sql"], lambda: self._run_gold(job, factory))
         if gold.kind != OutcomeKind.OK:
             message = f"the gold query failed ({gold.kind}): {gold.message}"
-            return reply(Result(OutcomeKind.GOLD_ERROR, [], (), gold.steps, gold.milliseconds, message))
-        result = self.sandbox.query(job["database"], job["sql"], self._steps_allowed(gold), manner)
+            return outcome_fields(Result(OutcomeKind.GOLD_ERROR, [], (), gold.steps, gold.milliseconds, message))
+        result = self.sandbox.query(job["database"], job["sql"], self._max_steps(gold), factory)
         if result.kind != OutcomeKind.OK:
-            return reply(result, gold)
-        score = float(_compare(job["rule"], gold.rows, result.rows, job["ordered"]))
+            return outcome_fields(result, gold)
+        score = float(_score(job["rule"], gold.rows, result.rows, job["ordered"]))
         matched = OutcomeKind.MATCH if gold.rows else OutcomeKind.MATCH_EMPTY
         kind = OutcomeKind.MISMATCH if score < 1 else matched
-        times = [self._time(job, manner) for _ in range(job["repeats"] if score == 1 else 0)]
-        return reply(result._replace(kind=kind), gold, score) | {"times": times}
+        times = [self._time(job, factory) for _ in range(job["repeats"] if score == 1 else 0)]
+        return outcome_fields(result._replace(kind=kind), gold, score) | {"times": times}
 
-    def _gold(self, job: dict[str, Any], manner: Manner | None) -> Result:
-        if job["known"] is not None:
-            return decode(job["known"])
+    def _run_gold(self, job: dict[str, Any], factory: SessionFactory | None) -> Result:
+        if job["gold_result"] is not None:
+            return decode(job["gold_result"])
         self._announce("gold")
-        result = self.sandbox.query(job["database"], job["gold"], self._settings["max_steps"], manner)
-        self._fresh = self._kept(result) if manner is None else None
+        result = self.sandbox.query(job["database"], job["gold_sql"], self._settings["max_steps"], factory)
+        # The official rules run gold queries under other conditions, so the disk cache must not hold their results.
+        self._new_gold_result = self._encode(result) if factory is None else None
         self._announce("prediction")
         return result
 
-    def _kept(self, result: Result) -> str | None:
+    def _encode(self, result: Result) -> str | None:
         return encode(result) if self._settings["gold_cache_dir"] else None
 
-    def _time(self, job: dict[str, Any], manner: Manner | None) -> tuple[float, float]:
-        """Milliseconds of gold and of the prediction, which runs first as in the official code."""
-        steps = self._settings["max_steps"]
-        prediction, gold = (self.sandbox.query(job["database"], job[sql], steps, manner) for sql in ("sql", "gold"))
+    def _time(self, job: dict[str, Any], factory: SessionFactory | None) -> tuple[float, float]:
+        """Milliseconds of the gold query and of the prediction, which runs first as in the official code."""
+        max_steps = self._settings["max_steps"]
+        prediction, gold = (
+            self.sandbox.query(job["database"], job[sql], max_steps, factory) for sql in ("sql", "gold_sql")
+        )
         return gold.milliseconds, prediction.milliseconds
 
-    def _steps_allowed(self, gold: Result) -> int:
+    def _max_steps(self, gold: Result) -> int:
+        """The steps that a prediction may take."""
         factor, most = self._settings["gold_factor"], int(self._settings["max_steps"])
         return min(most, max(self._settings["min_steps"], int(factor * gold.steps))) if factor > 0 else most
 
 
-def _compare(rule: str, gold_rows: list[Row], rows: list[Row], ordered: bool) -> bool | float:
+def _score(rule: str, gold_rows: list[Row], rows: list[Row], ordered: bool) -> bool | float:
     if rule in official.RULES:
         return official.RULES[rule].compare(gold_rows, rows, ordered)
     return compare(rule, gold_rows, rows, ordered)
 
 
-def reply(result: Result, gold: Result | None = None, score: float = 0.0) -> dict[str, Any]:
+def outcome_fields(result: Result, gold: Result | None = None, score: float = 0.0) -> dict[str, Any]:
     """The fields of an Outcome, ready for JSON."""
+    complete = result.kind.complete
     return {
         "kind": result.kind,
         "rows": _show(result.rows),
@@ -144,15 +156,16 @@ def reply(result: Result, gold: Result | None = None, score: float = 0.0) -> dic
         "steps": result.steps,
         "milliseconds": result.milliseconds,
         "message": result.message,
-        "result_hash": canonical_hash(result.rows) if result.kind.complete else "",
+        "result_hash": canonical_hash(result.rows) if complete else "",
         "gold_rows": _show(gold.rows) if gold else [],
         "score": score,
-        "overlap": cell_overlap(gold.rows, result.rows) if result.kind.complete and gold else 0.0,
+        "overlap": cell_overlap(gold.rows, result.rows) if complete and gold else 0.0,
     }
 
 
 def _show(rows: list[Row]) -> list[list[Any]]:
-    return [[_show_cell(cell) for cell in row[:COLUMNS_SHOWN]] for row in rows[:ROWS_SHOWN]]
+    """The first rows, for display."""
+    return [[_show_cell(cell) for cell in row[:MAX_COLUMNS_SHOWN]] for row in rows[:MAX_ROWS_SHOWN]]
 
 
 def _show_cell(cell: Any) -> Any:
@@ -160,14 +173,14 @@ def _show_cell(cell: Any) -> Any:
         return cell
     if isinstance(cell, float):
         return cell if abs(cell) < float("inf") else str(cell)
-    text = f"x'{cell[:CHARACTERS_SHOWN].hex()}'" if isinstance(cell, bytes) else cell
-    if len(text) > CHARACTERS_SHOWN:
-        text = text[:CHARACTERS_SHOWN] + "…"
+    text = f"x'{cell[:MAX_CHARACTERS_SHOWN].hex()}'" if isinstance(cell, bytes) else cell
+    if len(text) > MAX_CHARACTERS_SHOWN:
+        text = text[:MAX_CHARACTERS_SHOWN] + "…"
     return text.encode(errors="replace").decode()
 
 
 def _restrict(settings: dict[str, Any]) -> None:
-    """Limits of the operating system: what is left when every layer above has a hole."""
+    """Sets resource limits of the operating system, in case every layer above them has a hole."""
     _set_limit(resource.RLIMIT_FSIZE, 0)
     _set_limit(resource.RLIMIT_CORE, 0)
     _set_limit(resource.RLIMIT_NOFILE, 256)
@@ -180,14 +193,14 @@ def _set_limit(which: int, value: int) -> None:
         value = min(value, hard)
     try:
         resource.setrlimit(which, (value, value))
-    except (ValueError, OSError):  # macOS knows no address-space limit
+    except (ValueError, OSError):  # macOS has no limit of the address space
         print(f"sql worker: the operating system refuses resource limit {which}", file=sys.stderr)
 
 
-class _Sink:
-    """Sends messages a few at a time, none later than FLUSH_SECONDS, even while SQLite is at work.
+class _BufferedWriter:
+    """Sends messages in batches, each at most FLUSH_SECONDS late, even while SQLite is running.
 
-    Each write wakes the parent, whose interpreter lock is wanted elsewhere, and costs some 30 µs where that needs an
+    Each write wakes the parent, which competes for its interpreter lock, and costs some 30 µs where it needs an
     interrupt of another core.
     """
 
@@ -199,14 +212,14 @@ class _Sink:
         threading.Thread(target=self._flush_late, daemon=True).start()
 
     def put(self, message: Any) -> None:
-        """Takes a message in order."""
+        """Queues a message; messages keep their order."""
         frame = encode_frame(message)
         with self._lock:
             self._pending += frame
         self._filled.set()
 
     def flush(self) -> None:
-        """Sends all that was put."""
+        """Sends all queued messages."""
         with self._lock:
             self._filled.clear()
             data = memoryview(bytes(self._pending))
@@ -224,32 +237,32 @@ class _Sink:
                 os._exit(0)
 
 
-def _serve(source: int, sink: _Sink) -> None:
-    """Answers until the other end closes. A query that outlives its parent is ended by the alarm."""
-    frames = _frames(source)
+def _serve(source: int, writer: _BufferedWriter) -> None:
+    """Answers jobs until the parent closes the pipe. An alarm ends a query that outlives the parent."""
+    frames = _read_frames(source)
     settings = next(frames)
     backends.load(settings["backend"], settings["backend_file"])
     _restrict(settings)
 
     def announce(phase: str) -> None:
-        sink.put({"phase": phase})
-        sink.flush()  # who dies of a query takes what was not sent along
+        writer.put({"phase": phase})
+        writer.flush()  # a crash loses what has not been sent
 
-    judge = Judge(settings, announce)
-    sink.put({"ready": backends.version(settings["backend"])})
-    sink.flush()
+    runner = JobRunner(settings, announce)
+    writer.put({"ready": backends.version(settings["backend"])})
+    writer.flush()
     for jobs in frames:
         try:
             for job in jobs:
                 signal.setitimer(signal.ITIMER_REAL, 3 * settings["wall_seconds"] + 1)
-                reply = judge.answer(job)
-                sink.put(reply | {"tired": judge.sandbox.exhausted})
+                answer = runner.run(job)
+                writer.put(answer | {"needs_restart": runner.sandbox.exhausted})
             signal.setitimer(signal.ITIMER_REAL, 0)
         finally:
-            sink.flush()
+            writer.flush()
 
 
-def _frames(source: int) -> Iterator[Any]:
+def _read_frames(source: int) -> Iterator[Any]:
     reader = FrameReader()
     while data := os.read(source, 2**16):
         reader.feed(data)
@@ -258,14 +271,14 @@ def _frames(source: int) -> Iterator[Any]:
 
 
 def main() -> None:
-    """Serves stdin and stdout, which nothing else in this process can then reach."""
+    """Serves stdin and stdout, and makes both unreachable for all other code in this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     source, sink = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
     try:
-        _serve(source, _Sink(sink))
+        _serve(source, _BufferedWriter(sink))
     except BrokenPipeError:  # the parent is gone
         sys.exit(0)
 

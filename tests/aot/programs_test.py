@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 
 from sqlr1_jax import config
-from sqlr1_jax.aot.programs import STOP, StepPrograms
+from sqlr1_jax.aot.programs import NUM_TOKENS, STOP, StepPrograms
 from sqlr1_jax.data import packing
 from sqlr1_jax.data.packing import Group, Segment
 from sqlr1_jax.distributed import sharding
-from sqlr1_jax.model import init, qwen2
+from sqlr1_jax.model import init, qwen2, tokenizer
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.rollout.engine import Request
 from sqlr1_jax.rollout.programs import PrefillBatch
@@ -55,7 +56,7 @@ def real(step: StepPrograms) -> state.TrainState:
 
 
 def _assert_same(planned: Any, real: Any) -> None:
-    assert jax.tree.structure(planned) == jax.tree.structure(real)
+    assert jax.tree.structure(planned) == jax.tree.structure(real)  # type: ignore[operator]
     for (path, want), got in zip(jax.tree_util.tree_leaves_with_path(planned), jax.tree.leaves(real), strict=True):
         name = jax.tree_util.keystr(path)
         assert (want.shape, want.dtype) == (got.shape, got.dtype), name
@@ -110,7 +111,7 @@ def _arrivals(asked: Request, size: int) -> PrefillBatch:
     return PrefillBatch(tokens_RS, length_R, last_R, numbers_R, numbers_R, limit_RG)
 
 
-def test_slots_and_refills_are_the_configs() -> None:
+def test_slots_and_prefill_batches_have_the_configs_sizes() -> None:
     few = dataclasses.replace(
         CONFIG, rollout=config.RolloutConfig(max_concurrent_prompts=4, prefill_batch=2, cache="int8", weights="int8")
     )
@@ -120,7 +121,7 @@ def test_slots_and_refills_are_the_configs() -> None:
     assert slots.cache.k[0].values.dtype == "int8" and step.sampler_params["layers"]["q"].values.dtype == "int8"
 
 
-def test_on_cpu_the_planned_sampler_is_the_engines() -> None:
+def test_the_planned_sampler_on_cpu_has_its_layers_apart() -> None:
     """Its layers lie one by one, in the weights as in the cache that decoding takes."""
     step = StepPrograms(CONFIG, jax.devices()[:4], hosts=1)
     slots, chunk = jax.eval_shape(step.decode.function, *step.decode.inputs)
@@ -169,5 +170,7 @@ def test_packed_rows_take_the_length_that_the_config_gives() -> None:
     assert step.update.inputs[1].rows.tokens.shape == (2, 4, 100)
 
 
-def test_stop_tokens_are_qwens() -> None:
-    assert STOP == (151_643, 151_645)
+def test_stop_tokens_and_their_number_are_qwens(shared_data: Path) -> None:
+    qwen = tokenizer.load(shared_data / "qwen2_5_tokenizer")
+    assert tokenizer.stop_ids(qwen) == STOP
+    assert len(qwen) == NUM_TOKENS

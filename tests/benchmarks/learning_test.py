@@ -22,7 +22,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return commands
 
 
-def test_a_run_is_made_once_and_another_is_not_taken_for_it(ran: list[list[str]], tmp_path: Path) -> None:
+def test_a_run_is_made_once_and_a_different_command_in_its_folder_is_refused(
+    ran: list[list[str]], tmp_path: Path
+) -> None:
     for _ in range(2):
         learning.run_once(tmp_path / "run", 3, "('data',)", ["--config.grpo.steps=1"])
     (command,) = ran
@@ -56,7 +58,7 @@ def test_the_report_says_when_and_with_which_commits_it_was_made(
         "ex": 0.8, "ex_before": 0.6, "gain": 0.2, "interval": [0.1, 0.3], "seconds": 60.0, "steps": 110, "vote8": 0.9,
         "pass8": 0.9, "newnames": 0.7, "habit": part, "elsewhere": part, "vague": 0.8,
     }  # fmt: skip
-    monkeypatch.setattr(learning, "_line", lambda start, folder, stage: line)
+    monkeypatch.setattr(learning, "arm_result", lambda start, folder, stage: line)
     monkeypatch.setattr(learning, "against", lambda *_: {"gain": 0.2, "low": 0.1, "high": 0.3})
     monkeypatch.setattr(learning, "ROOT", tmp_path)
     (tmp_path / "docs" / "reports").mkdir(parents=True)

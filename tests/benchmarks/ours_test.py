@@ -27,16 +27,16 @@ def test_every_sample_is_as_long_as_planned(job: dict[str, Any], engine: str) ->
     assert made["made"] == work.tokens == work.lengths_PG().sum()
 
 
-def test_groups_are_the_workload(job: dict[str, Any]) -> None:
+def test_groups_hold_the_workloads_tokens(job: dict[str, Any]) -> None:
     work = shapes.UPDATE["nano"]
     for p, (prompt, group) in enumerate(zip(work.prompts_PS(), ours.groups(work), strict=True)):
         for g, segment in enumerate(group.segments):
             tokens = np.concatenate([prompt, work.completions_PGT()[p, g]])
             np.testing.assert_array_equal(np.concatenate([group.prefix, segment.tokens]), tokens)
-            assert segment.weight.sum() == work.lengths_PG()[p, g] == len(segment.logprob)
+            assert np.sum(segment.weight) == work.lengths_PG()[p, g] == len(segment.logprob)
 
 
-def test_shared_and_naive_rows_have_one_loss_and_one_gradient(job: dict[str, Any], tmp_path: Path) -> None:
+def test_shared_and_naive_rows_have_the_same_loss_and_gradient(job: dict[str, Any], tmp_path: Path) -> None:
     work, losses = shapes.UPDATE["nano"], {}
     for engine, microbatch in (("ours", 1), ("naive", 2)):
         asked = job | {"engine": engine, "microbatch": microbatch, "gradient": f"{tmp_path}/{engine}.npy"}

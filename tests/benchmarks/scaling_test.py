@@ -6,7 +6,7 @@ import scaling
 import shapes
 
 
-def test_the_corners_and_the_middle_are_there_smallest_first() -> None:
+def test_cells_are_the_corners_and_the_middle_smallest_first() -> None:
     cells = scaling.cells()
     sizes = {(work.prompt, work.longest, work.samples) for work in cells}
     assert sizes == {*itertools.product((256, 4096), (64, 2048), (1, 64)), (1024, 512, 8)}

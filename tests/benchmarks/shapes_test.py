@@ -12,7 +12,7 @@ from sqlr1_jax.model import qwen2
 WORK = Workload("nano", prompts=1, samples=2, prompt=4, shortest=3, longest=3)
 
 
-def test_the_shapes_are_what_they_are_called() -> None:
+def test_models_have_as_many_parameters_as_their_names_say() -> None:
     assert qwen2.count_params(shapes.MODELS["14.5m"]) == pytest.approx(14.5e6, rel=0.01)
     assert qwen2.count_params(shapes.MODELS["0.5b"]) == pytest.approx(494e6, rel=0.01)
 
@@ -40,7 +40,6 @@ def test_the_floor_counts_each_prompt_once_and_logits_of_completions_alone() -> 
     places = 3 + 2 * 3  # prompt[:-1], and for each completion the prompt's last token and all but its own last
     keys = (1 + 2 + 3) + 2 * (4 + 5 + 6)
     attention = 2 * 2 * (2 * 8 * 2 * keys)  # two products of 2 operations each, two layers, two heads of eight
-    assert attention == 4 * 2 * 2 * 8 * keys
     logits = 2 * 16 * 64 * 6
     assert shapes.forward_floor(WORK) == 2 * 2 * layer * places + attention + logits
     assert shapes.rollout_floor(WORK) == shapes.forward_floor(WORK)

@@ -13,7 +13,7 @@ LINES = [
 ]  # fmt: skip
 
 
-def test_parts_are_fractions_of_the_steps_and_the_rest_makes_them_one() -> None:
+def test_fractions_of_a_steps_time_sum_to_one() -> None:
     shares = step.fractions(LINES[1:])
     assert shares == pytest.approx(
         {"rollout": 0.5, "pack": 0.05, "reward_wait": 0.05, "update": 0.3, "rest": 0.1, "execute": 0.25}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import update
 
 
 def test_tunix_takes_two_samples_and_ours_is_measured_on_two_as_well() -> None:
-    options = {"ours": {"gradient": "here.npy"}, "trl": {"microbatch": 4}}
+    options: dict[str, dict[str, Any]] = {"ours": {"gradient": "here.npy"}, "trl": {"microbatch": 4}}
     jobs = update.jobs(shapes.UPDATE["w3"], ["naive", "trl", "tunix"], {"task": "update"}, options)
     assert {name: job["workload"]["samples"] for name, job in jobs.items()} == {
         "ours": 8, "naive": 8, "trl": 8, "tunix": 2, "ours_at_2": 2,

@@ -30,14 +30,14 @@ def test_reading_undoes_writing(reasoning: str, sql: str, form: str) -> None:
     assert said.think == (reasoning if form == "reasoning" else "")
 
 
-def test_the_forms_to_the_letter() -> None:
+def test_both_forms_have_exactly_this_text() -> None:
     assert answer.write("why", "SELECT 1", "reasoning") == RIGHT
     assert answer.write("why", "SELECT 1", "direct") == "<answer>\n```sql\nSELECT 1\n```\n</answer>"
     said = answer.read(RIGHT, "reasoning")
     assert (said.think, said.answer, said.sql) == ("why", "```sql\nSELECT 1\n```", "SELECT 1")
 
 
-def test_defect_02_comments_and_line_ends_stay_in_the_query() -> None:
+def test_comments_and_line_breaks_of_the_query_are_kept() -> None:
     sql = "SELECT name -- the full one\nFROM  t\n\nWHERE x = 'a  b' /* two\nlines */;"
     read = answer.read(answer.write("r", sql, "reasoning"), "reasoning").sql
     assert read == sql
@@ -66,7 +66,7 @@ def test_defect_02_comments_and_line_ends_stay_in_the_query() -> None:
         ("<think>```sql\nSELECT 1\n```</think><answer>SELECT 1</answer>", "no_sql"),
     ],
 )
-def test_why_there_is_no_sql(text: str, problem: str) -> None:
+def test_malformed_answers_are_classified(text: str, problem: str) -> None:
     said = answer.read(text, "reasoning")
     assert (said.sql, said.problem) == (None, problem)
 
@@ -82,7 +82,7 @@ def test_why_there_is_no_sql(text: str, problem: str) -> None:
         (RIGHT.replace("SELECT 1", "SELECT '```'"), "SELECT '```'"),
     ],
 )
-def test_what_is_well_formed_all_the_same(text: str, sql: str) -> None:
+def test_lenient_cases_are_well_formed(text: str, sql: str) -> None:
     said = answer.read(text, "reasoning")
     assert (said.sql, said.problem) == (sql, None)
 
@@ -95,7 +95,7 @@ def test_the_direct_form_asks_for_no_reasoning() -> None:
     assert answer.read("```sql\nSELECT 1\n```", "direct").problem == "bad_format"
 
 
-def test_what_cannot_be_written_is_refused() -> None:
+def test_text_that_would_break_the_form_is_refused() -> None:
     for sql in ("SELECT '</answer>'", "SELECT 1\n```\nx", " \n"):
         with pytest.raises(AnswerError, match="cannot be written"):
             answer.write("why", sql, "reasoning")

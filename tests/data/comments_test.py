@@ -26,7 +26,7 @@ def test_each_comment_finds_its_column() -> None:
     }
 
 
-def test_a_table_without_comments() -> None:
+def test_a_table_without_comments_has_none() -> None:
     assert comments.from_sql("CREATE TABLE t (a INTEGER, b TEXT DEFAULT '/* no */')") == {}
     assert comments.from_sql("CREATE TABLE t (a INTEGER /* never closed") == {"a": "never closed"}
 
@@ -46,7 +46,7 @@ def test_every_real_column_comment_is_read(shared_data: Path) -> None:
     assert columns == lines
 
 
-def test_descriptions_beside_a_database(tmp_path: Path) -> None:
+def test_description_files_next_to_a_database_are_read(tmp_path: Path) -> None:
     folder = tmp_path / "database_description"
     folder.mkdir()
     header = "original_column_name,column_name,column_description,data_format,value_description\n"
@@ -57,5 +57,5 @@ def test_descriptions_beside_a_database(tmp_path: Path) -> None:
     assert found == {("races", "id"): "the unique id", ("races", "year"): "the year", ("old", "n"): "caf�"}
 
 
-def test_no_descriptions(tmp_path: Path) -> None:
+def test_a_database_without_description_files_has_none(tmp_path: Path) -> None:
     assert comments.from_descriptions(tmp_path / "db.sqlite") == {}

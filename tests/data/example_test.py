@@ -30,14 +30,14 @@ def databases(pets: Path) -> str:
     return str(pets.parents[1])
 
 
-def test_our_own_lines_need_three_names(tmp_path: Path, pets: Path, databases: str) -> None:
+def test_a_jsonl_record_needs_only_db_id_question_and_sql(tmp_path: Path, pets: Path, databases: str) -> None:
     spec = jsonl(tmp_path, record())
     assert example.read_examples(spec, databases) == [
         Example("0", "pets", pets, "How many dogs?", "SELECT count(*) FROM dogs", source=spec)
     ]
 
 
-def test_synsql_with_the_embedded_datas_names(tmp_path: Path, pets: Path, databases: str) -> None:
+def test_synsql_records_are_read_with_the_embedded_data_sets_fields(tmp_path: Path, pets: Path, databases: str) -> None:
     full = record(
         id="cold-1",
         sql_complexity="Complex",
@@ -59,7 +59,7 @@ def test_synsql_with_the_embedded_datas_names(tmp_path: Path, pets: Path, databa
 
 
 @pytest.mark.parametrize("place", ["pets/pets.sqlite", "pets.sqlite"])
-def test_databases_beside_the_data(tmp_path: Path, pets: Path, place: str) -> None:
+def test_databases_are_found_next_to_the_data(tmp_path: Path, pets: Path, place: str) -> None:
     path = tmp_path / "databases" / place
     path.parent.mkdir(parents=True)
     shutil.copy(pets, path)
@@ -67,11 +67,11 @@ def test_databases_beside_the_data(tmp_path: Path, pets: Path, place: str) -> No
     assert example.read_examples(f"synsql:{tmp_path}")[0].database == path
 
 
-def test_one_file_for_all_questions(tmp_path: Path, pets: Path) -> None:
+def test_one_database_file_can_serve_all_questions(tmp_path: Path, pets: Path) -> None:
     assert example.read_examples(jsonl(tmp_path, record(db_id="mine")), str(pets))[0].database == pets
 
 
-def test_spider_and_bird(tmp_path: Path, pets: Path) -> None:
+def test_spider_and_bird_records_are_read(tmp_path: Path, pets: Path) -> None:
     for folder in ("database", "dev_databases"):
         shutil.copytree(pets.parent, tmp_path / folder / "pets")
     spider = {"db_id": "pets", "question": "How many?", "query": "SELECT 1", "query_toks": [], "sql": {"from": {}}}
@@ -86,7 +86,7 @@ def test_spider_and_bird(tmp_path: Path, pets: Path) -> None:
     assert one.database == tmp_path / "dev_databases" / "pets" / "pets.sqlite"
 
 
-def test_parquet_of_the_paper(tmp_path: Path, databases: str) -> None:
+def test_the_papers_parquet_files_are_read(tmp_path: Path, databases: str) -> None:
     datasets = pytest.importorskip("datasets")
     truth = {"style": "rule", "ground_truth": {"db_id": "pets", "sql": "SELECT 1"}}
     content = "Question:\nold\n\nDatabase Schema:\nt\n\nQuestion:\nHow many\ndogs?\n\nInstructions:\n- one"
@@ -99,7 +99,7 @@ def test_parquet_of_the_paper(tmp_path: Path, databases: str) -> None:
     assert (one.id, one.question, one.sql) == ("0", "How many\ndogs?", "SELECT 1")
 
 
-def test_parquet_with_columns_of_its_own(tmp_path: Path, databases: str) -> None:
+def test_parquet_columns_override_the_prompts_text(tmp_path: Path, databases: str) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     truth = {"style": "rule", "ground_truth": {"db_id": "pets", "sql": "SELECT 1"}}
@@ -140,7 +140,7 @@ def test_a_bad_record_is_set_aside_and_counted(
     assert "asked.jsonl" in reasons
 
 
-def test_all_databases_missing_stops_with_the_fix(tmp_path: Path) -> None:
+def test_missing_databases_are_an_error_that_names_the_setting(tmp_path: Path) -> None:
     spec = jsonl(tmp_path, record(), record())
     with pytest.raises(ExampleError) as error:
         example.read_examples(spec, str(tmp_path / "nowhere"))
@@ -148,13 +148,13 @@ def test_all_databases_missing_stops_with_the_fix(tmp_path: Path) -> None:
         assert said in str(error.value)
 
 
-def test_a_file_that_is_no_database_is_none(tmp_path: Path) -> None:
+def test_a_file_that_is_not_sqlite_is_not_a_database(tmp_path: Path) -> None:
     (tmp_path / "pets.sqlite").write_bytes(b"SQLite format 3\x00" + b"and then nothing like it" * 50)
     with pytest.raises(ExampleError, match="no readable SQLite file"):
         example.read_examples(jsonl(tmp_path, record()), str(tmp_path))
 
 
-def test_exclusion_comes_before_the_limit(tmp_path: Path, databases: str) -> None:
+def test_excluded_records_do_not_count_toward_the_limit(tmp_path: Path, databases: str) -> None:
     spec = jsonl(tmp_path, *(record(id=i) for i in range(5)))
     (tmp_path / "exclude.jsonl").write_text('{"id": 1, "rule": "empty"}\n{"id": "3"}\n{"id": "99"}\n')
     exclude = str(tmp_path / "exclude.jsonl")
@@ -171,7 +171,9 @@ def test_exclusion_comes_before_the_limit(tmp_path: Path, databases: str) -> Non
         example.read_examples(spec, databases, exclude)
 
 
-def test_a_selection_by_name(tmp_path: Path, databases: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_named_selections_choose_by_complexity(
+    tmp_path: Path, databases: str, caplog: pytest.LogCaptureFixture
+) -> None:
     labels = ["Simple", "Complex", "Complex", "Highly Complex", "Moderate"]
     path = tmp_path / "data.json"
     path.write_text(json.dumps([record(sql_complexity=label) for label in labels]))
@@ -182,7 +184,7 @@ def test_a_selection_by_name(tmp_path: Path, databases: str, caplog: pytest.LogC
 
 
 @pytest.mark.parametrize("spec", ["nothing", "spyder:/x", "synsql:", "synth:x"])
-def test_a_spec_that_names_nothing(spec: str) -> None:
+def test_a_spec_without_a_known_prefix_and_path_is_refused(spec: str) -> None:
     with pytest.raises(ExampleError, match="PREFIX:PATH"):
         example.read_examples(spec)
 
@@ -196,7 +198,7 @@ def test_data_never_imports_jax() -> None:
     assert done.stdout.strip() == ""
 
 
-def test_real_data(shared_data: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_real_spider_and_bird_data_is_read(shared_data: Path, caplog: pytest.LogCaptureFixture) -> None:
     spider = example.read_examples(f"spider:{shared_data}/spider_train")
     assert len(spider) == 6918
     assert len({one.database for one in spider}) == 139
@@ -206,7 +208,7 @@ def test_real_data(shared_data: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == []
 
 
-def test_real_synsql_records(shared_data: Path, tmp_path: Path) -> None:
+def test_real_synsql_records_are_read(shared_data: Path, tmp_path: Path) -> None:
     """Only its schemas are at hand: one of its databases, made from them, is enough for the records on it."""
     (tmp_path / "databases").mkdir()
     name = json.loads((shared_data / "synsql_sample" / "data.json").read_text())[0]["db_id"]

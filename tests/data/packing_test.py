@@ -72,7 +72,7 @@ def test_packed_rows_hold_exactly_their_groups(made: list[Group], slack: int) ->
 
 
 @given(groups())
-def test_places_without_a_token_are_zero_in_every_field(made: list[Group]) -> None:
+def test_padding_is_zero_in_every_field(made: list[Group]) -> None:
     rows = packing.shared_prefix_rows(made, packing.smallest_layout(made, multiple=8))
     empty = rows.prefix == 0
     assert all((field[empty] == 0).all() for field in rows)
@@ -86,7 +86,7 @@ def test_unshared_rows_ask_for_the_same_targets(made: list[Group]) -> None:
     assert seen(packing.shared_prefix_rows(alone, packing.smallest_layout(alone))) == expected(made)
 
 
-def test_a_strided_row_to_the_letter() -> None:
+def test_a_strided_row_has_exactly_these_fields() -> None:
     group = Group([7, 8], [segment([8, 1, 2], 3, 0), segment([8, 4], 3, 1)])
     rows = packing.shared_prefix_rows([group], RowLayout(prefix=3, segments=2, segment=2))
     assert rows.tokens.tolist() == [[7, 8, 0, 8, 1, 8, 0]]
@@ -127,7 +127,7 @@ def test_a_group_too_large_is_refused_by_name(layout: RowLayout, named: str) -> 
         packing.pack_rows([group], 4)
 
 
-def test_padding_rows() -> None:
+def test_pad_rows_appends_empty_rows() -> None:
     rows = packing.shared_prefix_rows([Group([1], [segment([1, 2])])], RowLayout(1, 1, 1))
     padded = packing.pad_rows(rows, 3)
     assert padded.tokens.tolist() == [[1, 1], [0, 0], [0, 0]]
@@ -137,7 +137,7 @@ def test_padding_rows() -> None:
         packing.pad_rows(rows, 0)
 
 
-def test_nothing_to_pack() -> None:
+def test_no_groups_give_empty_rows() -> None:
     assert packing.pack_rows([], 8).tokens.shape == (0, 8)
     assert packing.shared_prefix_rows([], RowLayout(2, 2, 2)).weight.shape == (0, 6)
     assert packing.smallest_layout([]) == RowLayout(0, 0, 0)
@@ -163,7 +163,7 @@ def test_a_step_is_packed_in_milliseconds() -> None:
 
 
 @given(st.integers(1, 5000), st.integers(1, 8))
-def test_lengths_to_pad_to_ascend_to_the_longest(longest: int, sizes: int) -> None:
+def test_padded_lengths_ascend_to_the_longest(longest: int, sizes: int) -> None:
     made = packing.padded_lengths(longest, sizes)
     assert made[-1] == longest and len(made) <= sizes
     assert made == sorted(set(made)) and all(size % 16 == 0 for size in made[:-1])

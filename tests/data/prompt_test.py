@@ -24,7 +24,8 @@ QUESTION = "Which colors are there?"
 
 
 def asked(database: Path, question: str = QUESTION, **more: Any) -> Example:
-    return Example(**{"id": "7", "db_id": "pets", "sql": "", "database": database, "question": question} | more)
+    values: dict[str, Any] = {"id": "7", "db_id": "pets", "sql": "", "database": database, "question": question}
+    return Example(**values | more)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ Which colors are there?<|im_end|>
 """
 
 
-def test_the_brief_prompt_to_the_letter(pets: Path, tiny_tokenizer: Any) -> None:
+def test_the_brief_prompt_has_exactly_this_text(pets: Path, tiny_tokenizer: Any) -> None:
     made = PromptRenderer(tiny_tokenizer, config.DataConfig()).render(asked(pets, knowledge=" Red is a color.\n"))
     assert made.text == BRIEF
     assert tiny_tokenizer.decode(made.ids) == BRIEF
@@ -76,7 +77,7 @@ def test_prompts_are_what_the_chat_template_makes(pets: Path, tiny_tokenizer: An
         assert renderer.render(one).text == text
 
 
-def test_defect_10_labels_of_the_data_never_reach_the_prompt(pets: Path, tiny_tokenizer: Any) -> None:
+def test_labels_of_the_data_never_reach_the_prompt(pets: Path, tiny_tokenizer: Any) -> None:
     """And training, evaluation and asking share one renderer: no other module applies a chat template."""
     renderer = PromptRenderer(tiny_tokenizer, config.DataConfig(instructions="full", schema="retrieved"))
     labels = ("complexity", "style", "family", "habit", "source", "reasoning", "sql", "id")
@@ -91,7 +92,7 @@ questions = st.text(st.characters(codec="utf-8"), max_size=20) | st.text("\n\r\t
 
 
 @given(question=questions.map(lambda text: f"{text}?"), knowledge=questions)
-def test_questions_share_the_prefix_whatever_they_are(
+def test_any_two_questions_on_a_database_share_the_prefix(
     pets: Path, tiny_tokenizer: Any, question: str, knowledge: str
 ) -> None:
     renderer = PromptRenderer(tiny_tokenizer, config.DataConfig())
@@ -121,7 +122,7 @@ def test_real_prompts_share_their_schema(shared_data: Path, qwen: Any, form: str
     assert all(len(prefixes) == 1 for prefixes in by_database.values())
 
 
-def test_a_boundary_that_moves_is_not_shared(pets: Path, tiny_tokenizer: Any) -> None:
+def test_a_token_across_the_schemas_end_is_not_shared(pets: Path, tiny_tokenizer: Any) -> None:
     """A tokenizer that joins the line end to what follows: the prefix ends before it."""
 
     class Joining:
@@ -145,7 +146,7 @@ def test_retrieved_values_are_shown_and_nothing_is_shared(pets: Path, tiny_token
     assert (made.prefix_length, made.schema) == (0, "retrieved")
 
 
-def test_what_is_over_budget_is_trimmed_by_rule_or_flagged(
+def test_prompts_over_budget_get_a_shorter_schema_or_are_flagged(
     pets: Path, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     def made(budget: int, question: str = QUESTION) -> tuple[str, bool, bool]:
@@ -187,7 +188,7 @@ def test_a_database_is_read_once(tmp_path: Path, tiny_tokenizer: Any) -> None:
     assert renderer.render(asked(path)).text == first.text
 
 
-def test_a_tokenizer_that_will_not_do_is_refused() -> None:
+def test_a_tokenizer_with_an_unusable_chat_template_is_refused() -> None:
     class Tokenizer:
         chat_template: str | None = None
 
@@ -201,7 +202,7 @@ def test_a_tokenizer_that_will_not_do_is_refused() -> None:
         PromptRenderer(Tokenizer(), config.DataConfig())
 
 
-def test_nothing_to_render(tiny_tokenizer: Any) -> None:
+def test_no_examples_give_no_prompts(tiny_tokenizer: Any) -> None:
     assert PromptRenderer(tiny_tokenizer, config.DataConfig()).render_many([]) == []
 
 

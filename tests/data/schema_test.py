@@ -46,7 +46,7 @@ CREATE TABLE dogs (
 );"""
 
 
-def test_the_forms_to_the_letter(pets: Path) -> None:
+def test_each_form_has_exactly_this_text(pets: Path) -> None:
     read = schema.read_schema(pets)
     assert schema.render(read, "compact") == COMPACT
     assert schema.render(read, "qualified") == QUALIFIED
@@ -59,7 +59,7 @@ def test_the_forms_to_the_letter(pets: Path) -> None:
         schema.render(read, "short")
 
 
-def test_names_alone_need_no_values(pets: Path) -> None:
+def test_forms_without_values_need_no_samples(pets: Path) -> None:
     read = schema.read_schema(pets, sampled=False)
     assert [schema.render(read, form) for form in schema.WITHOUT_VALUES] == [QUALIFIED, COMPACT]
     assert all(column.values == () for table in read.tables for column in table.columns)
@@ -75,7 +75,7 @@ def test_a_key_is_qualified_only_where_its_name_is_in_two_tables(tmp_path: Path)
     assert lines[3:] == ["- join b, a on a_id = a.id", "- join c, b on x1 = b.ID", "- join c, a on `a id` = x"]
 
 
-def test_keys_are_read_as_the_tables_spell_them(tmp_path: Path) -> None:
+def test_foreign_keys_use_the_tables_spelling(tmp_path: Path) -> None:
     path = made(
         tmp_path,
         """CREATE TABLE Parent (One, TWO, PRIMARY KEY (TWO, One));

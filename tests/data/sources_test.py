@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sqlr1_jax import config
+from sqlr1_jax import config_checks
 from sqlr1_jax.data import sources
 from sqlr1_jax.data.sources import ExampleError
 
@@ -23,7 +23,7 @@ values: st.SearchStrategy[Any] = st.recursive(
 
 @settings(max_examples=50)
 @given(st.lists(values, max_size=6), st.integers(1, 9), st.sampled_from([None, 1]), st.booleans())
-def test_a_list_streams_as_it_loads(
+def test_a_streamed_list_equals_the_loaded_one(
     tmp_path_factory: pytest.TempPathFactory, written: list[Any], chunk: int, indent: int | None, ascii_: bool
 ) -> None:
     path = tmp_path_factory.mktemp("list") / "data.json"
@@ -78,14 +78,14 @@ def test_broken_json_in_a_long_list_is_found_without_reading_on(tmp_path: Path) 
     tracemalloc.stop()
 
 
-def test_lines(tmp_path: Path) -> None:
+def test_blank_lines_are_skipped_and_broken_ones_given_as_text(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text('{"a": 1}\n\n  \n{broken\n"text"\n')
     records = sources.open_source("jsonl", str(path)).records()
     assert list(records) == [(0, {"a": 1}), (1, {}), (2, {})]
 
 
-def test_a_folder_or_its_file(tmp_path: Path) -> None:
+def test_a_source_is_a_folder_or_a_file_in_it(tmp_path: Path) -> None:
     (tmp_path / "train_spider.json").write_text("[]")
     (tmp_path / "dev.json").write_text("[]")
     (tmp_path / "database").mkdir()
@@ -97,7 +97,7 @@ def test_a_folder_or_its_file(tmp_path: Path) -> None:
     assert sources.open_source("hub", "owner/name").databases is None
 
 
-@pytest.mark.parametrize("prefix", [name for name in config.SOURCES if name not in ("synth", "hub")])
+@pytest.mark.parametrize("prefix", [name for name in config_checks.SOURCES if name not in ("synth", "hub")])
 def test_a_missing_file_is_named(tmp_path: Path, prefix: str) -> None:
     with pytest.raises(ExampleError, match="no such data") as error:
         sources.open_source(prefix, str(tmp_path / "gone"))

@@ -20,7 +20,7 @@ from sqlr1_jax.train import metrics
 from testing import tiny_runs
 
 
-def test_alone_a_process_is_first_and_has_everything() -> None:
+def test_a_single_process_is_first_and_has_everything() -> None:
     assert collectives.is_primary()
     assert [*range(7)][collectives.local_slice(7)] == [*range(7)]
     assert collectives.global_sum(2.5) == 2.5
@@ -34,7 +34,7 @@ def test_alone_a_process_is_first_and_has_everything() -> None:
 
 
 @given(st.integers(0, 50), st.integers(1, 9))
-def test_shares_follow_each_other_and_leave_nothing_out(count: int, of: int) -> None:
+def test_shares_are_consecutive_even_and_complete(count: int, of: int) -> None:
     parts = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(collectives, "count", lambda: of)
@@ -45,7 +45,7 @@ def test_shares_follow_each_other_and_leave_nothing_out(count: int, of: int) -> 
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_who_the_others_are_must_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_coordinator_is_an_error_that_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: _raise("coordinator_address should be defined."))
     with pytest.raises(ConfigError, match="JAX_COORDINATOR_ADDRESS"):
         collectives.initialize()
@@ -57,27 +57,29 @@ def _raise(why: str) -> None:
 
 _TALK = """
 import json, numpy as np
-from sqlr1_jax import hosts
-hosts.join()
-rank = 0 if hosts.first() else 1
+from sqlr1_jax.distributed import collectives
+collectives.initialize()
+rank = 0 if collectives.is_primary() else 1
 failures = []
 for failing in ([], [1], [0, 1]):
     try:
-        with hosts.together():
+        with collectives.sync_errors():
             if rank in failing:
                 raise KeyError(rank)
         failures.append(None)
     except KeyError as error:
         failures.append(error.args[0])
 assert failures == [None, 1, rank], failures
-assert hosts.agreed(rank) == 0
-rows = hosts.rows({"a_PG": np.full((2, 3), rank, np.int64) + 2**40, "b_P": np.asarray([rank == 1, True])})
-print(json.dumps([hosts.total(0.5 + rank), hosts.largest(5 - rank), hosts.gather({"host": rank, "x": "y" * rank}),
+assert collectives.broadcast(rank) == 0
+arrays = {"a_PG": np.full((2, 3), rank, np.int64) + 2**40, "b_P": np.asarray([rank == 1, True])}
+rows = collectives.allgather_arrays(arrays)
+print(json.dumps([collectives.global_sum(0.5 + rank), collectives.global_max(5 - rank),
+                  collectives.allgather_objects({"host": rank, "x": "y" * rank}),
                   rows["a_PG"].tolist(), rows["b_P"].tolist(), str(rows["a_PG"].dtype)]))
 """
 
 
-def test_two_processes_tell_each_other(tmp_path: Path) -> None:
+def test_two_processes_exchange_numbers_objects_and_rows(tmp_path: Path) -> None:
     """Sums, the largest, whole objects of unlike sizes, and rows of 64-bit numbers and of flags."""
     said = tiny_runs.run_on_hosts(tmp_path, ["-c", _TALK])
     assert said[0] == said[1]
@@ -97,8 +99,9 @@ def _mesh(tensor: int, tiles: bool = False) -> Any:
         return sharding.make_mesh(config.MeshConfig(tensor=tensor), made)  # type: ignore[arg-type]
 
 
-FITS = {"stages": ("sft", "grpo", "evaluate"), "grpo__prompts": 16, "evaluate__max_concurrent_prompts": 8,
-        "sft__databases": 4, "grpo__rows__per_microbatch": 4, "sft__rows__per_microbatch": 4}  # fmt: skip
+FITS: dict[str, Any] = {"stages": ("sft", "grpo", "evaluate"), "grpo__prompts": 16,
+        "evaluate__max_concurrent_prompts": 8, "sft__databases": 4,
+        "grpo__rows__per_microbatch": 4, "sft__rows__per_microbatch": 4}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -112,7 +115,7 @@ FITS = {"stages": ("sft", "grpo", "evaluate"), "grpo__prompts": 16, "evaluate__m
         ({"sft__databases": 3}, "sft.databases", "sft"),
     ],
 )
-def test_a_batch_that_does_not_part_evenly_is_refused(changed: dict[str, int], key: str, stage: str) -> None:
+def test_a_batch_that_does_not_divide_among_hosts_is_refused(changed: dict[str, int], key: str, stage: str) -> None:
     collectives.check_batch_sizes(tiny_runs.tiny_config(**FITS), _mesh(1), _mesh(1))
     with pytest.raises(ConfigError, match=f"config.{key} "):
         collectives.check_batch_sizes(tiny_runs.tiny_config(**FITS | changed), _mesh(1), _mesh(1))
@@ -132,42 +135,45 @@ import json, sys
 from pathlib import Path
 import jax
 from testing import grpo_stages, tiny_runs
-from sqlr1_jax import config, hosts
+from sqlr1_jax import config
 from sqlr1_jax.data import answer, order
-from sqlr1_jax.rl import experience, grpo, rollouts
+from sqlr1_jax.distributed import collectives
+from sqlr1_jax.rl import grpo, rollout_log, scoring
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train import state
 from sqlr1_jax.train.context import create_context, init_params
 home, workdir, rows = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 if rows == 1:
-    hosts.join()
-bare = training.start(tiny_runs.tiny_config(model__path=str(home / "model"), grpo__prompts=4), workdir)
-problems = experience.load_problems(bare)
-place = {problems.examples[i].id: p for p, i in enumerate(order.take(len(problems.examples), 4, bare.config.seed, 0))}
+    collectives.initialize()
+bare = create_context(tiny_runs.tiny_config(model__path=str(home / "model"), grpo__prompts=4), workdir)
+problems = scoring.load_prompts(bare)
+chosen = order.batch_indices(len(problems.examples), 4, bare.config.seed, 0)
+place = {problems.examples[i].id: p for p, i in enumerate(chosen)}
 
 def say(example, g):
     right = place.get(example.id, 9) + g < 2
     return answer.write("tables" * (g + 1), example.sql if right else "SELECT 'wrong'", "reasoning")
 
 found = []
-with Executor(config.Execute(workers=1)) as pool:
-    for cfg in (config.Advantage(), config.Advantage(normalize="parts"), config.Advantage(shuffled=True)):
-        rows_cfg = config.Rows(per_microbatch=rows)
+with Executor(config.ExecuteConfig(workers=1)) as pool:
+    for changed in ({}, {"normalize": "parts"}, {"shuffled": True}):
+        cfg = config.AdvantageConfig(**changed)
+        rows_cfg = config.RowsConfig(per_microbatch=rows)
         context = grpo_stages.with_settings(bare, samples=3, advantage=cfg, rows=rows_cfg, old_logprobs="trainer")
         stage = grpo_stages.scripted_stage(context, pool, say)
         with jax.set_mesh(context.mesh):
-            taken = grpo.take(stage, state.create(training.initial(context), stage.program), 0)
+            taken = grpo.train_step(stage, state.create_state(init_params(context), stage.update_spec), 0)
         values = grpo_stages.values_of(taken)
-        lines = [json.loads(line) for line in rollouts.path(workdir, 1).open()] if hosts.first() else []
+        lines = [json.loads(line) for line in rollout_log.path(workdir, 1).open()] if collectives.is_primary() else []
         advantages = [[sample["advantage"] for sample in line["samples"]] for line in lines]
         names = "loss", "grad_norm", "groups/mixed", "outcome/match", "reward/std", "tokens"
-        found.append([[values[name] for name in names], taken.items, hosts.agreed(advantages)])
+        found.append([[values[name] for name in names], taken.items, collectives.broadcast(advantages)])
 print(json.dumps(found))
 """
 
 
 @pytest.mark.nightly  # the run below goes through the same step; this one through every form of advantages
-def test_two_hosts_take_the_step_of_one(home: Path, tmp_path: Path) -> None:
+def test_two_hosts_take_the_same_step_as_one(home: Path, tmp_path: Path) -> None:
     """The first host has the mixed groups and the other's are all filtered; advantages follow the whole batch."""
     for name in ("one", "two"):
         tiny_runs.folder_with_data(home, tmp_path / name)
@@ -190,7 +196,7 @@ def test_two_hosts_take_the_step_of_one(home: Path, tmp_path: Path) -> None:
 HALVED = {"grpo__rows__per_microbatch": 1, "sft__rows__per_microbatch": 1}  # rows of one of two hosts
 
 
-def test_two_hosts_make_the_run_of_one(home: Path, finished: Path, tmp_path: Path) -> None:
+def test_two_hosts_make_the_same_run_as_one(home: Path, finished: Path, tmp_path: Path) -> None:
     workdir = tiny_runs.folder_with_data(home, tmp_path / "run")
     tiny_runs.run_on_hosts(
         home, ["-m", "sqlr1_jax.main", "--distributed", *tiny_runs.command_line(home, workdir, **HALVED)]

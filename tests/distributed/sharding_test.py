@@ -20,7 +20,7 @@ def mesh(fsdp: int = 4, tensor: int = 2) -> jax.sharding.Mesh:
     return sharding.make_mesh(config.MeshConfig(fsdp=fsdp, tensor=tensor), jax.devices()[: fsdp * tensor])
 
 
-def test_minus_one_takes_what_the_others_leave() -> None:
+def test_minus_one_takes_the_remaining_devices() -> None:
     made = sharding.make_mesh(config.MeshConfig(replica=2, fsdp=-1, tensor=2), jax.devices()[:8])
     assert dict(made.shape) == {"replica": 2, "fsdp": 2, "tensor": 2}
 
@@ -31,7 +31,7 @@ def test_sizes_that_do_not_make_the_devices_are_refused(sizes: tuple[int, int, i
         sharding.make_mesh(config.MeshConfig(*sizes), jax.devices()[:8])
 
 
-def test_specs_follow_the_table() -> None:
+def test_partition_specs_follow_the_rules() -> None:
     assert sharding.partition_spec(("layers", "embed", "heads", None), TRAIN_RULES) == PartitionSpec(
         None, "fsdp", "tensor"
     )
@@ -40,13 +40,13 @@ def test_specs_follow_the_table() -> None:
     )
 
 
-def test_a_dimension_that_is_not_divisible_stays_whole() -> None:
+def test_an_indivisible_dimension_is_not_sharded() -> None:
     axes = ("embed", "kv_heads", None)
     assert sharding.partition_spec(axes, TRAIN_RULES, (16, 2, 4), mesh()) == PartitionSpec("fsdp", "tensor")
     assert sharding.partition_spec(axes, TRAIN_RULES, (18, 2, 4), mesh(2, 4)) == PartitionSpec("fsdp")
 
 
-def test_a_mesh_axis_is_given_once() -> None:
+def test_a_mesh_axis_is_used_once() -> None:
     rules = {"rows": ("replica", "fsdp"), "embed": ("fsdp",)}
     assert sharding.partition_spec(("rows", "embed"), rules) == PartitionSpec(("replica", "fsdp"))
 
@@ -72,7 +72,7 @@ def test_constrain_does_nothing_without_a_mesh() -> None:
     assert sharding.constrain(x, ("rows", None), TRAIN_RULES) is x
 
 
-def test_forward_on_eight_devices_is_forward_on_one() -> None:
+def test_forward_on_eight_devices_equals_one() -> None:
     params = tiny_models.random_params()
     tokens_BT = np.random.default_rng(0).integers(2, 37, (8, 12)).astype(np.int32)
     positions_BT = np.tile(np.arange(12, dtype=np.int32), (8, 1))

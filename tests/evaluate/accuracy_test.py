@@ -20,8 +20,8 @@ from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
 
-def _example(pets: Path, sql: str, number: int = 0, **labels: str) -> Example:
-    return Example(f"item-{number}", "pets", pets, "How many dogs are red?", sql, **labels)
+def _example(pets: Path, sql: str, number: int = 0) -> Example:
+    return Example(f"item-{number}", "pets", pets, "How many dogs are red?", sql)
 
 
 def _judged(executor: Executor, example: Example, *sqls: str) -> list[Candidate]:
@@ -29,7 +29,7 @@ def _judged(executor: Executor, example: Example, *sqls: str) -> list[Candidate]
     return accuracy.execute_candidates(executor, [example], [texts], "reasoning", "spider")[0]
 
 
-def test_right_and_wrong_are_what_sqlite_says(executor: Executor, pets: Path) -> None:
+def test_right_and_wrong_agree_with_sqlites_results(executor: Executor, pets: Path) -> None:
     example = _example(pets, "SELECT count(*) FROM dogs WHERE color = 'red'")
     queries = {
         "SELECT 2": True,
@@ -49,7 +49,7 @@ def test_right_and_wrong_are_what_sqlite_says(executor: Executor, pets: Path) ->
     assert judged[-1].outcome.kind == "syntax_error"
 
 
-def test_defect_12_a_prediction_is_run_as_it_stands(executor: Executor, pets: Path) -> None:
+def test_predictions_run_with_their_own_values_not_golds(executor: Executor, pets: Path) -> None:
     """The question's value is 'red'; predictions with another value, or none, must not be given gold's."""
     example = _example(pets, "SELECT name FROM (SELECT code AS name FROM dogs WHERE color = 'red' AND age > 3)")
     wrong = (
@@ -63,11 +63,12 @@ def test_defect_12_a_prediction_is_run_as_it_stands(executor: Executor, pets: Pa
     assert [candidate.sql for candidate in judged[:4]] == list(wrong)
     with closing(sqlite3.connect(pets)) as connection:
         for candidate in judged:
+            assert candidate.sql is not None
             assert [list(row) for row in candidate.outcome.rows] == [list(r) for r in connection.execute(candidate.sql)]
 
 
 @pytest.mark.parametrize("value", ["false", "False", "0", "no", "True"])
-def test_defect_12_no_setting_turns_it_on(value: str) -> None:
+def test_no_setting_replaces_values_in_predictions(value: str) -> None:
     """There is no flag to be misread: `--plug_value false` was read as true."""
     names = {name for name, _ in config.leaves(config.as_dict(config.Config()))}
     assert not [name for name in names if "plug" in name or "value" in name.rpartition(".")[2]]
@@ -83,13 +84,13 @@ def test_two_empty_results_are_equal_in_evaluation(executor: Executor, pets: Pat
     assert candidate.right
 
 
-def test_a_gold_that_fails_is_wrong_and_told_apart(executor: Executor, pets: Path) -> None:
+def test_a_failing_gold_counts_as_wrong_with_its_own_outcome(executor: Executor, pets: Path) -> None:
     [candidate] = _judged(executor, _example(pets, "SELECT nothing FROM nowhere"), "SELECT 1")
     assert (candidate.outcome.kind, candidate.right) == ("gold_error", False)
     assert accuracy.count_outcomes([candidate]) == {"gold_error": 1}
 
 
-def test_an_answer_that_cannot_be_read_is_an_outcome(executor: Executor, pets: Path) -> None:
+def test_an_unreadable_answer_has_an_outcome(executor: Executor, pets: Path) -> None:
     example = _example(pets, "SELECT 1")
     texts = ["SELECT 1", "", "<think>\n\n</think>\n<answer>\nno block\n</answer>"]
     [judged] = accuracy.execute_candidates(executor, [example], [texts], "reasoning", "spider")
@@ -100,7 +101,7 @@ def test_an_answer_that_cannot_be_read_is_an_outcome(executor: Executor, pets: P
     ]
 
 
-def test_candidates_keep_their_places(executor: Executor, pets: Path) -> None:
+def test_candidates_keep_their_order(executor: Executor, pets: Path) -> None:
     """Many futures, done in any order."""
     examples = [_example(pets, f"SELECT {p}", p) for p in range(6)]
     texts = [[answer.write("", f"SELECT {p + g}", "direct") for g in range(4)] for p in range(6)]
@@ -144,7 +145,7 @@ def test_summary_counts_by_every_label() -> None:
     }
 
 
-def test_accuracy_of_nothing_is_no_number() -> None:
+def test_accuracy_of_no_items_is_nan() -> None:
     assert accuracy.fraction_correct([True, False, False, True]) == 0.5
     assert np.isnan(accuracy.fraction_correct([]))
 
@@ -188,7 +189,7 @@ def test_the_interval_is_the_bootstrap_over_databases() -> None:
     np.testing.assert_allclose([low, high], [gain - 1.96 * error, gain + 1.96 * error], atol=0.02)
 
 
-def test_items_of_one_database_are_not_independent() -> None:
+def test_the_interval_widens_for_correlated_items_of_a_database() -> None:
     """The same gains, but all of a database's items agree: the interval grows by about the root of their number."""
     names = [f"{d}-{i}" for d in range(40) for i in range(9)]
     before = dict.fromkeys(names, False)

@@ -68,7 +68,7 @@ def test_sets_are_the_two_splits_of_the_embedded_data_or_the_one_of_another(cont
 
 
 def test_a_set_is_asked_whole_so_many_prompts_at_a_time(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    context = _with(context, prompts=4)
+    context = _with(context, max_concurrent_prompts=4)
     engine: Any = _engine(context, monkeypatch, lambda example, g: f"{example.id} {g}")
     held = evaluation.load_heldout_sets(context)[0]
     texts = evaluation.sample_texts(context, engine, None, held.prompts, 2, 0.8)
@@ -79,7 +79,7 @@ def test_a_set_is_asked_whole_so_many_prompts_at_a_time(context: RunContext, mon
 def test_a_prompt_over_the_budget_is_asked_nothing_and_counts_as_wrong(
     context: RunContext, monkeypatch: pytest.MonkeyPatch, executor: Executor
 ) -> None:
-    context = _with(context, prompts=4)
+    context = _with(context, max_concurrent_prompts=4)
     engine: Any = _engine(context, monkeypatch, lambda example, g: _said(example.sql))
     held = evaluation.load_heldout_sets(context)[0]
     prompts = [dataclasses.replace(p, over_budget=i == 2) for i, p in enumerate(held.prompts)]
@@ -93,7 +93,7 @@ def test_a_prompt_over_the_budget_is_asked_nothing_and_counts_as_wrong(
 def test_greedy_accuracy_is_of_the_fixed_subset(
     context: RunContext, monkeypatch: pytest.MonkeyPatch, executor: Executor
 ) -> None:
-    context = _with(context, subset=4, prompts=4)
+    context = _with(context, subset=4, max_concurrent_prompts=4)
     engine: Any = _engine(context, monkeypatch, _script)
     held = evaluation.load_heldout_sets(context)[0]
     chosen = order.subset(6, 4, context.config.seed)
@@ -105,7 +105,7 @@ def test_greedy_accuracy_is_of_the_fixed_subset(
 def test_an_evaluation_leaves_the_files_and_figures_of_the_design(
     context: RunContext, monkeypatch: pytest.MonkeyPatch, executor: Executor
 ) -> None:
-    context = _with(context, votes=2, prompts=4)
+    context = _with(context, votes=2, max_concurrent_prompts=4)
     _engine(context, monkeypatch, _script)
     figures = evaluation.evaluate(context, "final", None, "grpo, step 4", executor)
     folder = context.workdir / "evaluation" / "final"
@@ -136,7 +136,7 @@ def test_an_evaluation_leaves_the_files_and_figures_of_the_design(
 def test_an_evaluation_that_is_there_is_only_read(
     context: RunContext, monkeypatch: pytest.MonkeyPatch, executor: Executor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    context = _with(context, votes=1, prompts=8)
+    context = _with(context, votes=1, max_concurrent_prompts=8)
     engine: Any = _engine(context, monkeypatch, _script)
     first = evaluation.evaluate(context, "sft", None, "sft, step 4", executor)
     asked = len(engine.requests)
@@ -149,10 +149,10 @@ def test_other_weights_are_evaluated_anew(
     context: RunContext, monkeypatch: pytest.MonkeyPatch, executor: Executor
 ) -> None:
     """A run that goes on with more steps has other final weights: the figures of the old ones are not theirs."""
-    context = _with(context, votes=1, prompts=8)
+    context = _with(context, votes=1, max_concurrent_prompts=8)
     _engine(context, monkeypatch, _script)
     first = evaluation.evaluate(context, "final", None, "grpo, step 4", executor)
-    monkeypatch.setattr(evaluation.execution, "accuracy", lambda flags: 0.125)
+    monkeypatch.setattr(accuracy, "fraction_correct", lambda flags: 0.125)
     assert evaluation.evaluate(context, "final", None, "grpo, step 4", executor) == first
     again = evaluation.evaluate(context, "final", None, "grpo, step 8", executor)
     assert again["heldout"]["ex_greedy"] == 0.125
@@ -166,7 +166,7 @@ def test_other_weights_are_evaluated_anew(
 def test_one_that_was_cut_short_is_made_again(
     context: RunContext, monkeypatch: pytest.MonkeyPatch, executor: Executor
 ) -> None:
-    context = _with(context, votes=1, prompts=8)
+    context = _with(context, votes=1, max_concurrent_prompts=8)
     _engine(context, monkeypatch, _script)
     first = evaluation.evaluate(context, "final", None, "grpo, step 4", executor)
     folder = context.workdir / "evaluation" / "final"
@@ -178,4 +178,5 @@ def test_one_that_was_cut_short_is_made_again(
 
 
 def test_no_step_of_training_shares_the_evaluations_random_numbers() -> None:
-    assert evaluation.EVALUATION_STEP == 2**31 - 1
+    """The step is the last that int32 holds: a training step would have to come after it."""
+    assert np.int32(evaluation.EVALUATION_STEP) == np.iinfo(np.int32).max

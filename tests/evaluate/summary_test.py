@@ -45,7 +45,7 @@ BEFORE = {"a1": "mismatch", "a2h": "mismatch", "b1": "match", "b2h": "syntax_err
 AFTER = {"a1": "match", "a2h": "match_empty", "b1": "match", "b2h": "timeout"}
 
 
-def test_it_grows_stage_by_stage_to_the_form_of_the_design(tmp_path: Path) -> None:
+def test_the_summary_grows_with_each_stage(tmp_path: Path) -> None:
     assert _write(tmp_path, "data", 1.5) == {"seconds": {"data": 1.5, "total": 1.5}}
     _evaluated(tmp_path, "sft", BEFORE, ex_greedy=0.25)
     after_cold_start = _write(tmp_path, "sft", 10.0)
@@ -74,7 +74,7 @@ def test_seconds_of_a_resumed_stage_add_up(tmp_path: Path) -> None:
     assert _write(tmp_path, "grpo", 2.0)["seconds"] == {"grpo": 7.0, "total": 7.0}
 
 
-def test_the_gain_of_a_part_is_of_that_part_alone(tmp_path: Path) -> None:
+def test_a_gain_can_be_limited_to_a_habit_and_to_two_evaluations(tmp_path: Path) -> None:
     _evaluated(tmp_path, "sft", BEFORE)
     _evaluated(tmp_path, "final", AFTER)
     assert summary.gain(tmp_path)[0] == 0.5
@@ -84,7 +84,7 @@ def test_the_gain_of_a_part_is_of_that_part_alone(tmp_path: Path) -> None:
     assert summary.gain(tmp_path, before="final")[0] == 0
 
 
-def test_the_gain_is_of_held_out_items_that_both_have(tmp_path: Path) -> None:
+def test_evaluations_of_different_items_have_no_gain(tmp_path: Path) -> None:
     _evaluated(tmp_path, "sft", BEFORE)
     _evaluated(tmp_path, "final", {item: outcome for item, outcome in AFTER.items() if item != "b1"})
     with pytest.raises(ValueError, match="differ in 1 items"):

@@ -75,7 +75,7 @@ def _program(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def test_the_dry_run_pasted_is_the_run(cloud: Cloud) -> None:
+def test_pasting_the_dry_run_runs_the_same_commands(cloud: Cloud) -> None:
     command = ("bash", "-c", "echo \"it's\" '$HOME' > said; exit 0")
     dry = cloud.launch(*SLICE, "--project=mine", "--dry-run", "--delete", "--spot", "--", *command)
     assert dry.returncode == 0, dry.stderr
@@ -93,7 +93,7 @@ def test_the_dry_run_pasted_is_the_run(cloud: Cloud) -> None:
     assert (cloud.worker / "sqlr1_jax" / "said").read_text() == "it's $HOME\n"
 
 
-def test_the_slice_is_made_as_asked(cloud: Cloud) -> None:
+def test_the_slice_is_created_with_the_given_flags(cloud: Cloud) -> None:
     cloud.launch(*SLICE, "--project=mine", "--spot", "--", "true")
     create = next(words for words in cloud.told() if words[0] == "create")
     assert create == [
@@ -102,13 +102,13 @@ def test_the_slice_is_made_as_asked(cloud: Cloud) -> None:
     ]  # fmt: skip
 
 
-def test_a_slice_that_is_there_is_used(cloud: Cloud) -> None:
+def test_an_existing_slice_is_used(cloud: Cloud) -> None:
     done = cloud.launch(*SLICE, "--", "true", DESCRIBED="READY\tv5litepod-16")
     assert done.returncode == 0, done.stderr
     assert [words[0] for words in cloud.told()] == ["describe", "scp", "ssh", "ssh"]
 
 
-def test_a_slice_that_was_taken_away_is_made_again(cloud: Cloud) -> None:
+def test_a_preempted_slice_is_created_again(cloud: Cloud) -> None:
     cloud.launch(*SLICE, "--", "true", DESCRIBED="PREEMPTED\tv5litepod-16")
     assert [words[0] for words in cloud.told()][:3] == ["describe", "delete", "create"]
 
@@ -117,14 +117,14 @@ def test_a_slice_that_was_taken_away_is_made_again(cloud: Cloud) -> None:
     ("described", "says"),
     [("READY\tv5litepod-8", "slice pod is a v5litepod-8"), ("CREATING\tv5litepod-16", "slice pod is CREATING")],
 )
-def test_a_slice_that_will_not_do(cloud: Cloud, described: str, says: str) -> None:
+def test_a_slice_of_another_type_or_state_is_refused(cloud: Cloud, described: str, says: str) -> None:
     done = cloud.launch(*SLICE, "--", "true", DESCRIBED=described)
     assert done.returncode == 2
     assert says in done.stderr
     assert [words[0] for words in cloud.told()] == ["describe"]
 
 
-def test_workers_get_the_tree_that_git_has(cloud: Cloud) -> None:
+def test_workers_get_the_files_that_git_tracks(cloud: Cloud) -> None:
     (cloud.repository / "runs").mkdir()
     (cloud.repository / "runs" / "secret").write_text("stays here")
     done = cloud.launch(*SLICE, "--", "true", DESCRIBED="READY\tv5litepod-16")
@@ -133,7 +133,7 @@ def test_workers_get_the_tree_that_git_has(cloud: Cloud) -> None:
     assert not (cloud.worker / "sqlr1_jax" / "runs").exists()
 
 
-def test_the_log_is_streamed_and_the_status_handed_on(cloud: Cloud) -> None:
+def test_the_log_is_streamed_and_the_exit_status_returned(cloud: Cloud) -> None:
     command = ("bash", "-c", "echo first; sleep 0.2; echo last; exit 7")
     done = cloud.launch(*SLICE, "--delete", "--", *command, DESCRIBED="READY\tv5litepod-16")
     assert done.returncode == 7
@@ -141,7 +141,7 @@ def test_the_log_is_streamed_and_the_status_handed_on(cloud: Cloud) -> None:
     assert "delete" not in [words[0] for words in cloud.told()], "a run that failed leaves its slice to be looked at"
 
 
-def test_a_run_that_is_going_is_followed(cloud: Cloud) -> None:
+def test_a_running_run_is_followed(cloud: Cloud) -> None:
     (cloud.worker / "sqlr1_jax").mkdir()
     (cloud.worker / "run.log").write_text("step 12\n")
     # Nobody's child: one that ended but was not waited for would look alive.
@@ -171,7 +171,7 @@ def test_a_bucket_is_mounted_on_every_worker(cloud: Cloud) -> None:
         (("--name=pod", "--type=h100-8", "--zone=z", "--dry-run", "--", "true"), "--type=h100-8 is of no kind"),
     ],
 )
-def test_what_is_wrong_is_said(cloud: Cloud, arguments: tuple[str, ...], says: str) -> None:
+def test_wrong_arguments_are_named(cloud: Cloud, arguments: tuple[str, ...], says: str) -> None:
     done = cloud.launch(*arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and says in done.stderr

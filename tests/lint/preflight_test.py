@@ -45,7 +45,7 @@ def check() -> Iterator[Check]:
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
 
 
-def test_runs_speak_for_themselves(check: Check, database: Path) -> None:
+def test_failing_and_empty_results_are_findings(check: Check, database: Path) -> None:
     golds = [
         "SELECT name FROM shop",
         "SELECT name FROM ship",
@@ -75,27 +75,27 @@ def test_zero_and_a_null_among_values_are_results(check: Check, database: Path) 
     assert check(examples(database, golds)) == {}
 
 
-def test_a_gold_that_sqlglot_cannot_read_is_reported(check: Check, database: Path) -> None:
-    found = check(examples(database, ["SELECT name FROM shop INDEXED BY nothing", "SELECT 1 FROM shop WHERE 1 ISNULL"]))
-    assert list(found["0"]) == ["fails"]
-    quoted = check(examples(database, ["SELECT count(*) FROM shop NOT INDEXED WHERE seats IS NOT DISTINCT FROM 10"]))
-    assert quoted in ({}, {"0": {"unparsed": quoted.get("0", {}).get("unparsed", "")}})
+def test_a_gold_that_runs_but_that_sqlglot_cannot_read_is_reported(check: Check, database: Path) -> None:
+    golds = ["SELECT CAST(seats AS UNSIGNED BIG INT) FROM shop", "SELECT CAST(seats AS INT) FROM shop"]
+    found = check(examples(database, golds))
+    assert {name: list(reasons) for name, reasons in found.items()} == {"0": ["unparsed"]}
+    assert list(check(examples(database, ["SELECT name FROM shop INDEXED BY nothing"]))["0"]) == ["fails"]
 
 
-def test_every_reason_of_a_rule_is_told_once(check: Check, database: Path) -> None:
+def test_every_reason_of_a_rule_is_given_once(check: Check, database: Path) -> None:
     sql = "SELECT count(*) FROM shop WHERE city = 'Bonn' OR city = 'Bern' OR city = 'Bonn'"
     assert check(examples(database, [sql, sql])) == {
         name: {"absent_value": "no row of shop has city = 'Bonn'; no row of shop has city = 'Bern'"} for name in "01"
     }
 
 
-def test_fan_out_speaks_to_questions_that_name_the_table(check: Check, database: Path) -> None:
+def test_fan_out_is_reported_only_if_the_question_names_the_table(check: Check, database: Path) -> None:
     golds = ["SELECT avg(T2.seats) FROM clerk T1 JOIN shop T2 ON T1.shop_id = T2.id"]
     assert list(check(examples(database, golds, "How many seats do shops with clerks have?"))["0"]) == ["fan_out"]
     assert check(examples(database, golds, "How many seats does a clerk see?")) == {}
 
 
-def test_a_broken_database_is_told_for_each_of_its_examples(check: Check, database: Path, tmp_path: Path) -> None:
+def test_a_broken_database_is_a_finding_for_each_of_its_examples(check: Check, database: Path, tmp_path: Path) -> None:
     data = bytearray(database.read_bytes())
     data[4096:] = b"\xff" * (len(data) - 4096)  # the schema's page stays
     bad = tmp_path / "bad.sqlite"
@@ -117,7 +117,7 @@ def test_prompts_over_budget_are_found_where_a_tokenizer_is_given(
     assert int(found["long"]["over_budget"].split()[0]) > 400
 
 
-def test_a_second_run_asks_the_disk_alone(database: Path, tmp_path: Path) -> None:
+def test_a_second_run_takes_all_outcomes_from_disk(database: Path, tmp_path: Path) -> None:
     its = examples(database, ["SELECT name FROM shop ORDER BY seats DESC LIMIT 1", "SELECT name FROM ship"])
     seen = []
     for _ in range(2):

@@ -25,7 +25,7 @@ def places(sql: str, tables: Schema) -> list[str]:
     return found
 
 
-def test_columns_are_found_in_any_case_through_aliases_and_from_the_query_around(tables: Schema) -> None:
+def test_columns_resolve_in_any_case_through_aliases_and_from_outer_queries(tables: Schema) -> None:
     assert places("SELECT T1.WAGE, city FROM Clerk AS t1 JOIN Shop ON Shop_ID = shop.id", tables) == [
         "t1 clerk.wage", "shop shop.city", "t1 clerk.shop_id", "shop shop.id",
     ]  # fmt: skip
@@ -33,7 +33,7 @@ def test_columns_are_found_in_any_case_through_aliases_and_from_the_query_around
     assert sorted(places(inner, tables)) == ["sale sale.amount", "shop shop.name", "shop shop.seats"]
 
 
-def test_a_subquery_has_no_tables_columns(tables: Schema) -> None:
+def test_columns_of_a_subquery_do_not_resolve_to_a_table(tables: Schema) -> None:
     assert places("SELECT b.n FROM (SELECT name AS n FROM shop) b", tables) == ["b ?.?", "shop shop.name"]
     assert "shop ?.?" in places("WITH shop AS (SELECT 1 AS id) SELECT shop.id FROM shop", tables)
 
@@ -43,7 +43,7 @@ def test_double_quotes_hold_a_string_where_no_column_has_the_name(tables: Schema
     assert Statement(sql, tables).sql == "SELECT \"name\" FROM shop WHERE city = 'Rome'"
 
 
-def test_group_keys_stand_for_what_ordinals_and_aliases_mean(tables: Schema) -> None:
+def test_group_by_ordinals_and_aliases_resolve_to_expressions(tables: Schema) -> None:
     def keys(sql: str) -> list[str]:
         return [write(key) for block in Statement(sql, tables).blocks for key in block.group_keys]
 
@@ -57,7 +57,7 @@ def test_tables_are_named_once(tables: Schema) -> None:
 
 
 @pytest.mark.parametrize("sql", ["SELECT FROM WHERE", "DELETE FROM shop", "SELECT 1; SELECT 2"])
-def test_what_is_no_single_query_is_refused(tables: Schema, sql: str) -> None:
+def test_anything_but_a_single_query_is_refused(tables: Schema, sql: str) -> None:
     with pytest.raises(StatementError):
         Statement(sql, tables)
 
@@ -69,5 +69,5 @@ def test_what_is_no_single_query_is_refused(tables: Schema, sql: str) -> None:
         ("CHARINT", "integer"), ("DATE", "numeric"), ("decimal(8,2)", "numeric"),
     ],
 )  # fmt: skip
-def test_affinity_is_sqlites(declared: str, meant: str) -> None:
+def test_type_affinity_follows_sqlites_rules(declared: str, meant: str) -> None:
     assert affinity(Column("c", declared)) == meant

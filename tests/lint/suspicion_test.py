@@ -23,18 +23,20 @@ FAILED = Outcome(OutcomeKind.TIMEOUT)
         ([A, FAILED], False, False, False),
     ],
 )
-def test_variants_decide(outcomes: Sequence[Outcome], differ: bool, in_order: bool, agree: bool) -> None:
+def test_variant_results_decide_a_verdict(
+    outcomes: Sequence[Outcome], differ: bool, in_order: bool, agree: bool
+) -> None:
     assert suspicion.differ(outcomes) is differ
     assert suspicion.differ_in_order(outcomes) is in_order
     assert suspicion.agree(outcomes) is agree
 
 
-def test_one_query_says_yes_by_answering_one() -> None:
+def test_a_query_that_returns_one_confirms_a_suspicion() -> None:
     assert suspicion.yes([B])
     assert not suspicion.yes([Outcome(OutcomeKind.OK, rows=((0,),))])
     assert not suspicion.yes([Outcome(OutcomeKind.OK)])
     assert not suspicion.yes([FAILED])
 
 
-def test_without_queries_it_is_certain() -> None:
+def test_a_suspicion_without_queries_is_certain() -> None:
     assert Suspicion("clock", "it asks for the time").verdict([]) is True

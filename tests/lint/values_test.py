@@ -61,16 +61,16 @@ CASES = {
 
 
 @pytest.mark.parametrize(("rule", "wrong"), [(rule, pair[0]) for rule, pairs in CASES.items() for pair in pairs])
-def test_a_rule_finds(found: Found, rule: str, wrong: str) -> None:
+def test_each_rule_finds_its_wrong_golds(found: Found, rule: str, wrong: str) -> None:
     assert rule in found(wrong)
 
 
 @pytest.mark.parametrize(("rule", "sound"), [(rule, pair[1]) for rule, pairs in CASES.items() for pair in pairs])
-def test_a_rule_lets_the_near_miss_pass(found: Found, rule: str, sound: str) -> None:
+def test_each_rule_passes_the_near_misses(found: Found, rule: str, sound: str) -> None:
     assert rule not in found(sound)
 
 
-def test_reasons_name_what_is_wrong(found: Found) -> None:
+def test_reasons_name_the_value_at_fault(found: Found) -> None:
     assert found("SELECT count(*) FROM shop WHERE city = 'rome '")["absent_value"] == (
         "no row of shop has city = 'rome ', but one has 'Rome'"
     )

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,9 +40,10 @@ def packed() -> tuple[np.ndarray, np.ndarray]:
     return prefix, np.array([first, [0] * 4 + [1] * 5 + [2] * 4 + [0] * 8], np.int32)
 
 
-def inputs() -> tuple[jax.Array, ...]:
+def inputs() -> tuple[jax.Array, jax.Array, jax.Array]:
     rng = np.random.default_rng(0)
-    return tuple(jnp.asarray(2 * rng.standard_normal((B, T, heads, h))) for heads in (H, K, K))
+    q_BTHh, k_BTKh, v_BTKh = (jnp.asarray(2 * rng.standard_normal((B, T, heads, h))) for heads in (H, K, K))
+    return q_BTHh, k_BTKh, v_BTKh
 
 
 def naive(q: np.ndarray, k: np.ndarray, v: np.ndarray, prefix: np.ndarray, segment: np.ndarray) -> np.ndarray:
@@ -56,16 +60,19 @@ def naive(q: np.ndarray, k: np.ndarray, v: np.ndarray, prefix: np.ndarray, segme
 
 @pytest.mark.parametrize("query_chunk", [0, 4, 100])
 @pytest.mark.parametrize("rows", [strided, packed])
-def test_general_path_is_the_naive_loops(rows: object, query_chunk: int) -> None:
-    prefix, segment = rows()  # type: ignore[operator]
+def test_the_general_path_equals_naive_loops(
+    rows: Callable[[], tuple[np.ndarray, np.ndarray]], query_chunk: int
+) -> None:
+    prefix, segment = rows()
     with jax.enable_x64(True):
         ours = attend(*inputs(), Mask(jnp.asarray(prefix), jnp.asarray(segment)), query_chunk)
-        theirs = naive(*(np.asarray(x) for x in inputs()), prefix, segment)
+        q, k, v = (np.asarray(x) for x in inputs())
+        theirs = naive(q, k, v, prefix, segment)
     assert np.abs(np.asarray(ours) - theirs)[prefix > 0].max() < 1e-12
 
 
 @pytest.mark.parametrize("query_chunk", [0, 2, 100])
-def test_strided_path_is_the_general_path(query_chunk: int) -> None:
+def test_the_strided_path_equals_the_general_path(query_chunk: int) -> None:
     prefix, segment = (jnp.asarray(x) for x in strided())
     valid = (prefix > 0)[..., None, None]
 
@@ -86,7 +93,7 @@ def test_strided_path_is_the_general_path(query_chunk: int) -> None:
 
 def sizes(jaxpr: jax.extend.core.Jaxpr) -> list[int]:
     """Of every value in a program, those of its inner programs too."""
-    found = [variable.aval.size for eqn in jaxpr.eqns for variable in eqn.outvars]
+    found = [math.prod(variable.aval.shape) for eqn in jaxpr.eqns for variable in eqn.outvars]  # type: ignore[attr-defined]
     for eqn in jaxpr.eqns:
         for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
             found += sizes(inner.jaxpr) if hasattr(inner, "jaxpr") else []
@@ -95,10 +102,10 @@ def sizes(jaxpr: jax.extend.core.Jaxpr) -> list[int]:
 
 def largest(mask: Mask, query_chunk: int = 0) -> int:
     q_BTHh, k_BTKh, v_BTKh = inputs()
-    return max(sizes(jax.make_jaxpr(lambda *qkv: attend(*qkv, mask, query_chunk))(q_BTHh, k_BTKh, v_BTKh).jaxpr))
+    return max(sizes(jax.make_jaxpr(lambda q, k, v: attend(q, k, v, mask, query_chunk))(q_BTHh, k_BTKh, v_BTKh).jaxpr))
 
 
-def test_scores_of_a_strided_row_never_take_the_room_of_all_pairs() -> None:
+def test_scores_of_a_strided_row_are_smaller_than_all_pairs() -> None:
     prefix, segment = (jnp.asarray(x) for x in strided())
     assert largest(Mask(prefix, segment)) >= B * H * T * T
     assert largest(Mask(prefix, segment, PREFIX, SEGMENT)) < B * H * T * T / 2
@@ -160,12 +167,12 @@ def test_auto_chooses_a_backend_by_the_platform_of_the_mesh_and_the_shape_of_row
         assert attention.choose(asked, queries, Mask(ids, ids, *parts)) == chosen  # type: ignore[arg-type]
 
 
-def test_a_backend_that_is_asked_for_computes() -> None:
+def test_the_requested_backend_computes() -> None:
     prefix, segment = (jnp.asarray(x) for x in strided())
     mask, narrow = Mask(prefix, segment, PREFIX, SEGMENT), tuple(x.astype(jnp.float32) for x in inputs())
-    jaxpr = str(jax.make_jaxpr(lambda *x: attend(*x, mask, backend="splash"))(*narrow))
+    jaxpr = str(jax.make_jaxpr(lambda q, k, v: attend(q, k, v, mask, backend="splash"))(*narrow))
     assert "pallas_call" in jaxpr
-    assert "pallas_call" not in str(jax.make_jaxpr(lambda *x: attend(*x, mask))(*narrow))
+    assert "pallas_call" not in str(jax.make_jaxpr(lambda q, k, v: attend(q, k, v, mask))(*narrow))
 
 
 def test_auto_chooses_xla_on_a_mesh_of_cpus_and_without_one() -> None:
@@ -177,7 +184,7 @@ def test_auto_chooses_xla_on_a_mesh_of_cpus_and_without_one() -> None:
         assert attention.choose("auto", queries, mask) == "xla"  # type: ignore[arg-type]
 
 
-def test_no_mask_of_all_places_leaves_the_loop_over_layers() -> None:
+def test_no_full_mask_is_hoisted_out_of_the_loop_over_layers() -> None:
     length, chunk = 256, 32
     q_BTHh, k_BTKh = jnp.ones((1, length, H, h)), jnp.ones((1, length, K, h))
     ones_BT = jnp.ones((1, length), jnp.int32)

@@ -29,7 +29,7 @@ def same_bits(ours: Any, theirs: Any) -> bool:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_import_gives_the_bits_that_were_exported(tmp_path: Path, dtype: str, tied: bool) -> None:
+def test_import_is_bit_exact(tmp_path: Path, dtype: str, tied: bool) -> None:
     cfg = dataclasses.replace(tiny_models.MODEL, param_dtype=dtype, tied=tied)
     params = tiny_models.random_params(cfg)
     written = huggingface.save_model(tmp_path, params, cfg)
@@ -39,7 +39,7 @@ def test_import_gives_the_bits_that_were_exported(tmp_path: Path, dtype: str, ti
     assert same_bits(huggingface.load_params(tmp_path, cfg), params)
 
 
-def test_shards_hold_at_most_what_is_asked_and_are_indexed(tmp_path: Path) -> None:
+def test_shards_respect_the_size_limit_and_are_indexed(tmp_path: Path) -> None:
     params = tiny_models.random_params()
     written = huggingface.save_model(tmp_path, params, tiny_models.MODEL, shard_gigabytes=8e-6)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
@@ -54,7 +54,7 @@ def test_shards_hold_at_most_what_is_asked_and_are_indexed(tmp_path: Path) -> No
     assert [file.name for file in tmp_path.glob("model*")] == ["model.safetensors"]
 
 
-def test_each_device_reads_its_own_part(tmp_path: Path) -> None:
+def test_each_device_reads_its_own_shard(tmp_path: Path) -> None:
     params = tiny_models.random_params()
     huggingface.save_model(tmp_path, params, tiny_models.MODEL)
     mesh = sharding.make_mesh(config.MeshConfig(fsdp=4, tensor=2), jax.devices()[:8])
@@ -65,7 +65,7 @@ def test_each_device_reads_its_own_part(tmp_path: Path) -> None:
     assert loaded["embed"].addressable_shards[0].data.shape == (20, 4)
 
 
-def test_a_sharded_model_exports_like_a_whole_one(tmp_path: Path) -> None:
+def test_a_model_on_a_mesh_exports_the_same_file(tmp_path: Path) -> None:
     huggingface.save_model(tmp_path / "whole", tiny_models.random_params(), tiny_models.MODEL)
     mesh = sharding.make_mesh(config.MeshConfig(fsdp=4, tensor=2), jax.devices()[:8])
     huggingface.save_model(
@@ -75,7 +75,7 @@ def test_a_sharded_model_exports_like_a_whole_one(tmp_path: Path) -> None:
     assert whole == parts
 
 
-def test_a_cast_is_named_in_the_export(tmp_path: Path) -> None:
+def test_the_export_records_its_dtype(tmp_path: Path) -> None:
     huggingface.save_model(tmp_path, tiny_models.random_params(), tiny_models.MODEL, dtype="bfloat16")
     tensors = safetensors.open_file(tmp_path / "model.safetensors")
     assert {str(tensor.dtype) for tensor in tensors.values()} == {"bfloat16"}
@@ -84,7 +84,7 @@ def test_a_cast_is_named_in_the_export(tmp_path: Path) -> None:
     assert same_bits(huggingface.load_params(tmp_path, tiny_models.MODEL), rounded)
 
 
-def test_export_loads_in_transformers_and_says_the_same(tmp_path: Path, tiny_tokenizer: Any) -> None:
+def test_the_export_generates_the_same_tokens_in_transformers(tmp_path: Path, tiny_tokenizer: Any) -> None:
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -133,14 +133,16 @@ def test_missing_and_misshapen_tensors_are_named(tmp_path: Path) -> None:
         huggingface.load_params(edited(tmp_path), cfg)
 
 
-def test_a_shard_that_the_index_names_must_be_there(tmp_path: Path) -> None:
+def test_a_missing_shard_is_an_error(tmp_path: Path) -> None:
     huggingface.save_model(tmp_path, tiny_models.random_params(), tiny_models.MODEL, shard_gigabytes=8e-6)
     next(tmp_path.glob("model-00002*")).unlink()
     with pytest.raises(WeightsError, match="lacks model-00002"):
         huggingface.load_params(tmp_path, tiny_models.MODEL)
 
 
-def test_a_name_that_is_neither_folder_nor_repository_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_neither_folder_nor_repository_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def offline(*_: Any, **__: Any) -> str:
         raise OSError("no network")
 

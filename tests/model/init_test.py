@@ -14,11 +14,11 @@ pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 TINY = dataclasses.replace(qwen2.PRESETS["tiny"], vocab_size=1024)
 MARK, COMMA, IN = 0, 1, 2  # ids of what stands between names
-init = jax.jit(init.init_params, static_argnums=0)
+init_params = jax.jit(init.init_params, static_argnums=0)
 
 
-def test_init_makes_what_the_abstract_tree_says() -> None:
-    params = init(tiny_models.MODEL, jax.random.key(0))
+def test_init_matches_the_abstract_tree() -> None:
+    params = init_params(tiny_models.MODEL, jax.random.key(0))
     specs = qwen2.abstract_params(tiny_models.MODEL)
     shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), params)
     assert shapes == jax.tree.map(lambda spec: (spec.shape, spec.dtype), specs, is_leaf=qwen2.is_spec)
@@ -27,16 +27,16 @@ def test_init_makes_what_the_abstract_tree_says() -> None:
     assert float(params["final_norm"].min()) == 1 and float(jnp.abs(params["layers"]["q_bias"]).max()) == 0
 
 
-def test_init_depends_on_the_key_alone() -> None:
-    first, again = (init(tiny_models.MODEL, jax.random.key(3)) for _ in range(2))
-    other = init(tiny_models.MODEL, jax.random.key(4))
+def test_init_depends_only_on_the_key() -> None:
+    first, again = (init_params(tiny_models.MODEL, jax.random.key(3)) for _ in range(2))
+    other = init_params(tiny_models.MODEL, jax.random.key(4))
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), first, again)))
     assert not bool((first["embed"] == other["embed"]).any())
 
 
-def test_lookup_adds_to_normal_weights_and_leaves_the_rest() -> None:
-    normal = init(dataclasses.replace(TINY, init="normal"), jax.random.key(0))
-    lookup = init(TINY, jax.random.key(0))
+def test_lookup_init_changes_only_some_weights_of_normal_init() -> None:
+    normal = init_params(dataclasses.replace(TINY, init="normal"), jax.random.key(0))
+    lookup = init_params(TINY, jax.random.key(0))
     for name in ("gate", "up", "down", "attention_norm", "v_bias"):
         np.testing.assert_array_equal(lookup["layers"][name], normal["layers"][name])
     used = np.asarray(lookup["embed"] == normal["embed"])
@@ -60,19 +60,19 @@ def _tables_said(params: qwen2.Params, cfg: qwen2.Qwen2Config) -> float:
     ones = jnp.ones(tokens.shape, jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     mask = attention.Mask(ones, 0 * ones)
-    hidden, _ = qwen2.forward(params, tokens, positions, mask, cfg)
+    hidden, _ = qwen2.forward(params, jnp.asarray(tokens), positions, mask, cfg)
     logits = np.asarray(qwen2.unembed(params, hidden[:, -1:], cfg))[:, 0]
     return float((np.take_along_axis(logits, tables, 1).argmax(1) == wanted).mean())
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_lookup_knows_a_columns_table_before_it_learns_a_name(seed: int) -> None:
-    assert _tables_said(init(TINY, jax.random.key(seed)), TINY) > 0.5
+def test_lookup_init_names_a_columns_table_better_than_chance(seed: int) -> None:
+    assert _tables_said(init_params(TINY, jax.random.key(seed)), TINY) > 0.5
     normal = dataclasses.replace(TINY, init="normal")
-    assert 0.25 < _tables_said(init(normal, jax.random.key(seed)), normal) < 0.42
+    assert 0.25 < _tables_said(init_params(normal, jax.random.key(seed)), normal) < 0.42
 
 
-def test_another_shape_cannot_begin_with_lookup() -> None:
+def test_lookup_init_refuses_other_shapes() -> None:
     wide = dataclasses.replace(TINY, hidden_size=256)
     with pytest.raises(ValueError, match="this model has 4, 2, 8 and 3"):
         init.init_params(wide, jax.random.key(0))

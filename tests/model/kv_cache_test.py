@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from sqlr1_jax import config
 from sqlr1_jax.distributed import sharding
 from sqlr1_jax.model import attention, kv_cache, qwen2
+from sqlr1_jax.model.kv_cache import KVCache
 from sqlr1_jax.model.quantize import QuantizedArray
 from testing import tiny_models
 from testing.naive_decoding import decode_step, prefilled
@@ -28,7 +30,7 @@ def samples(prompts: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(2, 37, (prompts, SAMPLES, STEPS)).astype(np.int32)
 
 
-def step_by_step(cfg: qwen2.Qwen2Config, state: qwen2.Cache, tokens_PGT: np.ndarray) -> tuple[qwen2.Cache, jax.Array]:
+def step_by_step(cfg: qwen2.Qwen2Config, state: KVCache, tokens_PGT: np.ndarray) -> tuple[KVCache, jax.Array]:
     """Feeds those tokens one at a time: the cache then, and the hidden states [P, G, T, D]."""
     state, hidden_TPGD = run(tiny_models.random_params(cfg), state, jnp.moveaxis(jnp.asarray(tokens_PGT), 2, 0), cfg)
     return state, jnp.moveaxis(hidden_TPGD, 0, 2)
@@ -36,9 +38,9 @@ def step_by_step(cfg: qwen2.Qwen2Config, state: qwen2.Cache, tokens_PGT: np.ndar
 
 @functools.partial(jax.jit, static_argnames="cfg")
 def run(
-    params: qwen2.Params, state: qwen2.Cache, tokens_TPG: jax.Array, cfg: qwen2.Qwen2Config
-) -> tuple[qwen2.Cache, jax.Array]:
-    def step(state: qwen2.Cache, token_PG: jax.Array) -> tuple[qwen2.Cache, jax.Array]:
+    params: qwen2.Params, state: KVCache, tokens_TPG: jax.Array, cfg: qwen2.Qwen2Config
+) -> tuple[KVCache, jax.Array]:
+    def step(state: KVCache, token_PG: jax.Array) -> tuple[KVCache, jax.Array]:
         return decode_step(params, token_PG, state, cfg)[::-1]
 
     return jax.lax.scan(step, state, tokens_TPG)
@@ -56,7 +58,7 @@ def at_once(cfg: qwen2.Qwen2Config, prompt: list[int], tokens_T: np.ndarray) -> 
 
 
 @pytest.mark.parametrize("unroll", [1, 2])
-def test_prefill_and_steps_are_the_forward_pass(unroll: int) -> None:
+def test_prefill_and_decode_steps_equal_the_forward_pass(unroll: int) -> None:
     with jax.enable_x64(True):
         cfg = dataclasses.replace(tiny_models.in_float64(), unroll=unroll)
         tokens_PGT = samples(len(PROMPTS))
@@ -67,7 +69,7 @@ def test_prefill_and_steps_are_the_forward_pass(unroll: int) -> None:
                 assert jnp.abs(ours[p, g] - at_once(cfg, prompt, tokens_PGT[p, g])).max() < 1e-12
 
 
-def test_a_slot_begun_anew_is_as_good_as_a_fresh_cache() -> None:
+def test_a_refilled_slot_equals_a_fresh_cache() -> None:
     with jax.enable_x64(True):
         cfg = tiny_models.in_float64()
         params = tiny_models.random_params(cfg)
@@ -83,7 +85,7 @@ def test_a_slot_begun_anew_is_as_good_as_a_fresh_cache() -> None:
             assert jnp.abs(ours[1, g] - at_once(cfg, [20, 21, 22], tokens_PGT[1, g])).max() < 1e-12
 
 
-def test_a_prompt_is_kept_once_whatever_its_samples() -> None:
+def test_a_prompts_keys_are_stored_once_for_all_samples() -> None:
     few, many = (qwen2.cache_shapes(tiny_models.MODEL, 3, samples, 5, 7) for samples in (1, 9))
     assert [k.values.shape for k in few.prefix_k] == [k.values.shape for k in many.prefix_k] == [(2, 3, 2, 4, 5)]
     assert [v.values.shape for v in few.prefix_v] == [v.values.shape for v in many.prefix_v] == [(2, 3, 2, 5, 4)]
@@ -92,14 +94,14 @@ def test_a_prompt_is_kept_once_whatever_its_samples() -> None:
 
 
 @pytest.mark.parametrize(("unroll", "stacks", "depth"), [(1, 1, 6), (2, 2, 3), (6, 6, 1), (4, 1, 6), (9, 6, 1)])
-def test_layers_lie_in_stacks_as_they_are_unrolled(unroll: int, stacks: int, depth: int) -> None:
+def test_the_cache_has_one_stack_per_unrolled_layer(unroll: int, stacks: int, depth: int) -> None:
     cfg = dataclasses.replace(tiny_models.MODEL, num_layers=6, unroll=unroll)
     shapes = qwen2.cache_shapes(cfg, 3, 2, 5, 7)
     assert [k.values.shape[:-4] for k in shapes.k] == [(depth,) if depth > 1 else ()] * stacks
 
 
-def test_a_step_writes_its_own_column_alone() -> None:
-    state = qwen2.init_cache(tiny_models.MODEL, 3, SAMPLES, 5, 16).replace(step=jnp.int32(18))
+def test_a_step_writes_only_its_own_column() -> None:
+    state = dataclasses.replace(qwen2.init_cache(tiny_models.MODEL, 3, SAMPLES, 5, 16), step=jnp.int32(18))
     ones = jnp.ones((3, SAMPLES, 2, 4))
     after = kv_cache.write(state, 0, 1, ones, 2 * ones)
     assert float(after.k[0].values[1, ..., 2].min()) == 1 and float(after.k[0].values.sum()) == ones.sum()
@@ -126,12 +128,14 @@ def test_a_step_reads_a_window_of_columns_that_doubles_until_it_holds_the_step(
     state = qwen2.init_cache(tiny_models.MODEL, 3, SAMPLES, 5, columns)
     assert state.columns == columns
     stacks = [jnp.asarray(rng.standard_normal(state.v[0].values.shape), jnp.float32)] * 2
-    state = state.replace(step=jnp.int32(step), prefix_length_P=jnp.array([5, 1, 2]))
+    state = dataclasses.replace(state, step=jnp.int32(step), prefix_length_P=jnp.array([5, 1, 2]))
     q_PGHh = jnp.asarray(rng.standard_normal((3, SAMPLES, 4, 4)), jnp.float32)
 
     def attended(bad: int) -> jax.Array:
         k, v = (stack.at[..., bad, :].set(jnp.nan) for stack in stacks)
-        spoiled = state.replace(k=(QuantizedArray(k.swapaxes(-1, -2), None),), v=(QuantizedArray(v, None),))
+        spoiled = dataclasses.replace(
+            state, k=(QuantizedArray(k.swapaxes(-1, -2), None),), v=(QuantizedArray(v, None),)
+        )
         return attention.attend_cached(q_PGHh, spoiled, 0, 1)
 
     assert jnp.isnan(attended(window - 1)).all()
@@ -148,22 +152,20 @@ def test_columns_past_the_step_change_nothing() -> None:
         rng = np.random.default_rng(0)
         q_PGHh = jnp.asarray(rng.standard_normal((3, SAMPLES, 4, 4)))
         noise = rng.standard_normal(state.k[0].values.shape)
-        state = state.replace(
-            k=(QuantizedArray(jnp.asarray(noise), None),),
-            v=(QuantizedArray(jnp.asarray(noise.swapaxes(-1, -2)), None),),
-        )
+        keys, values = (QuantizedArray(jnp.asarray(array), None) for array in (noise, noise.swapaxes(-1, -2)))
+        state = dataclasses.replace(state, k=(keys,), v=(values,))
         for step in (3, 151, 152, 303, 304, 607):
-            at = state.replace(step=jnp.int32(step))
+            at = dataclasses.replace(state, step=jnp.int32(step))
             reached = attend(q_PGHh, at, 0, 1)
             k, v = at.k[0].values.at[..., step + 1 :].set(9), at.v[0].values.at[..., step + 1 :, :].set(9)
-            blank = at.replace(k=(QuantizedArray(k, None),), v=(QuantizedArray(v, None),))
+            blank = dataclasses.replace(at, k=(QuantizedArray(k, None),), v=(QuantizedArray(v, None),))
             assert jnp.abs(reached - attend(q_PGHh, blank, 0, 1)).max() < 1e-12
 
 
-def test_in_int8_a_step_attends_to_what_was_rounded() -> None:
+def test_int8_attention_equals_attention_to_the_dequantized_cache() -> None:
     """Scales multiply scores and weights, which is attention over the keys and values that they stand for."""
     cfg = tiny_models.MODEL
-    state = qwen2.init_cache(cfg, 3, SAMPLES, 5, 16, "int8").replace(prefix_length_P=jnp.array([5, 0, 2]))
+    state = dataclasses.replace(qwen2.init_cache(cfg, 3, SAMPLES, 5, 16, "int8"), prefix_length_P=jnp.array([5, 0, 2]))
     rng = np.random.default_rng(0)
 
     def filled(stack: QuantizedArray) -> QuantizedArray:
@@ -171,14 +173,15 @@ def test_in_int8_a_step_attends_to_what_was_rounded() -> None:
         return QuantizedArray(values, jnp.asarray(rng.uniform(0.01, 0.03, stack.scale.shape), jnp.float32))
 
     names = ("prefix_k", "prefix_v", "k", "v")
-    state = state.replace(**{name: tuple(map(filled, getattr(state, name))) for name in names}, step=jnp.int32(3))
-    wide = {name: tuple(QuantizedArray(s.values * s.scale, None) for s in getattr(state, name)) for name in names}
+    stored: Any = {name: tuple(map(filled, getattr(state, name))) for name in names}
+    state = dataclasses.replace(state, **stored, step=jnp.int32(3))
+    wide: Any = {name: tuple(QuantizedArray(s.values * s.scale, None) for s in getattr(state, name)) for name in names}
     q_PGHh = jnp.asarray(rng.standard_normal((3, SAMPLES, 4, 4)), jnp.float32)
-    ours, theirs = (attention.attend_cached(q_PGHh, one, 0, 1) for one in (state, state.replace(**wide)))
+    ours, theirs = (attention.attend_cached(q_PGHh, one, 0, 1) for one in (state, dataclasses.replace(state, **wide)))
     np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-5)
 
 
-def test_a_column_written_in_int8_is_near_what_was_written() -> None:
+def test_a_column_written_in_int8_is_within_half_a_quantization_step() -> None:
     state = qwen2.init_cache(tiny_models.MODEL, 3, SAMPLES, 5, 16, "int8")
     k = jnp.asarray(np.random.default_rng(0).standard_normal((3, SAMPLES, 2, 4)), jnp.float32)
     after = kv_cache.write(state, 0, 1, k, 2 * k)

@@ -46,7 +46,7 @@ def values_and_gradients(fn: Callable[..., tuple[jax.Array, jax.Array]], *inputs
 
 
 @pytest.mark.parametrize("chunk", [0, 8, 64])
-def test_values_and_gradients_are_the_definition(chunk: int) -> None:
+def test_values_and_gradients_equal_the_definition(chunk: int) -> None:
     with jax.enable_x64(True):
         cfg = dataclasses.replace(tiny_models.in_float64(), logits_chunk=chunk)
         ours = functools.partial(token_logprobs, cfg=cfg, temperature=1.1)
@@ -71,7 +71,7 @@ def test_chunks_bound_the_logits() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 3, 2)])
-def test_chunks_on_a_mesh_are_as_without_one(sizes: tuple[int, int, int]) -> None:
+def test_chunks_on_a_mesh_equal_those_on_one_device(sizes: tuple[int, int, int]) -> None:
     cfg = dataclasses.replace(tiny_models.MODEL, logits_chunk=4)
     params, hidden, targets = inputs(cfg)
     mesh = sharding.make_mesh(config.MeshConfig(*sizes), jax.devices()[: sizes[1] * sizes[2]])

@@ -16,14 +16,14 @@ pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 
 @given(arrays.arrays(np.float32, (3, 4), elements=st.floats(-1e6, 1e6, width=32)))
-def test_int8_is_within_half_a_step(x: np.ndarray) -> None:
+def test_int8_is_within_half_a_quantization_step(x: np.ndarray) -> None:
     made = quantize.quantize_int8(jnp.asarray(x), 0)
     assert made.values.dtype == jnp.int8 and made.scale.shape == (1, 4)
     step = np.abs(x).max(0, keepdims=True) / 127
     assert (np.abs(np.asarray(made.values * made.scale) - x) <= step * 0.501 + 1e-30).all()
 
 
-def test_the_layers_matrices_have_a_scale_for_each_output() -> None:
+def test_matrices_have_a_scale_per_output_channel() -> None:
     params = tiny_models.random_params()
     made = quantize.quantize_layers(params)
     assert made["embed"] is params["embed"] and made["layers"]["q_bias"] is params["layers"]["q_bias"]
@@ -34,7 +34,7 @@ def test_the_layers_matrices_have_a_scale_for_each_output() -> None:
     }  # fmt: skip
 
 
-def test_a_product_with_int8_is_that_with_the_matrix_it_stands_for() -> None:
+def test_the_forward_pass_with_int8_equals_that_of_the_dequantized_weights() -> None:
     params = quantize.quantize_layers(tiny_models.random_params())
     wide = {n: w.values * w.scale if isinstance(w, QuantizedArray) else w for n, w in params["layers"].items()}
     tokens_BT = jnp.asarray([[3, 4, 5, 6, 7]])
@@ -52,7 +52,7 @@ def test_a_row_of_zeros_stays_zero() -> None:
 
 
 @pytest.mark.parametrize("axis", [0, -1])
-def test_the_largest_of_each_scale_is_kept(axis: int) -> None:
+def test_the_largest_value_of_each_scale_is_127(axis: int) -> None:
     x = jax.random.normal(jax.random.key(0), (5, 7))
     made = quantize.quantize_int8(x, axis)
     assert (jnp.abs(made.values).max(axis) == 127).all()

@@ -56,7 +56,7 @@ def test_presets_have_the_published_number_of_parameters(size: str) -> None:
     assert qwen2.count_params(qwen2.PRESETS[size]) == COUNTS[size]
 
 
-def test_fixture_logits_and_greedy_tokens_are_transformers() -> None:
+def test_fixture_logits_and_greedy_tokens_equal_transformers() -> None:
     cfg = huggingface.config_from_folder(TRANSFORMERS_FIXTURE)
     params = huggingface.load_params(TRANSFORMERS_FIXTURE, cfg)
     expected = np.load(TRANSFORMERS_FIXTURE / "expected.npz")
@@ -135,7 +135,7 @@ def influence(mask: attention.Mask, positions: list[int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("layout", [{}, {"prefix": 8, "segment": 4}])
-def test_no_completion_sees_another_and_no_token_the_future(layout: dict[str, int]) -> None:
+def test_a_token_sees_only_its_prefix_and_its_own_segment(layout: dict[str, int]) -> None:
     prefix, segment = np.array(STRIDED["prefix"]), np.array(STRIDED["segment"])
     mask = attention.Mask(jnp.asarray(prefix)[None], jnp.asarray(segment)[None], **layout)
     seen = influence(mask, STRIDED["positions"])
@@ -174,14 +174,14 @@ def test_gradients_do_not_depend_on_how_they_are_computed(how: dict[str, Any]) -
     assert max(jax.tree.leaves(difference)) < 1e-11
 
 
-def test_bfloat16_compute_stays_near_float32() -> None:
+def test_bfloat16_logits_are_near_float32() -> None:
     params = tiny_models.random_params(scale=3.0)
     rough = logits(params, list(range(2, 20)), dataclasses.replace(tiny_models.MODEL, dtype="bfloat16"))
     assert rough.dtype == np.float32
     assert_close(rough[:, :37], logits(params, list(range(2, 20)), tiny_models.MODEL)[:, :37], 0.05)
 
 
-def test_float32_activations_keep_bfloat16_nearer_to_float32() -> None:
+def test_float32_activations_reduce_bfloat16s_error() -> None:
     params, tokens = tiny_models.random_params(scale=3.0), list(range(2, 20))
     exact = logits(params, tokens, tiny_models.MODEL)[:, :37]
 
@@ -192,13 +192,13 @@ def test_float32_activations_keep_bfloat16_nearer_to_float32() -> None:
     assert 0 < error("float32") < 0.9 * error("bfloat16")
 
 
-def test_gradients_under_bfloat16_are_near_those_of_float32_and_nearer_with_float32_activations() -> None:
+def test_float32_activations_reduce_the_error_of_bfloat16_gradients() -> None:
     params = tiny_models.random_params(scale=3.0)
     row = {key: jnp.asarray(values, jnp.int32)[None] for key, values in STRIDED.items()}
     mask = attention.Mask(row["prefix"], row["segment"], prefix=8, segment=4)
     tokens_1T = jnp.asarray(np.random.default_rng(0).integers(2, 37, (1, 16)), jnp.int32)
 
-    def gradient(**changes: str) -> jax.Array:
+    def gradient(**changes: Any) -> jax.Array:
         cfg = dataclasses.replace(tiny_models.MODEL, remat="full", **changes)
 
         def surprise(params: Any) -> jax.Array:
@@ -221,7 +221,7 @@ def test_gradients_under_bfloat16_are_near_those_of_float32_and_nearer_with_floa
     ("dtype", "activations", "stream"),
     [("bfloat16", "float32", "f32"), ("bfloat16", "bfloat16", "bf16"), ("float32", "bfloat16", "f32")],
 )
-def test_the_residual_stream_is_never_narrower_than_dtype(dtype: str, activations: str, stream: str) -> None:
+def test_the_residual_stream_has_the_wider_of_dtype_and_activations(dtype: str, activations: str, stream: str) -> None:
     cfg = dataclasses.replace(tiny_models.MODEL, dtype=dtype, activation_dtype=activations, remat="full")
     row = {key: jnp.asarray(values, jnp.int32)[None] for key, values in STRIDED.items()}
     mask = attention.Mask(row["prefix"], row["segment"], prefix=8, segment=4)
@@ -234,6 +234,6 @@ def test_the_residual_stream_is_never_narrower_than_dtype(dtype: str, activation
     assert {kind for kind in ("bf16", "f32") if f":{kind}{inputs}" in program} == {stream}
 
 
-def test_ids_past_the_tokenizers_are_never_predicted() -> None:
+def test_padding_ids_of_the_vocabulary_are_masked() -> None:
     at = logits(tiny_models.random_params(), [2, 3, 4], tiny_models.MODEL)
     assert (at[:, 37:] == qwen2.MASKED_LOGIT).all() and np.abs(at[:, :37]).max() < 1e6

@@ -28,7 +28,7 @@ _values = st.sampled_from([np.float16, np.float32, np.float64]).flatmap(
 
 
 @given(st.dictionaries(st.text("abc.", min_size=1), _values, min_size=1, max_size=4))
-def test_what_we_write_the_safetensors_library_reads_and_so_do_we(
+def test_written_files_are_read_by_the_safetensors_library_and_by_us(
     tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, np.ndarray]
 ) -> None:
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
@@ -40,11 +40,13 @@ def test_what_we_write_the_safetensors_library_reads_and_so_do_we(
             assert (read.dtype, read.shape, read.tobytes()) == (values.dtype, values.shape, values.tobytes())
 
 
-def test_what_the_library_writes_we_read(tmp_path: Path) -> None:
+def test_files_of_the_safetensors_library_are_read(tmp_path: Path) -> None:
     tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, ml_dtypes.bfloat16)}
     library.save_file(tensors, tmp_path / "w.safetensors")
-    for name, values in safetensors.open_file(tmp_path / "w.safetensors").items():
-        assert (values.dtype, values.tobytes()) == (tensors[name].dtype, tensors[name].tobytes())
+    read = safetensors.open_file(tmp_path / "w.safetensors")
+    assert read.keys() == tensors.keys()
+    for name, values in tensors.items():
+        assert (read[name].dtype, read[name].tobytes()) == (values.dtype, values.tobytes())
 
 
 def test_a_tensor_larger_than_a_shard_has_one_of_its_own(tmp_path: Path) -> None:
@@ -70,7 +72,7 @@ def test_writing_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
     assert peak < 4 * 2**20  # a tensor and its bytes are 2 MiB, all of them 16
 
 
-def test_a_download_cut_short_is_named(tmp_path: Path) -> None:
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     whole = (TRANSFORMERS_FIXTURE / "model.safetensors").read_bytes()
     cut = tmp_path / "model.safetensors"
     for size in (3, 200, len(whole) - 1):

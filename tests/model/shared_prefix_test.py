@@ -17,10 +17,11 @@ B, K, g, h = 2, 2, 3, 4
 LENGTHS = (9, 4)  # of the prefixes, which may take 9
 
 
-def _inputs(length: int) -> tuple[jax.Array, ...]:
+def _inputs(length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     rng = np.random.default_rng(0)
     shapes = (B, K, g, length, h), (B, K, length, h), (B, K, length, h)
-    return tuple(jnp.asarray(2 * rng.standard_normal(shape)) for shape in shapes)
+    q_BKgTh, k_BKTh, v_BKTh = (jnp.asarray(2 * rng.standard_normal(shape)) for shape in shapes)
+    return q_BKgTh, k_BKTh, v_BKTh
 
 
 def _plain(
@@ -45,7 +46,7 @@ def _plain(
 
 @pytest.mark.parametrize("chunk", [0, 3, 8])
 @pytest.mark.parametrize("spans", [1, 4])
-def test_outputs_and_gradients_are_those_of_the_whole_mask(
+def test_outputs_and_gradients_equal_attention_under_the_full_mask(
     chunk: int, spans: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_prefix, "NARROW", 9 // spans)
@@ -57,7 +58,10 @@ def test_outputs_and_gradients_are_those_of_the_whole_mask(
         assert jnp.abs(ours - theirs).max() < 1e-12
         slopes = [
             jax.grad(lambda *x, way=way: jnp.sin(way(*x)).sum(), argnums=(0, 1, 2))(*given_)
-            for way in (lambda *x: shared_prefix.attend(*x, length_B, places), lambda *x: _plain(*x, 9, 5))
+            for way in (
+                lambda q, k, v: shared_prefix.attend(q, k, v, length_B, places),
+                lambda q, k, v: _plain(q, k, v, 9, 5),
+            )
         ]
         for one, other in zip(*slopes, strict=True):
             assert jnp.abs(one - other).max() < 1e-11
@@ -73,7 +77,7 @@ def test_time_is_split_into_equal_chunks_and_joined_again(length: int, chunk: in
 
 
 @pytest.mark.parametrize("prefix", [1, 8, 17, 40, 65])
-def test_outputs_are_those_of_the_whole_mask_for_every_number_of_spans(
+def test_outputs_equal_attention_under_the_full_mask_for_every_number_of_spans(
     prefix: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_prefix, "NARROW", 2)
@@ -84,15 +88,17 @@ def test_outputs_are_those_of_the_whole_mask_for_every_number_of_spans(
         assert jnp.abs(ours - _plain(*inputs, prefix, 11, lengths)).max() < 1e-12
 
 
-def test_a_long_part_is_cut_into_so_many_spans_and_no_more() -> None:
+def test_the_number_of_spans_of_a_part_is_bounded() -> None:
     """Each span has two products, and so have the segments with the prefix and with themselves."""
     prefix, segment = 5000, 5
     inputs = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in _inputs(prefix + segment))
-    program = jax.make_jaxpr(lambda *x: shared_prefix.attend(*x, jnp.asarray([prefix, 1]), Places(prefix, segment, 0)))
+    program = jax.make_jaxpr(
+        lambda q, k, v: shared_prefix.attend(q, k, v, jnp.asarray([prefix, 1]), Places(prefix, segment, 0))
+    )
     assert str(program(*inputs)).count("dot_general[") == 2 * (shared_prefix.SPANS + 1 + 1)
 
 
-def test_no_mask_of_all_places_leaves_the_loop_over_layers() -> None:
+def test_no_full_mask_is_hoisted_out_of_the_loop_over_layers() -> None:
     """JAX moves what a scan's body makes of constants alone before the scan: of every block's mask a [T, T]."""
     prefix, segment = 64, 32
     q_BKgTh, k_BKTh, v_BKTh = _inputs(prefix + 4 * segment)

@@ -47,7 +47,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     assert tokenizer.count_tokens(tmp_path) == 0
 
 
-def test_stops_are_every_end_that_is_named(tiny_tokenizer: Any, tmp_path: Path) -> None:
+def test_stop_ids_are_all_ends_named_by_tokenizer_and_generation_config(tiny_tokenizer: Any, tmp_path: Path) -> None:
     ends = [tiny_tokenizer.convert_tokens_to_ids(text) for text in ("<|im_end|>", "<|endoftext|>")]
     assert tokenizer.stop_ids(tiny_tokenizer) == tuple(sorted(ends))
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 7]}')
@@ -56,11 +56,11 @@ def test_stops_are_every_end_that_is_named(tiny_tokenizer: Any, tmp_path: Path) 
     assert tokenizer.stop_ids(tiny_tokenizer, tmp_path) == tuple(sorted([*ends, 6]))
 
 
-def test_count_tokens_counts_added_ones(tiny_tokenizer: Any) -> None:
+def test_count_tokens_includes_added_tokens(tiny_tokenizer: Any) -> None:
     assert tokenizer.count_tokens(tiny_tokenizer.name_or_path) == len(tiny_tokenizer)
 
 
-def test_qwens_own_tokenizer(shared_data: Path) -> None:
+def test_qwens_tokenizer_is_read(shared_data: Path) -> None:
     folder = shared_data / "qwen2_5_tokenizer"
     loaded = tokenizer.load(folder)
     assert tokenizer.count_tokens(folder) == len(loaded) == 151665
@@ -68,7 +68,7 @@ def test_qwens_own_tokenizer(shared_data: Path) -> None:
     assert loaded("SELECT count(*) FROM dogs")["input_ids"] == [4858, 1760, 28671, 4295, 12590]
 
 
-def test_a_completion_ends_with_the_token_that_completes_an_ending_text(tiny_tokenizer: Any) -> None:
+def test_ends_counts_tokens_up_to_the_first_ending_text(tiny_tokenizer: Any) -> None:
     words = tiny_tokenizer
     ends = tokenizer.StopTextMatcher(words, ("</answer>", "FROM"))
     ids = words("<answer> SELECT count(*) FROM dogs </answer> more", add_special_tokens=False)["input_ids"]

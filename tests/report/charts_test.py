@@ -26,7 +26,7 @@ from sqlr1_jax.report import charts
         (20_480.0, False, "20k"),
     ],
 )
-def test_a_figure_is_short_and_keeps_what_matters(value: float | None, percent: bool, text: str) -> None:
+def test_numbers_are_shortened_to_significant_digits(value: float | None, percent: bool, text: str) -> None:
     assert charts.number(value, percent) == text
 
 
@@ -49,7 +49,7 @@ def test_ticks_span_the_values_with_few_round_numbers(low: float, span: float) -
         ([0.0, 1e-7, 2e-7], False, ["0", "1.0e−7", "2.0e−7"]),
     ],
 )
-def test_labels_have_as_many_decimals_as_tell_them_apart(marks: list[float], percent: bool, texts: list[str]) -> None:
+def test_labels_have_enough_decimals_to_differ(marks: list[float], percent: bool, texts: list[str]) -> None:
     assert charts.labels(marks, percent) == texts
 
 
@@ -77,7 +77,7 @@ def test_a_line_breaks_where_a_value_is_missing() -> None:
     assert len(chart.series[0].dots) == 4
 
 
-def test_a_line_of_many_points_is_smoothed_over_its_raw_self() -> None:
+def test_a_line_of_many_points_is_smoothed_over_the_raw_line() -> None:
     points = [(step, float(step % 2)) for step in range(100)]
     drawn = charts.lines("Noise", {"noise": points}, ["one"]).series[0]  # type: ignore[union-attr]
     assert drawn.dots == ()
@@ -86,21 +86,21 @@ def test_a_line_of_many_points_is_smoothed_over_its_raw_self() -> None:
     assert {float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", drawn.pale)} == {0.0, 100.0}
 
 
-def test_what_has_no_noise_is_drawn_as_it_is() -> None:
+def test_an_unsmoothed_line_is_drawn_as_it_is() -> None:
     points = [(step, float(min(step, 40))) for step in range(100)]
     drawn = charts.lines("Rate", {"lr": points}, ["one"], smoothed=False).series[0]  # type: ignore[union-attr]
     assert drawn.pale == ""
     assert "L39.39 2.5L40.4 0L41.41 0L" in drawn.path
 
 
-def test_a_limit_is_always_in_sight() -> None:
+def test_a_limit_is_always_in_range() -> None:
     chart = charts.lines("Mismatch", {"m": [(1, 1.0), (2, 1.001)]}, ["one"], limits={"limit": 1.005})
     assert chart is not None
     assert [tick.label for tick in chart.limits] == ["limit"]
     assert 0 <= chart.limits[0].at < 50
 
 
-def test_areas_stand_on_each_other() -> None:
+def test_areas_are_stacked() -> None:
     series = {"right": [(1, 0.25), (2, 0.5)], "wrong": [(1, 0.75), (2, 0.5)], "never": [(1, 0.0), (2, 0.0)]}
     chart = charts.areas("Groups", series, {"right": "right", "wrong": "wrong", "never": "none"})
     assert chart is not None
@@ -116,7 +116,7 @@ def test_one_step_fills_the_chart() -> None:
     assert chart.series[0].path == "M0 50L100 50L100 100L0 100Z"
 
 
-def test_what_the_pointer_shows_are_the_points() -> None:
+def test_hover_values_are_the_points() -> None:
     chart = charts.lines("Two", {"a": [(0, 1.0), (4, 2.0)], "b": [(4, None)]}, ["one", "two"])
     assert chart is not None
     assert len(chart.series) == 1  # b has nothing to draw

@@ -11,7 +11,7 @@ def test_every_outcome_has_a_colour() -> None:
     assert set(curves.OUTCOMES) == set(OutcomeKind)
 
 
-def test_grpo_is_drawn_whole(fake_run: Callable) -> None:
+def test_grpo_has_all_its_charts(fake_run: Callable) -> None:
     charts = {chart.title: chart for chart in curves.grpo(run_record.read_run(fake_run().whole().workdir))}
     assert list(charts)[:5] == [
         "Accuracy while training",
@@ -34,7 +34,7 @@ def test_the_watched_accuracy_starts_from_the_cold_start(fake_run: Callable) -> 
     assert "subset of 100 held-out questions. Best: 75 %." in watched.hint
 
 
-def test_the_length_limit_is_drawn_where_it_is_near(fake_run: Callable) -> None:
+def test_the_length_limit_is_drawn_when_near(fake_run: Callable) -> None:
     def tokens(limit: int) -> int:
         run = fake_run().settings()
         text = (run.workdir / "config.json").read_text()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sqlr1_jax.report import page, results
+from sqlr1_jax.report import page, results, run_record
 
 VOID = ("meta", "link")
 
@@ -50,7 +50,7 @@ def _words(page: str) -> str:
     return " ".join(re.sub(r"<[^>]*>", " ", page.partition("<main>")[2]).split())
 
 
-def test_a_whole_run_is_one_page_with_every_part(fake_run: Callable) -> None:
+def test_a_complete_run_has_every_section(fake_run: Callable) -> None:
     page = _checked(fake_run().whole().workdir)
     heads = re.findall(r"<h2>(.*?)</h2>", page)
     assert heads == [
@@ -62,19 +62,19 @@ def test_a_whole_run_is_one_page_with_every_part(fake_run: Callable) -> None:
     assert "That corrected what the cold start had taught" in words
 
 
-def test_the_headline_s_figures_are_the_run_s(fake_run: Callable) -> None:
+def test_the_headline_shows_the_runs_figures(fake_run: Callable) -> None:
     workdir = fake_run().whole().workdir
-    page = _checked(workdir)
-    gain = results.headline(page.reading.read(workdir))
-    assert gain is not None
-    assert f'<span class="old">{100 * gain.before:.1f}</span>' in page
-    assert f"{100 * gain.after:.1f}<small>%</small>" in page
-    assert f"{page.points(gain.difference)} points" in page
-    assert f"95 % interval {page.points(gain.interval[0])} to {page.points(gain.interval[1])}" in _words(page)
+    html = _checked(workdir)
+    gain = results.headline(run_record.read_run(workdir))
+    assert gain is not None and gain.after is not None and gain.interval is not None
+    assert f'<span class="old">{100 * (gain.before or 0):.1f}</span>' in html
+    assert f"{100 * gain.after:.1f}<small>%</small>" in html
+    assert f"{page.points(gain.difference)} points" in html
+    assert f"95 % interval {page.points(gain.interval[0])} to {page.points(gain.interval[1])}" in _words(html)
 
 
 @pytest.mark.parametrize("stage", range(7))
-def test_it_renders_at_every_point_of_a_run(fake_run: Callable, stage: int) -> None:
+def test_the_report_renders_at_every_stage_of_a_run(fake_run: Callable, stage: int) -> None:
     run = fake_run().settings()
     parts: list[Callable] = [
         lambda: run.sft(1), lambda: run.sft(60), lambda: run.evaluation("sft", cured=False),
@@ -88,7 +88,7 @@ def test_it_renders_at_every_point_of_a_run(fake_run: Callable, stage: int) -> N
     assert ("GRPO, step by step" in page) == (stage >= 4)
 
 
-def test_an_evaluation_alone(fake_run: Callable) -> None:
+def test_a_run_with_only_an_evaluation_renders(fake_run: Callable) -> None:
     page = _checked(fake_run(stages=("evaluate",)).settings().evaluation("final", cured=True).workdir)
     assert "databases that training never saw ." not in _words(page)
     assert "after the cold start" not in _words(page)
@@ -103,7 +103,7 @@ def test_other_data_are_named(fake_run: Callable) -> None:
     assert "never saw" not in words
 
 
-def test_text_of_the_run_is_shown_not_obeyed(fake_run: Callable) -> None:
+def test_text_of_the_run_is_escaped(fake_run: Callable) -> None:
     run = fake_run().whole()
     rollouts = run.workdir / "rollouts" / "step_000060.jsonl"
     rollouts.write_text(rollouts.read_text().replace("terrier", "<script>alert(1)</script>"))
@@ -113,7 +113,7 @@ def test_text_of_the_run_is_shown_not_obeyed(fake_run: Callable) -> None:
     assert "about &lt;dogs&gt; &amp; owners?" in page
 
 
-def test_a_teacher_without_errors_has_another_story(fake_run: Callable) -> None:
+def test_the_story_says_if_the_teacher_made_no_errors(fake_run: Callable) -> None:
     run = fake_run().whole()
     text = (run.workdir / "config.json").read_text()
     (run.workdir / "config.json").write_text(text.replace('"teacher_errors": 0.75', '"teacher_errors": 0.0'))
@@ -150,14 +150,16 @@ def test_settings_that_differ_are_marked() -> None:
         (-0.0001, None, "0.0", ""),
     ],
 )
-def test_a_change_has_a_colour_where_it_is_one(difference, interval, text, colour) -> None:
+def test_a_change_has_a_colour_where_it_is_one(
+    difference: float, interval: tuple[float, float] | None, text: str, colour: str
+) -> None:
     gain = results.Gain("", 10, 0.5, 0.5 + difference, interval)
     assert page.points(gain.difference) == text
     assert page.direction(gain) == colour
 
 
-def test_it_needs_no_jax(fake_run: Callable) -> None:
+def test_the_report_needs_no_jax(fake_run: Callable) -> None:
     workdir = fake_run().whole().workdir
-    code = "import sys; sys.modules['jax'] = None; from sqlr1_jax import report; report.main(sys.argv[1:])"
+    code = "import sys; sys.modules['jax'] = None; from sqlr1_jax.report.__main__ import main; main(sys.argv[1:])"
     done = subprocess.run([sys.executable, "-c", code, f"--workdir={workdir}"], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, str(workdir / "report.html")), done.stderr

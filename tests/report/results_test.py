@@ -14,7 +14,7 @@ def record(fake_run: Callable) -> RunRecord:
     return run_record.read_run(fake_run().whole().workdir)
 
 
-def test_the_headline_is_the_summary_s_gain(record: RunRecord) -> None:
+def test_the_headline_shows_the_summarys_gain(record: RunRecord) -> None:
     gain, low, high = summary.gain(record.workdir)
     found = results.headline(record)
     assert found is not None

@@ -4,6 +4,7 @@ import json
 import logging
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -11,12 +12,12 @@ from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.report import run_record
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path) -> None:
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no config\.json. --workdir="):
         run_record.read_run(tmp_path)
 
 
-def test_a_run_that_has_only_begun_is_its_settings(fake_run: Callable) -> None:
+def test_a_new_run_has_only_settings(fake_run: Callable) -> None:
     record = run_record.read_run(fake_run().settings().workdir)
     assert record.setting("grpo.samples") == 8
     assert record.setting("grpo.sample", "none") == "none"
@@ -24,7 +25,7 @@ def test_a_run_that_has_only_begun_is_its_settings(fake_run: Callable) -> None:
     assert (record.metrics, record.rollouts, record.summary) == ({}, [], {})
 
 
-def test_a_whole_run(fake_run: Callable) -> None:
+def test_a_complete_run_is_read(fake_run: Callable) -> None:
     record = run_record.read_run(fake_run().whole().workdir)
     assert len(record.steps("sft", "loss")) == 90
     assert [step for step, _ in record.steps("grpo", "evaluate/ex")] == [20, 40, 60]
@@ -49,13 +50,13 @@ def test_an_evaluation_under_way_is_not_shown(fake_run: Callable) -> None:
     assert run_record.read_run(run.workdir).before is None
 
 
-def test_without_grpo_the_last_evaluation_is_of_the_same_weights(fake_run: Callable) -> None:
+def test_without_grpo_the_last_evaluation_does_not_count_as_after(fake_run: Callable) -> None:
     run = fake_run().settings().evaluation("sft", cured=False).evaluation("final", cured=False)
     assert run_record.read_run(run.workdir).after is None
     assert run_record.read_run(run.grpo().workdir).after is not None
 
 
-def test_only_a_last_evaluation_is_shown_as_it_is(fake_run: Callable) -> None:
+def test_a_run_with_only_a_last_evaluation_has_no_before(fake_run: Callable) -> None:
     record = run_record.read_run(fake_run().settings().evaluation("final", cured=True).workdir)
     assert record.before is None
     assert record.latest is record.after is not None

@@ -38,5 +38,5 @@ def test_a_group_of_equals_shows_one_of_them(fake_run: Callable) -> None:
 @pytest.mark.parametrize(
     ("value", "text"), [(1.0, "+1"), (-2.0, "−2"), (0.0, "0"), (0.613, "+0.61"), (-0.001, "0"), (10.0, "+10")]
 )
-def test_signed_figures(value: float, text: str) -> None:
+def test_rewards_are_shown_with_a_sign(value: float, text: str) -> None:
     assert samples.signed(value) == text

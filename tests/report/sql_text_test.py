@@ -35,13 +35,13 @@ def test_a_comparison_without_its_deletions_is_the_prediction(sql: str, gold: st
     assert re.sub(r"\s", "", kept) == re.sub(r"\s", "", sql)
 
 
-def test_kinds_of_tokens_are_told_apart() -> None:
+def test_keywords_and_literals_are_highlighted() -> None:
     assert sql_text.highlight("select a from t where b = 'x < y' and c > 1.5") == (
         "<b>select</b> a <b>from</b> t <b>where</b> b = <i>&#39;x &lt; y&#39;</i> <b>and</b> c &gt; <i>1.5</i>"
     )
 
 
-def test_what_gold_lacks_is_marked_and_what_it_has_more_is_struck_out() -> None:
+def test_insertions_and_deletions_against_gold_are_marked() -> None:
     assert "city<ins>, income</ins> <b>FROM</b>" in sql_text.compared(GOLD.replace("city", "city, income"), GOLD)
     assert "<b>SELECT</b> <del>DISTINCT</del>" in sql_text.compared(GOLD, GOLD.replace("SELECT", "SELECT DISTINCT"))
     assert "<ins>" not in sql_text.compared(GOLD.lower().replace("city", "city "), GOLD)
@@ -61,7 +61,7 @@ def test_extra_columns_are_counted_in_the_first_select(sql: str, extra: bool) ->
     assert sql_text.extra_columns(sql, GOLD) is extra
 
 
-def test_a_dropped_distinct_shows() -> None:
+def test_a_dropped_distinct_is_detected() -> None:
     gold = "SELECT count( distinct city ) FROM owners"
     assert sql_text.lacks_distinct("SELECT count( city ) FROM owners", gold)
     assert not sql_text.lacks_distinct("SELECT DISTINCT city FROM owners", gold)

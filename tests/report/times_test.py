@@ -16,7 +16,7 @@ def test_parts_of_the_steps_add_up_to_the_whole(fake_run: Callable) -> None:
     assert sum(share.fraction for share in shares) == pytest.approx(1, abs=1e-3)
 
 
-def test_stages_are_the_summary_s(fake_run: Callable) -> None:
+def test_stage_times_come_from_the_summary(fake_run: Callable) -> None:
     shares = times.by_stage(run_record.read_run(fake_run().whole().workdir))
     assert [share.name for share in shares] == ["Data", "Cold start", "GRPO", "Evaluation", "Export"]
     assert shares[2].fraction == pytest.approx(300 / 601)
@@ -31,5 +31,5 @@ def test_a_run_without_times_has_no_shares(fake_run: Callable) -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.5, "0.5 s"), (42.4, "42 s"), (61, "1 min 1 s"), (119.7, "2 min 0 s"), (7260, "2 h 1 min")]
 )
-def test_durations_in_words(seconds: float, text: str) -> None:
+def test_durations_are_written_in_words(seconds: float, text: str) -> None:
     assert times.words(seconds) == text

@@ -11,7 +11,6 @@ from hypothesis.extra import numpy as arrays
 
 from sqlr1_jax import config
 from sqlr1_jax.data import answer
-from sqlr1_jax.rl import advantage as module
 from sqlr1_jax.rl import reward
 from sqlr1_jax.rl.advantage import advantage
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
@@ -44,7 +43,9 @@ def _kept(correct: np.ndarray, sound: np.ndarray, cfg: config.AdvantageConfig) -
 
 
 @given(_rewards, _flags, _sound, st.sampled_from(["mixed", "all"]))
-def test_group_is_the_papers_formula(rewards: np.ndarray, correct: np.ndarray, sound: np.ndarray, keep: str) -> None:
+def test_group_normalization_is_the_papers_formula(
+    rewards: np.ndarray, correct: np.ndarray, sound: np.ndarray, keep: str
+) -> None:
     cfg = CFG(normalize="group", keep=keep)
     adv, kept = _run(rewards, correct, sound, cfg)
     assert kept.tolist() == _kept(correct, sound, cfg)
@@ -54,7 +55,9 @@ def test_group_is_the_papers_formula(rewards: np.ndarray, correct: np.ndarray, s
 
 
 @given(_rewards, _flags, _sound)
-def test_none_is_the_distance_to_the_mean(rewards: np.ndarray, correct: np.ndarray, sound: np.ndarray) -> None:
+def test_without_normalization_advantages_are_distances_to_the_mean(
+    rewards: np.ndarray, correct: np.ndarray, sound: np.ndarray
+) -> None:
     adv, kept = _run(rewards, correct, sound, CFG(normalize="none"))
     for p in range(P):
         totals = rewards[p].sum(-1).tolist()
@@ -63,7 +66,7 @@ def test_none_is_the_distance_to_the_mean(rewards: np.ndarray, correct: np.ndarr
 
 
 @given(_rewards, _flags, _sound)
-def test_parts_are_normalized_alone_then_their_sum_over_the_batch(
+def test_parts_are_normalized_per_group_and_their_sum_over_the_batch(
     rewards: np.ndarray, correct: np.ndarray, sound: np.ndarray
 ) -> None:
     adv, kept = _run(rewards, correct, sound, CFG(normalize="parts"))
@@ -76,7 +79,7 @@ def test_parts_are_normalized_alone_then_their_sum_over_the_batch(
     np.testing.assert_allclose(adv, want, rtol=1e-3, atol=1e-3)
 
 
-def test_weights_of_parts_outlive_their_normalization() -> None:
+def test_weights_of_parts_survive_normalization() -> None:
     """Two parts that disagree: what a part weighs decides whose order the advantages have."""
     rewards = np.asarray([[[1, 0], [2, 0], [3, 0], [0, 9]]], np.float32)
     right, sound = np.asarray([[True, False, False, False]]), np.ones(1, bool)
@@ -88,7 +91,7 @@ def test_weights_of_parts_outlive_their_normalization() -> None:
 
 
 @given(_rewards, st.sampled_from(["group", "none", "parts"]), st.floats(-7, 7, width=32))
-def test_completions_paid_alike_have_no_advantage_at_all(rewards: np.ndarray, normalize: str, level: float) -> None:
+def test_equal_rewards_have_zero_advantage(rewards: np.ndarray, normalize: str, level: float) -> None:
     """Not even rounding: 1e-7 of it over a standard deviation of 1e-7 would count in full."""
     rewards = np.broadcast_to(rewards[:, :1] + np.float32(level / 3), rewards.shape)
     adv, _ = _run(rewards, np.zeros((P, G), bool), np.ones(P, bool), CFG(normalize=normalize, keep="all"))
@@ -96,7 +99,7 @@ def test_completions_paid_alike_have_no_advantage_at_all(rewards: np.ndarray, no
 
 
 @given(_rewards, _flags, _sound)
-def test_shuffling_moves_advantages_among_the_groups_that_count(
+def test_shuffling_permutes_advantages_of_kept_groups(
     rewards: np.ndarray, correct: np.ndarray, sound: np.ndarray
 ) -> None:
     plain, kept = _run(rewards, correct, sound, CFG())
@@ -107,7 +110,7 @@ def test_shuffling_moves_advantages_among_the_groups_that_count(
     assert not shuffled[~kept].any()
 
 
-def test_shuffling_follows_its_key_and_crosses_groups() -> None:
+def test_shuffling_depends_on_its_key_and_crosses_groups() -> None:
     rewards = np.random.default_rng(0).normal(size=(8, 8, 1)).astype(np.float32)
     correct = np.arange(64).reshape(8, 8) % 2 == 0
     cfg = CFG(shuffled=True)
@@ -126,7 +129,7 @@ def _all_right(thoughts: list[int]) -> np.ndarray:
     return reward.stack([[reward.parts(one, Outcome(OutcomeKind.MATCH), config.RewardConfig()) for one in said]])
 
 
-def test_defect_11_length_alone_teaches_nothing() -> None:
+def test_differences_in_length_alone_give_no_advantage() -> None:
     """Four right answers, a few characters apart: the paper's rule makes full-size advantages of that."""
     rewards = _all_right([10, 11, 12, 13])
     assert float(np.ptp(rewards.sum(-1))) < 0.001
@@ -140,18 +143,18 @@ def test_defect_11_length_alone_teaches_nothing() -> None:
     assert np.abs(adv).max() > 0.9
 
 
-def test_defect_11_without_normalization_length_stays_as_small_as_it_is() -> None:
+def test_without_normalization_length_gives_a_tiny_advantage() -> None:
     rewards = _all_right([10, 11, 12, 13])
     adv, _ = _run(rewards, np.ones((1, 4), bool), np.ones(1, bool), CFG(normalize="none", keep="all"))
     assert 0 < np.abs(adv).max() < 0.001
 
 
-def test_defect_11_the_default_filters_on_correctness() -> None:
+def test_the_default_filters_groups_by_correctness() -> None:
     assert config.GrpoConfig().advantage == CFG(normalize="group", keep="mixed")
 
 
 @pytest.mark.parametrize("keep", ["mixed", "all"])
-def test_a_group_whose_gold_failed_counts_nothing(keep: str) -> None:
+def test_a_group_with_a_failing_gold_is_filtered(keep: str) -> None:
     rewards = np.random.default_rng(0).normal(size=(P, G, R)).astype(np.float32)
     correct = np.tile([True, False, False, True, True, False, False], (P, 1))
     sound = np.array([True, False, True, False, True])
@@ -162,4 +165,8 @@ def test_a_group_whose_gold_failed_counts_nothing(keep: str) -> None:
 
 
 def test_epsilon_is_the_papers() -> None:
-    assert module.EPSILON == 1e-6
+    """Rewards a millionth apart, whose standard deviation is about as small as what is added to it."""
+    rewards = np.asarray([[[0.0], [2e-6]]], np.float32)
+    adv, _ = _run(rewards, np.asarray([[True, False]]), np.ones(1, bool), CFG(normalize="group"))
+    want = 1e-6 / (2**0.5 * 1e-6 + 1e-6)
+    np.testing.assert_allclose(adv, [[-want, want]], rtol=1e-4)

@@ -43,7 +43,7 @@ def _likelihood(stage: GrpoSetup, params: Any, items: tuple[str, ...], g: int) -
     examples = {example.id: i for i, example in enumerate(stage.prompt_set.examples)}
     longest = 200
     for name in items:
-        example, prompt = (part[examples[name]] for part in (stage.prompt_set.examples, stage.prompt_set.prompts))
+        example, prompt = stage.prompt_set.examples[examples[name]], stage.prompt_set.prompts[examples[name]]
         ids = stage.context.tokenizer(_right_and_wrong(example, g), add_special_tokens=False)["input_ids"]
         text = np.array([*prompt.ids, *ids, stage.context.tokenizer.eos_token_id], np.int32)
         padded = np.pad(text, (0, longest - len(text)))
@@ -109,7 +109,7 @@ def test_groups_that_teach_nothing_change_nothing(context: RunContext, executor:
 
 def test_a_step_writes_its_rollouts_and_takes_the_data_in_order(context: RunContext, executor: Executor) -> None:
     stage = scripted_stage(with_settings(context), executor, _right_and_wrong)
-    seen = []
+    seen: list[str] = []
     taken, _ = _step(stage, step=0)
     seen += taken.items
     for step in (1, 2):
@@ -149,13 +149,13 @@ def test_all_sizes_are_compiled_before_the_first_step(context: RunContext, execu
             compiled.append(names)
             lengths.append(values_of(taken)["completion/max_tokens"])
     assert min(lengths) <= 48 and max(lengths) > 72
-    assert {"jit(update)", "jit(score)"} <= set(ahead)
-    assert not {"jit(update)", "jit(score)"} & set(compiled[0])
+    assert {"jit(update)", "jit(compute_logprobs)"} <= set(ahead)
+    assert not {"jit(update)", "jit(compute_logprobs)"} & set(compiled[0])
     assert not any(compiled[1:])
 
 
 @given(st.integers(0, 10**6), st.lists(st.booleans(), min_size=6, max_size=6))
-def test_kept_rows_hold_the_groups_that_count_and_no_row_of_nothing(seed: int, keep: list[bool]) -> None:
+def test_drop_filtered_keeps_exactly_the_rows_of_kept_groups(seed: int, keep: list[bool]) -> None:
     rows = packing.pack_rows(training_data.random_groups(6, 2, seed), 40)
     kept = grpo.drop_filtered(rows, np.array(keep))
     want = [(p, g) for p in range(6) for g in range(2) if keep[p]]
@@ -175,7 +175,7 @@ def test_the_reference_is_where_the_stage_began_also_after_a_resume(context: Run
     checkpoints = context.checkpoints("grpo")
     for step in range(4):
         checkpoints.save(step, {"params": jax.tree.map(lambda x, step=step: x + np.float32(step), first.params)})
-    moved = first.replace(params=jax.tree.map(lambda x: x + 3, first.params))
+    moved = dataclasses.replace(first, params=jax.tree.map(lambda x: x + 3, first.params))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(setup.load_reference(context, moved)), begun)
     assert setup.load_reference(with_settings(context, kl=0.0), moved) is None
 

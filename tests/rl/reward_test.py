@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -43,7 +44,7 @@ def _by_the_table(said: Answer, kind: OutcomeKind) -> tuple[float, float, float,
 @pytest.mark.parametrize("said", [GOOD, DIRECT], ids=["reasoning", "direct"])
 def test_each_outcome_is_paid_by_the_papers_table(said: Answer, kind: OutcomeKind) -> None:
     paid = reward.parts(said, Outcome(kind), PAPER)
-    np.testing.assert_array_equal(paid, np.float32(_by_the_table(said, kind)))
+    np.testing.assert_array_equal(paid, np.array(_by_the_table(said, kind), np.float32))
 
 
 @pytest.mark.parametrize("problem", [OutcomeKind.NO_SQL, OutcomeKind.BAD_FORMAT])
@@ -53,7 +54,7 @@ def test_an_answer_without_form_costs_one_and_nothing_else(problem: OutcomeKind)
 
 
 @given(st.text(max_size=3000), st.text(min_size=1, max_size=3000))
-def test_totals_of_right_answers_lie_between_six_and_seven_and_a_half(think: str, sql: str) -> None:
+def test_rewards_of_right_answers_are_between_6_and_7_5(think: str, sql: str) -> None:
     said = Answer(think, f"```sql\n{sql}\n```", sql)
     total = float(reward.parts(said, MATCH, PAPER).sum())
     assert 6 <= total < 7.5
@@ -92,15 +93,15 @@ def test_a_weight_scales_its_part_alone(a: float, b: float, c: float, d: float, 
 
 
 @pytest.mark.parametrize(("name", "place"), zip(reward.PAPER, itertools.count()))
-def test_a_part_left_out_is_zero_whatever_happens(name: str, place: int) -> None:
-    cfg = config.RewardConfig(**{name: 0.0})
+def test_a_part_of_weight_zero_is_always_zero(name: str, place: int) -> None:
+    cfg = dataclasses.replace(config.RewardConfig(), **{name: 0.0})  # type: ignore[arg-type]
     paid = np.array([reward.parts(GOOD, Outcome(kind), cfg) for kind in RUNNABLE])
     full = np.array([reward.parts(GOOD, Outcome(kind), config.RewardConfig()) for kind in RUNNABLE])
     assert not paid[:, place].any()
     np.testing.assert_array_equal(np.delete(paid, place, 1), np.delete(full, place, 1))
 
 
-def test_length_is_counted_in_the_unit_asked_for() -> None:
+def test_length_is_counted_in_the_chosen_unit() -> None:
     said = Answer("a b c", "d e\nf", "e")  # words: 3 + 3, sql 1
     paid = reward.parts(said, MATCH, PAPER, length=lambda text: len(text.split()))
     assert paid[3] == pytest.approx(1 / 3 + 0.5 * 6 / 2048)
@@ -120,7 +121,7 @@ def test_stack_keeps_prompts_samples_and_parts_apart() -> None:
     np.testing.assert_array_equal(stacked[..., 2], [[0, 1, 2], [10, 11, 12]])
 
 
-def test_arctic_pays_what_runs_a_tenth() -> None:
+def test_arctic_gives_a_tenth_to_queries_that_run() -> None:
     cfg = config.RewardConfig(format=0, execution=0, result=0, length=0, arctic=1.0)
     assert reward.names(cfg) == (*reward.PAPER, "arctic")
     paid = {kind: float(reward.parts(GOOD, Outcome(kind), cfg).sum()) for kind in RUNNABLE}
@@ -131,7 +132,7 @@ def test_arctic_pays_what_runs_a_tenth() -> None:
     assert float(reward.parts(Answer("", "", None, OutcomeKind.NO_SQL), Outcome(OutcomeKind.NO_SQL), cfg).sum()) == 0
 
 
-def test_overlap_pays_the_shared_cells_of_what_ran() -> None:
+def test_overlap_rewards_shared_cells_of_queries_that_run() -> None:
     cfg = config.RewardConfig(overlap=2.0)
     assert reward.parts(GOOD, Outcome(OutcomeKind.MISMATCH, overlap=0.4), cfg)[4] == pytest.approx(0.8)
     assert reward.parts(GOOD, Outcome(OutcomeKind.TIMEOUT, overlap=0.0), cfg)[4] == 0

@@ -52,7 +52,7 @@ def test_a_line_holds_a_prompt_with_all_its_samples(tmp_path: Path) -> None:
     assert lines[1]["samples"][0]["rows"] == [[1, "a"]]
 
 
-def test_cut_takes_back_what_lies_past_a_step(tmp_path: Path) -> None:
+def test_cut_deletes_the_files_of_later_steps(tmp_path: Path) -> None:
     rollout_log.truncate(tmp_path, 0)
     for step in (1, 2, 3, 1_000_000):
         _write(tmp_path, step)

@@ -45,7 +45,8 @@ def _arrivals() -> programs.PrefillBatch:
         row[: len(prompt) - 1] = prompt[:-1]
     lengths, last = ([f(prompt) for prompt in _prompts()] for f in (lambda p: len(p) - 1, lambda p: p[-1]))
     limit = np.full((P, G), T, np.int32)
-    return programs.PrefillBatch(tokens, *(np.array(x, np.int32) for x in (lengths, last, range(P), range(P))), limit)
+    numbers = np.arange(P, dtype=np.int32)
+    return programs.PrefillBatch(tokens, np.array(lengths, np.int32), np.array(last, np.int32), numbers, numbers, limit)
 
 
 def _decoded(settings: config.SamplingConfig, stop: tuple[int, ...] = STOP, steps: int = T) -> Decoded:
@@ -89,7 +90,7 @@ def _by_steps(p: int, g: int, settings: config.SamplingConfig, stop: tuple[int, 
 
 @pytest.mark.parametrize("settings", [WARM, GREEDY], ids=["sampled", "greedy"])
 @pytest.mark.parametrize("stop", [STOP, (1,)], ids=["often stopped", "hardly stopped"])
-def test_decoding_is_one_forward_pass_a_token(settings: config.SamplingConfig, stop: tuple[int, ...]) -> None:
+def test_decoding_equals_one_forward_pass_per_token(settings: config.SamplingConfig, stop: tuple[int, ...]) -> None:
     made = _decoded(settings, stop)
     lengths = set()
     for p in range(P):
@@ -105,13 +106,13 @@ def test_decoding_is_one_forward_pass_a_token(settings: config.SamplingConfig, s
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_chunks_of_steps_are_one_run(steps: int) -> None:
+def test_decoding_in_chunks_equals_decoding_at_once(steps: int) -> None:
     whole, made = _decoded(WARM), _decoded(WARM, steps=steps)
     for ours, theirs in zip(made, whole, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_halted_sample_says_nothing_more() -> None:
+def test_a_halted_sample_gets_no_more_tokens() -> None:
     slots = programs.prefill(
         tiny_models.random_params(),
         programs.init_slots(P, G, S, T, tiny_models.MODEL),
@@ -128,17 +129,17 @@ def test_a_halted_sample_says_nothing_more() -> None:
         _decoded(WARM, (1,)).tokens_PGT.reshape(P * G, T), 1, 0))  # fmt: skip
 
 
-def test_greedy_samples_of_a_prompt_are_one_and_the_same() -> None:
+def test_greedy_samples_of_a_prompt_are_equal() -> None:
     made = _decoded(GREEDY)
     np.testing.assert_array_equal(made.tokens_PGT[:, 0], made.tokens_PGT[:, 1])
 
 
-def test_ids_past_the_tokenizers_are_never_sampled() -> None:
+def test_padding_ids_of_the_vocabulary_are_never_sampled() -> None:
     hot = config.SamplingConfig(temperature=50.0, max_tokens=T)
     assert _decoded(hot, (1,)).tokens_PGT.max() < tiny_models.MODEL.num_tokens
 
 
-def test_token_zero_may_stop_although_it_also_fills() -> None:
+def test_token_zero_can_be_a_stop_token() -> None:
     made = _decoded(config.SamplingConfig(temperature=50.0, max_tokens=T), (0, *range(1, 12)))
     for p in range(P):
         for g in range(G):

@@ -47,7 +47,7 @@ def _allowed(probability: np.ndarray, cfg: config.SamplingConfig) -> np.ndarray:
 
 
 @given(_logits, st.integers(0, V + 2), _fractions, _fractions)
-def test_truncation_keeps_what_its_definition_keeps(logits: list[float], k: int, top: float, low: float) -> None:
+def test_truncation_equals_its_definition(logits: list[float], k: int, top: float, low: float) -> None:
     cfg = config.SamplingConfig(top_k=min(k, V), top_p=1 - top, min_p=low)
     probability = _softmax(np.array(logits))
     edges = np.cumsum(np.sort(np.unique(probability.round(6)))[::-1])
@@ -60,7 +60,7 @@ def test_truncation_keeps_what_its_definition_keeps(logits: list[float], k: int,
 
 
 @given(_logits, st.sampled_from([0.5, 1.0, 1.1, 2.0]))
-def test_tokens_come_as_often_as_their_probability(logits: list[float], temperature: float) -> None:
+def test_tokens_are_drawn_with_their_probabilities(logits: list[float], temperature: float) -> None:
     """4000 uniform numbers at even distances: each token's share is right to one of them."""
     count = 4000
     token, logp = _drawn(
@@ -72,7 +72,7 @@ def test_tokens_come_as_often_as_their_probability(logits: list[float], temperat
 
 
 @given(_logits)
-def test_under_truncation_the_rest_is_scaled_up_and_log_probabilities_are_the_whole_distributions(
+def test_truncation_renormalizes_but_reports_untruncated_logprobs(
     logits: list[float],
 ) -> None:
     cfg = config.SamplingConfig(top_k=3)
@@ -84,14 +84,14 @@ def test_under_truncation_the_rest_is_scaled_up_and_log_probabilities_are_the_wh
 
 
 @given(_logits)
-def test_temperature_zero_takes_the_likeliest(logits: list[float]) -> None:
+def test_temperature_zero_takes_the_most_likely_token(logits: list[float]) -> None:
     token, logp = _drawn(np.array(logits), np.array([0.0, 0.5, 0.999]), config.SamplingConfig(temperature=0.0))
-    assert set(token) == {int(np.argmax(np.float32(logits)))}
+    assert set(token) == {int(np.argmax(np.array(logits, np.float32)))}
     np.testing.assert_allclose(logp, np.log(_softmax(np.array(logits)).max()), rtol=1e-4, atol=1e-5)
 
 
 @given(st.sampled_from([V, 64, 200]), st.integers(0, 10**6), st.sampled_from([0.5, 0.9, 0.99]))
-def test_a_token_that_cannot_be_is_never_drawn(size: int, seed: int, masked: float) -> None:
+def test_a_masked_token_is_never_drawn(size: int, seed: int, masked: float) -> None:
     """Whatever rounding does at either end of the sum."""
     rng = np.random.default_rng(seed)
     possible = rng.random(size) >= masked
@@ -124,7 +124,7 @@ def _uniforms(prompts: list[int], seed: int = 0, step: int = 3, samples: int = 4
     return np.asarray(sampling.uniforms(seed, jnp.int32(step), jnp.asarray(prompts, jnp.int32), samples, length))
 
 
-def test_random_numbers_belong_to_seed_step_prompt_and_sample_not_to_a_seat() -> None:
+def test_random_numbers_depend_only_on_seed_step_prompt_and_sample() -> None:
     whole = _uniforms([0, 1, 2, 3, 4])
     np.testing.assert_array_equal(_uniforms([4, 2]), whole[[4, 2]])
     np.testing.assert_array_equal(_uniforms([3], samples=2), whole[3:4, :2])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sqlr1_jax.rollout.scheduler import FREE, SlotScheduler
 
 
-def test_prompts_take_slots_in_order_and_the_next_one_the_first_that_is_free() -> None:
+def test_prompts_take_free_slots_in_order() -> None:
     seats = SlotScheduler(3, 5)
     assert [slots.tolist() for slots in seats.admit(2)] == [[[0, 1]], [[2, 3]]], "3 is no slot: a place that none takes"
     assert seats.prompt_P.tolist() == [0, 1, 2]
@@ -19,7 +19,7 @@ def test_prompts_take_slots_in_order_and_the_next_one_the_first_that_is_free() -
     assert seats.admit(2) == [] and not seats.done
 
 
-def test_a_chunk_read_late_frees_only_those_who_sat_there_then() -> None:
+def test_a_chunk_read_late_frees_only_its_own_prompts_slots() -> None:
     seats = SlotScheduler(2, 3)
     seats.admit(2)
     before = seats.prompt_P.copy()
@@ -31,7 +31,7 @@ def test_a_chunk_read_late_frees_only_those_who_sat_there_then() -> None:
     assert seats.done
 
 
-def test_what_does_not_part_evenly_over_hosts_is_refused() -> None:
+def test_slots_and_prompts_must_divide_among_hosts() -> None:
     with pytest.raises(ValueError, match="3 slots and 4 prompts do not part evenly over 2 hosts"):
         SlotScheduler(3, 4, 2)
 
@@ -43,7 +43,7 @@ def test_what_does_not_part_evenly_over_hosts_is_refused() -> None:
     st.integers(1, 4),
     st.lists(st.integers(0, 2**12), min_size=9),
 )
-def test_every_prompt_sits_once_with_its_own_host(
+def test_every_prompt_is_seated_once_on_its_own_host(
     hosts: int, slots: int, prompts: int, most: int, busy: list[int]
 ) -> None:
     seats = SlotScheduler(slots * hosts, prompts * hosts, hosts)

@@ -9,7 +9,8 @@ from pathlib import Path
 import apsw
 import pytest
 
-from sqlr1_jax.config import CHOICES, ExecuteConfig
+from sqlr1_jax.config import ExecuteConfig
+from sqlr1_jax.config_checks import CHOICES
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.sql import backends
 from sqlr1_jax.sql.executor import Executor
@@ -30,9 +31,8 @@ def test_a_version_is_the_backends_own() -> None:
 @EACH
 def test_an_answer_comes_from_the_backend_that_was_asked_for(name: str, pets: Path) -> None:
     with Executor(ExecuteConfig(workers=1, backend=name)) as executor:
-        lane = executor._lanes[0]
         assert executor.run(pets, "SELECT count(*) FROM dogs").result().rows == ((4,),)
-        maps = Path(f"/proc/{lane.worker.pid}/maps").read_text()
+        maps = Path(f"/proc/{executor.workers[0].pid}/maps").read_text()
     assert ("/apsw/" in maps) == (name == "apsw")
 
 
@@ -114,5 +114,5 @@ def test_apsw_raises_what_sqlite3_does() -> None:
             connection.execute("SELECT CAST(x'ff' AS TEXT)").fetchall()
         with pytest.raises(sqlite3.DataError):
             connection.execute("SELECT zeroblob(2000000000)").fetchall()
-    with pytest.raises(MemoryError), backends._as_sqlite3():
+    with pytest.raises(MemoryError), backends.sqlite3_errors():
         raise apsw.NoMemError

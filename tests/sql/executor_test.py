@@ -8,9 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from sqlr1_jax.sql import executor as executor_module
 from sqlr1_jax.sql.executor import Executor, ExecutorError
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 from sqlr1_jax.sql.process import WorkerError
+from sqlr1_jax.sql.worker_queue import batch_size
 from testing import hostile_sql
 
 CFG = ExecuteConfig(workers=2, max_steps=2_000_000, wall_seconds=20.0, max_rows=2000)
@@ -172,12 +172,11 @@ def test_a_query_that_crashes_is_blamed_and_no_other(
 
 
 @pytest.mark.parametrize(
-    ("waiting", "held", "drawn"), [(1, 0, 1), (6, 0, 3), (16, 0, 8), (99, 8, 8), (9, 8, 1), (8, 8, 0), (3, 8, 0)]
+    ("waiting", "in_flight", "size"),
+    [(0, 0, 0), (1, 0, 1), (6, 0, 3), (16, 0, 8), (99, 8, 8), (9, 8, 1), (8, 8, 0), (3, 8, 0)],
 )
-def test_half_of_what_is_left_is_for_idle_workers(waiting: int, held: int, drawn: int) -> None:
-    jobs = deque(executor_module._Job(("", str(i), None, "", 0), Future()) for i in range(waiting))
-    assert [job.key[1] for job in Executor(CFG)._draw(jobs.popleft, waiting, held)] == list(map(str, range(drawn)))
-    assert len(jobs) == waiting - drawn
+def test_half_of_all_jobs_are_left_for_idle_workers(waiting: int, in_flight: int, size: int) -> None:
+    assert batch_size(waiting, in_flight) == size
 
 
 def test_defect_09_scores_come_from_other_processes_and_nothing_stops_them(pets: Path, tmp_path: Path) -> None:
@@ -195,8 +194,8 @@ def test_defect_09_scores_come_from_other_processes_and_nothing_stops_them(pets:
             assert outcome.kind == "gold_error"
             assert str(path) in outcome.message
         assert {futures[path].result().kind for path in copies} == {"match"}
-        assert {lane.worker.pid for lane in executor._lanes}.isdisjoint({os.getpid()})
-        assert all(lane.worker.jobs for lane in executor._lanes)
+        assert {worker.pid for worker in executor.workers}.isdisjoint({os.getpid()})
+        assert all(worker.jobs_sent for worker in executor.workers)
         assert executor.run(bad[0], "SELECT 1").result().kind == "runtime_error"
 
 
@@ -207,7 +206,7 @@ def test_the_same_question_is_asked_once(pets: Path) -> None:
         assert executor.stats()["sql/cache_hits"] == 7
         other = [executor.submit(pets, GOLD, f"{GOLD} "), executor.submit(pets, GOLD, GOLD, "bird")]
         assert [future.result().kind for future in (first[0], *other)] == ["match"] * 3
-        assert sum(lane.worker.jobs for lane in executor._lanes) == 3
+        assert sum(worker.jobs_sent for worker in executor.workers) == 3
         stats = executor.stats()
         assert stats["sql/cache_hits"] == 0
         assert 0 < stats["sql/p50_ms"] <= stats["sql/p99_ms"] < 1000
@@ -232,7 +231,7 @@ def test_a_worker_that_dies_is_replaced_and_its_jobs_are_answered(pets: Path) ->
     with Executor(dataclasses.replace(CFG, workers=1)) as executor:
         for i in range(3):
             executor.run(pets, f"SELECT {i}").result()
-            executor._lanes[0].worker.terminate()
+            executor.workers[0].terminate()
             futures = [executor.run(pets, f"SELECT {i}, {j}") for j in range(40)]
             assert {future.result().kind for future in futures} == {"ok"}
         assert executor.stats()["sql/crashes"] == 3
@@ -244,7 +243,7 @@ def test_a_worker_is_recycled(pets: Path, monkeypatch: pytest.MonkeyPatch) -> No
         pids = set()
         for i in range(12):
             assert executor.submit(pets, f"SELECT {i}", "SELECT 3").result().kind == ("match" if i == 3 else "mismatch")
-            pids.add(executor._lanes[0].worker.pid)
+            pids.add(executor.workers[0].pid)
         assert len(pids) == 3
         assert executor.stats()["sql/crashes"] == 0
 
@@ -256,9 +255,9 @@ def test_out_of_memory_is_an_outcome_and_the_worker_is_replaced(pets: Path) -> N
     with Executor(cfg) as executor:
         outcome = executor.submit(pets, f"SELECT count(*) FROM ({bomb})", GOLD).result()
         assert (outcome.kind, outcome.message) == ("runtime_error", f"out of memory: SQLite may take {8 * 2**20} bytes")
-        first = executor._lanes[0].worker.pid
+        first = executor.workers[0].pid
         assert executor.submit(pets, GOLD, GOLD).result().kind == "match"
-        assert executor._lanes[0].worker.pid != first
+        assert executor.workers[0].pid != first
 
 
 def test_an_idle_worker_takes_over_from_a_stuck_one(pets: Path) -> None:
@@ -279,7 +278,7 @@ def test_submitting_waits_where_too_many_wait(pets: Path, monkeypatch: pytest.Mo
         futures = [executor.run(pets, COUNT_FOR_EVER)]
         for i in range(100):
             futures.append(executor.run(pets, f"SELECT {i}"))
-            most.append(len(executor._lanes[0].queue))
+            most.append(executor.waiting)
         kinds = [future.result().kind for future in futures]
     assert kinds == ["timeout"] + ["ok"] * 100
     assert max(most) == 8
@@ -292,14 +291,14 @@ def test_who_waits_to_submit_hears_of_the_end(pets: Path, monkeypatch: pytest.Mo
     def submit() -> None:
         try:
             for i in range(100):
-                executor.run(pets, f"{BOMB} -- {i}")
+                executor.run(pets, f"{BOMB} -- {i}")  # type: ignore[attr-defined]
         except ExecutorError as error:
             said.append(str(error))
 
     with Executor(dataclasses.replace(CFG, workers=1)) as executor:
         thread = threading.Thread(target=submit)
         thread.start()
-        while not executor._lanes[0].queue:
+        while not executor.waiting:
             time.sleep(0.01)
     thread.join(timeout=60)
     assert not thread.is_alive()
@@ -312,7 +311,7 @@ def test_closing_waits_for_nothing(pets: Path) -> None:
         executor.run(pets, "SELECT 1").result()
         futures = [executor.run(pets, f"{BOMB} + {i}") for i in range(100)]
         time.sleep(0.1)
-        workers = [lane.worker.pid for lane in executor._lanes]
+        workers = [worker.pid for worker in executor.workers]
     assert time.perf_counter() - start < 5.0
     for future in futures:
         with pytest.raises((CancelledError, ExecutorError)):
@@ -332,7 +331,7 @@ def test_it_leaves_no_thread_and_no_descriptor(pets: Path) -> None:
     for _ in range(3):
         with Executor(CFG) as executor:
             assert executor.submit(pets, GOLD, GOLD).result().kind == "match"
-            executor._lanes[0].worker.terminate()
+            executor.workers[0].terminate()
     assert held() == before
 
 

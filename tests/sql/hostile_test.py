@@ -15,6 +15,7 @@ import pytest
 
 from sqlr1_jax.config import ExecuteConfig
 from sqlr1_jax.sql import backends
+from sqlr1_jax.sql import executor as executor_module
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import Outcome
 from testing import hostile_sql
@@ -54,8 +55,6 @@ class Watch:
         return answers, digest, strange, sorted(os.listdir(self.database.parent))
 
     def answers(self, statements: Iterable[str]) -> list[Outcome]:
-        """Asked afresh: an answer that was kept would show nothing of the worker that gave it."""
-        self.executor._answers.clear()
         futures = [self.executor.run(self.database, sql) for sql in statements]
         return [future.result(timeout=120) for future in futures]
 
@@ -66,7 +65,7 @@ def what(outcome: Outcome) -> tuple:
 
 def most_memory(executor: Executor) -> int:
     """Bytes of the largest worker that is alive, at its largest."""
-    status = [Path(f"/proc/{lane.worker.pid}/status") for lane in executor._lanes]
+    status = [Path(f"/proc/{worker.pid}/status") for worker in executor.workers]
     peaks = [line.split()[1] for path in status for line in path.read_text().splitlines() if line.startswith("VmHWM")]
     return max(map(int, peaks)) * 1024
 
@@ -75,7 +74,8 @@ def most_memory(executor: Executor) -> int:
 def watch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pets: Path) -> Iterator[Watch]:
     database = tmp_path_factory.mktemp("hostile") / "pets.sqlite"
     database.write_bytes(pets.read_bytes())
-    with Executor(dataclasses.replace(CFG, backend=request.param)) as executor:
+    with pytest.MonkeyPatch.context() as patch, Executor(dataclasses.replace(CFG, backend=request.param)) as executor:
+        patch.setattr(executor_module, "MAX_REMEMBERED", 0)  # a remembered outcome would say nothing about the workers
         yield Watch(executor, database, request.param)
 
 

@@ -25,7 +25,7 @@ def test_a_kind_is_written_as_its_name_everywhere(kind: OutcomeKind) -> None:
     assert json.dumps([kind, {kind: 1}]) == json.dumps([name, {name: 1}])
     assert json.dumps({kind: kind}, indent=1, sort_keys=True) == json.dumps({name: name}, indent=1, sort_keys=True)
     assert (str(kind), f"{kind}", f"{kind:>14}", "%s" % kind) == (name, name, f"{name:>14}", name)  # noqa: UP031
-    assert {name: 1}[kind] == {kind: 1}[name] == 1
+    assert {name: 1}[kind] == {kind: 1}[name] == 1  # type: ignore[index]
     assert pickle.loads(pickle.dumps(kind)) is kind
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from sqlr1_jax.sql import backends, sandbox
-from sqlr1_jax.sql.sandbox import Limits, Result, Sandbox, Session
+from sqlr1_jax.sql.result import Result
+from sqlr1_jax.sql.sandbox import Limits, Sandbox, Session
 
 LIMITS = Limits(max_steps=1_000_000, max_rows=1000, max_bytes=100_000, heap_bytes=0)  # 0: none, tests share a process
 COUNT_FOR_EVER = "WITH RECURSIVE t(a) AS (SELECT 1 UNION ALL SELECT a + 1 FROM t) SELECT count(*) FROM t"
@@ -150,8 +151,8 @@ def test_the_authorizer_alone_denies_them(backend: str, pets: Path, sql: str) ->
 def test_tables_of_state_are_hidden(backend: str, pets: Path, table: str) -> None:
     session = Session(str(pets), clocked=False, backend=backend)
     with closing(session.connection):
-        assert session._authorize(sqlite3.SQLITE_READ, table, "x", "main", None) == sqlite3.SQLITE_DENY
-        assert session._authorize(sqlite3.SQLITE_READ, "dogs", "age", "main", None) == sqlite3.SQLITE_OK
+        assert session.authorize(sqlite3.SQLITE_READ, table, "x", "main", None) == sqlite3.SQLITE_DENY
+        assert session.authorize(sqlite3.SQLITE_READ, "dogs", "age", "main", None) == sqlite3.SQLITE_OK
 
 
 @pytest.mark.parametrize(("quick", "temp_store"), [(False, 2), (True, 1)])
@@ -216,8 +217,7 @@ def test_what_wants_a_temporary_file_gets_memory(backend: str, pets: Path, sql: 
     with closing(Sandbox(LIMITS, backend)) as box:
         result = box.query(str(pets), sql, 50_000_000)
         assert result.kind == "ok"
-        kept = [quick for _, _, quick in box._sessions]
-        assert True in kept and False in kept
+        assert {session.quick for session in box.sessions} == {True, False}
         asked = Session(str(pets), clocked="date" in sql, backend=backend)
         with closing(asked.connection):
             rows, columns = asked.execute(sql, 50_000_000, LIMITS)
@@ -226,7 +226,7 @@ def test_what_wants_a_temporary_file_gets_memory(backend: str, pets: Path, sql: 
 
 def test_a_small_sort_needs_no_second_connection(box: Sandbox, pets: Path) -> None:
     assert box.query(str(pets), "SELECT color FROM dogs ORDER BY age, code", 10**6).rows[0] == ("red",)
-    assert [quick for _, _, quick in box._sessions] == [True]
+    assert [session.quick for session in box.sessions] == [True]
 
 
 def test_no_file_can_be_opened_while_a_statement_runs(
@@ -274,7 +274,7 @@ def test_few_connections_stay_open(tmp_path: Path, box: Sandbox, monkeypatch: py
     assert [box.query(str(tmp_path / f"{i % 6}.sqlite"), "SELECT a FROM t", 10**6).rows for i in range(8)] == [
         [(i % 6,)] for i in range(8)
     ]
-    assert len(box._sessions) == 3
+    assert len(box.sessions) == 3
 
 
 def test_the_heap_limit_holds_and_the_next_query_runs(backend: str, pets: Path) -> None:

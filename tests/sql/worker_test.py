@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 
 from sqlr1_jax.config import ExecuteConfig
 from sqlr1_jax.sql.database import content_hash
-from sqlr1_jax.sql.process import WallClock, WorkerProcess
-from sqlr1_jax.sql.worker import FrameReader, Judge, encode_frame
+from sqlr1_jax.sql.process import WallTimeout, WorkerProcess
+from sqlr1_jax.sql.worker import FrameReader, JobRunner, encode_frame
 
 SETTINGS = dataclasses.asdict(ExecuteConfig(max_steps=1_000_000))
 BOMB = "SELECT instr(replace(hex(zeroblob(450000)), '0', 'a'), replace(hex(zeroblob(220000)), '0', 'a') || 'b')"
 
 
 def job(database: Path, sql: str, gold: str | None = None, **others: Any) -> dict[str, Any]:
-    plain = {"known": None, "rule": "spider", "ordered": False, "repeats": 0}
-    return {"database": str(database), "sql": sql, "gold": gold} | plain | others
+    plain = {"gold_result": None, "rule": "spider", "ordered": False, "repeats": 0}
+    return {"database": str(database), "sql": sql, "gold_sql": gold} | plain | others
 
 
 @pytest.fixture(scope="module")
@@ -104,18 +104,18 @@ def test_steps_follow_gold_when_asked_to(pets: Path) -> None:
         )
 
     settings = SETTINGS | {"gold_factor": 3.0, "min_steps": 10_000, "heap_bytes": 0}
-    judge = Judge(settings, lambda phase: None)
-    kinds = [judge.answer(job(pets, counting(n), counting(5000)))["kind"] for n in (5000, 10_000, 50_000)]
+    runner = JobRunner(settings, lambda phase: None)
+    kinds = [runner.run(job(pets, counting(n), counting(5000)))["kind"] for n in (5000, 10_000, 50_000)]
     assert kinds == ["match", "match", "timeout"]
-    assert judge.answer(job(pets, counting(300), "SELECT 1"))["kind"] == "match"  # min_steps
-    assert judge.answer(job(pets, counting(5000), "SELECT 1"))["kind"] == "timeout"
+    assert runner.run(job(pets, counting(300), "SELECT 1"))["kind"] == "match"  # min_steps
+    assert runner.run(job(pets, counting(5000), "SELECT 1"))["kind"] == "timeout"
 
 
 def test_it_announces_a_gold_it_does_not_know(pets: Path) -> None:
     heard: list[str] = []
-    judge = Judge(SETTINGS | {"heap_bytes": 0}, heard.append)
+    runner = JobRunner(SETTINGS | {"heap_bytes": 0}, heard.append)
     for gold in ("SELECT 1", "SELECT 1", "SELECT 2", None):
-        judge.answer(job(pets, "SELECT 1", gold))
+        runner.run(job(pets, "SELECT 1", gold))
     assert heard == ["gold", "prediction"] * 2
 
 
@@ -124,7 +124,7 @@ def test_a_killed_gold_and_a_killed_prediction_are_told_apart(pets: Path) -> Non
         worker = WorkerProcess(SETTINGS)
         worker.send([job(pets, "SELECT 2", "SELECT 2"), job(pets, sql, gold), job(pets, "SELECT 3")])
         assert worker.answer(20.0)["kind"] == "match"
-        with pytest.raises(WallClock) as caught:
+        with pytest.raises(WallTimeout) as caught:
             worker.answer(1.0)
         assert caught.value.phase == phase
         worker.kill()
@@ -171,7 +171,7 @@ import json, sys, time
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from sqlr1_jax.sql.process import WorkerProcess
 worker = WorkerProcess(json.loads(sys.argv[1]) | {{"wall_seconds": 0.1}})
-worker.send([{{"database": {str(pets)!r}, "sql": sys.argv[2], "gold": None, "rule": "", "ordered": False}}])
+worker.send([{{"database": {str(pets)!r}, "sql": sys.argv[2], "gold_sql": None, "rule": "", "ordered": False}}])
 print(worker.pid, flush=True)
 time.sleep(60)
 """

@@ -65,10 +65,10 @@ UNSOUND = {
 
 
 @pytest.mark.parametrize("query", SOUND.values(), ids=SOUND)
-def test_sound(dogs: sqlite3.Connection, query: Query) -> None:
+def test_sound_queries_pass(dogs: sqlite3.Connection, query: Query) -> None:
     assert sound(dogs, query)
 
 
 @pytest.mark.parametrize("query", UNSOUND.values(), ids=UNSOUND)
-def test_unsound(dogs: sqlite3.Connection, query: Query) -> None:
+def test_unsound_queries_are_rejected(dogs: sqlite3.Connection, query: Query) -> None:
     assert not sound(dogs, query)

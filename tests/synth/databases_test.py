@@ -21,7 +21,7 @@ def _names(database: Database) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_shape(seed: int) -> None:
+def test_databases_have_the_promised_numbers_of_tables_columns_and_rows(seed: int) -> None:
     database = _make(seed)
     assert 2 <= len(database.tables) <= 4
     assert len(database.links) == len(database.tables) - 1
@@ -57,14 +57,14 @@ def test_half_of_the_names_are_reserved_where_asked() -> None:
     assert not any(reserved & set(_names(_make(seed))) for seed in range(40))
 
 
-def test_home_is_the_table_of_a_column() -> None:
+def test_home_gives_the_table_of_a_column() -> None:
     database = _make(3)
     for table in database.tables:
         assert {database.home(column.name) for column in table.columns} == {table.name}
     assert database.home("total") == ""
 
 
-def test_a_saved_file_reads_as_the_memory_it_came_from(tmp_path: Path) -> None:
+def test_a_saved_file_equals_the_database_in_memory(tmp_path: Path) -> None:
     database = _make(5)
     connection = databases.build(database)
     path = tmp_path / "one" / "one.sqlite"

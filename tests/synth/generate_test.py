@@ -96,6 +96,7 @@ def test_the_share_of_questions_that_a_habit_can_spoil(records: Records) -> None
 
 
 def test_a_habit_changes_the_result(made: Path, records: Records) -> None:
+    assert {record["habit"] for record in records["heldout"]} == {"", "dropped_distinct", "extra_column"}
     for record in records["heldout"]:
         if record["habit"] == "dropped_distinct":
             assert _rows(made, record, record["sql"].replace("DISTINCT ", "")) != _rows(made, record)
@@ -138,7 +139,7 @@ def test_one_question_has_one_gold(records: Records) -> None:
         assert all(len(found) == 1 for found in golds.values())
 
 
-def test_processes_change_nothing(tmp_path: Path) -> None:
+def test_the_number_of_workers_does_not_change_the_data(tmp_path: Path) -> None:
     generate(TINY, 1, tmp_path / "one")
     generate(dataclasses.replace(TINY, workers=3), 1, tmp_path / "three")
     assert _digests(tmp_path / "one") == _digests(tmp_path / "three")
@@ -146,7 +147,7 @@ def test_processes_change_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "other" / "grpo.json").read_text() != (tmp_path / "one" / "grpo.json").read_text()
 
 
-def test_a_complete_folder_is_kept_and_another_ones_refused(tmp_path: Path) -> None:
+def test_a_complete_folder_is_kept_and_one_of_other_settings_refused(tmp_path: Path) -> None:
     folder, lines = tmp_path / "data", list[str]()
     generate(TINY, 1, folder)
     before = _digests(folder)
@@ -170,20 +171,20 @@ def test_a_killed_run_leaves_no_folder_and_is_made_anew(tmp_path: Path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-def test_files_that_are_not_ours_are_never_overwritten(tmp_path: Path) -> None:
+def test_foreign_files_are_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(SynthError, match=r"holds files but no made.json"):
         generate(TINY, 1, tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
-def test_a_relative_folder_is_relative_to_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_folder_is_below_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     generate(dataclasses.replace(TINY, workers=2), 1, Path("data"))
     assert len(list((tmp_path / "data" / "databases").iterdir())) == 13
 
 
-def test_a_worker_that_fails_stops_the_making(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_worker_stops_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.sys, "executable", "/bin/false")
     with pytest.raises(SynthError, match=r"ended with status 1"):
         generate(dataclasses.replace(TINY, workers=2), 1, tmp_path / "data")

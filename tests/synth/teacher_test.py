@@ -11,7 +11,7 @@ PLAIN = Select((Expr("color"),), "dogs")
 MEMBER = Select((Expr("city"),), "owners", where=(Condition(Expr("tag"), "IN", Select((Expr("keeper"),), "dogs")),))
 
 
-def test_which_habit_applies() -> None:
+def test_the_habit_follows_from_the_queries_form() -> None:
     assert [teacher.habit(q) for q in (TOP, NESTED)] == ["extra_column"] * 2
     assert [teacher.habit(q) for q in (UNIQUE, COUNTED)] == ["dropped_distinct"] * 2
     others = (PLAIN, MEMBER, Compound("EXCEPT", TOP, UNIQUE), With("totals", PLAIN, UNIQUE))
@@ -23,7 +23,7 @@ def test_the_extra_column_is_the_one_compared_by() -> None:
     assert sql(teacher.spoil(NESTED)) == "SELECT color, age FROM dogs WHERE age < ( SELECT avg( age ) FROM dogs )"
 
 
-def test_distinct_is_dropped() -> None:
+def test_the_other_habit_drops_distinct() -> None:
     assert sql(teacher.spoil(UNIQUE)) == "SELECT color FROM dogs"
     assert sql(teacher.spoil(COUNTED)) == "SELECT count( color ) FROM dogs"
 

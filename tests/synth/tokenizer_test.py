@@ -40,9 +40,7 @@ def test_questions_and_answers_are_short(trained: Any, records: dict[str, list[d
         assert len(_ids(trained, text)) <= len(_ids(trained, record["cot"])) + len(_ids(trained, record["sql"])) + 3
 
 
-def test_text_of_the_forms_falls_back_to_bytes_for_marks_alone(
-    trained: Any, records: dict[str, list[dict[str, Any]]]
-) -> None:
+def test_only_punctuation_is_encoded_as_single_bytes(trained: Any, records: dict[str, list[dict[str, Any]]]) -> None:
     known = set("\n,;:.?-0123456789")
     for record in records["newnames"]:
         text = record["question"] + "\n" + answer.write(record["cot"], record["sql"], "reasoning")
@@ -67,7 +65,7 @@ def test_stop_and_padding_are_qwens(trained: Any) -> None:
         assert len(_ids(trained, token)) == 1
 
 
-def test_beside_a_qwen2_model_it_reads_the_same(
+def test_loaded_with_a_qwen2_config_it_gives_the_same_ids(
     trained: Any, made: Path, tmp_path: Path, records: dict[str, list[dict[str, Any]]]
 ) -> None:
     """Transformers rebuilds the splitting of what lies beside a Qwen2 config: added tokens survive that."""

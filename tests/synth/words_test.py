@@ -13,7 +13,7 @@ def all_names() -> list[str]:
     return [*words.names(words.COMMON), *words.names(words.RESERVED)]
 
 
-def test_pools_are_as_large_as_promised(all_names: list[str]) -> None:
+def test_pools_have_their_minimum_sizes(all_names: list[str]) -> None:
     assert len(words.names(words.COMMON)) >= 400
     assert len(words.names(words.RESERVED)) >= 80
     assert len(words.values()) >= 140

@@ -25,7 +25,7 @@ def test_families_are_dealt_by_their_shares() -> None:
     assert worker.assign(0, "heldout", 600) != worker.assign(0, "grpo", 600)
 
 
-def test_shares_together_are_the_whole(tmp_path: Path) -> None:
+def test_shares_add_up_to_the_whole_data_set(tmp_path: Path) -> None:
     whole = list(worker.make(Job(str(tmp_path), 3, 0.75, SPLITS)))
     parts = [list(worker.make(Job(str(tmp_path), 3, 0.75, SPLITS, share, 3))) for share in range(3)]
     assert sorted(json.dumps(item) for part in parts for item in part) == sorted(map(json.dumps, whole))
@@ -48,7 +48,7 @@ def test_a_worker_starts_where_importing_jax_raises(tmp_path: Path) -> None:
     assert [json.loads(line) for line in done.stdout.splitlines()] == list(worker.make(job))
 
 
-def test_a_place_that_cannot_be_filled_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_question_that_no_database_can_carry_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "sound", lambda connection, query: False)
     with pytest.raises(worker.SynthError, match=r"grpo, place 0: no database of 50 carries all of"):
         list(worker.make(Job(str(tmp_path), 0, 0.0, {"grpo": (1, 1)})))

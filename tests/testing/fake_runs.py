@@ -34,11 +34,13 @@ class FakeRun:
     config: Config
 
     def settings(self) -> FakeRun:
+        """Writes config.json."""
         self.workdir.mkdir(parents=True, exist_ok=True)
         self._json("config.json", config.as_dict(self.config))
         return self
 
     def sft(self, steps: int = 90) -> FakeRun:
+        """Appends the cold start's steps to metrics.jsonl, with a loss that falls."""
         for step in range(1, steps + 1):
             loss = 5 * math.exp(-step / 20) + 0.2
             values = {"loss": loss, "entropy": loss * 0.9, "grad_norm": loss * 1.2, "lr": 6e-3 * (1 - step / steps)}
@@ -47,6 +49,7 @@ class FakeRun:
         return self
 
     def grpo(self, steps: int = 60) -> FakeRun:
+        """Appends GRPO's steps to metrics.jsonl, with an accuracy that rises, and writes two steps' rollouts."""
         noise = random.Random(0)
         for step in range(1, steps + 1):
             self._metric("grpo", step, **_grpo_metrics(step, step / steps, noise))
@@ -57,7 +60,7 @@ class FakeRun:
         return self
 
     def evaluation(self, name: str, cured: bool, n: int = 210) -> FakeRun:
-        """The teacher's habits stand in four of five answers, or in one of ten once cured."""
+        """Writes an evaluation of `n` questions; the teacher's habits are in 80 % of answers, or in 10 % once cured."""
         folder = self.workdir / "evaluation" / name
         folder.mkdir(parents=True, exist_ok=True)
         items = [_item(i, cured, random.Random(1000 * cured + i)) for i in range(n)]
@@ -69,11 +72,13 @@ class FakeRun:
         return self
 
     def summary(self) -> FakeRun:
+        """Writes summary.json."""
         seconds = {"data": 14.0, "sft": 260.0, "grpo": 300.0, "evaluate": 25.0, "export": 2.0, "total": 601.0}
         self._json("summary.json", {"seconds": seconds, "export": str(self.workdir / "export")})
         return self
 
     def whole(self) -> FakeRun:
+        """Writes all of it."""
         run = self.settings().sft().evaluation("sft", cured=False).grpo()
         return run.evaluation("final", cured=True).summary()
 

@@ -57,7 +57,7 @@ def kill_around_saving(stage: str, at: int, moment: str) -> None:
         if here and moment in ("writing", "saved"):
             kill()
 
-    checkpoint.Checkpoints.save = save_and_kill  # type: ignore[method-assign]
+    checkpoint.Checkpoints.save = save_and_kill  # type: ignore[method-assign, assignment]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sqlr1_jax.model import attention, qwen2
+from sqlr1_jax.model.kv_cache import KVCache
 from testing.tiny_models import MODEL
 
 
@@ -41,7 +42,7 @@ def _logits(params: qwen2.Params, tokens_BT: jax.Array, cfg: qwen2.Qwen2Config) 
 
 def prefilled(
     params: qwen2.Params, prompts: list[list[int]], samples: int, steps: int, cfg: qwen2.Qwen2Config, prefix: int = 0
-) -> qwen2.Cache:
+) -> KVCache:
     """A cache that holds all but the last token of each prompt; its prefix is at least `prefix` tokens wide."""
     lengths = [len(prompt) - 1 for prompt in prompts]
     width = max(prefix, *lengths, 1)
@@ -52,13 +53,13 @@ def prefilled(
 @functools.partial(jax.jit, static_argnames=("samples", "steps", "cfg"))
 def _prefill(
     params: qwen2.Params, tokens_PS: jax.Array, length_P: jax.Array, samples: int, steps: int, cfg: qwen2.Qwen2Config
-) -> qwen2.Cache:
+) -> KVCache:
     P, S = tokens_PS.shape
     positions_PS = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32)[None], (P, S))
     cache = qwen2.init_cache(cfg, P, samples, S, steps)
-    _, cache = qwen2.forward(params, tokens_PS, positions_PS, attention.causal_mask(tokens_PS, length_P), cfg, cache)
-    assert cache is not None
-    return cache
+    _, after = qwen2.forward(params, tokens_PS, positions_PS, attention.causal_mask(tokens_PS, length_P), cfg, cache)
+    assert after is not None
+    return after
 
 
 def greedy(params: qwen2.Params, prompt: list[int], steps: int, cfg: qwen2.Qwen2Config) -> tuple[list[int], np.ndarray]:
@@ -69,7 +70,7 @@ def greedy(params: qwen2.Params, prompt: list[int], steps: int, cfg: qwen2.Qwen2
 
 @functools.partial(jax.jit, static_argnames=("steps", "cfg"))
 def _greedy(
-    params: qwen2.Params, cache: qwen2.Cache, last: jax.Array, steps: int, cfg: qwen2.Qwen2Config
+    params: qwen2.Params, cache: KVCache, last: jax.Array, steps: int, cfg: qwen2.Qwen2Config
 ) -> tuple[jax.Array, jax.Array]:
     def step(carry: tuple, _: None) -> tuple:
         token_PG, cache = carry
@@ -84,8 +85,8 @@ def _greedy(
 
 
 def decode_step(
-    params: qwen2.Params, token_PG: jax.Array, cache: qwen2.Cache, cfg: qwen2.Qwen2Config
-) -> tuple[jax.Array, qwen2.Cache]:
+    params: qwen2.Params, token_PG: jax.Array, cache: KVCache, cfg: qwen2.Qwen2Config
+) -> tuple[jax.Array, KVCache]:
     """One decode step of every sample: hidden states [P, G, D], and the cache after it."""
     positions_P = cache.prefix_length_P + cache.step - cache.start_P
     positions_PG = jnp.broadcast_to(positions_P[:, None], token_PG.shape)

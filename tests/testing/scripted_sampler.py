@@ -48,12 +48,14 @@ class ScriptedSampler:
         self.max_concurrent_prompts: list[int] = []  # of each request
 
     def prepare_weights(self, params: Any) -> Any:
+        """The parameters themselves."""
         return params
 
     def compile(self, weights: Any, request: Request) -> None:
         """Does nothing: there is no program."""
 
     def rollout(self, weights: Any, request: Request) -> Completions:
+        """Writes every completion, and reports all of them to `request.on_finished` at once."""
         del weights
         self.requests.append(
             RecordedRequest(request.prompt_offset, len(request.prompts), request.sampling.temperature, request.step)

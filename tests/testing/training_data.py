@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -35,16 +36,20 @@ def plain_texts(groups: Sequence[Group]) -> list[tuple[np.ndarray, int, Segment]
 
 def microbatch(
     rows: PackedRows,
-    advantage_BT: np.ndarray | None = None,
-    old_BT: np.ndarray | None = None,
-    reference_BT: np.ndarray | None = None,
-) -> Batch:
-    """One microbatch with arrays [b, T], as a loss is given it; by default advantages of 1 and a reference of 0."""
-    ones_BT = np.ones(rows.tokens.shape, np.float32)
+    advantage_BT: Any = None,
+    old_BT: Any = None,
+    reference_BT: Any = None,
+) -> Any:
+    """A Batch of one microbatch as a loss is given it, its arrays [b, T] numpy's.
+
+    Advantages are 1 by default, and the reference's log-probabilities 0.
+    """
+    ones_BT: Any = np.ones(rows.tokens.shape, np.float32)
+    count: Any = np.int32(1)
     return Batch(
         rows=rows,
         advantage_MBT=ones_BT if advantage_BT is None else advantage_BT,
         old_MBT=rows.logprob if old_BT is None else old_BT,
         reference_MBT=0 * ones_BT if reference_BT is None else reference_BT,
-        count=np.int32(1),
+        count=count,
     )

@@ -49,7 +49,7 @@ def _weights_by_hand(rows: PackedRows, aggregation: str, constant: int) -> np.nd
     st.sampled_from(["token", "sample", "constant"]),
     st.lists(st.booleans(), min_size=4, max_size=4),
 )
-def test_place_weights_are_the_definitions(seed: int, aggregation: str, keep: list[bool]) -> None:
+def test_place_weights_equal_their_definitions(seed: int, aggregation: str, keep: list[bool]) -> None:
     """Some prompts are filtered: their completions neither weigh nor count."""
     rows = _rows(seed)
     rows = rows._replace(weight=rows.weight * np.array(keep, np.float32)[rows.prompt])
@@ -61,10 +61,12 @@ def test_place_weights_are_the_definitions(seed: int, aggregation: str, keep: li
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sample", "constant"])
-def test_every_completion_weighs_the_same_however_it_is_laid_out(aggregation: str) -> None:
+def test_a_completions_weight_does_not_depend_on_the_layout(aggregation: str) -> None:
     groups = training_data.random_groups(5, 3)
-    layouts = packing.shared_prefix_rows(groups, packing.smallest_layout(groups)), _rows(0, 5), packing.shared_prefix_rows(
-        packing.unshared(groups), dataclasses.replace(packing.smallest_layout(groups), segments=1)
+    one_segment = dataclasses.replace(packing.smallest_layout(groups), segments=1)
+    layouts = (
+        packing.shared_prefix_rows(groups, packing.smallest_layout(groups)), _rows(0, 5),
+        packing.shared_prefix_rows(packing.unshared(groups), one_segment),
     )  # fmt: skip
     sums = []
     for rows in layouts:
@@ -77,12 +79,13 @@ def test_every_completion_weighs_the_same_however_it_is_laid_out(aggregation: st
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sample", "constant"])
-def test_denominators_are_those_of_all_hosts(monkeypatch: pytest.MonkeyPatch, aggregation: str) -> None:
+def test_denominators_count_all_hosts(monkeypatch: pytest.MonkeyPatch, aggregation: str) -> None:
     """A host that holds two of four prompts gives them the weights they have on one host, also where it holds none."""
     whole = _rows(0)
     want = batch.loss_weights(whole, aggregation, 16)
     tokens, completions = int((whole.weight > 0).sum()), 12
-    monkeypatch.setattr(collectives, "total", lambda value: float(tokens if aggregation == "token" else completions))
+    everywhere = float(tokens if aggregation == "token" else completions)
+    monkeypatch.setattr(collectives, "global_sum", lambda value: everywhere)
     part = whole._replace(weight=whole.weight * (whole.prompt < 2))
     np.testing.assert_allclose(batch.loss_weights(part, aggregation, 16), want * (whole.prompt < 2), rtol=1e-6)
     nothing = PackedRows(*(field[:0] for field in whole))
@@ -96,7 +99,7 @@ def test_a_host_without_rows_adds_nothing_to_the_denominator(monkeypatch: pytest
         told.append(float(value))
         return 5.0
 
-    monkeypatch.setattr(collectives, "total", noted)
+    monkeypatch.setattr(collectives, "global_sum", noted)
     nothing = PackedRows(*(field[:0] for field in _rows(0)))
     for aggregation in ("token", "sample", "constant"):
         batch.loss_weights(nothing, aggregation)
@@ -104,7 +107,7 @@ def test_a_host_without_rows_adds_nothing_to_the_denominator(monkeypatch: pytest
 
 
 @given(st.integers(0, 10**6), st.integers(1, 4), st.integers(0, 2))
-def test_assembled_rows_are_the_rows_with_empty_ones_behind(seed: int, per_microbatch: int, spare: int) -> None:
+def test_assemble_appends_empty_rows(seed: int, per_microbatch: int, spare: int) -> None:
     rows = _rows(seed)
     filled = -(-len(rows.tokens) // per_microbatch)
     advantage = np.random.default_rng(seed).normal(size=(4, 3)).astype(np.float32)
@@ -137,7 +140,7 @@ def test_rows_are_split_over_the_mesh() -> None:
     )
 
 
-def test_layouts_take_the_longest_unless_told() -> None:
+def test_layouts_fit_the_longest_unless_set() -> None:
     groups = training_data.random_groups(4, 3, longest=20)
     longest = packing.smallest_layout(groups)
     assert batch.choose_layout(groups, config.RowsConfig()) == longest
@@ -159,21 +162,22 @@ def test_a_layout_has_a_prefix_even_where_nothing_is_shared() -> None:
 _HOST = """
 import jax, numpy as np
 from testing import training_data
-from sqlr1_jax import config, hosts, sharding
+from sqlr1_jax import config
 from sqlr1_jax.data import packing
+from sqlr1_jax.distributed import collectives, sharding
 from sqlr1_jax.train import batch
-hosts.join()
+collectives.initialize()
 groups = training_data.random_groups(4, 3)
-layout = packing.layout_of(groups, 8)
-rows = packing.strided(groups[hosts.share(4)], layout)
-rows = rows._replace(weight=batch.place_weights(rows, "token"))
-fed = batch.assemble(rows, sharding.make_mesh(config.Mesh()), 1, 2)
+layout = packing.smallest_layout(groups, 8)
+rows = packing.shared_prefix_rows(groups[collectives.local_slice(4)], layout)
+rows = rows._replace(weight=batch.loss_weights(rows, "token"))
+fed = batch.assemble_batch(rows, sharding.make_mesh(config.MeshConfig()), 1, 2)
 whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(fed.rows.tokens.sharding.mesh))
 print(np.asarray(whole(fed.rows.tokens)).tolist(), "|", float(np.asarray(whole(fed.rows.weight)).sum()))
 """
 
 
-def test_two_hosts_make_one_batch_of_both_their_rows(tmp_path: Path) -> None:
+def test_two_hosts_assemble_one_batch_of_both_their_rows(tmp_path: Path) -> None:
     """Two processes, gloo between them: each microbatch holds a row of each, and weights add up to one over both."""
     said = tiny_runs.run_on_hosts(tmp_path, ["-c", _HOST])
     assert said[0] == said[1]

@@ -27,7 +27,7 @@ GROUPS = [
 GRPO = config.GrpoConfig(kl=0.3, entropy=0.1)
 
 
-def test_the_smallest_layout_that_takes_the_rows_is_chosen() -> None:
+def test_the_smallest_layout_that_fits_is_chosen() -> None:
     assert [layout.segment for layout in LADDER] == [16, 24, 32]
     for group in GROUPS:
         chosen = int(buckets.smallest_layout_index(packing.shared_prefix_rows([group], LAYOUT), LAYOUT, LADDER))
@@ -38,7 +38,7 @@ def test_the_smallest_layout_that_takes_the_rows_is_chosen() -> None:
     assert int(buckets.smallest_layout_index(packing.shared_prefix_rows(GROUPS, LAYOUT), LAYOUT, LADDER)) == 2
 
 
-def test_cut_rows_are_those_laid_out_smaller_and_restoring_brings_them_back() -> None:
+def test_cut_and_restore_convert_between_layouts() -> None:
     rows, smaller = (packing.shared_prefix_rows(GROUPS[:2], layout) for layout in (LAYOUT, LADDER[0]))
     for field, want in zip(rows, smaller, strict=True):
         cut = buckets.crop(jnp.asarray(field), LAYOUT, LADDER[0])
@@ -63,7 +63,7 @@ def _computed(mesh: jax.sharding.Mesh, count: int, model: Any, scored: bool = Fa
         return jax.device_get(slope(tiny_models.random_params(model), fed))
 
 
-def test_short_rows_come_first_so_that_microbatches_need_different_layouts() -> None:
+def test_sorted_rows_give_microbatches_different_layouts() -> None:
     tokens, chosen = _fed(tiny_models.one_device(), 2).rows, []
     for i in range(3):
         chosen.append(int(buckets.smallest_layout_index(jax.tree.map(lambda x, i=i: x[i], tokens), LAYOUT, LADDER)))
@@ -71,7 +71,7 @@ def test_short_rows_come_first_so_that_microbatches_need_different_layouts() -> 
 
 
 @pytest.mark.parametrize(("dtype", "close"), closeness.PRECISIONS)
-def test_gradients_are_those_of_the_longest_layout(dtype: str, close: float) -> None:
+def test_gradients_equal_those_of_the_longest_layout(dtype: str, close: float) -> None:
     with jax.enable_x64(dtype == "float64"):
         model = tiny_models.in_float64() if dtype == "float64" else tiny_models.MODEL
         (slope, value, sums), (want, want_value, want_sums) = (
@@ -84,13 +84,13 @@ def test_gradients_are_those_of_the_longest_layout(dtype: str, close: float) -> 
 
 
 @pytest.mark.nightly
-def test_eight_devices_choose_alike() -> None:
+def test_eight_devices_give_the_same_gradients() -> None:
     mesh = sharding.make_mesh(config.MeshConfig(fsdp=2, tensor=4))
     slope, want = _computed(mesh, 4, tiny_models.MODEL)[0], _computed(tiny_models.one_device(), 1, tiny_models.MODEL)[0]
     assert closeness.relative_distance(slope, want) <= 1e-5
 
 
-def test_scores_lie_at_their_rows_places() -> None:
+def test_scores_are_restored_to_the_longest_layout() -> None:
     scored, want = (_computed(tiny_models.one_device(), count, tiny_models.MODEL, scored=True) for count in (4, 1))
     assert int(np.count_nonzero(want)) == sum(len(s.weight) for g in GROUPS for s in g.segments)
     np.testing.assert_allclose(scored, want, rtol=1e-4, atol=1e-5)

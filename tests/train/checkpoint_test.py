@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -36,33 +37,33 @@ def _saved(folder: Path, step: int, trees: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("frozen", [(), ("embed",)])
-def test_a_training_state_comes_back_bit_for_bit(tmp_path: Path, name: str, frozen: tuple[str, ...]) -> None:
+def test_a_training_state_is_restored_bit_for_bit(tmp_path: Path, name: str, frozen: tuple[str, ...]) -> None:
     program = state.UpdateSpec(tiny_models.MODEL, config.OptimizerConfig(name=name, frozen=frozen), 10)
     at = state.create_state(tiny_models.random_params(), program)
-    at = at.replace(opt_state=jax.tree.map(lambda x: x + jnp.asarray(0.1).astype(x.dtype), at.opt_state))
+    at = dataclasses.replace(at, opt_state=jax.tree.map(lambda x: x + jnp.asarray(0.1).astype(x.dtype), at.opt_state))
     trees = {"params": at.params, "optimizer": (at.step, at.opt_state)}
     _saved(tmp_path, 3, trees)
     like = state.create_state(tiny_models.random_params(seed=1), program)
     loaded = Checkpoints(tmp_path).load(3, {"params": like.params, "optimizer": (like.step, like.opt_state)})
-    assert jax.tree.structure(loaded) == jax.tree.structure(trees)
+    assert jax.tree.structure(loaded) == jax.tree.structure(trees)  # type: ignore[operator]
     _same_bits(loaded, trees)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int32"])
-def test_every_dtype_comes_back(tmp_path: Path, dtype: str) -> None:
+def test_every_dtype_is_restored(tmp_path: Path, dtype: str) -> None:
     tree = {"params": {"w": jnp.asarray([1.5, -0.0, 3e30]).astype(dtype)}}
     _saved(tmp_path, 1, tree)
     _same_bits(Checkpoints(tmp_path).load(1, tree), tree)
 
 
-def test_a_part_of_what_was_saved_can_be_had_alone(tmp_path: Path) -> None:
+def test_a_part_of_a_checkpoint_can_be_loaded_alone(tmp_path: Path) -> None:
     _saved(tmp_path, 1, _tree(1))
     loaded = Checkpoints(tmp_path).load(1, {"params": _tree(0)["params"]})
     assert list(loaded) == ["params"]
     np.testing.assert_array_equal(loaded["params"]["w"], np.ones(4))
 
 
-def test_weights_load_into_the_layout_asked_for(tmp_path: Path) -> None:
+def test_weights_load_into_the_requested_sharding(tmp_path: Path) -> None:
     """Saved from one device, read by eight."""
     mesh = sharding.make_mesh(config.MeshConfig(fsdp=4, tensor=2))
     values = jnp.arange(32.0).reshape(8, 4)
@@ -73,7 +74,7 @@ def test_weights_load_into_the_layout_asked_for(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded["params"], values)
 
 
-def test_the_last_ones_the_best_and_those_always_wanted_are_kept(tmp_path: Path) -> None:
+def test_the_last_the_best_and_the_pinned_steps_are_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2, always=(0, 3))
     for step, score in enumerate([None, 0.1, 0.9, None, 0.2, None, None, 0.3]):
         checkpoints.save(step, _tree(step), score)
@@ -83,7 +84,7 @@ def test_the_last_ones_the_best_and_those_always_wanted_are_kept(tmp_path: Path)
     np.testing.assert_array_equal(Checkpoints(tmp_path).load(2, _tree(0))["params"]["w"], np.full(4, 2))
 
 
-def test_of_equal_scores_the_step_that_is_kept_is_the_best(tmp_path: Path) -> None:
+def test_the_latest_of_equal_scores_is_the_best(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
     for step in range(5):
         checkpoints.save(step, _tree(step), 0.5 if step in (1, 2) else 0.1)
@@ -91,7 +92,7 @@ def test_of_equal_scores_the_step_that_is_kept_is_the_best(tmp_path: Path) -> No
     assert checkpoints.best() == 2
 
 
-def test_where_nothing_was_scored_the_last_is_the_best(tmp_path: Path) -> None:
+def test_without_scores_the_last_step_is_the_best(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2):
         checkpoints.save(step, _tree(step))
@@ -105,7 +106,7 @@ def test_a_step_saved_again_is_replaced(tmp_path: Path) -> None:
     np.testing.assert_array_equal(Checkpoints(tmp_path).load(1, _tree(0))["params"]["w"], np.full(4, 7))
 
 
-def test_what_is_saved_may_be_donated_at_once(tmp_path: Path) -> None:
+def test_saved_arrays_may_be_donated_immediately(tmp_path: Path) -> None:
     overwrite = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)
     checkpoints = Checkpoints(tmp_path)
     for step in range(3):
@@ -116,7 +117,7 @@ def test_what_is_saved_may_be_donated_at_once(tmp_path: Path) -> None:
         assert [float(leaf.mean()) for leaf in loaded["params"].values()] == [float(step + i) for i in range(8)]
 
 
-def test_who_asks_for_a_step_waits_until_it_is_whole(tmp_path: Path) -> None:
+def test_queries_wait_until_a_checkpoint_is_complete(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, {"params": {"w": jnp.ones((2048, 2048))}}, score=0.5)
     assert (checkpoints.latest(), checkpoints.best(), checkpoints.steps()) == (1, 1, [1])
@@ -125,7 +126,7 @@ def test_who_asks_for_a_step_waits_until_it_is_whole(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path).steps() == [1, 2]
 
 
-def test_what_a_kill_left_half_written_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_half_written_checkpoint_is_ignored(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, _tree(1))
     checkpoints.wait()
@@ -139,7 +140,7 @@ def test_what_a_kill_left_half_written_is_no_checkpoint(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path).steps() == [1, 2]
 
 
-def test_errors_name_the_folder_and_what_is_there(tmp_path: Path) -> None:
+def test_errors_name_the_folder_and_the_existing_steps(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.latest() is None
     with pytest.raises(CheckpointNotFoundError, match="holds no checkpoint yet; run the stage first"):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,9 +49,9 @@ def test_a_preset_takes_its_vocabulary_from_the_tokenizer_only_where_it_is_made_
 
 
 def test_every_setting_of_the_model_reaches_its_config() -> None:
-    changed = {
-        "param_dtype": "bfloat16", "dtype": "bfloat16", "activations": "bfloat16", "remat": "full", "attention": "xla",
-        "query_chunk": 3, "ffw_chunks": 4, "logits_chunk": 5, "unroll": 6,
+    changed: dict[str, Any] = {
+        "param_dtype": "bfloat16", "dtype": "bfloat16", "activation_dtype": "bfloat16", "remat": "full",
+        "attention": "xla", "query_chunk": 3, "ffw_chunks": 4, "logits_chunk": 5, "unroll": 6,
     }  # fmt: skip
     assert changed.keys() == {field.name for field in dataclasses.fields(config.ModelConfig)} - {"size", "path"}
     model = model_config(config.ModelConfig(size="0.5b", **changed), 777)

@@ -14,15 +14,15 @@ from sqlr1_jax.train.interrupt import Interrupt, log_while_waiting
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_is_told(number: signal.Signals, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_signal_sets_asked_and_is_logged(number: signal.Signals, caplog: pytest.LogCaptureFixture) -> None:
     with Interrupt() as interrupt:
-        assert not interrupt.asked
+        before = interrupt.asked
         os.kill(os.getpid(), number)
-        assert interrupt.asked
+        assert (before, interrupt.asked) == (False, True)
     assert f"{number.name}: finishing this step" in caplog.text
 
 
-def test_handlers_are_back_after_the_context_and_after_the_first_signal() -> None:
+def test_handlers_are_restored_after_the_context_and_after_the_first_signal() -> None:
     before = [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)]
     with Interrupt():
         assert [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)] != before
@@ -59,7 +59,7 @@ def test_the_second_signal_ends_the_process(number: signal.Signals) -> None:
         assert process.returncode in (-number, 130)
 
 
-def test_outside_the_main_thread_signals_are_left_alone() -> None:
+def test_signals_are_not_handled_outside_the_main_thread() -> None:
     before, seen = signal.getsignal(signal.SIGTERM), []
 
     def work() -> None:
@@ -72,7 +72,7 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
     assert seen == [(before, False)]
 
 
-def test_a_long_wait_is_named_again_and_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_long_wait_is_logged_repeatedly(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING), log_while_waiting("SQL results", seconds=0.05):
         deadline = time.monotonic() + 20
         while len(caplog.messages) < 3 and time.monotonic() < deadline:
@@ -81,8 +81,10 @@ def test_a_long_wait_is_named_again_and_again(caplog: pytest.LogCaptureFixture) 
     assert len(caplog.messages) >= 3
 
 
-def test_a_short_wait_says_nothing_and_an_error_passes(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_short_wait_logs_nothing_and_errors_pass(caplog: pytest.LogCaptureFixture) -> None:
+    before = threading.enumerate()
     with pytest.raises(ZeroDivisionError), log_while_waiting("nothing"):
+        assert len(threading.enumerate()) == len(before) + 1
         _ = 1 / 0
     assert not caplog.messages
-    assert not [thread for thread in threading.enumerate() if "watch" in thread.name]
+    assert threading.enumerate() == before

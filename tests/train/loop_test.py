@@ -111,7 +111,7 @@ def test_killed_in_any_step_it_ends_as_if_nothing_had_happened(tmp_path: Path, d
     want = _train(whole, 6)
     with pytest.raises(Killed):
         _train(context, 6, _dies_in_step(death))
-    rewound = []
+    rewound: list[int] = []
     assert _weights(_train(context, 6, rewind=rewound.append)) == _weights(want)
     assert rewound == [death - death % 2]
     assert _lines(context) == _lines(whole)
@@ -119,7 +119,7 @@ def test_killed_in_any_step_it_ends_as_if_nothing_had_happened(tmp_path: Path, d
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("death", [2, 4, 6])
-def test_killed_around_a_checkpoint_it_loses_no_line_and_doubles_none(
+def test_a_run_killed_around_a_checkpoint_loses_and_doubles_no_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, death: int
 ) -> None:
     whole, context = FakeContext(tmp_path / "whole"), FakeContext(tmp_path / "killed")
@@ -207,7 +207,7 @@ def _interrupted_in(at: int, number: signal.Signals) -> Callable[[TrainState, in
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("at", [0, 2, 4])
-def test_a_signal_finishes_the_step_saves_it_and_tells_how_to_go_on(
+def test_a_signal_finishes_and_saves_the_step_and_shows_the_command_to_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, at: int
 ) -> None:
     """At the last step too: the stages that follow must not begin."""
@@ -240,7 +240,7 @@ def test_other_stages_keep_their_lines(tmp_path: Path) -> None:
     assert _lines(FakeContext(tmp_path))[0] == earlier
 
 
-def test_sums_are_read_one_step_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_are_written_one_step_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a step runs, nothing waits for it: the line of the one before is written then."""
     seen: list[str] = []
     write = metrics.Metrics.write

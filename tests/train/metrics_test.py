@@ -41,11 +41,11 @@ def test_lines_hold_stage_step_and_values(tmp_path: Path) -> None:
     ]
 
 
-def test_no_file_has_no_lines(tmp_path: Path) -> None:
+def test_a_missing_file_has_no_lines(tmp_path: Path) -> None:
     assert metrics.read_metrics(tmp_path / "metrics.jsonl") == []
 
 
-def test_every_line_is_json_whatever_the_value(tmp_path: Path) -> None:
+def test_every_line_is_valid_json_for_any_value(tmp_path: Path) -> None:
     def refuse(name: str) -> float:
         raise AssertionError(f"{name} is not JSON")
 
@@ -60,7 +60,7 @@ def test_every_line_is_json_whatever_the_value(tmp_path: Path) -> None:
         written()
 
 
-def test_cut_takes_back_this_stages_later_steps_alone(tmp_path: Path) -> None:
+def test_cut_removes_only_this_stages_later_steps(tmp_path: Path) -> None:
     _written(tmp_path, "sft", 1, 2, 3)
     _written(tmp_path, "grpo", 1, 2, 3)
     with Metrics(tmp_path, "grpo") as log:
@@ -70,7 +70,7 @@ def test_cut_takes_back_this_stages_later_steps_alone(tmp_path: Path) -> None:
     assert lines == [("sft", s, float(s)) for s in (1, 2, 3)] + [("grpo", 1, 1.0), ("grpo", 2, 20.0)]
 
 
-def test_tensorboard_shows_what_the_file_holds_and_no_step_twice(tmp_path: Path) -> None:
+def test_tensorboard_equals_the_file_without_duplicate_steps(tmp_path: Path) -> None:
     _written(tmp_path, "sft", 1, 2)
     _written(tmp_path, "grpo", 1, 2, 3)
     with Metrics(tmp_path, "grpo") as log:
@@ -82,7 +82,7 @@ def test_tensorboard_shows_what_the_file_holds_and_no_step_twice(tmp_path: Path)
     }
 
 
-def test_a_line_cut_short_by_a_kill_is_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_truncated_line_is_left_out_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _written(tmp_path, "grpo", 1, 2)
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text()[:-5])
@@ -109,7 +109,7 @@ def test_a_kill_while_cutting_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
-def test_one_line_a_step_on_the_console(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_console_shows_one_line_per_step(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO), Metrics(tmp_path, "grpo") as log:
         log.write(12, {"loss": 0.123456, "reward/mean": 1.5, "sql/p50_ms": 3.0, "kl": math.inf})
     assert caplog.messages == ["grpo    12  loss 0.1235  mean 1.5"]

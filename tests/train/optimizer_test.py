@@ -57,22 +57,22 @@ def _scheduled(cfg: config.OptimizerConfig, steps: int, step: int) -> float:
 
 
 @given(st.sampled_from(["constant", "linear", "cosine"]), st.integers(0, 20), st.integers(21, 60), st.floats(0, 1))
-def test_schedules_are_their_formulas(name: str, warmup: int, steps: int, end: float) -> None:
+def test_schedules_equal_their_formulas(name: str, warmup: int, steps: int, end: float) -> None:
     cfg = config.OptimizerConfig(learning_rate=0.5, schedule=name, warmup_steps=warmup, end_fraction=end)
     walked = np.arange(65)  # of one length, which compiles once
-    want = [_scheduled(cfg, steps, step) for step in walked]
+    want = [_scheduled(cfg, steps, step) for step in range(65)]
     np.testing.assert_allclose(optimizer.schedule(cfg, steps)(walked), want, rtol=1e-5, atol=1e-7)
 
 
-def test_adamw_is_the_formula_with_clipping_decay_and_schedule() -> None:
+def test_adamw_equals_the_formula_with_clipping_decay_and_schedule() -> None:
     cfg = config.OptimizerConfig(
         learning_rate=0.01, schedule="linear", warmup_steps=2, weight_decay=0.1, clip_norm=0.5, b1=0.8, b2=0.9, eps=1e-3
     )
     gradients = _gradients(4)
     seen = _steps(cfg, gradients)
     params = {name: x.astype(float) for name, x in seen[0].items()}
-    first = dict.fromkeys(params, 0.0)
-    second = dict.fromkeys(params, 0.0)
+    first: dict[str, Any] = dict.fromkeys(params, 0.0)
+    second: dict[str, Any] = dict.fromkeys(params, 0.0)
     for step, tree in enumerate(gradients):
         named = {name: x.astype(float) for name, x in _named(tree).items()}
         norm = math.sqrt(sum((x**2).sum() for x in named.values()))
@@ -104,7 +104,7 @@ def _as_matrix(name: str, layer: np.ndarray) -> np.ndarray:
     return layer.reshape(-1, layer.shape[-1]) if name in ("o", "down") else layer.reshape(layer.shape[0], -1)
 
 
-def test_muon_orthogonalises_each_layers_matrices_one_by_one() -> None:
+def test_muon_orthogonalizes_each_layers_matrices_separately() -> None:
     cfg = config.OptimizerConfig(name="muon", learning_rate=0.1, clip_norm=0.0)
     [gradient] = _gradients(1)
     before, after = _steps(cfg, [gradient])
@@ -116,7 +116,7 @@ def test_muon_orthogonalises_each_layers_matrices_one_by_one() -> None:
             np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5, err_msg=f"{name}, layer {layer}")
 
 
-def test_muon_leaves_the_rest_to_adam() -> None:
+def test_muon_uses_adam_for_other_parameters() -> None:
     cfg = config.OptimizerConfig(
         name="muon", learning_rate=0.1, clip_norm=0.0, eps=1e-3, b1=0.8, b2=0.9, weight_decay=0.1
     )
@@ -137,7 +137,7 @@ def test_muon_leaves_the_rest_to_adam() -> None:
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("frozen", [("embed",), ("q", "final_norm"), ("layers",)])
-def test_frozen_parameters_keep_their_values_and_all_others_move(name: str, frozen: tuple[str, ...]) -> None:
+def test_only_frozen_parameters_keep_their_values(name: str, frozen: tuple[str, ...]) -> None:
     seen = _steps(config.OptimizerConfig(name=name, learning_rate=0.1, weight_decay=0.1, frozen=frozen), _gradients(2))
     kept = frozen if frozen != ("layers",) else tuple(_named(tiny_models.random_params()["layers"]))
     for leaf, value in seen[0].items():
@@ -155,7 +155,7 @@ def test_freezing_what_does_not_exist_names_it() -> None:
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.1, 100.0])
-def test_clipping_scales_only_what_is_past_the_norm(clip: float) -> None:
+def test_clipping_scales_only_gradients_over_the_norm(clip: float) -> None:
     """Adam does not see scale, so its first moment is looked at."""
     [gradient] = _gradients(1)
     norm = float(optax.global_norm(gradient))

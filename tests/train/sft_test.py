@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from testing.compilation import compiled_programs
 pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 
-def _with(context: RunContext, **data: object) -> RunContext:
+def _with(context: RunContext, **data: Any) -> RunContext:
     cfg = dataclasses.replace(context.config, data=dataclasses.replace(context.config.data, **data))
     return dataclasses.replace(context, config=cfg)
 
@@ -56,8 +57,8 @@ def test_groups_say_what_the_examples_say_and_learn_the_answers_alone(context: R
 
 
 def test_a_database_with_more_questions_than_a_group_takes_has_several(context: RunContext) -> None:
-    sft = dataclasses.replace(context.config.sft, questions=3)
-    context = dataclasses.replace(context, config=dataclasses.replace(context.config, sft=sft))
+    cfg = dataclasses.replace(context.config.sft, questions=3)
+    context = dataclasses.replace(context, config=dataclasses.replace(context.config, sft=cfg))
     groups, names = sft.make_groups(context, context.examples("synth:", "sft"))
     assert sorted(len(group.segments) for group in groups) == [1] * 6 + [3] * 6
     assert len(set(names)) == 12
@@ -129,10 +130,12 @@ def _naive_slope(params: object, text: jax.Array, weight: jax.Array) -> tuple[ja
 
 
 @pytest.mark.parametrize("layout", ["shared_prefix", "packed"])
-def test_the_loss_is_the_mean_over_answer_tokens_and_so_is_its_gradient(layout: str) -> None:
+def test_the_loss_and_gradient_are_means_over_answer_tokens(layout: str) -> None:
     """Against each question with a schema of its own, in a row of its own."""
     groups = [
-        group._replace(segments=[s._replace(weight=np.arange(len(s.weight)) >= 2) for s in group.segments])
+        group._replace(
+            segments=[s._replace(weight=(np.arange(len(s.weight)) >= 2).astype(float)) for s in group.segments]
+        )
         for group in training_data.random_groups(4, 3, longest=8)
     ]
     texts = training_data.plain_texts(groups)
@@ -163,12 +166,12 @@ def test_the_stage_lowers_its_loss_and_goes_on_bit_for_bit(context: RunContext) 
     """Packed rows, Muon: 6 steps at once, and 3 steps and then 3 more."""
     rows = config.RowsConfig(layout="packed", per_microbatch=1)
     optimizer = config.OptimizerConfig(name="muon", learning_rate=0.02)
-    sft = dataclasses.replace(context.config.sft, steps=6, databases=3, rows=rows, optimizer=optimizer)
-    cfg = dataclasses.replace(context.config, sft=sft)
+    stage = dataclasses.replace(context.config.sft, steps=6, databases=3, rows=rows, optimizer=optimizer)
+    cfg = dataclasses.replace(context.config, sft=stage)
     whole = dataclasses.replace(context, config=cfg, workdir=context.workdir / "whole")
     whole.workdir.mkdir()
     (whole.workdir / "data").symlink_to(context.data_dir)
-    state.update.clear_cache()
+    state.update.clear_cache()  # type: ignore[attr-defined]
     with compiled_programs() as compiled:
         at = sft.train(whole)
     assert compiled.count("jit(update)") == 1, "one shape for all steps"
@@ -176,7 +179,7 @@ def test_the_stage_lowers_its_loss_and_goes_on_bit_for_bit(context: RunContext) 
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.05
     assert all(line["tokens"] > 0 and line["not_finite"] == 0 for line in lines)
 
-    shorter = dataclasses.replace(cfg, sft=dataclasses.replace(sft, steps=3))
+    shorter = dataclasses.replace(cfg, sft=dataclasses.replace(stage, steps=3))
     sft.train(dataclasses.replace(context, config=shorter))
     resumed = sft.train(dataclasses.replace(context, config=cfg))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed.params), jax.device_get(at.params))

@@ -95,7 +95,7 @@ def _sharded(params: Any, model: Any, mesh: jax.sharding.Mesh) -> Any:
     def one(spec: Any, leaf: jax.Array) -> jax.Array:
         return jax.device_put(leaf, sharding.named_sharding(mesh, spec.logical_axes, sharding.TRAIN_RULES, spec.shape))
 
-    return jax.tree.map(one, state.qwen2.abstract(model), params, is_leaf=state.qwen2.is_spec)
+    return jax.tree.map(one, state.qwen2.abstract_params(model), params, is_leaf=state.qwen2.is_spec)
 
 
 def _computed(way: Way, dtype: str) -> tuple[Any, float, dict[str, float]]:
@@ -103,7 +103,7 @@ def _computed(way: Way, dtype: str) -> tuple[Any, float, dict[str, float]]:
     model, mesh = _model(dtype), way.mesh()
     with jax.set_mesh(mesh):
         params = _sharded(tiny_models.random_params(model), model, mesh)
-        fed = way.batch().replace(reference_MBT=way.batch(REFERENCE).rows.logprob)
+        fed = dataclasses.replace(way.batch(), reference_MBT=way.batch(REFERENCE).rows.logprob)
         slope, value, sums = gradients(params, fed, grpo_loss, GRPO, way.program(model))
         return jax.device_get(slope), float(value), state.mean_metrics(sums)
 
@@ -138,7 +138,8 @@ def _naive(dtype: str) -> tuple[Any, float, dict[str, float]]:
         params = tiny_models.random_params(model)
         tokens = sum(len(segment.weight) for _, _, segment in training_data.plain_texts(GROUPS))
         longest = max(len(text) for text, _, _ in training_data.plain_texts(GROUPS))
-        slope, value, means = jax.tree.map(np.zeros_like, jax.device_get(params)), 0.0, {}
+        slope, value = jax.tree.map(np.zeros_like, jax.device_get(params)), 0.0
+        means: dict[str, float] = {}
         for (text, prefix, segment), (_, _, other) in zip(
             training_data.plain_texts(GROUPS), training_data.plain_texts(REFERENCE), strict=True
         ):
@@ -177,7 +178,7 @@ def test_gradients_do_not_depend_on_how_rows_are_laid_out(way: str, dtype: str, 
 
 
 @pytest.mark.parametrize("aggregation", ["sample", "constant"])
-def test_other_aggregations_do_not_depend_on_it_either(aggregation: str) -> None:
+def test_gradients_of_other_aggregations_do_not_depend_on_the_layout(aggregation: str) -> None:
     """One microbatch and packed microbatches, whose denominators are the whole batch's."""
 
     def slope(layout: RowLayout | None, per_microbatch: int, microbatches: int) -> Any:
@@ -190,7 +191,7 @@ def test_other_aggregations_do_not_depend_on_it_either(aggregation: str) -> None
     assert closeness.relative_distance(slope(LAYOUT, 8, 1), slope(None, 2, 4)) <= 1e-5
 
 
-def test_score_is_the_naive_log_probability_of_each_target() -> None:
+def test_score_equals_the_naive_log_probabilities() -> None:
     way = WAYS["packed, three microbatches, the last one not full"]
     fed = way.batch()
     scored = np.asarray(state.compute_logprobs(tiny_models.random_params(), fed, way.program())).reshape(-1, 64)
@@ -208,7 +209,7 @@ def _alone(tokens: range) -> Segment:
 
 
 @pytest.mark.parametrize("layout", [RowLayout(4, 2, 4), None], ids=["padded", "packed"])
-def test_no_completion_sees_another_and_no_token_the_future(layout: RowLayout | None) -> None:
+def test_a_token_of_a_row_sees_only_its_prefix_and_its_own_segment(layout: RowLayout | None) -> None:
     """All tokens differ, so the gradient of one hidden state by the embedding names what that place has seen."""
     model = dataclasses.replace(tiny_models.MODEL, tied=False)
     groups = [
@@ -244,7 +245,7 @@ def _fresh(way: Way) -> TrainState:
         return state.create_state(_sharded(tiny_models.random_params(), tiny_models.MODEL, way.mesh()), way.program())
 
 
-def test_an_update_is_one_step_of_the_optimizer_on_the_gradient() -> None:
+def test_an_update_is_one_optimizer_step() -> None:
     way, params = WAYS["padded"], tiny_models.random_params()
     tx = optimizer.make_optimizer(ADAM, tiny_models.MODEL, 10)
     slope = gradients(params, way.batch(), grpo_loss, GRPO, way.program())[0]
@@ -263,12 +264,12 @@ def _same(tree: Any, other: Any) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_step_that_is_not_finite_is_not_taken_but_counted(bad: float) -> None:
+def test_a_non_finite_step_changes_nothing_and_is_counted(bad: float) -> None:
     way = WAYS["padded"]
     at, _ = _update(way, _fresh(way), way.batch())
     before = jax.device_get(at)
     fed = way.batch()
-    at, means = _update(way, at, fed.replace(advantage_MBT=fed.advantage_MBT * bad))
+    at, means = _update(way, at, dataclasses.replace(fed, advantage_MBT=fed.advantage_MBT * bad))
     _same((at.params, at.opt_state), (before.params, before.opt_state))
     assert int(at.step) == 2
     assert means["not_finite"] == 1
@@ -282,7 +283,7 @@ def _infinite_slope(logp_BT: jax.Array, entropy_BT: jax.Array, micro: Batch, set
     return jnp.sqrt(logp_BT * 0).sum(), {}
 
 
-def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_not_taken_either() -> None:
+def test_a_non_finite_gradient_of_a_finite_loss_changes_nothing() -> None:
     way = WAYS["padded"]
     at, sums = state.update(_fresh(way), way.batch(), _infinite_slope, None, way.program())
     assert state.mean_metrics(sums)["loss"] == 0
@@ -290,7 +291,7 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_not_taken_either()
     _same(at.params, tiny_models.random_params())
 
 
-def test_a_batch_without_rows_changes_nothing_and_is_no_failure() -> None:
+def test_an_empty_batch_changes_nothing() -> None:
     """All groups filtered: not even weight decay or the momentum of earlier steps moves anything."""
     way = WAYS["padded"]
     at, _ = _update(way, _fresh(way), way.batch())
@@ -306,7 +307,7 @@ def test_a_batch_without_rows_changes_nothing_and_is_no_failure() -> None:
 @pytest.mark.parametrize(
     ("name", "place"), [("padded", P()), ("padded, eight devices", P(None, "fsdp", "tensor"))], ids=["one", "eight"]
 )
-def test_moments_lie_where_their_weights_do_and_nothing_is_compiled_twice(name: str, place: P) -> None:
+def test_moments_are_sharded_like_weights_and_update_compiles_once(name: str, place: P) -> None:
     way = WAYS[name]
     at = _fresh(way)
     homes = [leaf.sharding for leaf in jax.tree.leaves(at.params)]
@@ -320,6 +321,6 @@ def test_moments_lie_where_their_weights_do_and_nothing_is_compiled_twice(name: 
     assert compiled.count("jit(update)") == 1
 
 
-def test_means_divide_once_and_leave_out_what_was_not_counted() -> None:
+def test_means_leave_out_metrics_without_a_count() -> None:
     sums = {"a": (jnp.float32(6), jnp.float32(4)), "b": (jnp.float32(0), jnp.float32(0))}
     assert state.mean_metrics(sums) == {"a": 1.5}

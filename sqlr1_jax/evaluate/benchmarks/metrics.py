@@ -16,7 +16,7 @@ from sqlr1_jax.config import ExecuteConfig
 from sqlr1_jax.evaluate import accuracy
 from sqlr1_jax.evaluate.benchmarks import formats, r_ves
 from sqlr1_jax.evaluate.benchmarks.formats import Gold, Predictions
-from sqlr1_jax.sql import official
+from sqlr1_jax.sql.compat import official
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 

@@ -44,7 +44,7 @@ def write(folder: Path, name: str, content: Any) -> Path:
         ("gold.sql", "SELECT\t1\ta\nSELECT 2\tb\n", [Gold("0", "a", "SELECT\t1", ""), Gold("1", "b", "SELECT 2", "")]),
     ],
 )  # fmt: skip
-def test_golds(tmp_path: Path, name: str, content: Any, golds: list[Gold]) -> None:
+def test_golds_are_read_in_every_format(tmp_path: Path, name: str, content: Any, golds: list[Gold]) -> None:
     assert formats.read_golds(write(tmp_path, name, content)) == golds
 
 
@@ -60,7 +60,7 @@ def test_golds(tmp_path: Path, name: str, content: Any, golds: list[Gold]) -> No
         ("a.sql", "SELECT 1\ta\nSELECT 2\n", "line 2 is no `SQL<tab>db_id`"),
     ],
 )
-def test_a_gold_that_cannot_be_used_is_named(tmp_path: Path, name: str, content: Any, message: str) -> None:
+def test_an_unusable_gold_is_named(tmp_path: Path, name: str, content: Any, message: str) -> None:
     path = write(tmp_path, name, content)
     with pytest.raises(ExampleError, match=message) as error:
         formats.read_golds(path)
@@ -89,7 +89,9 @@ def test_a_missing_or_garbled_file_is_named(tmp_path: Path) -> None:
         ({}, {}, 0),
     ],
 )  # fmt: skip
-def test_predictions(tmp_path: Path, content: Any, sql: dict[str, str | None], ignored: int) -> None:
+def test_predictions_are_read_in_every_format(
+    tmp_path: Path, content: Any, sql: dict[str, str | None], ignored: int
+) -> None:
     assert formats.read_predictions(write(tmp_path, "predictions", content), GOLDS) == formats.Predictions(sql, ignored)
 
 
@@ -105,7 +107,7 @@ def test_predictions(tmp_path: Path, content: Any, sql: dict[str, str | None], i
         ('{"id": 1, "sql": "x"}\n{"id": 2, "sql": "y"}', "none of its 2 predictions has an id that gold has"),
     ],
 )
-def test_predictions_that_cannot_be_meant_are_named(tmp_path: Path, content: Any, message: str) -> None:
+def test_inconsistent_predictions_are_named(tmp_path: Path, content: Any, message: str) -> None:
     path = write(tmp_path, "predictions", content)
     with pytest.raises(ExampleError, match=message) as error:
         formats.read_predictions(path, GOLDS)
@@ -124,13 +126,13 @@ def test_databases_are_found_and_a_missing_one_is_named(tmp_path: Path, pets: Pa
         formats.find_databases(GOLDS[2:], tmp_path)
 
 
-def test_default_databases(tmp_path: Path) -> None:
+def test_default_databases_are_next_to_the_gold_file(tmp_path: Path) -> None:
     assert formats.default_databases(tmp_path / "dev.json") == tmp_path / "databases"
     (tmp_path / "dev_databases").mkdir()
     assert formats.default_databases(tmp_path / "dev.json") == tmp_path / "dev_databases"
 
 
-def test_a_suite_is_the_folder_of_its_own(tmp_path: Path, pets: Path) -> None:
+def test_a_test_suite_is_all_files_in_the_databases_folder(tmp_path: Path, pets: Path) -> None:
     assert formats.suite(pets, "pets") == [pets]
     (tmp_path / "a").mkdir()
     for name in ("a/a.sqlite", "a/a2.sqlite", "a/a.sqlite.bak", "a/a.db", "flat.sqlite", "other.sqlite"):

@@ -51,12 +51,14 @@ def one(executor: Executor, metric: str, database: Path, gold: str, sql: str | N
         ("SELECT 1", "SELECT nope", 0.0, 0.0),
     ],
 )
-def test_spider(executor: Executor, pets: Path, gold: str, sql: str, ours: float, theirs: float | None) -> None:
+def test_spider_verdicts_by_our_rules_and_by_the_official_ones(
+    executor: Executor, pets: Path, gold: str, sql: str, ours: float, theirs: float | None
+) -> None:
     assert one(executor, "spider", pets, gold, sql, Protocol()).value == ours
     assert one(executor, "spider", pets, gold, sql, COMPAT).value == theirs
 
 
-def test_bird_and_soft_f1(executor: Executor, pets: Path) -> None:
+def test_bird_and_soft_f1_verdicts(executor: Executor, pets: Path) -> None:
     for protocol in (Protocol(), COMPAT):
         for gold, sql, bird, soft_f1 in [
             ("SELECT 1, 2", "SELECT 2, 1", 0.0, 1.0),
@@ -68,7 +70,7 @@ def test_bird_and_soft_f1(executor: Executor, pets: Path) -> None:
             assert one(executor, "soft_f1", pets, gold, sql, protocol).value == pytest.approx(soft_f1)
 
 
-def test_what_is_missing_is_wrong_and_says_why(executor: Executor, pets: Path) -> None:
+def test_a_missing_prediction_is_wrong_with_its_own_outcome(executor: Executor, pets: Path) -> None:
     golds = [Gold("a", "pets", "SELECT 1", ""), Gold("b", "pets", "SELECT 1", "")]
     verdicts = metrics.judge_predictions(executor, "spider", golds, Predictions({"b": None}, 0), {"pets": pets}, COMPAT)
     assert [(verdict.value, verdict.kind) for verdict in verdicts] == [(0.0, "missing"), (0.0, "no_sql")]
@@ -90,7 +92,7 @@ class Clocked(Executor):
 
 @pytest.mark.parametrize("compat", [False, True])
 @pytest.mark.parametrize(("ratio", "reward"), [(4.0, 1.25), (1.2, 1.0), (0.6, 0.75), (0.1, 0.25)])
-def test_r_ves_rewards_what_is_faster_than_gold(
+def test_r_ves_rewards_queries_faster_than_gold(
     executor: Executor, pets: Path, compat: bool, ratio: float, reward: float
 ) -> None:
     protocol, clocked = Protocol(compat=compat, iterations=5), Clocked(executor, ratio)
@@ -98,7 +100,7 @@ def test_r_ves_rewards_what_is_faster_than_gold(
     assert one(clocked, "r_ves", pets, "SELECT 4", "SELECT 5", protocol).value == 0.0
 
 
-def test_times_are_taken_alone_and_with_patience() -> None:
+def test_timed_queries_run_alone_under_a_longer_wall_clock() -> None:
     timed = metrics.timed(ExecuteConfig(workers=8, wall_seconds=10.0), 100)
     assert (timed.workers, timed.wall_seconds) == (1, 2020.0)
 
@@ -113,7 +115,7 @@ def make(folder: Path, files: dict[str, str | None]) -> None:
             (folder / name).write_text("" if script == "" else "some notes\n")
 
 
-def test_a_suite_must_agree_on_every_file(executor: Executor, tmp_path: Path) -> None:
+def test_a_prediction_must_match_on_every_file_of_a_suite(executor: Executor, tmp_path: Path) -> None:
     script = "CREATE TABLE t(a INTEGER, b TEXT); INSERT INTO t VALUES (1, 'x'), (2, 'y')"
     folder = tmp_path / "m"
     folder.mkdir()
@@ -180,20 +182,22 @@ def excused(pair: dict[str, Any]) -> bool:
     return sqlite3.sqlite_version != "3.40.1" and "sensitive" in pair["note"]
 
 
-def test_compat_is_the_official_evaluators(executor: Executor, shared_data: Path) -> None:
+def test_compat_verdicts_equal_the_official_evaluators(executor: Executor, shared_data: Path) -> None:
     judged, others = differences(executor, shared_data, every=10)
     assert others == []
     assert min(judged.values()) > 350
 
 
 @pytest.mark.nightly
-def test_compat_is_the_official_evaluators_on_every_pair(executor: Executor, shared_data: Path) -> None:
+def test_compat_verdicts_equal_the_official_evaluators_on_every_pair(executor: Executor, shared_data: Path) -> None:
     judged, others = differences(executor, shared_data, every=1)
     assert others == []
     assert judged == dict.fromkeys(OFFICIAL, 3547)
 
 
-def test_compat_is_the_official_evaluators_on_suites(executor: Executor, shared_data: Path, tmp_path: Path) -> None:
+def test_compat_verdicts_equal_the_official_evaluators_on_suites(
+    executor: Executor, shared_data: Path, tmp_path: Path
+) -> None:
     cases = json.loads((shared_data / "oracles/suite_cases.json").read_text())["cases"]
     for number, case in enumerate(cases):
         folder = tmp_path / str(number)
@@ -206,9 +210,9 @@ def test_compat_is_the_official_evaluators_on_suites(executor: Executor, shared_
 
 
 @pytest.mark.nightly
-def test_our_rules_differ_as_often_as_docs_metrics_says(executor: Executor, shared_data: Path) -> None:
+def test_our_rules_differ_as_often_as_the_docs_say(executor: Executor, shared_data: Path) -> None:
     pairs = [json.loads(line) for line in (shared_data / "oracles/evaluator_oracle.jsonl").read_text().splitlines()]
-    counted = Counter()
+    counted: Counter[str] = Counter()
     for name, (metric, _) in OFFICIAL.items():
         verdicts = oracle(executor, shared_data, pairs, metric, Protocol())
         counted[name] = sum(not same(p[name], v.value) for p, v in zip(pairs, verdicts, strict=True))

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from sqlr1_jax.sql import backends
+from sqlr1_jax.sql.compat.session import SESSION_FACTORIES
 from sqlr1_jax.sql.database import content_hash
-from sqlr1_jax.sql.official_session import MANNERS
-from sqlr1_jax.sql.sandbox import Limits, Result, Sandbox
+from sqlr1_jax.sql.result import Result
+from sqlr1_jax.sql.sandbox import Limits, Sandbox
 
 LIMITS = Limits(max_steps=1_000_000, max_rows=1000, max_bytes=100_000, heap_bytes=0)  # 0: none, tests share a process
 
@@ -22,7 +23,7 @@ def box(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
 
 
 def run(box: Sandbox, database: Path, sql: str, rule: str = "official_spider") -> Result:
-    return box.query(str(database), sql, LIMITS.max_steps, MANNERS[rule])
+    return box.query(str(database), sql, LIMITS.max_steps, SESSION_FACTORIES[rule])
 
 
 @pytest.mark.parametrize(

@@ -3,44 +3,43 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlr1_jax.sql.gold import KEPT_CHARACTERS, GoldStore, decode, encode
 from sqlr1_jax.sql.outcome import OutcomeKind
-from sqlr1_jax.sql.sandbox import Result
+from sqlr1_jax.sql.result import MAX_ENCODED_CHARACTERS, RecentResults, Result, decode, encode
 
 
 def result(rows: int, kind: OutcomeKind = OutcomeKind.OK) -> Result:
     return Result(kind, [(1,)] * rows, ("a",), 0, 0.0)
 
 
-def test_a_gold_runs_once_even_when_it_fails() -> None:
+def test_a_query_runs_once_even_when_it_fails() -> None:
     calls = []
-    store = GoldStore()
+    recent = RecentResults()
 
     def run(kind: OutcomeKind) -> Result:
         calls.append(kind)
         return result(2, kind)
 
-    first = store.get("db", "SELECT 1", lambda: run(OutcomeKind.OK))
-    assert store.get("db", "SELECT 1", lambda: run(OutcomeKind.DENIED)) is first
-    assert store.get("other", "SELECT 1", lambda: run(OutcomeKind.TIMEOUT)).kind == OutcomeKind.TIMEOUT
-    assert store.get("other", "SELECT 1", lambda: run(OutcomeKind.DENIED)).kind == OutcomeKind.TIMEOUT
+    first = recent.get("db", "SELECT 1", lambda: run(OutcomeKind.OK))
+    assert recent.get("db", "SELECT 1", lambda: run(OutcomeKind.DENIED)) is first
+    assert recent.get("other", "SELECT 1", lambda: run(OutcomeKind.TIMEOUT)).kind == OutcomeKind.TIMEOUT
+    assert recent.get("other", "SELECT 1", lambda: run(OutcomeKind.DENIED)).kind == OutcomeKind.TIMEOUT
     assert calls == [OutcomeKind.OK, OutcomeKind.TIMEOUT]
 
 
 def test_the_least_recently_used_goes_first() -> None:
-    store = GoldStore(max_cells=10)
+    recent = RecentResults(max_cells=10)
     for name in ("a", "b", "a", "c"):
-        store.get("db", name, lambda: result(3))  # four cells each: two of them fit
+        recent.get("db", name, lambda: result(3))  # four cells each: two of them fit
     misses = []
     for name in ("a", "b"):
-        store.get("db", name, lambda name=name: misses.append(name) or result(3))  # type: ignore[misc]
+        recent.get("db", name, lambda name=name: misses.append(name) or result(3))  # type: ignore[misc, func-returns-value]
     assert misses == ["b"]
 
 
-def test_a_result_larger_than_the_store_is_not_kept() -> None:
-    store = GoldStore(max_cells=10)
-    assert len(store.get("db", "big", lambda: result(50)).rows) == 50
-    assert len(store.get("db", "big", lambda: result(1)).rows) == 1
+def test_a_result_larger_than_the_limit_is_not_kept() -> None:
+    recent = RecentResults(max_cells=10)
+    assert len(recent.get("db", "big", lambda: result(50)).rows) == 50
+    assert len(recent.get("db", "big", lambda: result(1)).rows) == 1
 
 
 undecoded = st.binary().map(lambda data: data.decode(errors="surrogateescape"))  # as the sandbox reads such text
@@ -61,4 +60,4 @@ def test_what_never_ran_or_is_long_is_not_kept() -> None:
     assert encode(result(3)._replace(milliseconds=1.0)) is not None
     assert encode(result(3)) is None
     assert encode(result(3, OutcomeKind.RUNTIME_ERROR)._replace(milliseconds=1.0)) is None
-    assert encode(Result(OutcomeKind.OK, [("x" * KEPT_CHARACTERS,)], ("a",), 0, 1.0)) is None
+    assert encode(Result(OutcomeKind.OK, [("x" * MAX_ENCODED_CHARACTERS,)], ("a",), 0, 1.0)) is None

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlr1_jax.sql import compare, official
-from sqlr1_jax.sql.official import OfficialError, spider_text
+from sqlr1_jax.sql import compare
+from sqlr1_jax.sql.compat import official
+from sqlr1_jax.sql.compat.official import OfficialError, spider_text
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_a_text_full_of_openers_takes_no_time() -> None:
     ],
 )
 def test_order_matters_by_the_letters(gold: str, ordered: bool) -> None:
-    assert official.orders(gold) is ordered
+    assert official.is_ordered(gold) is ordered
 
 
 @pytest.mark.parametrize(

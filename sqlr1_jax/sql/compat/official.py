@@ -1,8 +1,8 @@
-"""The official metrics to the letter, quirks and all, for `score --compat` alone: never for rewards.
+"""How the official evaluators rewrite SQL text and compare results, quirks included.
 
-Copies what taoyds/test-suite-sql-eval (e97acc54, over sqlparse 0.6.1) and bird-bench/mini_dev (4d970a9a) answer, not
-how: text is taken apart as there, but an order of the columns is found by refinement, not among n^n. What each quirk
-does to a score is told in docs/metrics.md. Pure functions of texts and rows.
+Reproduces the verdicts of taoyds/test-suite-sql-eval (commit e97acc54, with sqlparse 0.6.1) and bird-bench/mini_dev
+(commit 4d970a9a), not their code: SQL text is tokenized as sqlparse does, but the matching order of columns is found by
+refinement instead of trying all n^n. docs/metrics.md lists the effect of each quirk. Pure functions of text and rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.sql import compare
 from sqlr1_jax.sql.compare import Row
 
-# In sqlparse's order, which decides; only what keeps a word, a semicolon or a parenthesis from being one, or makes one.
+# Alternatives are in sqlparse's order, because the first match wins. Only sqlparse's rules that decide whether
+# characters form a keyword, a semicolon or a parenthesis are here.
 _TOKEN = re.compile(
     r"""
     (?:--|\#[ ]).*?(?:\r\n|\r|\n|$)
@@ -39,7 +40,7 @@ _TOKEN = re.compile(
 )
 _YEAR_NOW = re.compile(r"YEAR\s*\(\s*CURDATE\s*\(\s*\)\s*\)\s*", re.IGNORECASE)
 _TRANSACTIONS = frozenset(("TRANSACTION", "WORK", "DEFERRED", "IMMEDIATE", "EXCLUSIVE"))
-# What each END … closes; END alone closes anything.
+# The blocks that each form of END closes; a bare END closes any block.
 _CLOSES = {
     "END IF": ("IF",),
     "END FOR": ("FOR",),
@@ -50,16 +51,21 @@ _CLOSES = {
 
 
 class OfficialError(Sqlr1Error):
-    """Where the official code raises and a run of it stops; its exception's name is the message."""
+    """The official code raises an exception here, which ends its run. The message is the exception's name."""
 
 
 def spider_text(sql: str, keep_distinct: bool) -> str:
-    """What Spider's evaluator runs for a query: operators repaired, one statement, DISTINCT deleted, the year 2020.
+    """The SQL that Spider's evaluator runs for a query.
 
-    keep_distinct: neither DISTINCT nor further statements are deleted.
+    It joins operators written with a space, keeps the first statement, deletes DISTINCT, and replaces the current year
+    by 2020.
+
+    Args:
+      sql: the query as written.
+      keep_distinct: keep DISTINCT and all statements.
 
     Raises:
-      OfficialError: nothing but white space, unless keep_distinct.
+      OfficialError: the text is only white space and keep_distinct is False.
     """
     for spaced in ("> =", "< =", "! ="):
         sql = sql.replace(spaced, spaced.replace(" ", ""))
@@ -68,43 +74,46 @@ def spider_text(sql: str, keep_distinct: bool) -> str:
     return _YEAR_NOW.sub("2020", sql)
 
 
-def orders(gold: str) -> bool:
-    """Whether Spider's evaluator heeds the order of rows: the letters stand anywhere in the gold's text."""
-    return "order by" in gold.lower()
+def is_ordered(gold_sql: str) -> bool:
+    """Whether Spider's evaluator compares the order of rows: it searches the gold SQL for the letters "order by"."""
+    return "order by" in gold_sql.lower()
 
 
 def spider(gold: list[Row], rows: list[Row], ordered: bool) -> bool:
-    """compare.spider behind a check that tells 1 from 1.0 where that moves a cell among its row's sorted texts."""
+    """`compare.spider`, after the official quick check on rows with sorted cells.
+
+    The check sorts cells by their text, so 1 and 1.0 differ where that changes the order of a row's cells.
+    """
     if len(gold) != len(rows) or (gold and len(gold[0]) != len(rows[0])):
         return False
-    sorted_gold, sorted_rows = map(_sorted_cells, gold), map(_sorted_cells, rows)
-    alike = list(sorted_gold) == list(sorted_rows) if ordered else set(sorted_gold) == set(sorted_rows)
-    return alike and compare.spider(gold, rows, ordered)
+    sorted_gold, sorted_rows = map(_sort_cells, gold), map(_sort_cells, rows)
+    equal = list(sorted_gold) == list(sorted_rows) if ordered else set(sorted_gold) == set(sorted_rows)
+    return equal and compare.spider(gold, rows, ordered)
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A comparison and what becomes of text that is not UTF-8: its bad bytes are dropped, or the query fails."""
+    """A comparison of gold rows and predicted rows, and the treatment of text that is not UTF-8."""
 
     compare: Callable[[list[Row], list[Row], bool], bool | float]
-    drops_bytes: bool
+    ignores_bad_bytes: bool  # drops bytes that are not UTF-8; otherwise the query fails
 
 
 RULES = {
-    "official_spider": Rule(spider, drops_bytes=True),
-    "official_bird": Rule(compare.bird, drops_bytes=False),
-    "official_soft_f1": Rule(compare.soft_f1, drops_bytes=False),
+    "official_spider": Rule(spider, ignores_bad_bytes=True),
+    "official_bird": Rule(compare.bird, ignores_bad_bytes=False),
+    "official_soft_f1": Rule(compare.soft_f1, ignores_bad_bytes=False),
 }
 
 
-def _sorted_cells(row: Row) -> Row:
+def _sort_cells(row: Row) -> Row:
     return tuple(sorted(row, key=lambda cell: f"{cell}{type(cell)}"))
 
 
 def _first_statement(sql: str) -> str:
-    """The first statement as sqlparse splits a text, without the tokens DISTINCT.
+    """The first statement as sqlparse splits a text, without its DISTINCT tokens.
 
-    White space and comments behind its semicolon are left out, which run as nothing.
+    sqlparse also keeps white space and comments after the semicolon, which change nothing and are left out here.
     """
     if not sql.strip():
         raise OfficialError("IndexError")
@@ -118,33 +127,33 @@ def _first_statement(sql: str) -> str:
 
 
 def _tokens(sql: str) -> Iterator[tuple[str, str]]:
-    """Pieces of the text with their kinds: case, word, mark, name, space or other."""
-    place = 0
-    while place < len(sql):
-        end = sql.find("*/", place + 2) if sql.startswith("/*", place) else -1
+    """The tokens of a text, each with its kind: case, word, mark, name, space or other."""
+    position = 0
+    while position < len(sql):
+        end = sql.find("*/", position + 2) if sql.startswith("/*", position) else -1
         if end >= 0:
-            yield sql[place : end + 2], "space"
-            place = end + 2
+            yield sql[position : end + 2], "space"
+            position = end + 2
             continue
-        match = _TOKEN.match(sql, place)
+        match = _TOKEN.match(sql, position)
         assert match is not None
         token = match.group()
         yield token, match.lastgroup or ("space" if token.isspace() or token.startswith(("--", "# ")) else "other")
-        place = match.end()
+        position = match.end()
 
 
 class _Nesting:
-    """Decides which semicolon ends a statement, as sqlparse does: a count of levels and a stack of open blocks."""
+    """Decides which semicolon ends a statement, as sqlparse does: with a nesting level and a stack of open blocks."""
 
     def __init__(self) -> None:
         self._level = 0
         self._blocks: list[str] = []
-        self._loop = ""  # FOR or WHILE that waits for its DO or LOOP
-        self._creates = False
+        self._loop = ""  # a FOR or WHILE whose DO or LOOP has not come yet
+        self._creates = False  # the statement has CREATE
         self._began = False  # the last word was BEGIN
 
     def ends(self, token: str, kind: str) -> bool:
-        """Takes the next token; whether it is the statement's last."""
+        """Processes the next token and says whether it ends the statement."""
         word = token.upper()
         if kind == "mark":
             self._mark(token)
@@ -165,7 +174,7 @@ class _Nesting:
             self._began = False
 
     def _keyword(self, word: str) -> int:
-        """The change of level that a word makes."""
+        """Processes a keyword and returns the change of the nesting level."""
         if word.split()[0] == "CREATE":
             self._creates = True
             return 0
