@@ -46,7 +46,7 @@ def rollout(job: dict[str, Any], work: Workload) -> Callable[[], Facts]:
     """One call samples every completion to its planned length."""
     model, mesh = _model(job, work), _mesh()
     engine = Engine(model, sharding.sampling_mesh(mesh, model.num_kv_heads), (), work.prompt, config.RolloutConfig())
-    weights = engine.weights(huggingface.load_params(job["weights"], model, mesh))
+    weights = engine.prepare_weights(huggingface.load_params(job["weights"], model, mesh))
     prompts, samples, limit_PG = list(work.prompts_PS()), work.samples, work.lengths_PG()
     if job["engine"] == "naive":
         prompts, samples, limit_PG = [p for p in prompts for _ in range(samples)], 1, limit_PG.reshape(-1, 1)

@@ -78,7 +78,7 @@ class Asker:
             )
         engine = self._context.engine([prompt])
         request = self._context.request([prompt], self.votes, self.sampling, 0)
-        completions = engine.rollout(engine.weights(self._params), request)
+        completions = engine.rollout(engine.prepare_weights(self._params), request)
         return self._context.texts([completions.ids(0, g).tolist() for g in range(self.votes)])
 
 

@@ -1,6 +1,16 @@
-"""The programs of a GRPO step: the functions that training jits, with abstract arrays as inputs.
+"""The programs of a GRPO step, described by abstract arrays, so that they compile without a device.
 
-StepPrograms describes one step under a config, without a device. Each of its programs can be compiled ahead of time.
+They are the functions that training jits. While one of them runs, other arrays of the step stay in device memory
+(resident); a step runs them in this order:
+
+    program   function                        inputs                          donated      resident
+    weights   Engine.prepare_weights          params                                       optimizer state, reference
+    prefill   rollout.programs.prefill        sampler weights, slots, prompts slots        train state, reference
+    decode    rollout.programs.decode_steps   sampler weights, slots          slots        train state, reference
+    score     train.state.compute_logprobs    reference, batch                             train state
+    update    train.state.update              train state, batch              train state  reference
+
+`reference` is the KL term's model; without that term there is none, and no program `score`.
 """
 
 from __future__ import annotations
@@ -15,10 +25,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from sqlr1_jax import config
+from sqlr1_jax.config import Config, ModelConfig
 from sqlr1_jax.data.packing import PackedRows, RowLayout
 from sqlr1_jax.distributed import sharding
-from sqlr1_jax.distributed.collectives import check_batch_sizes as check_hosts
+from sqlr1_jax.distributed.collectives import check_batch_sizes
 from sqlr1_jax.model import flops, qwen2
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.rollout import programs
@@ -27,21 +37,19 @@ from sqlr1_jax.train import context, optimizer, state
 from sqlr1_jax.train.batch import Batch, max_microbatches
 
 NUM_TOKENS = 151_665  # in Qwen2.5's tokenizer; the embedding has more rows, as padding
-STOP = (151_643, 151_645)
+STOP_IDS = (151_643, 151_645)  # Qwen2.5's
 
 
 @dataclasses.dataclass(frozen=True)
 class AotProgram:
-    """A function of training and the abstract arrays that it is compiled for.
-
-    `resident` holds the arrays that the function does not read and that stay in device memory while it runs. They are
-    inputs of the compiled program, so that the compiler's peak includes them.
-    """
+    """A function of training and the abstract arrays that it is compiled for."""
 
     mesh: Mesh
     function: Callable[..., Any]
     inputs: tuple[Any, ...]  # trees of jax.ShapeDtypeStruct with shardings
-    resident: Any  # a tree of the same kind
+    # Arrays that the function does not read and that stay in device memory while it runs. They are inputs of the
+    # compiled program, so that the compiler's peak includes them.
+    resident: Any
     donated: tuple[int, ...] = ()  # positions of the inputs whose buffers the program may reuse
     flops: float = 0.0  # the model's, summed over all devices
 
@@ -62,42 +70,61 @@ class AotProgram:
             jitted = jax.jit(with_resident, keep_unused=True, donate_argnums=donated)
             return jitted.lower(self.resident, *self.inputs).compile()
 
-
-def model_config(cfg: config.ModelConfig) -> qwen2.Qwen2Config:
-    """The architecture: that of the local folder `cfg.path`, else of `cfg.size`. It downloads nothing."""
-    is_folder = bool(cfg.path) and Path(cfg.path).is_dir()
-    local = cfg if is_folder else dataclasses.replace(cfg, path="")
-    return context.model_config(local, min(NUM_TOKENS, qwen2.PRESETS[cfg.size].vocab_size))
+    @functools.cached_property
+    def outputs(self) -> Any:
+        """The program's outputs as abstract arrays, with the shardings that the compiler chose."""
+        shapes = jax.eval_shape(self.function, *self.inputs)
+        return jax.tree.map(_with_sharding, shapes, self.compiled.output_shardings)
 
 
 class StepPrograms:
-    """The programs of one GRPO step, each a property.
+    """The programs of one GRPO step, each a property; the module's docstring lists them.
 
-    The hosts share grpo.prompts prompts, and each feeds grpo.rows.per_microbatch rows to a microbatch, as in training.
-    Lengths are the longest that the config allows: data.max_prompt_tokens tokens in a prompt, rounded up to a multiple
-    of 16, and grpo.sampling.max_tokens in a completion. `layers_apart` is the Engine's.
-
-    Raises:
-      ConfigError: the mesh does not fit the devices, or a batch does not divide among the hosts.
+    As in training, the processes (one per host) share grpo.prompts prompts, and each provides grpo.rows.per_microbatch
+    rows of a microbatch. Lengths are the longest that the config allows: data.max_prompt_tokens tokens in a prompt,
+    rounded up to a multiple of 16, and grpo.sampling.max_tokens in a completion.
     """
 
-    def __init__(self, cfg: config.Config, devices: Sequence[jax.Device], hosts: int, layers_apart: bool | None = None):
-        self.config, self.model, self.mesh = cfg, model_config(cfg.model), sharding.make_mesh(cfg.mesh, devices)
-        grpo, S = cfg.grpo, -(-cfg.data.max_prompt_tokens // 16) * 16
+    def __init__(
+        self,
+        config: Config,
+        devices: Sequence[jax.Device],
+        hosts: int,
+        unstack_layers: bool | None = None,
+    ):
+        """`unstack_layers` is the Engine's.
+
+        Raises:
+          ConfigError: the mesh does not fit the devices, or a batch does not divide among the hosts.
+        """
+        grpo = config.grpo
+        self.config = config
+        self.model_config = offline_model_config(config.model)
+        self.mesh = sharding.make_mesh(config.mesh, devices)
+        sampling_mesh = sharding.sampling_mesh(self.mesh, self.model_config.num_kv_heads)
+        check_batch_sizes(config, self.mesh, sampling_mesh)
+
+        # Rollout: P slots for prompts of S tokens with G samples of T tokens each.
+        S = -(-config.data.max_prompt_tokens // 16) * 16
+        self.prompts, self.slots = grpo.prompts, config.rollout.max_concurrent_prompts or grpo.prompts
         self.rollout_layout = RowLayout(S, grpo.samples, grpo.sampling.max_tokens)
+        self.engine = Engine(
+            self.model_config, sampling_mesh, STOP_IDS, S, config.rollout, unstack_layers=unstack_layers
+        )
+        self.prefill_prompts = self.engine.prefill_batch_size(self.slots, hosts)
+
+        # Update: microbatches [M, b, T] of rows that hold one group each, or several if they are packed.
         self.row_layout = RowLayout(grpo.rows.prefix or S, grpo.samples, grpo.rows.segment or grpo.sampling.max_tokens)
-        self.prompts, self.microbatch_rows = grpo.prompts, grpo.rows.per_microbatch * hosts
+        shared_prefix = self.row_layout if grpo.rows.layout == "shared_prefix" else None
+        self.row_tokens = self.row_layout.length if shared_prefix else grpo.rows.length or self.row_layout.length
+        self.microbatch_rows = grpo.rows.per_microbatch * hosts
         self.microbatches = max_microbatches(grpo.prompts, grpo.rows, hosts)
-        strided = self.row_layout if grpo.rows.layout == "shared_prefix" else None
-        self.row_tokens = self.row_layout.length if strided else grpo.rows.length or self.row_layout.length
-        self.update_spec = state.UpdateSpec(self.model, grpo.optimizer, grpo.steps, strided, grpo.sampling.temperature)
-        sampling_mesh = sharding.sampling_mesh(self.mesh, self.model.num_kv_heads)
-        check_hosts(cfg, self.mesh, sampling_mesh)
-        self.slots = cfg.rollout.max_concurrent_prompts or grpo.prompts
-        self.engine = Engine(self.model, sampling_mesh, STOP, S, cfg.rollout, layers_apart)
-        self.prefill_prompts = self.engine.refill(self.slots, hosts)
-        self.params = context.abstract_params(self.model, self.mesh)
-        self.state = self._state()
+        self.update_spec = state.UpdateSpec(
+            self.model_config, grpo.optimizer, grpo.steps, shared_prefix, grpo.sampling.temperature
+        )
+
+        self.params = context.abstract_params(self.model_config, self.mesh)
+        self.state = self._abstract_state()
         self.reference = self.params if grpo.kl else None
 
     @property
@@ -109,20 +136,15 @@ class StepPrograms:
     def weights(self) -> AotProgram:
         """Makes the sampler's copy of the weights."""
         resident = self.state.opt_state, self.reference
-        return AotProgram(self.mesh, self.engine.weights, (self.params,), resident)
-
-    @functools.cached_property
-    def sampler_params(self) -> Any:
-        """The sampler's weights, as `weights` returns them."""
-        return _outputs(self.weights)
+        return AotProgram(self.mesh, self.engine.prepare_weights, (self.params,), resident)
 
     @functools.cached_property
     def init_slots(self) -> AotProgram:
-        """Makes empty slots. Its output is `prefill`'s input; `names` leaves it out."""
-        (S, G, T), kind = dataclasses.astuple(self.rollout_layout), self.config.rollout.cache
+        """Makes free slots, an input of `prefill`; `names` leaves it out."""
+        (S, G, T), cache_dtype = dataclasses.astuple(self.rollout_layout), self.config.rollout.cache
 
         def function() -> Any:
-            return programs.init_slots(self.slots, G, S, T, self.engine.model, kind)
+            return programs.init_slots(self.slots, G, S, T, self.engine.model_config, cache_dtype)
 
         return AotProgram(self.engine.mesh, function, (), (self.state, self.reference))
 
@@ -130,33 +152,39 @@ class StepPrograms:
     def prefill(self) -> AotProgram:
         """Computes keys and values of one batch of prompts."""
         R, (S, G, _) = self.prefill_prompts, dataclasses.astuple(self.rollout_layout)
-        arrivals = programs.PrefillBatch(
-            *(self._sampler_input((R, *more), jnp.int32) for more in ((S,), (), (), (), (), (G,)))
+        batch = programs.PrefillBatch(
+            tokens_RS=self._per_prompt((R, S)),
+            length_R=self._per_prompt((R,)),
+            last_token_R=self._per_prompt((R,)),
+            slot_R=self._per_prompt((R,)),
+            prompt_index_R=self._per_prompt((R,)),
+            limit_RG=self._per_prompt((R, G)),
         )
         step = _abstract_array((), jnp.int32, self.engine.mesh)
 
-        def function(params: Any, slots: Any, arrivals: Any, step: Any) -> Any:
-            return programs.prefill(params, slots, arrivals, step, self.config.seed, self.engine.model)
+        def function(params: Any, slots: Any, batch: Any, step: Any) -> Any:
+            return programs.prefill(params, slots, batch, step, self.config.seed, self.engine.model_config)
 
-        prefill_flops = flops.forward_flops(self.model, R * S, R * flops.row_keys(S, 0, 0), logit_tokens=0)
-        inputs = self.sampler_params, _outputs(self.init_slots), arrivals, step
-        resident = self.state, self.reference
+        # Prefill computes no logits.
+        prefill_flops = flops.forward_flops(self.model_config, R * S, R * flops.row_keys(S, 0, 0), logit_tokens=0)
+        inputs, resident = (self.weights.outputs, self.init_slots.outputs, batch, step), (self.state, self.reference)
         return AotProgram(self.engine.mesh, function, inputs, resident, donated=(1,), flops=prefill_flops)
 
     @functools.cached_property
     def decode(self) -> AotProgram:
-        """Decodes one chunk of steps in all slots; the slots have the layout that `prefill` returns."""
+        """Decodes C steps in all slots, which have the shardings that `prefill` returns."""
         (S, G, T), P = dataclasses.astuple(self.rollout_layout), self.slots
-        steps = self.engine.steps(self.config.grpo.sampling)
-        inputs = self.sampler_params, _outputs(self.prefill), self._sampler_input((P, G), jnp.bool_)
+        steps = self.engine.steps_per_sync(self.config.grpo.sampling)
 
-        def function(params: Any, slots: Any, halt_PG: Any) -> Any:
+        def function(params: Any, slots: Any, force_done_PG: Any) -> Any:
             return programs.decode_steps(
-                params, slots, halt_PG, steps, STOP, self.engine.model, self.config.grpo.sampling
+                params, slots, force_done_PG, steps, STOP_IDS, self.engine.model_config, self.config.grpo.sampling
             )
 
+        # The share of these steps in the keys that a whole completion attends to.
         keys = P * (flops.row_keys(S, G, T) - flops.row_keys(S, 0, 0)) * steps / T
-        decode_flops = flops.forward_flops(self.model, P * G * steps, keys)
+        decode_flops = flops.forward_flops(self.model_config, P * G * steps, keys)
+        inputs = self.weights.outputs, self.prefill.outputs, self._per_prompt((P, G), jnp.bool_)
         resident = self.state, self.reference
         return AotProgram(self.engine.mesh, function, inputs, resident, donated=(1,), flops=decode_flops)
 
@@ -167,8 +195,9 @@ class StepPrograms:
         def function(params: Any, batch: Batch) -> Any:
             return state.compute_logprobs(params, batch, self.update_spec)
 
-        score_flops = flops.forward_flops(self.model, *self._training_work())
-        return AotProgram(self.mesh, function, (self.reference, self._batch()), self.state, flops=score_flops)
+        score_flops = flops.forward_flops(self.model_config, *self._training_work())
+        inputs = self.reference, self._abstract_batch()
+        return AotProgram(self.mesh, function, inputs, self.state, flops=score_flops)
 
     @functools.cached_property
     def update(self) -> AotProgram:
@@ -177,33 +206,42 @@ class StepPrograms:
         def function(train_state: state.TrainState, batch: Batch) -> Any:
             return state.update(train_state, batch, grpo_loss, self.config.grpo, self.update_spec)
 
-        update_flops = flops.update_flops(self.model, *self._training_work())
-        inputs = self.state, self._batch()
+        update_flops = flops.update_flops(self.model_config, *self._training_work())
+        inputs = self.state, self._abstract_batch()
         return AotProgram(self.mesh, function, inputs, self.reference, donated=(0,), flops=update_flops)
 
-    def _state(self) -> state.TrainState:
-        tx = optimizer.make_optimizer(self.update_spec.optimizer, self.model, self.update_spec.steps)
+    def _abstract_state(self) -> state.TrainState:
+        tx = optimizer.make_optimizer(self.update_spec.optimizer, self.model_config, self.update_spec.steps)
         opt_state = jax.eval_shape(tx.init, self.params)
         replicated = sharding.replicated(self.mesh)
-        shardings = state.opt_state_shardings(self.params, opt_state)
-        opt_state = jax.tree.map(lambda leaf, own: _with_sharding(leaf, own or replicated), opt_state, shardings)
+        shardings = state.opt_state_shardings(self.params, opt_state)  # None: not the shape of a parameter
+        opt_state = jax.tree.map(
+            lambda leaf, leaf_sharding: _with_sharding(leaf, leaf_sharding or replicated), opt_state, shardings
+        )
         return state.TrainState(_abstract_array((), jnp.int32, self.mesh), self.params, opt_state)
 
-    def _sampler_input(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        """An array with one entry per prompt, sharded over prompts."""
-        return _abstract_array(shape, dtype, self.engine.mesh, ("rows",), sharding.SAMPLE_RULES)
-
-    def _batch(self) -> Batch:
+    def _abstract_batch(self) -> Batch:
         shape = self.microbatches, self.microbatch_rows, self.row_tokens
         ints, floats = (_abstract_array(shape, dtype, self.mesh, (None, "rows")) for dtype in (jnp.int32, jnp.float32))
         rows = PackedRows(*[floats if name in ("weight", "logprob") else ints for name in PackedRows._fields])
         return Batch(rows, floats, floats, floats, _abstract_array((), jnp.int32, self.mesh))
 
+    def _per_prompt(self, shape: tuple[int, ...], dtype: Any = jnp.int32) -> Any:
+        """An input of the sampler's programs with one entry per prompt, sharded over prompts."""
+        return _abstract_array(shape, dtype, self.engine.mesh, ("rows",), sharding.SAMPLE_RULES)
+
     def _training_work(self) -> tuple[float, float, float]:
-        """Tokens, attended keys and scored tokens of all microbatches, with every row as long as its layout."""
+        """Tokens, attended keys and tokens with loss of all microbatches, if every row is as long as its layout."""
         rows, layout = self.microbatches * self.microbatch_rows, self.row_layout
-        keys, scored = flops.row_keys(*dataclasses.astuple(layout)), layout.segments * layout.segment
-        return rows * self.row_tokens, rows * keys, rows * scored
+        keys, loss_tokens = flops.row_keys(*dataclasses.astuple(layout)), layout.segments * layout.segment
+        return rows * self.row_tokens, rows * keys, rows * loss_tokens
+
+
+def offline_model_config(model: ModelConfig) -> qwen2.Qwen2Config:
+    """The architecture: that of `model.path` if it is a local folder, else that of `model.size`. Downloads nothing."""
+    is_folder = bool(model.path) and Path(model.path).is_dir()
+    local = model if is_folder else dataclasses.replace(model, path="")
+    return context.model_config(local, min(NUM_TOKENS, qwen2.PRESETS[model.size].vocab_size))
 
 
 def _abstract_array(
@@ -213,16 +251,10 @@ def _abstract_array(
     axes: sharding.LogicalAxes = (),
     rules: sharding.Rules = sharding.TRAIN_RULES,
 ) -> Any:
-    """A shape with a sharding; `axes` names the first dimensions, the others are not sharded."""
+    """A shape with a sharding; `axes` names the first dimensions, and the others are not sharded."""
     names = (*axes, *[None] * (len(shape) - len(axes)))
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.named_sharding(mesh, names, rules, shape))
 
 
 def _with_sharding(leaf: jax.ShapeDtypeStruct, leaf_sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf_sharding)
-
-
-def _outputs(program: AotProgram) -> Any:
-    """A program's outputs as abstract arrays, with the shardings that the compiler chose."""
-    shapes = jax.eval_shape(program.function, *program.inputs)
-    return jax.tree.map(_with_sharding, shapes, program.compiled.output_shardings)

@@ -1,4 +1,4 @@
-"""TPU topologies to compile for, on a machine without TPUs."""
+"""Descriptions of TPU slices, to compile for them on a machine without TPUs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import flops
 
 GIB = 2**30
-# GiB of HBM that a program may use on one chip, as the compiler states it when it refuses a program.
+# GiB of HBM that a program may use on one chip, from the compiler's message when it refuses a program.
 USABLE_GIB = {"v4": 30.75, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25}
-# libtpu reads these when it is loaded; values that are already set win.
+# libtpu reads these when it is loaded; values that are already in the environment take precedence.
 _LIBTPU_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",  # the machine is no TPU host and has no metadata server …
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # … which libtpu asks for these two unless they are set
+    "TPU_SKIP_MDS_QUERY": "1",  # this machine is not a TPU host and has no metadata server …
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # … from which libtpu reads the next two unless they are set
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other processes may compile at the same time
     "TPU_STDERR_LOG_LEVEL": "3",
@@ -34,26 +34,26 @@ class Topology:
     """A TPU slice to compile for."""
 
     name: str  # as in v5e:4x4
-    devices: Sequence[Any]
+    devices: Sequence[Any]  # abstract, of jax.experimental.topologies
     hosts: int
     hbm: int  # usable bytes on one chip
 
     def seconds(self, model_flops: float) -> float:
-        """Least seconds for that many FLOPs, divided over all chips, at the vendor's peak rate."""
+        """Seconds that all chips together take for that many FLOPs at the vendor's peak rate."""
         return model_flops / (flops.peak_flops(self.devices[0]) * len(self.devices))
 
 
 def describe(name: str) -> Topology:
-    """The topology with a name like v5e:4x4. From then on this process computes on CPU alone.
+    """The topology with a name like v5e:4x4. Afterwards this process computes only on CPU.
 
     Raises:
-      ConfigError: libtpu knows no such topology, or is not installed.
+      ConfigError: libtpu does not know the topology, or is not installed.
     """
     generation = name.partition(":")[0]
     if generation not in USABLE_GIB:
-        raise ConfigError(f"--topology={name}: takes {', '.join(USABLE_GIB)} with a shape, as v5e:4x4.")
+        raise ConfigError(f"--topology={name}: takes one of {', '.join(USABLE_GIB)} with a shape, as in v5e:4x4.")
     if importlib.util.find_spec("libtpu") is None:
-        raise ConfigError("plan compiles with libtpu, which is not installed: pip install -e '.[tpu]'.")
+        raise ConfigError("plan compiles with libtpu, which is not installed. Run pip install -e '.[tpu]'.")
     jax.config.update("jax_platforms", "cpu")
     for variable, value in _LIBTPU_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)

@@ -1,8 +1,17 @@
-"""The processes of one run, one a host: who comes first, whose share is whose, and what they tell each other.
+"""Communication between the processes of one run; there is one process per host.
 
-Alone, a process is the first, its share is everything and what it tells comes back. Telling waits for the devices. What
-tells (all from `total` down) must be called by every host, in the same order: what may differ between hosts, like
-what they find in the shared folder, is agreed on first.
+These collectives block until all devices finish: they are small JAX programs, which run after those already dispatched.
+**Every process must call them, the same ones in the same order, or the run hangs:**
+
+    allgather_arrays  allgather_objects  allgather_list  broadcast  global_sum  global_max  sync_errors  run_on_primary
+
+So a branch around one of them must depend only on values that all processes share. A value that may differ between
+processes, such as whether a file exists in a shared folder, must be made equal with `broadcast` first.
+
+The others do not communicate: initialize, process_count, process_index, count_processes, is_primary, local_slice,
+check_batch_sizes. With a single process, collectives return their argument without running a program.
+
+Shapes: H processes; arrays have their own leading dimension B, equal on all processes.
 """
 
 from __future__ import annotations
@@ -24,144 +33,182 @@ Value = TypeVar("Value")
 
 
 def initialize() -> None:
-    """Makes this process one of the run's: found by JAX on a TPU slice, under Slurm, Kubernetes or Open MPI.
+    """Connects this process to the others. Must be called before any other use of JAX.
 
-    Elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say it. To be called before JAX is used.
+    JAX finds the other processes on a TPU slice and under Slurm, Kubernetes or Open MPI. Elsewhere the environment
+    variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID must be set.
 
     Raises:
-      ConfigError: nothing says who the others are.
+      ConfigError: neither the environment nor JAX knows the other processes.
     """
-    many, here = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from train/interrupt.py
+    num_processes, process_id = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
+    # JAX's preemption service would handle SIGTERM in place of train/interrupt.py.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(num_processes=int(many) if many else None, process_id=int(here) if here else None)
+        jax.distributed.initialize(
+            num_processes=int(num_processes) if num_processes else None,
+            process_id=int(process_id) if process_id else None,
+        )
     except ValueError as error:
         raise ConfigError(
-            f"--distributed, but nothing says who the other processes are ({error}) Set JAX_COORDINATOR_ADDRESS, "
-            "JAX_NUM_PROCESSES and JAX_PROCESS_ID on each, or leave --distributed out."
+            f"--distributed: the other processes are unknown ({error}) Set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES "
+            "and JAX_PROCESS_ID for each process, or omit --distributed."
         ) from error
 
 
 def process_count() -> int:
-    """How many there are."""
+    """Number of processes, H; 1 without --distributed."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def process_index() -> int:
-    """Which of them this is, from 0."""
+    """This process's index in 0 … H - 1."""
     return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
 def count_processes(devices: Iterable[jax.Device]) -> int:
-    """How many have these devices, which may be those of a topology that is not here."""
+    """Number of processes that own these devices; the devices may be abstract, of a topology to compile for."""
     return len({device.process_index for device in devices})
 
 
 def is_primary() -> bool:
-    """Whether this is the host that writes what is written once."""
+    """Whether this is process 0, which writes the files that a run has once."""
     return process_index() == 0
 
 
-def local_slice(number: int) -> slice:
-    """This host's part of `number` things that every host has a list of; the parts of all hosts follow each other."""
-    return slice(number * process_index() // process_count(), number * (process_index() + 1) // process_count())
+def local_slice(count: int) -> slice:
+    """This process's part of a list of `count` items that all processes have.
+
+    The parts are contiguous, in the order of the processes, and their sizes differ by at most 1.
+    """
+    return slice(count * process_index() // process_count(), count * (process_index() + 1) // process_count())
 
 
 def global_sum(value: float) -> float:
-    """The sum of a number that each host has: a global denominator."""
+    """The sum of all processes' values, in float64. Collective."""
     return float(np.sum(allgather_arrays(np.asarray([value], np.float64))))
 
 
 def global_max(value: int) -> int:
-    """The largest of the hosts' numbers: a shape on which they agree."""
+    """The maximum of all processes' values, as for a shape that they must agree on. Collective."""
     return int(np.max(allgather_arrays(np.asarray([value], np.int64))))
 
 
 def allgather_arrays(arrays: Value) -> Value:
-    """A tree of numpy arrays, each host's rows behind the rows of the hosts before it; as many on every host."""
+    """Concatenates each array of a tree over all processes. Collective.
+
+    Args:
+      arrays: a tree of numpy arrays [B, …], with the same shapes and dtypes on all processes.
+
+    Returns:
+      The tree with arrays [H × B, …], in the order of the processes, on every process.
+    """
     if process_count() == 1:
         return arrays
     from jax.experimental import multihost_utils
 
-    # As bytes: 64-bit numbers would be cut to 32 on their way over the devices.
-    def over_devices(array: np.ndarray) -> np.ndarray:
-        flat = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
-        every = np.asarray(multihost_utils.process_allgather(flat, tiled=True))
-        return np.frombuffer(every.tobytes(), array.dtype).reshape(-1, *array.shape[1:])
+    # Devices would cast 64-bit numbers to 32 bits, so every array is sent as bytes.
+    def allgather(array: np.ndarray) -> np.ndarray:
+        local_bytes = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
+        global_bytes = np.asarray(multihost_utils.process_allgather(local_bytes, tiled=True))
+        return np.frombuffer(global_bytes.tobytes(), array.dtype).reshape(-1, *array.shape[1:])
 
-    return jax.tree.map(over_devices, arrays)
+    return jax.tree.map(allgather, arrays)
 
 
 def allgather_objects(value: Value) -> list[Value]:
-    """What each host passes, in the hosts' order; anything that can be pickled."""
+    """All processes' values, in the order of the processes. Collective.
+
+    Args:
+      value: any object that can be pickled; its size may differ between processes.
+
+    Returns:
+      H values.
+    """
     if process_count() == 1:
         return [value]
-    raw = np.frombuffer(pickle.dumps(value), np.uint8)
-    length = 1 << (global_max(len(raw)) - 1).bit_length()  # few lengths: each is a program of its own
-    padded = np.zeros((1, length), np.uint8)
-    padded[0, : len(raw)] = raw
-    return [pickle.loads(row.tobytes()) for row in allgather_arrays(padded)]  # the end of a pickle is marked in it
+    pickled = np.frombuffer(pickle.dumps(value), np.uint8)
+    # Padded to a power of two, because each length compiles a program.
+    padded_length = 1 << (global_max(len(pickled)) - 1).bit_length()
+    padded = np.zeros((1, padded_length), np.uint8)
+    padded[0, : len(pickled)] = pickled
+    return [pickle.loads(row.tobytes()) for row in allgather_arrays(padded)]  # pickle ignores bytes after its end mark
 
 
-def allgather_list(mine: list[Value]) -> list[Value]:
-    """The hosts' lists as one, each behind those of the hosts before it."""
-    return [one for theirs in allgather_objects(mine) for one in theirs]
+def allgather_list(local: list[Value]) -> list[Value]:
+    """Concatenates the processes' lists, in the order of the processes; lengths may differ. Collective."""
+    return [item for process_items in allgather_objects(local) for item in process_items]
 
 
 def broadcast(value: Value) -> Value:
-    """What the first host passes."""
+    """Process 0's value, on every process. Collective."""
     return allgather_objects(value)[0]
 
 
 @contextlib.contextmanager
 def sync_errors() -> Iterator[None]:
-    """Ends when every host is through; what fails on one fails on all. Nothing within may talk."""
-    mine: Exception | None = None
+    """A block in which an exception on one process is raised on all. Collective at the end of the block.
+
+    The block must not contain collectives: a process that fails before one would leave the others waiting for it.
+
+    Raises:
+      Exception: this process's own, or else that of the first process that failed.
+    """
+    local_error: Exception | None = None
     try:
         yield
     except Exception as error:
         if process_count() == 1:
             raise
-        mine = error
-    failed = [error for error in allgather_objects(mine) if error is not None]
-    if failed:
-        raise mine or failed[0]
+        local_error = error
+    errors = [error for error in allgather_objects(local_error) if error is not None]
+    if errors:
+        raise local_error or errors[0]
 
 
 def run_on_primary(action: Callable[..., Any], *arguments: Any) -> None:
-    """What the first host does while the others wait; where it fails, it fails on all. It may not talk."""
+    """Calls `action(*arguments)` on process 0 while the others wait. Collective, but `action` must not be.
+
+    Raises:
+      Exception: what `action` raised, on every process.
+    """
     with sync_errors():
         if is_primary():
             action(*arguments)
 
 
-def check_batch_sizes(cfg: Config, training: Mesh, sampling: Mesh) -> None:
-    """Each host must hold whole rows of every batch that cfg.stages feed, and as many as the others.
+def check_batch_sizes(config: Config, training_mesh: Mesh, sampling_mesh: Mesh) -> None:
+    """Checks that every batch of the config's stages divides evenly among processes and data-parallel rows.
+
+    A data-parallel row is one index of replica × fsdp: the devices that share it hold the same examples.
 
     Raises:
-      ConfigError: a batch does not part evenly; the message names the setting.
+      ConfigError: a row of the mesh spans processes, or a batch does not divide evenly; it names the setting.
     """
-    hosts = count_processes(training.devices.flat)
-    if hosts == 1:
+    processes = count_processes(training_mesh.devices.flat)
+    if processes == 1:
         return
-    rows = training.devices.reshape(-1, training.shape["tensor"])
-    if any(count_processes(row) > 1 for row in rows):
+    training_rows = training_mesh.devices.reshape(-1, training_mesh.shape["tensor"])
+    if any(count_processes(row) > 1 for row in training_rows):
         raise ConfigError(
-            f"config.mesh.tensor={training.shape['tensor']} reaches over several hosts, which have "
-            f"{training.devices.size // hosts} devices each: a row of the mesh must stay on one."
+            f"config.mesh.tensor={training_mesh.shape['tensor']} spans several hosts, which have "
+            f"{training_mesh.devices.size // processes} devices each. Set it to at most that, so that tensor "
+            "parallelism stays within a host."
         )
-    sampled = sampling.devices.reshape(-1, sampling.shape["tensor"])
+    sampling_rows = sampling_mesh.devices.reshape(-1, sampling_mesh.shape["tensor"])
     for stage, name, size, parts in (
-        ("sft", "sft.databases", cfg.sft.databases, hosts),
-        ("sft", "sft.rows.per_microbatch", cfg.sft.rows.per_microbatch * hosts, len(rows)),
-        ("grpo", "grpo.rows.per_microbatch", cfg.grpo.rows.per_microbatch * hosts, len(rows)),
-        ("grpo", "grpo.prompts", cfg.grpo.prompts, len(sampled)),
-        ("grpo", "rollout.max_concurrent_prompts", cfg.rollout.max_concurrent_prompts, len(sampled)),
-        ("evaluate", "evaluate.max_concurrent_prompts", cfg.evaluate.max_concurrent_prompts, len(sampled)),
+        ("sft", "sft.databases", config.sft.databases, processes),
+        ("sft", "sft.rows.per_microbatch", config.sft.rows.per_microbatch * processes, len(training_rows)),
+        ("grpo", "grpo.rows.per_microbatch", config.grpo.rows.per_microbatch * processes, len(training_rows)),
+        ("grpo", "grpo.prompts", config.grpo.prompts, len(sampling_rows)),
+        ("grpo", "rollout.max_concurrent_prompts", config.rollout.max_concurrent_prompts, len(sampling_rows)),
+        ("evaluate", "evaluate.max_concurrent_prompts", config.evaluate.max_concurrent_prompts, len(sampling_rows)),
     ):
-        if stage in cfg.stages and size % parts:
-            whole = f", {size} on {hosts} hosts," if name.endswith("per_microbatch") else ""
+        if stage in config.stages and size % parts:
+            per_host = name.endswith("per_microbatch")
+            total = f", {size} on {processes} hosts," if per_host else ""
             raise ConfigError(
-                f"config.{name} is {size // hosts if whole else size}{whole} and does not part into {parts} equal "
-                f"shares, one for each {'host' if parts == hosts else 'row of the mesh'}: choose a multiple."
+                f"config.{name} is {size // processes if per_host else size}{total} and does not divide among {parts} "
+                f"{'hosts' if parts == processes else 'data-parallel rows of the mesh'}. "
+                f"Set it to a multiple of {parts // processes if per_host else parts}."
             )

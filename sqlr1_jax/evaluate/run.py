@@ -89,7 +89,7 @@ def greedy_accuracy(context: RunContext, engine: Engine, executor: Executor, par
     """Greedy execution accuracy on the fixed subset that GRPO is watched by."""
     chosen = order.subset(len(held.examples), context.config.evaluate.subset, context.config.seed)
     prompts, examples = [held.prompts[i] for i in chosen], [held.examples[i] for i in chosen]
-    texts = sample_texts(context, engine, engine.weights(params), prompts, 1, 0.0)
+    texts = sample_texts(context, engine, engine.prepare_weights(params), prompts, 1, 0.0)
     judged = _judge(context, executor, examples, texts)
     return accuracy.fraction_correct(group[0].right for group in judged)
 
@@ -111,7 +111,7 @@ def evaluate(
     begin = time.perf_counter()
     sets = load_heldout_sets(context)
     engine = context.engine([prompt for held in sets for prompt in held.prompts])
-    weights = engine.weights(params)
+    weights = engine.prepare_weights(params)
     votes = context.config.evaluate.votes
     figures, greedy_lines, vote_lines = {}, [], []
     reports: dict[str, dict[str, Any]] = {"greedy": {}, f"vote{votes}": {}}

@@ -100,7 +100,7 @@ def sample(
         prompt_offset=collectives.local_slice(grpo_config.prompts).start,
         on_finished=on_finished,
     )
-    weights = setup.engine.weights(params)  # freed on return: the update needs their memory
+    weights = setup.engine.prepare_weights(params)  # freed on return: the update needs their memory
     return setup.engine.rollout(weights, request)
 
 

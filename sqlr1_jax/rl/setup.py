@@ -99,7 +99,7 @@ def load_reference(context: RunContext, initial_state: TrainState) -> Any:
 def compile_programs(setup: GrpoSetup, train_state: TrainState) -> TrainState:
     """Compiles every program of the stage, so that no later step stops to compile; returns an equal state."""
     context, grpo_config = setup.context, setup.context.config.grpo
-    weights, local = setup.engine.weights(train_state.params), collectives.local_slice(grpo_config.prompts)
+    weights, local = setup.engine.prepare_weights(train_state.params), collectives.local_slice(grpo_config.prompts)
     any_prompts = setup.prompt_set.prompts[:1] * (local.stop - local.start)
     setup.engine.compile(weights, context.request(any_prompts, grpo_config.samples, grpo_config.sampling, 0))
     if context.config.evaluate.every:

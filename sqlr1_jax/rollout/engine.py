@@ -1,4 +1,21 @@
-"""Prompts in, completions out: slots that are filled, decoded for a chunk of steps, read and filled again."""
+"""The rollout engine: samples G completions of every prompt, with continuous batching.
+
+A slot is room on the device for one prompt and its G samples. The engine prefills waiting prompts into free slots and
+decodes all slots together, C steps per program call. A slot is free, and can be refilled, once all G samples are done.
+
+The host dispatches each call before it reads the output of the previous one, so the device never waits for the host.
+The price is that a slot idles for one call before it is refilled. With two slots and prompts A, B and C:
+
+    device  │ prefill A, B      │ decode 1 │ decode 2             │ prefill C │ decode 3 │ decode 4             │
+    slot 0  │ A                 │ A … done │ idle                 │ C         │ C …      │ C …                  │
+    slot 1  │ B                 │ B …      │ B …                  │           │ B … done │ idle                 │
+    host    │ queue decode 1, 2 │          │ read 1: slot 0 free, │ read 2,   │          │ read 3: slot 1 free, │
+            │                   │          │ queue prefill C      │ queue     │          │ no prompt waits,     │
+            │                   │          │ and decode 3         │ decode 4  │          │ queue decode 5       │
+
+Shapes: P slots, G samples per prompt, T most tokens of a sample, C decode steps per call, N prompts of all processes,
+H processes, R prompts of one process in one prefill, S padded prompt tokens. A request's P counts its prompts.
+"""
 
 from __future__ import annotations
 
@@ -25,52 +42,54 @@ Ids = npt.NDArray[np.int32]
 
 
 class FinishedSample(NamedTuple):
-    """A sample at its end."""
+    """A sample that has ended."""
 
-    prompt: int
+    prompt: int  # index in the request's prompts
     sample: int
     ids: Ids
 
 
 class Completions(NamedTuple):
-    """What was sampled, on the host; places past a sample's length hold zeros."""
+    """Sampled tokens of a request, on the host; entries past a sample's length are zero."""
 
     tokens_PGT: npt.NDArray[np.int32]
-    logprobs_PGT: npt.NDArray[np.float32]  # under logits / temperature, as sampled
-    length_PG: npt.NDArray[np.int32]  # the stop token counted
-    stopped_PG: npt.NDArray[np.bool_]  # False: cut off
+    logprobs_PGT: npt.NDArray[np.float32]  # under softmax(logits / temperature) before truncation
+    length_PG: npt.NDArray[np.int32]  # tokens, including the stop token
+    stopped_PG: npt.NDArray[np.bool_]  # False: truncated at the token limit
 
     def ids(self, prompt: int, sample: int) -> Ids:
-        """A sample's tokens, its stop token (where it has one) included."""
+        """A sample's tokens, including its stop token if it has one."""
         return self.tokens_PGT[prompt, sample, : self.length_PG[prompt, sample]]
 
     @classmethod
     def empty(cls, P: int, G: int, T: int) -> Completions:
-        """Completions without tokens, for the sampler to fill."""
+        """Completions of length 0, with room for T tokens each."""
         tokens_PGT, length_PG = np.zeros((P, G, T), np.int32), np.zeros((P, G), np.int32)
         return cls(tokens_PGT, np.zeros((P, G, T), np.float32), length_PG, np.zeros((P, G), bool))
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of each of a rollout's prompts, those of this host."""
+    """Prompts of this process to sample from, and how. All processes pass equally many prompts."""
 
     prompts: Sequence[Ids]
-    samples: int  # G
+    samples: int  # G, per prompt
     sampling: SamplingConfig
-    seed: int  # with step, prompt and sample index the whole source of chance
-    step: int  # of training; evaluations take one of their own
-    prompt_offset: int = 0  # index of the first prompt within the step (or set), so that a batch's cut changes nothing
-    max_concurrent_prompts: int = 0  # prompts at work at a time, on all hosts; 0: cfg.max_concurrent_prompts, or all
-    limit_PG: npt.NDArray[np.int32] | None = None  # most tokens of each sample; None: settings.max_tokens
-    stop_fn: Callable[[Ids], int | None] | None = None  # how many of the tokens make a whole answer; None: not yet
-    on_finished: Callable[[Sequence[FinishedSample]], None] | None = (
-        None  # told the samples that end, those of a chunk together
-    )
+    seed: int  # random numbers are a function of seed, step, prompt index, sample index and token index
+    step: int  # of training; evaluation has a reserved one
+    prompt_offset: int = 0  # index of the first prompt within the step, which may be sampled in several requests
+    max_concurrent_prompts: int = 0  # P, over all processes; 0: the rollout config's, or all prompts
+    limit_PG: npt.NDArray[np.int32] | None = None  # most tokens of each sample; None: sampling.max_tokens
+    # Maps the tokens so far to the length at which the completion ends, or to None if it goes on. It detects ends
+    # that the device cannot, such as the end of a text that spans several tokens.
+    stop_fn: Callable[[Ids], int | None] | None = None
+    # Called with the samples that have ended, once per read of the device's output. It must not raise if there are
+    # several processes.
+    on_finished: Callable[[Sequence[FinishedSample]], None] | None = None
 
     @property
-    def limits_PG(self) -> npt.NDArray[np.int32]:
-        """`limit_PG`, or its default."""
+    def token_limit_PG(self) -> npt.NDArray[np.int32]:
+        """Most tokens of each sample: `limit_PG`, capped at `sampling.max_tokens`."""
         if self.limit_PG is None:
             return np.full((len(self.prompts), self.samples), self.sampling.max_tokens, np.int32)
         return np.minimum(self.limit_PG, self.sampling.max_tokens).astype(np.int32)
@@ -78,206 +97,257 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """What stays the same from rollout to rollout; prompts take at most `prompt_tokens`.
+    """A sampler for one model on one mesh; it holds no weights and no state.
 
-    With `layers_apart` each layer has arrays of its own (qwen2.unstack_layers) and the layers are unrolled, whatever
-    `model.unroll` says of training. By default that is so on CPU, where XLA copies what a turn of a loop takes out of
-    the stack of layers, half of a decode step's time.
+    With `unstack_layers` each layer's weights are separate arrays and the loop over layers is unrolled, regardless of
+    `model.unroll`. That is the default on CPU, where XLA copies each layer out of stacked weights, which takes half of
+    a decode step's time.
     """
 
-    model: qwen2.Qwen2Config  # in the sampler's dtype
-    mesh: Mesh
-    stop: tuple[int, ...]
-    prompt_tokens: int
+    model_config: qwen2.Qwen2Config  # with the sampler's dtype
+    mesh: Mesh  # sharding.sampling_mesh
+    stop_ids: tuple[int, ...]  # token ids that end a sample
+    prompt_tokens: int  # most tokens of a prompt
     config: RolloutConfig
-    layers_apart: bool | None = None  # None: where the mesh is of CPUs
+    unstack_layers: bool | None = None  # None: only on CPU
 
     def __post_init__(self) -> None:
-        if self.layers_apart is None:
-            object.__setattr__(self, "layers_apart", self.mesh.devices.flat[0].platform == "cpu")
-        if self.layers_apart:
-            object.__setattr__(self, "model", dataclasses.replace(self.model, unroll=self.model.num_layers))
+        if self.unstack_layers is None:
+            object.__setattr__(self, "unstack_layers", self.mesh.devices.flat[0].platform == "cpu")
+        if self.unstack_layers:
+            unrolled = dataclasses.replace(self.model_config, unroll=self.model_config.num_layers)
+            object.__setattr__(self, "model_config", unrolled)
 
-    def weights(self, params: Any) -> Any:
-        """The sampler's copy of the training weights: cast or quantized, and laid out by SAMPLE_RULES."""
-        return _sampling_weights(params, self.model, self.mesh, self.config.weights, bool(self.layers_apart))
+    def prepare_weights(self, params: Any) -> Any:
+        """The sampler's copy of the training weights: cast or quantized, and sharded by SAMPLE_RULES."""
+        return _prepare_weights(params, self.model_config, self.mesh, self.config.weights, bool(self.unstack_layers))
 
-    def rollout(self, weights: Any, asked: Request) -> Completions:
-        """Samples every prompt; each host passes its own, as many as the others.
+    def rollout(self, weights: Any, request: Request) -> Completions:
+        """Samples all completions of a request. All processes must call it, with equally many prompts.
 
-        While a chunk of steps is on the device the one before it is read, so a slot is filled again one chunk after
-        its last sample ended. On several hosts `asked.on_finished` must not raise, or the others wait for ever.
+        Args:
+          weights: from `prepare_weights`.
+          request: this process's prompts.
+
+        Raises:
+          ValueError: the prompts or the slots do not divide evenly among the processes.
         """
-        seats = SlotScheduler(
-            self._slots(asked), len(asked.prompts) * collectives.process_count(), collectives.process_count()
-        )
-        record = _Record(asked, self.stop)
-        length_N = collectives.allgather_arrays(np.asarray([len(prompt) - 1 for prompt in asked.prompts], np.int32))
-        unread: deque[tuple[npt.NDArray[np.int64], DecodedTokens]] = deque()
+        processes = collectives.process_count()
+        scheduler = SlotScheduler(self._num_slots(request), len(request.prompts) * processes, processes)
+        recorder = SampleRecorder(request, self.stop_ids)
+        # Lengths of all processes' prompts, since every process must choose the same padded length for a prefill.
+        length_N = collectives.allgather_arrays(np.asarray([len(prompt) - 1 for prompt in request.prompts], np.int32))
+        in_flight: deque[tuple[npt.NDArray[np.int64], DecodedTokens]] = deque()
         with jax.set_mesh(self.mesh):
-            slots = self._seat(weights, self._empty(asked), seats, asked, length_N)
-            while not seats.done:
-                slots, chunk = self._chunk(weights, slots, record.halt(seats), asked)
-                unread.append((seats.prompt_P.copy(), chunk))
-                if len(unread) > 1:
-                    seated_P, chunk = unread.popleft()
-                    record.read(seated_P, chunk)
-                    seats.release(sharding.to_local_array(chunk.busy_P), seated_P)
-                    slots = self._seat(weights, slots, seats, asked, length_N)
-        return record.made
+            slots = self._prefill_free_slots(weights, self._init_slots(request), scheduler, request, length_N)
+            while not scheduler.done:
+                force_done_PG = recorder.force_done_PG(scheduler.prompt_P)
+                slots, decoded = self._decode(weights, slots, force_done_PG, request)
+                in_flight.append((scheduler.prompt_P.copy(), decoded))
+                if len(in_flight) == 1:
+                    continue  # dispatch the next call before reading this one
+                assigned_P, decoded = in_flight.popleft()
+                recorder.record(assigned_P, decoded)  # waits for that call to finish; the next one is queued behind it
+                scheduler.release(sharding.to_local_array(decoded.busy_P), assigned_P)
+                slots = self._prefill_free_slots(weights, slots, scheduler, request, length_N)
+        return recorder.completions
 
-    def compile(self, weights: Any, asked: Request) -> None:
-        """Compiles what a rollout like `asked` can need: its programs, run on slots that stay empty."""
+    def compile(self, weights: Any, request: Request) -> None:
+        """Compiles every program that a rollout of such a request can need, by running them on free slots."""
+        num_slots, processes = self._num_slots(request), collectives.process_count()
         with jax.set_mesh(self.mesh):
-            slots = self._empty(asked)
-            nobody = np.full((collectives.process_count(), self._width(asked)), self._slots(asked))
-            for size in padded_lengths(self.prompt_tokens, self.config.prompt_buckets):
-                slots = self._fill(weights, slots, nobody, np.full(self._slots(asked), FREE), asked, size)
-            self._chunk(weights, slots, np.zeros((self._here(asked), asked.samples), bool), asked)
+            slots = self._init_slots(request)
+            no_slots_HR = np.full((processes, self._prefill_width(request)), num_slots)
+            for padded_length in padded_lengths(self.prompt_tokens, self.config.prompt_buckets):
+                slots = self._prefill(weights, slots, no_slots_HR, np.full(num_slots, FREE), request, padded_length)
+            self._decode(weights, slots, np.zeros((num_slots // processes, request.samples), bool), request)
 
-    def steps(self, settings: SamplingConfig) -> int:
-        """C, of a chunk."""
-        return min(self.config.decode_steps_per_sync, settings.max_tokens)
+    def steps_per_sync(self, sampling: SamplingConfig) -> int:
+        """C: decode steps of one program call."""
+        return min(self.config.decode_steps_per_sync, sampling.max_tokens)
 
-    def _slots(self, asked: Request) -> int:
-        """P, on all hosts."""
+    def prefill_batch_size(self, slots: int, processes: int) -> int:
+        """Prompts in one prefill of all processes: config.prefill_batch × processes, rounded up; at most `slots`.
+
+        Rounded up to a multiple of the data-parallel size (replica × fsdp), since with fewer prompts several devices
+        would compute the same one, and the batch might not divide among the processes.
+        """
+        data_parallel_size = self.mesh.shape["replica"] * self.mesh.shape["fsdp"]
+        wanted = self.config.prefill_batch * processes or slots
+        return min(-(-wanted // data_parallel_size) * data_parallel_size, slots)
+
+    def _num_slots(self, request: Request) -> int:
+        """P, over all processes."""
         return (
-            asked.max_concurrent_prompts
+            request.max_concurrent_prompts
             or self.config.max_concurrent_prompts
-            or len(asked.prompts) * collectives.process_count()
+            or len(request.prompts) * collectives.process_count()
         )
 
-    def _here(self, asked: Request) -> int:
-        """Slots of this host."""
-        return self._slots(asked) // collectives.process_count()
+    def _prefill_width(self, request: Request) -> int:
+        """R: prompts of one process in one prefill."""
+        processes = collectives.process_count()
+        return self.prefill_batch_size(self._num_slots(request), processes) // processes
 
-    def _width(self, asked: Request) -> int:
-        """Prompts of one host that one prefill takes."""
-        return self.refill(self._slots(asked), collectives.process_count()) // collectives.process_count()
-
-    def refill(self, slots: int, on: int) -> int:
-        """Prompts that one prefill of `on` hosts takes: as cfg.prefill_batch says, in whole turns of the mesh's rows.
-
-        Fewer would be computed by several chips at once, or not part over the hosts at all.
-        """
-        rows = self.mesh.shape["replica"] * self.mesh.shape["fsdp"]
-        asked = self.config.prefill_batch * on or slots
-        return min(-(-asked // rows) * rows, slots)
-
-    def _empty(self, asked: Request) -> Slots:
+    def _init_slots(self, request: Request) -> Slots:
         return programs.init_slots(
-            self._slots(asked),
-            asked.samples,
+            self._num_slots(request),
+            request.samples,
             self.prompt_tokens,
-            asked.sampling.max_tokens,
-            self.model,
+            request.sampling.max_tokens,
+            self.model_config,
             self.config.cache,
         )
 
-    def _seat(self, weights: Any, slots: Slots, seats: SlotScheduler, asked: Request, length_N: Any) -> Slots:
-        """Fills free slots with prompts that wait, each round in the shortest shape that takes its prompts."""
-        for slots_HR in seats.admit(self._width(asked)):
-            taken = slots_HR[slots_HR < len(seats.prompt_P)]
-            longest = int(length_N[seats.prompt_P[taken]].max())
-            size = next(
-                size for size in padded_lengths(self.prompt_tokens, self.config.prompt_buckets) if size >= longest
-            )
-            slots = self._fill(weights, slots, slots_HR, seats.prompt_P, asked, size)
+    def _prefill_free_slots(
+        self,
+        weights: Any,
+        slots: Slots,
+        scheduler: SlotScheduler,
+        request: Request,
+        length_N: npt.NDArray[np.int32],
+    ) -> Slots:
+        """Prefills waiting prompts into free slots, each batch padded to the shortest length that fits its prompts."""
+        for slots_HR in scheduler.admit(self._prefill_width(request)):
+            used = slots_HR[slots_HR < len(scheduler.prompt_P)]
+            longest = int(length_N[scheduler.prompt_P[used]].max())
+            lengths = padded_lengths(self.prompt_tokens, self.config.prompt_buckets)
+            padded_length = next(length for length in lengths if length >= longest)
+            slots = self._prefill(weights, slots, slots_HR, scheduler.prompt_P, request, padded_length)
         return slots
 
-    def _fill(
-        self, weights: Any, slots: Slots, slots_HR: npt.NDArray, prompt_P: npt.NDArray, asked: Request, size: int
+    def _prefill(
+        self,
+        weights: Any,
+        slots: Slots,
+        slots_HR: npt.NDArray[np.int64],
+        prompt_P: npt.NDArray[np.int64],
+        request: Request,
+        padded_length: int,
     ) -> Slots:
         slot_R = slots_HR[collectives.process_index()]
-        arrivals = _arrivals(asked, slot_R, np.append(prompt_P, FREE)[slot_R], size)
-        put = functools.partial(sharding.to_global_arrays, mesh=self.mesh, rules=sharding.SAMPLE_RULES)
-        return programs.prefill(weights, slots, put(arrivals), np.int32(asked.step), asked.seed, self.model)
+        prompt_R = np.append(prompt_P, FREE)[slot_R]  # the appended entry is read by padding, whose slot is P
+        batch = _make_prefill_batch(request, slot_R, prompt_R, padded_length)
+        batch = sharding.to_global_arrays(batch, mesh=self.mesh, rules=sharding.SAMPLE_RULES)
+        return programs.prefill(weights, slots, batch, np.int32(request.step), request.seed, self.model_config)
 
-    def _chunk(self, weights: Any, slots: Slots, halt_PG: npt.NDArray, asked: Request) -> tuple[Slots, DecodedTokens]:
-        halt_PG = sharding.to_global_arrays(halt_PG, self.mesh, rules=sharding.SAMPLE_RULES)
-        steps = self.steps(asked.sampling)
-        return programs.decode_steps(weights, slots, halt_PG, steps, self.stop, self.model, asked.sampling)
-
-
-def _arrivals(asked: Request, slot_R: npt.NDArray, prompt_R: npt.NDArray, size: int) -> PrefillBatch:
-    """Prompts by their numbers over all hosts, padded to `size` tokens; EMPTY stands for none."""
-    offset = collectives.process_index() * len(asked.prompts)
-    tokens_RS, limit_RG = np.zeros((len(slot_R), size), np.int32), np.zeros((len(slot_R), asked.samples), np.int32)
-    length_R, last_R, index_R = (np.zeros(len(slot_R), np.int32) for _ in range(3))
-    limits_PG = asked.limits_PG
-    for r, place in enumerate(prompt_R - offset):
-        if prompt_R[r] == FREE:
-            continue
-        ids = asked.prompts[place]
-        length_R[r], last_R[r], index_R[r] = len(ids) - 1, ids[-1], asked.prompt_offset + place
-        tokens_RS[r, : len(ids) - 1], limit_RG[r] = ids[:-1], limits_PG[place]
-    return PrefillBatch(tokens_RS, length_R, last_R, slot_R.astype(np.int32), index_R, limit_RG)
+    def _decode(
+        self, weights: Any, slots: Slots, force_done_PG: npt.NDArray[np.bool_], request: Request
+    ) -> tuple[Slots, DecodedTokens]:
+        """Dispatches C decode steps and returns at once; `force_done_PG` covers this process's slots."""
+        force_done_PG = sharding.to_global_arrays(force_done_PG, self.mesh, rules=sharding.SAMPLE_RULES)
+        steps = self.steps_per_sync(request.sampling)
+        return programs.decode_steps(
+            weights, slots, force_done_PG, steps, self.stop_ids, self.model_config, request.sampling
+        )
 
 
-class _Record:
-    """What this host has read of its prompts' samples."""
+def _make_prefill_batch(
+    request: Request, slot_R: npt.NDArray[np.int64], prompt_R: npt.NDArray[np.int64], padded_length: int
+) -> PrefillBatch:
+    """This process's part of a prefill batch.
 
-    def __init__(self, asked: Request, stop: tuple[int, ...]):
-        N, G, T = len(asked.prompts), asked.samples, asked.sampling.max_tokens
-        self._asked, self._stop = asked, stop
-        self.made = Completions.empty(N, G, T)
-        self._over_NG = np.zeros((N, G), bool)
-
-    def halt(self, seats: SlotScheduler) -> npt.NDArray[np.bool_]:
-        """Samples in this host's slots that are at their end, whether or not the device knows."""
-        here = self._here(seats.prompt_P)
-        return np.where((here != FREE)[:, None], self._over_NG[here], False)
-
-    def _here(self, seated_P: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Who sits in this host's slots, by their places among its own prompts."""
-        seated = seated_P[collectives.local_slice(len(seated_P))]
-        return np.where(seated == FREE, FREE, seated - collectives.process_index() * len(self._over_NG))
-
-    def read(self, seated_P: npt.NDArray[np.int64], chunk: DecodedTokens) -> None:
-        """Takes a chunk's tokens, for which the prompts sat as in `seated_P`."""
-        local = DecodedTokens(*(sharding.to_local_array(x) for x in chunk))
-        here = self._here(seated_P)
-        ended = []
-        for slot in np.flatnonzero(here != FREE):
-            n = int(here[slot])
-            for g in map(int, np.flatnonzero(~self._over_NG[n])):
-                if self._take(n, g, int(slot), local):
-                    ended.append(FinishedSample(n, g, self.made.ids(n, g)))
-        if ended and self._asked.on_finished:
-            self._asked.on_finished(ended)
-
-    def _take(self, n: int, g: int, slot: int, chunk: DecodedTokens) -> bool:
-        """One sample's new tokens; whether it is at its end."""
-        had, has = self.made.length_PG[n, g], chunk.length_PG[slot, g]
-        self.made.tokens_PGT[n, g, had:has] = chunk.tokens_PGC[slot, g, : has - had]
-        self.made.logprobs_PGT[n, g, had:has] = chunk.logprobs_PGC[slot, g, : has - had]
-        self.made.length_PG[n, g] = has
-        end = self._asked.stop_fn(self.made.ids(n, g)) if self._asked.stop_fn else None
-        if end is not None:
-            for field in (self.made.tokens_PGT, self.made.logprobs_PGT):
-                field[n, g, end:] = 0
-            self.made.length_PG[n, g] = end
-        over = end is not None or bool(chunk.done_PG[slot, g])
-        if over:
-            self._over_NG[n, g] = True
-            ids = self.made.ids(n, g)
-            self.made.stopped_PG[n, g] = end is not None or (len(ids) > 0 and ids[-1] in self._stop)
-        return over
+    Args:
+      request: this process's prompts.
+      slot_R: the slot of each entry.
+      prompt_R: the prompt of each entry, by its index over all processes; FREE for padding.
+      padded_length: S.
+    """
+    R, first = len(slot_R), collectives.process_index() * len(request.prompts)
+    tokens_RS, limit_RG = np.zeros((R, padded_length), np.int32), np.zeros((R, request.samples), np.int32)
+    length_R, last_token_R, prompt_index_R = (np.zeros(R, np.int32) for _ in range(3))
+    token_limit_PG = request.token_limit_PG
+    for r in np.flatnonzero(prompt_R != FREE):
+        prompt = int(prompt_R[r]) - first
+        ids = request.prompts[prompt]
+        length_R[r], last_token_R[r], prompt_index_R[r] = len(ids) - 1, ids[-1], request.prompt_offset + prompt
+        tokens_RS[r, : len(ids) - 1], limit_RG[r] = ids[:-1], token_limit_PG[prompt]
+    return PrefillBatch(tokens_RS, length_R, last_token_R, slot_R.astype(np.int32), prompt_index_R, limit_RG)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "mesh", "kind", "layers_apart"))
-def _sampling_weights(params: Any, cfg: qwen2.Qwen2Config, mesh: Mesh, kind: str, layers_apart: bool) -> Any:
-    axes = jax.tree.map(lambda spec: spec.logical_axes, qwen2.abstract_params(cfg), is_leaf=qwen2.is_spec)
+class SampleRecorder:
+    """Copies this process's samples from the device's output into `completions`, and finds where they end.
 
-    def lay_out(leaf: jax.Array, axes: sharding.LogicalAxes) -> jax.Array:
+    Attributes:
+      completions: of the request's prompts, as far as they have been read.
+    """
+
+    def __init__(self, request: Request, stop_ids: tuple[int, ...]):
+        prompts, G, T = len(request.prompts), request.samples, request.sampling.max_tokens
+        self._request, self._stop_ids = request, stop_ids
+        self.completions = Completions.empty(prompts, G, T)
+        self._done_PG = np.zeros((prompts, G), bool)
+
+    def force_done_PG(self, prompt_P: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Samples in this process's slots that have ended; the device does not know of those that `stop_fn` ended.
+
+        Args:
+          prompt_P: the scheduler's.
+        """
+        local_P = self._local_prompts(prompt_P)
+        return np.where((local_P != FREE)[:, None], self._done_PG[local_P], False)
+
+    def record(self, assigned_P: npt.NDArray[np.int64], decoded: DecodedTokens) -> None:
+        """Copies the output of one call of `decode_steps`, and reports the samples that ended in it.
+
+        Args:
+          assigned_P: the scheduler's prompt_P at the time of the call.
+          decoded: the call's output, on the device.
+        """
+        local = DecodedTokens(*(sharding.to_local_array(x) for x in decoded))
+        local_P = self._local_prompts(assigned_P)
+        finished = []
+        for slot in np.flatnonzero(local_P != FREE):
+            prompt = int(local_P[slot])
+            for g in map(int, np.flatnonzero(~self._done_PG[prompt])):
+                if self._append_tokens(prompt, g, int(slot), local):
+                    finished.append(FinishedSample(prompt, g, self.completions.ids(prompt, g)))
+        if finished and self._request.on_finished:
+            self._request.on_finished(finished)
+
+    def _local_prompts(self, prompt_P: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The prompts in this process's slots, by their indices in the request; FREE stays."""
+        local_P = prompt_P[collectives.local_slice(len(prompt_P))]
+        return np.where(local_P == FREE, FREE, local_P - collectives.process_index() * len(self._done_PG))
+
+    def _append_tokens(self, prompt: int, g: int, slot: int, decoded: DecodedTokens) -> bool:
+        """Appends a sample's new tokens; returns whether it has ended."""
+        completions, stop_fn = self.completions, self._request.stop_fn
+        old_length, length = completions.length_PG[prompt, g], decoded.length_PG[slot, g]
+        completions.tokens_PGT[prompt, g, old_length:length] = decoded.tokens_PGC[slot, g, : length - old_length]
+        completions.logprobs_PGT[prompt, g, old_length:length] = decoded.logprobs_PGC[slot, g, : length - old_length]
+        completions.length_PG[prompt, g] = length
+        end = stop_fn(completions.ids(prompt, g)) if stop_fn else None
+        if end is not None:  # the device has sampled past the end, which only the host sees
+            completions.tokens_PGT[prompt, g, end:] = 0
+            completions.logprobs_PGT[prompt, g, end:] = 0
+            completions.length_PG[prompt, g] = end
+        done = end is not None or bool(decoded.done_PG[slot, g])
+        if done:
+            self._done_PG[prompt, g] = True
+            ids = completions.ids(prompt, g)
+            completions.stopped_PG[prompt, g] = end is not None or (len(ids) > 0 and ids[-1] in self._stop_ids)
+        return done
+
+
+@functools.partial(jax.jit, static_argnames=("model_config", "mesh", "dtype", "unstack_layers"))
+def _prepare_weights(params: Any, model_config: qwen2.Qwen2Config, mesh: Mesh, dtype: str, unstack_layers: bool) -> Any:
+    """See Engine.prepare_weights. `dtype` is RolloutConfig.weights: int8, or empty for the model's."""
+    specs = qwen2.abstract_params(model_config)
+    logical_axes = jax.tree.map(lambda spec: spec.logical_axes, specs, is_leaf=qwen2.is_spec)
+
+    def constrain(leaf: jax.Array, axes: sharding.LogicalAxes) -> jax.Array:
         layout = sharding.named_sharding(mesh, axes, sharding.SAMPLE_RULES, leaf.shape)
         return jax.lax.with_sharding_constraint(leaf, layout)
 
-    def one(path: Any, param: Any, axes: sharding.LogicalAxes) -> Any:
-        # Norms and biases stay as the trainer takes them: they are added and multiplied in float32.
+    def cast_and_constrain(path: Any, param: Any, axes: sharding.LogicalAxes) -> Any:
+        # Norms and biases keep the trainer's dtype: they are added and multiplied in float32, there as here.
         cast = isinstance(param, jax.Array) and path[-1].key in qwen2.MATMUL_PARAMS
-        return jax.tree.map(lambda leaf: lay_out(leaf, axes), param.astype(cfg.dtype) if cast else param)
+        param = param.astype(model_config.dtype) if cast else param
+        return jax.tree.map(lambda leaf: constrain(leaf, axes), param)
 
-    made = quantize.quantize_layers(params) if kind == "int8" else params
-    made = jax.tree.map_with_path(one, made, axes, is_leaf=lambda leaf: isinstance(leaf, quantize.QuantizedArray))
-    return qwen2.unstack_layers(made, cfg) if layers_apart else made
+    weights = quantize.quantize_layers(params) if dtype == "int8" else params
+    weights = jax.tree.map_with_path(
+        cast_and_constrain, weights, logical_axes, is_leaf=lambda leaf: isinstance(leaf, quantize.QuantizedArray)
+    )
+    return qwen2.unstack_layers(weights, model_config) if unstack_layers else weights

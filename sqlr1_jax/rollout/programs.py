@@ -1,4 +1,26 @@
-"""The sampler's programs: fill slots with prompts, and decode all their samples for a chunk of steps on the device."""
+"""The sampler's jitted programs: create the slots, prefill prompts into them, and decode several steps at once.
+
+A slot is room for one prompt and its G samples. Prefill and decoding split a prompt at its last token:
+
+    prompt         t0  t1  …  t(n-2) | t(n-1)
+    prefill        computes keys and values of t0 … t(n-2)
+    decode step 0                      feeds t(n-1) to all G samples and samples token 0 of each
+    decode step i                      feeds token i-1 of each sample and samples token i
+
+The first decode step makes the first logits, so prefill makes none. Training rows split prompts in the same way.
+
+`decode_steps` is one program with a while loop over the slots, without host synchronization:
+
+    ┌─► forward(token_PG)                              writes one column of the KV cache → logits_PGV
+    │   next_token(logits_PGV, uniform_PGT[:, :, t])   → token_PG, logprob_PG; 0 where the sample was already done
+    │   length_PG += 1 unless done
+    │   done_PG |= the token is a stop token, or the sample has reached its limit
+    │   tokens_PGC[:, :, i], logprobs_PGC[:, :, i] = token_PG, logprob_PG
+    └── while i < C and not all done
+
+Shapes: P slots, G samples per prompt, R prompts of one prefill, S prompt tokens, T most tokens of a sample, C decode
+steps of one call, V vocabulary, D model.
+"""
 
 from __future__ import annotations
 
@@ -9,155 +31,183 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sqlr1_jax import config
+from sqlr1_jax.config import SamplingConfig
 from sqlr1_jax.distributed.sharding import SAMPLE_RULES, constrain
 from sqlr1_jax.model import attention, qwen2
 from sqlr1_jax.model.kv_cache import KVCache
 from sqlr1_jax.rollout import sampling
 
+Array = Any  # numpy on the host, jax.Array on the device
+
 
 @struct.dataclass
 class Slots:
-    """P prompts at work, each with its G samples; T is the most tokens that a sample may have."""
+    """The state of P slots on the device; arrays are split over slots."""
 
     cache: KVCache
-    token_PG: jax.Array  # each sample's newest token
-    length_PG: jax.Array  # tokens that it has
-    done_PG: jax.Array  # it is at its end; so is all of an empty slot
-    limit_PG: jax.Array  # tokens after which it is cut off
-    uniform_PGT: jax.Array  # the random number of each of its tokens
-
-
-Array = Any  # numpy where it is made or read, JAX's on the device
+    token_PG: jax.Array  # int32: each sample's newest token, the input of its next decode step
+    length_PG: jax.Array  # int32: tokens sampled so far
+    done_PG: jax.Array  # bool: the sample has ended; True for every sample of a free slot
+    limit_PG: jax.Array  # int32: most tokens of each sample
+    uniform_PGT: jax.Array  # float32 in [0, 1): the random number that each token is drawn with
 
 
 class PrefillBatch(NamedTuple):
-    """R prompts for the slots."""
+    """R prompts to prefill, each with the slot that it goes to. All fields are int32."""
 
-    tokens_RS: Array  # without their last tokens, padded behind
-    length_R: Array  # tokens of those
-    last_R: Array  # the last tokens
-    slot_R: Array  # where each goes; past all slots: nowhere
-    index_R: Array  # its number within the step, for its random numbers
+    tokens_RS: Array  # the prompts without their last tokens, padded at the end
+    length_R: Array  # tokens of each in `tokens_RS`
+    last_token_R: Array  # the last tokens
+    slot_R: Array  # each prompt's slot; P marks a padding entry, which goes to no slot
+    prompt_index_R: Array  # each prompt's index within the training step, for its random numbers
     limit_RG: Array  # most tokens of each sample
 
 
 class DecodedTokens(NamedTuple):
-    """What a chunk of C steps gave; a sample's new tokens stand in front."""
+    """What one call of `decode_steps` sampled."""
 
-    tokens_PGC: Array
-    logprobs_PGC: Array
-    length_PG: Array  # tokens of the sample so far, the stop token counted
-    done_PG: Array
-    busy_P: Array  # a sample of the slot goes on; every host has all of it
+    tokens_PGC: Array  # int32: each sample's new tokens, from index 0; zeros after its end
+    logprobs_PGC: Array  # float32: their log-probabilities under the sampling distribution before truncation
+    length_PG: Array  # int32: tokens of each sample so far, earlier calls and the stop token included
+    done_PG: Array  # bool: the sample has ended
+    busy_P: Array  # bool: the slot has an unfinished sample; replicated, so every process has all P values
 
 
-@functools.partial(jax.jit, static_argnames=("prompts", "samples", "prefix", "max_tokens", "cfg", "cache_dtype"))
+@functools.partial(
+    jax.jit, static_argnames=("prompts", "samples", "prefix", "max_tokens", "model_config", "cache_dtype")
+)
 def init_slots(
-    prompts: int, samples: int, prefix: int, max_tokens: int, cfg: qwen2.Qwen2Config, cache_dtype: str = ""
+    prompts: int, samples: int, prefix: int, max_tokens: int, model_config: qwen2.Qwen2Config, cache_dtype: str = ""
 ) -> Slots:
-    """Slots that hold nothing, for prompts of up to `prefix` + 1 tokens."""
-    cache = qwen2.init_cache(cfg, prompts, samples, prefix, max_tokens, cache_dtype)
+    """Free slots.
+
+    Args:
+      prompts: P.
+      samples: G.
+      prefix: S, most tokens of a prompt without its last one.
+      max_tokens: T.
+      model_config: the sampler's.
+      cache_dtype: of keys and values; empty: the model's.
+    """
+    cache = qwen2.init_cache(model_config, prompts, samples, prefix, max_tokens, cache_dtype)
     zeros_PG = jnp.zeros((prompts, samples), jnp.int32)
     uniform_PGT = jnp.zeros((prompts, samples, max_tokens), jnp.float32)
-    return _laid_out(Slots(cache, zeros_PG, zeros_PG, zeros_PG == 0, zeros_PG, uniform_PGT))
+    return _constrain_slots(Slots(cache, zeros_PG, zeros_PG, zeros_PG == 0, zeros_PG, uniform_PGT))
 
 
-@functools.partial(jax.jit, static_argnames=("seed", "cfg"), donate_argnames=("slots",))
+@functools.partial(jax.jit, static_argnames=("seed", "model_config"), donate_argnames=("slots",))
 def prefill(
-    params: Any, slots: Slots, arrivals: PrefillBatch, step: jax.Array, seed: int, cfg: qwen2.Qwen2Config
+    params: Any, slots: Slots, batch: PrefillBatch, step: jax.Array, seed: int, model_config: qwen2.Qwen2Config
 ) -> Slots:
-    """The slots with those prompts in them, computed without their last tokens.
+    """The slots with the batch's prompts in them, ready for their first decode step.
 
-    A prompt's last token is left for its first decode step: that step samples, and prefill needs no logits.
+    Args:
+      params: the sampler's weights.
+      slots: donated.
+      batch: the prompts; each replaces what its slot holds.
+      step: training step, for the random numbers.
+      seed: of the run.
+      model_config: the sampler's.
     """
-    tokens_RS, length_R, last_R, slot_R, index_R, limit_RG = arrivals
+    tokens_RS, length_R, last_token_R, slot_R, prompt_index_R, limit_RG = batch
     (R, S), (_, G, T) = tokens_RS.shape, slots.uniform_PGT.shape
     positions_RS = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), tokens_RS.shape)
     mask = attention.causal_mask(tokens_RS, length_R)
-    _, cache = qwen2.forward(params, tokens_RS, positions_RS, mask, cfg, slots.cache, slot_R)
+    _, cache = qwen2.forward(params, tokens_RS, positions_RS, mask, model_config, slots.cache, slot_R)
     assert cache is not None
 
-    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+    def scatter(old: jax.Array, new: jax.Array) -> jax.Array:
+        # Padding entries have slot P, which is out of bounds: "drop" leaves them out.
         return old.at[slot_R].set(new, mode="drop")
 
     zeros_RG = jnp.zeros((R, G), jnp.int32)
-    uniform_RGT = sampling.uniforms(seed, step, index_R, G, T)
-    return _laid_out(
+    # All random numbers of a sample are drawn here, so they depend on the prompt and not on when the slot was free.
+    uniform_RGT = sampling.uniforms(seed, step, prompt_index_R, G, T)
+    return _constrain_slots(
         Slots(
             cache=cache,
-            token_PG=put(slots.token_PG, jnp.broadcast_to(last_R[:, None], (R, G))),
-            length_PG=put(slots.length_PG, zeros_RG),
-            done_PG=put(slots.done_PG, limit_RG <= 0),
-            limit_PG=put(slots.limit_PG, limit_RG),
-            uniform_PGT=put(slots.uniform_PGT, uniform_RGT),
+            token_PG=scatter(slots.token_PG, jnp.broadcast_to(last_token_R[:, None], (R, G))),
+            length_PG=scatter(slots.length_PG, zeros_RG),
+            done_PG=scatter(slots.done_PG, limit_RG <= 0),
+            limit_PG=scatter(slots.limit_PG, limit_RG),
+            uniform_PGT=scatter(slots.uniform_PGT, uniform_RGT),
         )
     )
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "stop", "cfg", "settings"), donate_argnames=("slots",))
+@functools.partial(
+    jax.jit, static_argnames=("steps", "stop_ids", "model_config", "sampling_config"), donate_argnames=("slots",)
+)
 def decode_steps(
     params: Any,
     slots: Slots,
-    halt_PG: jax.Array,
+    force_done_PG: jax.Array,
     steps: int,
-    stop: tuple[int, ...],
-    cfg: qwen2.Qwen2Config,
-    settings: config.SamplingConfig,
+    stop_ids: tuple[int, ...],
+    model_config: qwen2.Qwen2Config,
+    sampling_config: SamplingConfig,
 ) -> tuple[Slots, DecodedTokens]:
-    """Samples until every sample is at its end, `steps` times at most.
+    """Samples up to `steps` tokens of every unfinished sample; the module's docstring shows the loop.
+
+    A finished sample still passes through the model, since shapes are static; its outputs are masked. Its slot is
+    only refilled between calls, so a larger `steps` costs idle work and a smaller one more synchronizations.
 
     Args:
       params: the sampler's weights.
-      slots: of `empty` and `fill`, spent here.
-      halt_PG: samples that the host has found to be at their end.
+      slots: donated.
+      force_done_PG: bool, samples to end now; the host found their end in the text, which the device cannot see.
       steps: C.
-      stop: token ids that end a sample.
-      cfg: the model's shape.
-      settings: temperature and truncation.
+      stop_ids: token ids that end a sample; the sample includes its stop token.
+      model_config: the sampler's.
+      sampling_config: temperature and truncation.
     """
     P, G = slots.token_PG.shape
-    stop_N = jnp.asarray(stop, jnp.int32)
+    stop_N = jnp.asarray(stop_ids, jnp.int32)
 
-    def going(carry: tuple) -> jax.Array:
+    def any_unfinished(carry: tuple) -> jax.Array:
         i, slots, _, _ = carry
         return (i < steps) & ~slots.done_PG.all()
 
-    def step(carry: tuple) -> tuple:
+    def decode_step(carry: tuple) -> tuple:
         i, slots, tokens_PGC, logprobs_PGC = carry
-        token_PG, logprob_PG, cache = _next(params, slots, cfg, settings)
+        token_PG, logprob_PG, cache = _sample_next(params, slots, model_config, sampling_config)
         token_PG = jnp.where(slots.done_PG, 0, token_PG)
         logprob_PG = jnp.where(slots.done_PG, 0.0, logprob_PG)
         length_PG = slots.length_PG + ~slots.done_PG
+        # Token 0 may be a stop token and also fills finished samples: those are done already, so `|` below is right.
         ended_PG = jnp.isin(token_PG, stop_N) | (length_PG >= slots.limit_PG)
         slots = slots.replace(cache=cache, token_PG=token_PG, length_PG=length_PG, done_PG=slots.done_PG | ended_PG)
         tokens_PGC = jax.lax.dynamic_update_index_in_dim(tokens_PGC, token_PG, i, 2)
         return i + 1, slots, tokens_PGC, jax.lax.dynamic_update_index_in_dim(logprobs_PGC, logprob_PG, i, 2)
 
-    slots = slots.replace(done_PG=slots.done_PG | halt_PG)  # type: ignore[attr-defined]
-    none = jnp.zeros((P, G, steps), jnp.int32), jnp.zeros((P, G, steps), jnp.float32)
-    _, slots, tokens_PGC, logprobs_PGC = jax.lax.while_loop(going, step, (jnp.int32(0), slots, *none))
-    slots = _laid_out(slots)
+    slots = slots.replace(done_PG=slots.done_PG | force_done_PG)  # type: ignore[attr-defined]
+    outputs = jnp.zeros((P, G, steps), jnp.int32), jnp.zeros((P, G, steps), jnp.float32)
+    _, slots, tokens_PGC, logprobs_PGC = jax.lax.while_loop(
+        any_unfinished, decode_step, (jnp.int32(0), slots, *outputs)
+    )
+    slots = _constrain_slots(slots)
+    # Replicated: every process frees the same slots without a collective on the host (rollout/scheduler.py).
     busy_P = constrain((~slots.done_PG).any(1), (None,), SAMPLE_RULES)
     return slots, DecodedTokens(tokens_PGC, logprobs_PGC, slots.length_PG, slots.done_PG, busy_P)
 
 
-def _next(
-    params: Any, slots: Slots, cfg: qwen2.Qwen2Config, settings: config.SamplingConfig
+def _sample_next(
+    params: Any, slots: Slots, model_config: qwen2.Qwen2Config, sampling_config: SamplingConfig
 ) -> tuple[jax.Array, jax.Array, KVCache]:
-    """Each sample's next token, its log-probability, and the cache that holds the token before it."""
+    """Each sample's next token [P, G], its log-probability [P, G], and the cache with `slots.token_PG` written."""
     cache = slots.cache
-    age_P = cache.step - cache.start_P
+    age_P = cache.step - cache.start_P  # decode steps since the slot's prompt was prefilled
     positions_PG = jnp.broadcast_to((cache.prefix_length_P + age_P)[:, None], slots.token_PG.shape)
-    hidden_PGD, after = qwen2.forward(params, slots.token_PG, positions_PG, None, cfg, cache)
-    assert after is not None
-    logits_PGV = qwen2.unembed(params, hidden_PGD, cfg)
-    place_P = jnp.minimum(age_P, slots.uniform_PGT.shape[2] - 1)  # an idle slot grows older than any sample
-    uniform_PG = jnp.take_along_axis(slots.uniform_PGT, place_P[:, None, None], axis=2)[..., 0]
-    return *sampling.next_token(logits_PGV, uniform_PG, settings), after
+    hidden_PGD, new_cache = qwen2.forward(params, slots.token_PG, positions_PG, None, model_config, cache)
+    assert new_cache is not None
+    logits_PGV = qwen2.unembed(params, hidden_PGD, model_config)
+    # A finished slot's age keeps growing past T. Its token is masked, so any index in bounds will do.
+    index_P = jnp.minimum(age_P, slots.uniform_PGT.shape[2] - 1)
+    uniform_PG = jnp.take_along_axis(slots.uniform_PGT, index_P[:, None, None], axis=2)[..., 0]
+    return *sampling.next_token(logits_PGV, uniform_PG, sampling_config), new_cache
 
 
-def _laid_out(slots: Slots) -> Slots:
-    """Split over prompts, where there is a mesh; the cache is already."""
+def _constrain_slots(slots: Slots) -> Slots:
+    """Splits every array over slots, if there is a mesh; the KV cache has constrained its own arrays."""
     cache, *arrays = (getattr(slots, name) for name in Slots.__dataclass_fields__)
     return Slots(cache, *(constrain(x, ("rows", None, None)[: x.ndim], SAMPLE_RULES) for x in arrays))

@@ -1,4 +1,10 @@
-"""Which prompt sits in which slot of the sampler: known to every host, for all hosts, without a word between them."""
+"""Assignment of prompts to slots, computed identically by every process without communication.
+
+Each process owns an equal share of the slots and of the prompts, and only its own prompts enter its slots. Still, every
+process tracks all slots: prefill and decoding are programs over all devices, so all processes must call them equally
+often and with the same shapes. The assignment depends only on which slots were busy after each call of `decode_steps`,
+which every process reads from the device, and never on timing.
+"""
 
 from __future__ import annotations
 
@@ -9,46 +15,57 @@ FREE = -1
 
 
 class SlotScheduler:
-    """Prompts take slots in their order, each host's its own; a slot is free again when all its samples are done.
+    """Assigns waiting prompts, in order, to free slots. A slot is free again when all its prompt's samples are done.
 
-    Who sits where follows from which slots were busy after each chunk of steps, and from nothing that a clock decides.
+    Attributes:
+      prompt_P: int64, the prompt in each slot, by its index over all processes; FREE if there is none.
     """
 
-    def __init__(self, slots: int, prompts: int, hosts: int = 1):
-        """Host h owns the h-th equal part of the slots and of the prompts.
+    def __init__(self, slots: int, prompts: int, processes: int = 1):
+        """Process i owns the i-th of `processes` equal parts of the slots and of the prompts.
 
-        Raises ValueError where the parts are not equal.
+        Raises:
+          ValueError: the slots or the prompts do not divide evenly among the processes.
         """
-        if slots % hosts or prompts % hosts:
-            raise ValueError(f"{slots} slots and {prompts} prompts do not part evenly over {hosts} hosts.")
+        if slots % processes or prompts % processes:
+            raise ValueError(f"{slots} slots and {prompts} prompts do not divide evenly among {processes} processes.")
         self.prompt_P: npt.NDArray[np.int64] = np.full(slots, FREE)
-        self._hosts = hosts
-        self._waiting = [list(part) for part in np.split(np.arange(prompts), hosts)]
+        self._processes = processes
+        self._waiting = [list(part) for part in np.split(np.arange(prompts), processes)]
 
     @property
     def done(self) -> bool:
-        """No prompt sits, and none waits."""
+        """Whether no prompt is in a slot and none is waiting."""
         return not any(self._waiting) and bool((self.prompt_P == FREE).all())
 
-    def release(self, busy_P: npt.NDArray[np.bool_], seated_P: npt.NDArray[np.int64]) -> None:
-        """Frees the slots that were not busy after a chunk for which the prompts sat as in `seated_P`."""
-        self.prompt_P[~busy_P & (seated_P == self.prompt_P)] = FREE
+    def release(self, busy_P: npt.NDArray[np.bool_], assigned_P: npt.NDArray[np.int64]) -> None:
+        """Frees the slots without an unfinished sample.
 
-    def admit(self, most: int) -> list[npt.NDArray[np.int64]]:
-        """Seats waiting prompts in free slots, `most` a host and round: the slots of each round, [hosts, most].
-
-        A place of a round that no prompt takes names the slot past all others.
+        Args:
+          busy_P: the slot had an unfinished sample after a call of `decode_steps`.
+          assigned_P: `prompt_P` at the time of that call. A slot that holds another prompt by now is not freed: the
+            host reads each call's output one call late, and may have refilled the slot in between.
         """
-        rounds = []
-        while (slots_HR := self._round(most)) is not None:
-            rounds.append(slots_HR)
-        return rounds
+        self.prompt_P[~busy_P & (assigned_P == self.prompt_P)] = FREE
 
-    def _round(self, most: int) -> npt.NDArray[np.int64] | None:
-        size = len(self.prompt_P) // self._hosts
-        slots_HR = np.full((self._hosts, most), len(self.prompt_P))
-        for host, waiting in enumerate(self._waiting):
-            free = host * size + np.flatnonzero(self.prompt_P[host * size : (host + 1) * size] == FREE)
-            for place, slot in enumerate(free[: min(most, len(waiting))]):
-                self.prompt_P[slot], slots_HR[host, place] = waiting.pop(0), slot
+    def admit(self, per_process: int) -> list[npt.NDArray[np.int64]]:
+        """Puts waiting prompts into free slots, until either runs out.
+
+        Returns:
+          The slots of each prefill, [processes, per_process]. Unused entries hold the number of slots, an index that
+          is out of bounds.
+        """
+        batches = []
+        while (slots_HR := self._next_batch(per_process)) is not None:
+            batches.append(slots_HR)
+        return batches
+
+    def _next_batch(self, per_process: int) -> npt.NDArray[np.int64] | None:
+        local_slots = len(self.prompt_P) // self._processes
+        slots_HR = np.full((self._processes, per_process), len(self.prompt_P))
+        for process, waiting in enumerate(self._waiting):
+            first = process * local_slots
+            free = first + np.flatnonzero(self.prompt_P[first : first + local_slots] == FREE)
+            for i, slot in enumerate(free[: min(per_process, len(waiting))]):
+                self.prompt_P[slot], slots_HR[process, i] = waiting.pop(0), slot
         return slots_HR if (slots_HR < len(self.prompt_P)).any() else None

@@ -39,7 +39,7 @@ CONFIG = config.Config(
 
 def _planned(cfg: config.Config = CONFIG, hosts: int = 1) -> StepPrograms:
     """The step on four devices with the sampler's layers in a loop, as on the chips that `plan` is for."""
-    return StepPrograms(cfg, jax.devices()[:4], hosts, layers_apart=False)
+    return StepPrograms(cfg, jax.devices()[:4], hosts, unstack_layers=False)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_the_state_is_the_one_that_training_makes(step: StepPrograms, real: stat
 
 def test_the_samplers_weights_are_the_ones_that_training_makes(step: StepPrograms, real: state.TrainState) -> None:
     with jax.set_mesh(step.mesh):
-        _assert_same(step.sampler_params, step.engine.weights(real.params))
+        _assert_same(step.sampler_params, step.engine.prepare_weights(real.params))
 
 
 def test_the_batch_is_the_one_that_training_makes(step: StepPrograms) -> None:
@@ -84,7 +84,7 @@ def test_the_batch_is_the_one_that_training_makes(step: StepPrograms) -> None:
 def test_the_compiled_sampler_samples_what_the_engine_samples(step: StepPrograms, real: state.TrainState) -> None:
     """Each program takes the arrays that the one before it returns."""
     with jax.set_mesh(step.mesh):
-        weights = step.engine.weights(real.params)
+        weights = step.engine.prepare_weights(real.params)
     request = Request([np.arange(1, 20, dtype=np.int32)] * 8, 2, CONFIG.grpo.sampling, seed=0, step=0)
     put = functools.partial(sharding.to_global_arrays, mesh=step.engine.mesh, rules=sharding.SAMPLE_RULES)
     resident = real, real.params

@@ -73,7 +73,7 @@ def test_a_set_is_asked_whole_so_many_prompts_at_a_time(context: RunContext, mon
     held = evaluation.load_heldout_sets(context)[0]
     texts = evaluation.sample_texts(context, engine, None, held.prompts, 2, 0.8)
     assert texts == [[f"{example.id} {g}" for g in range(2)] for example in held.examples]
-    assert (engine.asked, engine.slots) == ([(0, 6, 0.8, evaluation.EVALUATION_STEP)], [4])
+    assert (engine.requests, engine.max_concurrent_prompts) == ([(0, 6, 0.8, evaluation.EVALUATION_STEP)], [4])
 
 
 def test_a_prompt_over_the_budget_is_asked_nothing_and_counts_as_wrong(
@@ -87,7 +87,7 @@ def test_a_prompt_over_the_budget_is_asked_nothing_and_counts_as_wrong(
     assert [text == "" for [text] in texts] == [False, False, True, False, False, False]
     judged = accuracy.execute_candidates(executor, held.examples, texts, "reasoning", "spider")
     assert [group[0].right for group in judged] == [True, True, False, True, True, True]
-    assert [count for _, count, _, _ in engine.asked] == [5]
+    assert [count for _, count, _, _ in engine.requests] == [5]
 
 
 def test_greedy_accuracy_is_of_the_fixed_subset(
@@ -99,7 +99,7 @@ def test_greedy_accuracy_is_of_the_fixed_subset(
     chosen = order.subset(6, 4, context.config.seed)
     want = np.mean([_number(held.examples[i]) % 2 == 0 for i in chosen])
     assert evaluation.greedy_accuracy(context, engine, executor, None, held) == want
-    assert engine.asked == [(0, 4, 0.0, evaluation.EVALUATION_STEP)]
+    assert engine.requests == [(0, 4, 0.0, evaluation.EVALUATION_STEP)]
 
 
 def test_an_evaluation_leaves_the_files_and_figures_of_the_design(
@@ -139,10 +139,10 @@ def test_an_evaluation_that_is_there_is_only_read(
     context = _with(context, votes=1, max_concurrent_prompts=8)
     engine: Any = _engine(context, monkeypatch, _script)
     first = evaluation.evaluate(context, "sft", None, "sft, step 4", executor)
-    asked = len(engine.asked)
+    asked = len(engine.requests)
     with caplog.at_level(logging.INFO):
         assert evaluation.evaluate(context, "sft", None, "sft, step 4", executor) == first
-    assert len(engine.asked) == asked
+    assert len(engine.requests) == asked
 
 
 def test_other_weights_are_evaluated_anew(

@@ -120,7 +120,7 @@ def test_a_step_writes_its_rollouts_and_takes_the_data_in_order(context: RunCont
         rollout_log.path(context.workdir, step).name for step in (1, 2, 3)
     ]
     engine: Any = stage.engine
-    assert engine.asked == [(0, 4, 1.0, step) for step in range(3)]
+    assert engine.requests == [(0, 4, 1.0, step) for step in range(3)]
 
 
 @pytest.mark.parametrize("steps", [4, pytest.param(200, marks=pytest.mark.nightly)])

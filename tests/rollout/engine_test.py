@@ -38,9 +38,9 @@ def _prompts() -> tuple[np.ndarray, ...]:
 def _engine(
     mesh: jax.sharding.Mesh | None = None,
     model: qwen2.Qwen2Config = tiny_models.MODEL,
-    layers_apart: bool | None = None,
+    unstack_layers: bool | None = None,
 ) -> Engine:
-    return Engine(model, mesh or tiny_models.one_device(), STOP, 10, config.RolloutConfig(), layers_apart)
+    return Engine(model, mesh or tiny_models.one_device(), STOP, 10, config.RolloutConfig(), unstack_layers)
 
 
 def _rolled(
@@ -48,7 +48,7 @@ def _rolled(
 ) -> Completions:
     engine = engine or _engine()
     asked = Request(prompts, samples, SETTINGS, 7, step)
-    return engine.rollout(engine.weights(tiny_models.random_params()), dataclasses.replace(asked, **more))
+    return engine.rollout(engine.prepare_weights(tiny_models.random_params()), dataclasses.replace(asked, **more))
 
 
 @functools.cache
@@ -75,7 +75,7 @@ def test_the_samplers_bfloat16_weights_give_the_trainers_logits() -> None:
     params = jax.tree.map(
         lambda w: w + jnp.asarray(0.3 * rng.standard_normal(w.shape), w.dtype), tiny_models.random_params()
     )
-    weights = _engine(model=model, layers_apart=False).weights(params)
+    weights = _engine(model=model, unstack_layers=False).prepare_weights(params)
     assert weights["layers"]["q"].dtype == weights["embed"].dtype == jnp.bfloat16
     assert weights["layers"]["q_bias"].dtype == weights["final_norm"].dtype == jnp.float32
     ids = list(range(2, 20))
@@ -92,9 +92,9 @@ def test_weights_apart_and_transposed_on_cpu_give_the_same_logits(
     model, ids = dataclasses.replace(tiny_models.MODEL, tied=tied, dtype=dtype), list(range(2, 20))
     params = tiny_models.random_params(model)
 
-    def made(layers_apart: bool | None) -> tuple[Any, qwen2.Qwen2Config]:
-        sampler = Engine(model, tiny_models.one_device(), STOP, 10, config.RolloutConfig(weights=kind), layers_apart)
-        return sampler.weights(params), sampler.model
+    def made(unstack_layers: bool | None) -> tuple[Any, qwen2.Qwen2Config]:
+        sampler = Engine(model, tiny_models.one_device(), STOP, 10, config.RolloutConfig(weights=kind), unstack_layers)
+        return sampler.prepare_weights(params), sampler.model
 
     (apart, of_apart), (stacked, of_stacked) = made(None), made(False)
     assert isinstance(stacked["layers"], dict) and len(apart["layers"]) == model.num_layers
@@ -104,8 +104,8 @@ def test_weights_apart_and_transposed_on_cpu_give_the_same_logits(
     assert np.abs(plain - turned).max() <= near * np.abs(plain).max()
 
 
-def test_layers_in_a_loop_and_layers_apart_sample_the_same() -> None:
-    engine = _engine(layers_apart=False)
+def test_layers_in_a_loop_and_unstack_layers_sample_the_same() -> None:
+    engine = _engine(unstack_layers=False)
     assert engine.model.unroll == 1 and _engine().model.unroll == tiny_models.MODEL.num_layers
     _same(_rolled(_prompts(), engine), _whole())
 
@@ -149,7 +149,7 @@ def test_eight_devices_sample_the_same_as_one_with_layers_in_a_loop() -> None:
     mesh = sharding.sampling_mesh(
         sharding.make_mesh(config.MeshConfig(fsdp=2, tensor=4)), tiny_models.MODEL.num_kv_heads
     )
-    _same(_rolled(_prompts(), _engine(mesh, layers_apart=False)), _whole())
+    _same(_rolled(_prompts(), _engine(mesh, unstack_layers=False)), _whole())
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_rollout_compiles_nothing_after_compile() -> None:
             max_concurrent_prompts=2, prefill_batch=1, decode_steps_per_sync=4, prompt_buckets=2
         ),
     )
-    weights, asked = engine.weights(tiny_models.random_params()), Request(_prompts(), G + 1, SETTINGS, 7, 2)
+    weights, asked = engine.prepare_weights(tiny_models.random_params()), Request(_prompts(), G + 1, SETTINGS, 7, 2)
     with compiled_programs() as ahead:
         engine.compile(weights, asked)
     assert {"jit(empty)", "jit(fill)", "jit(chunk)"} <= set(ahead)
