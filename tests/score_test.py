@@ -125,7 +125,7 @@ def test_an_evaluation_is_scored_as_it_was_judged(files: Path, capsys: pytest.Ca
     records = [{"id": e.id, "db_id": "pets", "sql": e.sql, "sql_complexity": e.complexity} for e in examples]
     (files / "dev.json").write_text(json.dumps(records))
     made = printed(files, capsys, f"--output={files}/verdicts.jsonl")
-    assert made["metrics"]["spider"]["all"]["score"] == accuracy.fraction_correct(g[0].right for g in judged) == 0.5
+    assert made["metrics"]["spider"]["all"]["score"] == accuracy.fraction_correct(g[0].correct for g in judged) == 0.5
     assert [line["outcome"] for line in verdicts(files)] == ["match", "match_empty", "no_sql", "denied"]
     assert made["ignored"] == 1
 
