@@ -1,4 +1,4 @@
-"""python -m sqlr1_jax.report --workdir=runs/first: writes the run's report.html anew, at any point of the run."""
+"""python -m sqlr1_jax.report --workdir=runs/first: writes report.html of a run, finished or not."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sqlr1_jax.report import page
 
 @exit_on_error()
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command; `argv` without the program's name."""
-    parser = argparse.ArgumentParser(prog="python -m sqlr1_jax.report", description="Writes a run's report.html anew.")
-    parser.add_argument("--workdir", type=Path, required=True, help="the run's folder; the run may still be going")
+    """Runs the command; `argv` is without the program's name."""
+    parser = argparse.ArgumentParser(prog="python -m sqlr1_jax.report", description="Writes a run's report.html.")
+    parser.add_argument("--workdir", type=Path, required=True, help="the run's folder; the run may be in progress")
     args = parser.parse_args(argv)
     page.write(args.workdir)
     print(args.workdir / "report.html")

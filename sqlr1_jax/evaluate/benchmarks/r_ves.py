@@ -1,4 +1,4 @@
-"""R-VES, BIRD's reward-based valid efficiency score, as in mini_dev's evaluation_ves.py (docs/method.md, section 11)."""
+"""R-VES, BIRD's reward-based valid efficiency score, as in mini_dev's evaluation_ves.py (docs/method.md)."""
 
 from __future__ import annotations
 
