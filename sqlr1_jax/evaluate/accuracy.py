@@ -1,4 +1,4 @@
-"""Execution accuracy: greedy, by vote of n, pass@n, what the outcomes were, and the gain between two evaluations."""
+"""Execution accuracy: executes answers, picks the winner of a vote, and averages what is correct."""
 
 from __future__ import annotations
 
@@ -19,82 +19,98 @@ from sqlr1_jax.sql.vote import vote
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One completion, judged."""
+    """One completion and the outcome of its SQL."""
 
     text: str
-    sql: str | None
+    sql: str | None  # None if the completion has no SQL in the answer form
     outcome: Outcome
 
     @property
-    def right(self) -> bool:
+    def correct(self) -> bool:
+        """Whether the result equals the gold result; two empty results are equal."""
         return self.outcome.kind.correct
 
 
 def execute_candidates(
     executor: Executor, examples: Sequence[Example], texts: Sequence[Sequence[str]], form: str, rule: str
 ) -> list[list[Candidate]]:
-    """Runs the SQL of every completion and of its gold query; an answer that cannot be read has an outcome too.
+    """Executes the SQL of every completion and compares its result with that of the gold query.
 
-    Nothing of the gold reaches the prediction: what runs is what the completion says, to the character (defect 12).
+    The SQL runs exactly as the model wrote it; no value of the gold query is copied into it.
+
+    Args:
+      executor: an open pool of SQL workers.
+      examples: the questions.
+      texts: completions, [example][sample].
+      form: the answer form, a name in `answer.FORMS`.
+      rule: the comparison, a name in `compare.RULES`.
+
+    Returns:
+      Candidates, [example][sample]. A completion without readable SQL has an outcome too: no_sql or bad_format.
     """
     pending = []
-    for example, group in zip(examples, texts, strict=True):
-        for text in group:
-            said = answer.read(text, form)
-            pending.append((text, said.sql, submit_answer(executor, said, example.database, example.sql, rule)))
-    judged = iter(Candidate(text, sql, future.result()) for text, sql, future in pending)
-    return [[next(judged) for _ in group] for group in texts]
+    for example, samples in zip(examples, texts, strict=True):
+        for text in samples:
+            parsed = answer.read(text, form)
+            future = submit_answer(executor, parsed, example.database, example.sql, rule)
+            pending.append((text, parsed.sql, future))
+    candidates = iter(Candidate(text, sql, future.result()) for text, sql, future in pending)
+    return [[next(candidates) for _ in samples] for samples in texts]
 
 
 def vote_winner(candidates: Sequence[Candidate]) -> Candidate:
-    """The vote's answer: the largest group of equal results, its first member; the first candidate if none ran."""
-    place = vote([candidate.outcome for candidate in candidates])
-    return candidates[place or 0]
+    """The first candidate of the largest group with equal results; the first candidate if none ran."""
+    index = vote([candidate.outcome for candidate in candidates])
+    return candidates[index or 0]
 
 
 def fraction_correct(flags: Iterable[bool]) -> float:
-    """The fraction that is True; nan of nothing."""
+    """The fraction of flags that are True; nan if there are none."""
     values = list(flags)
     return sum(values) / len(values) if values else float("nan")
 
 
 def breakdown(
-    examples: Sequence[Example], right: Sequence[bool], by: Callable[[Example], str]
+    examples: Sequence[Example], correct: Sequence[bool], label: Callable[[Example], str]
 ) -> dict[str, dict[str, float]]:
-    """{name: {n, ex}} of the examples grouped by a label."""
+    """Accuracy by label: {label: {n, ex}}, sorted by label."""
     groups: dict[str, list[bool]] = collections.defaultdict(list)
-    for example, flag in zip(examples, right, strict=True):
-        groups[by(example)].append(flag)
+    for example, flag in zip(examples, correct, strict=True):
+        groups[label(example)].append(flag)
     return {name: {"n": len(flags), "ex": fraction_correct(flags)} for name, flags in sorted(groups.items())}
 
 
-def accuracy_by_label(examples: Sequence[Example], right: Sequence[bool]) -> dict[str, Any]:
-    """Accuracy over all, and by family, habit, complexity and style."""
+def accuracy_by_label(examples: Sequence[Example], correct: Sequence[bool]) -> dict[str, Any]:
+    """Accuracy over all examples, and by family, habit, complexity and style."""
     return {
-        "all": {"n": len(right), "ex": fraction_correct(right)},
-        "by_family": breakdown(examples, right, lambda e: e.family),
-        "by_habit": breakdown(examples, right, lambda e: e.habit),
-        "by_complexity": breakdown(examples, right, lambda e: e.complexity),
-        "by_style": breakdown(examples, right, lambda e: e.style),
+        "all": {"n": len(correct), "ex": fraction_correct(correct)},
+        "by_family": breakdown(examples, correct, lambda e: e.family),
+        "by_habit": breakdown(examples, correct, lambda e: e.habit),
+        "by_complexity": breakdown(examples, correct, lambda e: e.complexity),
+        "by_style": breakdown(examples, correct, lambda e: e.style),
     }
 
 
 def count_outcomes(candidates: Iterable[Candidate]) -> dict[str, int]:
-    """How often each outcome came."""
+    """How many candidates have each kind of outcome, sorted by kind."""
     return dict(sorted(collections.Counter(candidate.outcome.kind for candidate in candidates).items()))
 
 
 def paired_gain(
     before: Mapping[str, bool], after: Mapping[str, bool], cluster: Mapping[str, str], draws: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Mean gain in accuracy and its 95 % interval, resampling whole databases.
+    """The gain in accuracy on the same items, and the low and high end of its 95 % bootstrap interval.
 
     Args:
-      before: right or wrong by item id.
-      after: the same items, later or by another way.
-      cluster: the database of each item; items of one database are not independent.
+      before: whether each item was correct, by item id.
+      after: the same items in the other evaluation.
+      cluster: the database of each item. Whole databases are resampled, since items on one database are not
+        independent.
       draws: bootstrap samples.
       seed: of the bootstrap.
+
+    Raises:
+      ValueError: the evaluations have different items.
     """
     if before.keys() != after.keys():
         raise ValueError(f"the evaluations differ in {len(before.keys() ^ after.keys())} items; pair the same ones")
@@ -104,7 +120,7 @@ def paired_gain(
 def clustered_mean(
     values: Mapping[str, float], cluster: Mapping[str, str], draws: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """The mean of values by item id and its 95 % bootstrap interval, resampling whole databases as `paired_gain`."""
+    """The mean of values by item id, and its 95 % bootstrap interval; arguments as of `paired_gain`."""
     groups: dict[str, list[float]] = collections.defaultdict(list)
     for item, value in values.items():
         groups[cluster[item]].append(value)
@@ -116,11 +132,11 @@ def clustered_mean(
 
 
 def evaluation_line(
-    example: Example, name: str, chosen: Candidate, candidates: Sequence[Candidate] = ()
+    example: Example, set_name: str, chosen: Candidate, candidates: Sequence[Candidate] = ()
 ) -> dict[str, Any]:
-    """One line of evaluation/<stage>/*.jsonl."""
+    """One line of evaluation/<name>/*.jsonl; `candidates` are those of the vote that `chosen` won."""
     line: dict[str, Any] = {
-        "id": example.id, "set": name, "db_id": example.db_id, "question": example.question, "gold": example.sql,
+        "id": example.id, "set": set_name, "db_id": example.db_id, "question": example.question, "gold": example.sql,
         "family": example.family, "habit": example.habit, "style": example.style,
         "complexity": example.complexity, "text": chosen.text, "sql": chosen.sql, "outcome": chosen.outcome.kind,
     }  # fmt: skip

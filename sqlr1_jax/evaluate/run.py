@@ -1,4 +1,4 @@
-"""Evaluates weights on every held-out set, greedy and by vote, and leaves the figures in evaluation/<stage>/."""
+"""Evaluates weights on every held-out set, greedily and by vote, and writes evaluation/<name>/."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,116 +26,90 @@ from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train.context import RunContext
 
 log = logging.getLogger(__name__)
-WEIGHTS = "weights.txt"  # of an evaluation's folder: which weights its figures are of
-EVALUATION_STEP = -1 % 2**31  # the step in the sampling keys of evaluations: none of training's
+
+Figures = dict[str, float]
+
+WEIGHTS = "weights.txt"  # names the weights that were evaluated
+FIGURES = "figures.json"  # written last, so its presence means that an evaluation is complete
+EVALUATION_STEP = -1 % 2**31  # step in the sampling keys of evaluations; no training step has it
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldoutSet:
-    """A set of questions that no stage trains on, with prompts; one over the budget is asked nothing and is wrong."""
+    """Questions that no stage trains on, with their prompts. A prompt over the token budget counts as wrong."""
 
     name: str
     examples: list[Example]
     prompts: list[Prompt]
 
 
+@dataclasses.dataclass(frozen=True)
+class SetEvaluation:
+    """The executed answers to one held-out set."""
+
+    heldout: HeldoutSet
+    greedy: list[Candidate]  # one per question
+    sampled: list[list[Candidate]]  # [question][vote]
+
+    @property
+    def winners(self) -> list[Candidate]:
+        """The winner of each question's vote."""
+        return [accuracy.vote_winner(candidates) for candidates in self.sampled]
+
+    def figures(self, votes: int) -> Figures:
+        """The set's entry of figures.json; fractions, but for n."""
+        return {
+            "ex_greedy": accuracy.fraction_correct(candidate.correct for candidate in self.greedy),
+            f"ex_vote{votes}": accuracy.fraction_correct(candidate.correct for candidate in self.winners),
+            f"pass{votes}": accuracy.fraction_correct(any(c.correct for c in group) for group in self.sampled),
+            "well_formed": float(np.mean([candidate.outcome.kind.well_formed for candidate in self.greedy])),
+            "n": len(self.greedy),
+        }
+
+
 def load_heldout_sets(context: RunContext) -> list[HeldoutSet]:
-    """The run's sets: of the embedded data heldout and newnames, of any other source its one set as heldout."""
-    spec = context.config.data.evaluate
-    names = ["heldout", "newnames"] if spec.startswith("synth:") else ["heldout"]
-    sets = [(name, context.examples(spec, name)) for name in names]
+    """The run's held-out sets: "heldout" and "newnames" of the embedded data, only "heldout" of another source."""
+    source = context.config.data.evaluate
+    names = ["heldout", "newnames"] if source.startswith("synth:") else ["heldout"]
+    sets = [(name, context.examples(source, name)) for name in names]
     return [HeldoutSet(name, examples, context.prompts(examples)) for name, examples in sets if examples]
 
 
-def sample_texts(
-    context: RunContext, engine: Engine, weights: Any, prompts: Sequence[Prompt], samples: int, temperature: float
-) -> list[list[str]]:
-    """Texts [prompt][sample]; "" for a prompt over its budget. evaluate.max_concurrent_prompts are sampled at once."""
-    asked = [prompt for prompt in prompts if not prompt.over_budget]
-    # As many for each host: the first ones twice, whose second answers are dropped.
-    even = [
-        asked[i % len(asked)]
-        for i in range(-(-len(asked) // collectives.process_count()) * collectives.process_count())
-    ]
-    mine = collectives.local_slice(len(even))
-    with tqdm(total=len(even[mine]) * samples, desc="sampling", unit="sample", leave=False, disable=None) as bar:
-        made = engine.rollout(
-            weights, evaluation_request(context, even[mine], samples, temperature, mine.start, bar.update)
-        )
-    decoded = context.texts([made.ids(p, g) for p in range(len(even[mine])) for g in range(samples)])
-    texts = collectives.allgather_list([decoded[p * samples : (p + 1) * samples] for p in range(len(even[mine]))])
-    answered = iter(texts)
-    return [[""] * samples if prompt.over_budget else next(answered) for prompt in prompts]
+def greedy_accuracy(context: RunContext, engine: Engine, executor: Executor, params: Any, heldout: HeldoutSet) -> float:
+    """Greedy execution accuracy on a fixed subset of `evaluate.subset` questions: the curve shown during training."""
+    indices = order.subset(len(heldout.examples), context.config.evaluate.subset, context.config.seed)
+    prompts, examples = [heldout.prompts[i] for i in indices], [heldout.examples[i] for i in indices]
+    texts = sample_texts(context, engine, engine.weights(params), prompts, 1, 0.0)
+    candidates = execute_texts(context, executor, examples, texts)
+    return accuracy.fraction_correct(group[0].correct for group in candidates)
 
 
-def evaluation_request(
-    context: RunContext,
-    prompts: Sequence[Prompt],
-    samples: int,
-    temperature: float,
-    first: int = 0,
-    tell: Callable[[int], Any] = lambda ended: None,
-) -> Request:
-    """What an evaluation asks the sampler; `tell` is told how many samples have ended since."""
-    sampled = context.config.grpo.sampling
-    settings = SamplingConfig(temperature=temperature, max_tokens=sampled.max_tokens, stop=sampled.stop)
-    return dataclasses.replace(
-        context.request(prompts, samples, settings, EVALUATION_STEP),
-        prompt_offset=first, max_concurrent_prompts=context.config.evaluate.max_concurrent_prompts,
-        on_finished=lambda ended: tell(len(ended)),
-    )  # fmt: skip
+def evaluate(context: RunContext, name: str, params: Any, weights_of: str, executor: Executor) -> dict[str, Figures]:
+    """Evaluates weights on all held-out sets, writes evaluation/<name>/ and returns the figures by set.
 
-
-def greedy_accuracy(context: RunContext, engine: Engine, executor: Executor, params: Any, held: HeldoutSet) -> float:
-    """Greedy execution accuracy on the fixed subset that GRPO is watched by."""
-    chosen = order.subset(len(held.examples), context.config.evaluate.subset, context.config.seed)
-    prompts, examples = [held.prompts[i] for i in chosen], [held.examples[i] for i in chosen]
-    texts = sample_texts(context, engine, engine.prepare_weights(params), prompts, 1, 0.0)
-    judged = _judge(context, executor, examples, texts)
-    return accuracy.fraction_correct(group[0].right for group in judged)
-
-
-def evaluate(
-    context: RunContext, name: str, params: Any, weights_of: str, executor: Executor
-) -> dict[str, dict[str, float]]:
-    """Evaluates weights as evaluation/<name>/ and returns {set: figures}.
-
-    `weights_of` says which weights they are, as in "grpo, step 110": figures of those very weights are only read.
+    `weights_of` names the weights, for example "grpo, step 110". If the folder already has figures of the same
+    weights, they are returned and nothing is computed.
     """
     discard_stale_figures(context, name, weights_of)
     folder = context.workdir / "evaluation" / name
-    done = folder / "figures.json"
-    there = collectives.broadcast(json.loads(done.read_text()) if done.exists() else None)
-    if there is not None:
-        return there
+    done = folder / FIGURES
+    existing = collectives.broadcast(json.loads(done.read_text()) if done.exists() else None)
+    if existing is not None:
+        return existing
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     sets = load_heldout_sets(context)
-    engine = context.engine([prompt for held in sets for prompt in held.prompts])
-    weights = engine.prepare_weights(params)
+    engine = context.engine([prompt for heldout in sets for prompt in heldout.prompts])
+    weights = engine.weights(params)
     votes = context.config.evaluate.votes
-    figures, greedy_lines, vote_lines = {}, [], []
-    reports: dict[str, dict[str, Any]] = {"greedy": {}, f"vote{votes}": {}}
-    for held in sets:
-        greedy = _judged(context, engine, weights, executor, held, 1, 0.0)
-        sampled = _judged(context, engine, weights, executor, held, votes, context.config.evaluate.temperature)
-        winners = [accuracy.vote_winner(group) for group in sampled]
-        figures[held.name] = _figures(greedy, winners, sampled, votes)
-        for report, chosen in zip(reports.values(), ([group[0] for group in greedy], winners), strict=True):
-            report[held.name] = accuracy.accuracy_by_label(held.examples, [candidate.right for candidate in chosen])
-            report[held.name]["outcomes"] = accuracy.count_outcomes(chosen)
-        greedy_lines += [
-            accuracy.evaluation_line(e, held.name, g[0]) for e, g in zip(held.examples, greedy, strict=True)
-        ]
-        vote_lines += [
-            accuracy.evaluation_line(e, held.name, w, g)
-            for e, w, g in zip(held.examples, winners, sampled, strict=True)
-        ]
-        log.info("%s, %s: %s", name, held.name, figures[held.name])
+    evaluations, figures = [], {}
+    for heldout in sets:
+        evaluation = _evaluate_set(context, engine, weights, executor, heldout)
+        evaluations.append(evaluation)
+        figures[heldout.name] = evaluation.figures(votes)
+        log.info("%s, %s: %s", name, heldout.name, figures[heldout.name])
     if collectives.is_primary():
-        for kind, lines in zip(reports, (greedy_lines, vote_lines), strict=True):
-            atomic_write_text(folder / f"{kind}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-            atomic_write_text(folder / f"{kind}.json", json.dumps(reports[kind], indent=1))
+        _write_answers(folder, evaluations, votes)
         atomic_write_text(folder / WEIGHTS, weights_of)
         atomic_write_text(done, json.dumps(figures, indent=1))
     log.info("evaluated %s in %.1f s", name, time.perf_counter() - begin)
@@ -142,43 +117,102 @@ def evaluate(
 
 
 def discard_stale_figures(context: RunContext, name: str, weights_of: str) -> None:
-    """Removes the figures of evaluation/<name>/ where they are of other weights."""
+    """Removes the figures in evaluation/<name>/ if they are those of other weights than `weights_of`."""
     folder = context.workdir / "evaluation" / name
-    of = folder / WEIGHTS
-    if not collectives.broadcast(of.exists() and of.read_text() == weights_of):
-        collectives.run_on_primary((folder / "figures.json").unlink, True)
+    evaluated = folder / WEIGHTS
+    if not collectives.broadcast(evaluated.exists() and evaluated.read_text() == weights_of):
+        collectives.run_on_primary((folder / FIGURES).unlink, True)
 
 
-def _judged(
+def sample_texts(
+    context: RunContext, engine: Engine, weights: Any, prompts: Sequence[Prompt], samples: int, temperature: float
+) -> list[list[str]]:
+    """Completions as text, [prompt][sample], on every process; "" for a prompt over the token budget.
+
+    Each process samples a share of the prompts.
+    """
+    within_budget = [prompt for prompt in prompts if not prompt.over_budget]
+    # Every process must sample the same number of prompts, so the first prompts fill up and are sampled twice. Their
+    # second texts come last and are not used.
+    processes = collectives.process_count()
+    padded_count = -(-len(within_budget) // processes) * processes
+    padded = [within_budget[i % len(within_budget)] for i in range(padded_count)]
+    local = collectives.local_slice(padded_count)
+    local_count = local.stop - local.start
+    with tqdm(total=local_count * samples, desc="sampling", unit="sample", leave=False, disable=None) as bar:
+        request = evaluation_request(context, padded[local], samples, temperature, local.start, bar.update)
+        completions = engine.rollout(weights, request)
+    decoded = context.texts([completions.ids(p, g) for p in range(local_count) for g in range(samples)])
+    local_texts = [decoded[p * samples : (p + 1) * samples] for p in range(local_count)]
+    texts = iter(collectives.allgather_list(local_texts))
+    return [[""] * samples if prompt.over_budget else next(texts) for prompt in prompts]
+
+
+def evaluation_request(
     context: RunContext,
-    engine: Engine,
-    weights: Any,
-    executor: Executor,
-    held: HeldoutSet,
+    prompts: Sequence[Prompt],
     samples: int,
     temperature: float,
-) -> list[list[Candidate]]:
-    texts = sample_texts(context, engine, weights, held.prompts, samples, temperature)
-    return _judge(context, executor, held.examples, texts)
+    prompt_offset: int = 0,
+    report_progress: Callable[[int], Any] = lambda count: None,
+) -> Request:
+    """The engine's request of an evaluation.
+
+    Args:
+      context: the run; token limit and stop text are those of GRPO's sampling.
+      prompts: this process's prompts.
+      samples: completions per prompt.
+      temperature: 0 is greedy.
+      prompt_offset: index of the first prompt among those of all processes.
+      report_progress: called with the number of samples that have finished since its last call.
+    """
+    training = context.config.grpo.sampling
+    sampling = SamplingConfig(temperature=temperature, max_tokens=training.max_tokens, stop=training.stop)
+    return dataclasses.replace(
+        context.request(prompts, samples, sampling, EVALUATION_STEP),
+        prompt_offset=prompt_offset,
+        max_concurrent_prompts=context.config.evaluate.max_concurrent_prompts,
+        on_finished=lambda finished: report_progress(len(finished)),
+    )
 
 
-def _judge(
+def execute_texts(
     context: RunContext, executor: Executor, examples: Sequence[Example], texts: Sequence[Sequence[str]]
 ) -> list[list[Candidate]]:
-    """Every host runs its share of the queries, and learns of all."""
-    mine, cfg = collectives.local_slice(len(examples)), context.config
-    judged = accuracy.execute_candidates(executor, examples[mine], texts[mine], cfg.data.form, cfg.evaluate.rule)
-    return collectives.allgather_list(judged)
+    """Executed completions, [example][sample], on every process; each process executes a share of them."""
+    config, local = context.config, collectives.local_slice(len(examples))
+    candidates = accuracy.execute_candidates(
+        executor, examples[local], texts[local], config.data.form, config.evaluate.rule
+    )
+    return collectives.allgather_list(candidates)
 
 
-def _figures(
-    greedy: list[list[Candidate]], winners: list[Candidate], sampled: list[list[Candidate]], votes: int
-) -> dict[str, float]:
-    formed = [group[0].outcome.kind.well_formed for group in greedy]
-    return {
-        "ex_greedy": accuracy.fraction_correct(group[0].right for group in greedy),
-        f"ex_vote{votes}": accuracy.fraction_correct(candidate.right for candidate in winners),
-        f"pass{votes}": accuracy.fraction_correct(any(c.right for c in group) for group in sampled),
-        "well_formed": float(np.mean(formed)),
-        "n": len(greedy),
-    }
+def _evaluate_set(
+    context: RunContext, engine: Engine, weights: Any, executor: Executor, heldout: HeldoutSet
+) -> SetEvaluation:
+    """Answers a set twice: greedily, and with `evaluate.votes` samples per question."""
+
+    def answer_all(samples: int, temperature: float) -> list[list[Candidate]]:
+        texts = sample_texts(context, engine, weights, heldout.prompts, samples, temperature)
+        return execute_texts(context, executor, heldout.examples, texts)
+
+    greedy = [group[0] for group in answer_all(1, 0.0)]
+    sampled = answer_all(context.config.evaluate.votes, context.config.evaluate.temperature)
+    return SetEvaluation(heldout, greedy, sampled)
+
+
+def _write_answers(folder: Path, evaluations: Sequence[SetEvaluation], votes: int) -> None:
+    """Writes greedy.jsonl and vote8.jsonl (one line per question), and accuracy by label in greedy.json, vote8.json."""
+    for kind in ("greedy", f"vote{votes}"):
+        lines: list[dict[str, Any]] = []
+        report = {}
+        for evaluation in evaluations:
+            heldout = evaluation.heldout
+            chosen = evaluation.greedy if kind == "greedy" else evaluation.winners
+            candidates = [()] * len(chosen) if kind == "greedy" else evaluation.sampled
+            for example, answer, group in zip(heldout.examples, chosen, candidates, strict=True):
+                lines.append(accuracy.evaluation_line(example, heldout.name, answer, group))
+            report[heldout.name] = accuracy.accuracy_by_label(heldout.examples, [answer.correct for answer in chosen])
+            report[heldout.name]["outcomes"] = accuracy.count_outcomes(chosen)
+        atomic_write_text(folder / f"{kind}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        atomic_write_text(folder / f"{kind}.json", json.dumps(report, indent=1))

@@ -1,4 +1,4 @@
-"""summary.json: what a run reached and what it took."""
+"""summary.json: a run's figures, the gain from GRPO, and the seconds of each stage."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sqlr1_jax.io import atomic_write_text, read_jsonl
 from sqlr1_jax.sql.outcome import OutcomeKind
 
 
-def write(workdir: Path, cfg: Config, stage: str, seconds: float) -> None:
-    """Adds a stage's seconds and brings the figures up to date."""
+def write(workdir: Path, config: Config, stage: str, seconds: float) -> None:
+    """Adds `seconds` to a stage's time and writes summary.json with the evaluations that exist."""
     path = workdir / "summary.json"
     times = json.loads(path.read_text())["seconds"] if path.exists() else {}
-    # A stage that was resumed adds up; one that found its work done adds next to nothing.
+    # Seconds add up, since a resumed stage runs more than once. A stage that finds its work done adds almost nothing.
     times[stage] = round(times.get(stage, 0.0) + seconds, 3)
     times["total"] = round(sum(value for name, value in times.items() if name != "total"), 3)
     summary: dict[str, Any] = {"seconds": times}
@@ -26,20 +26,30 @@ def write(workdir: Path, cfg: Config, stage: str, seconds: float) -> None:
             summary[name] = json.loads(figures.read_text())
     summary |= summary.get("final", summary.get("sft", {})).get("heldout", {})
     if "sft" in summary and "final" in summary:
-        gains = gain(workdir)
-        summary |= {"gain": gains[0], "interval": list(gains[1:])}
+        mean, low, high = gain(workdir)
+        summary |= {"gain": mean, "interval": [low, high]}
     if (workdir / "export").exists():
         summary["export"] = str(workdir / "export")
     atomic_write_text(path, json.dumps(summary, indent=1))
 
 
-def gain(workdir: Path, before: str = "sft", after: str = "final", **only: str) -> tuple[float, float, float]:
-    """Paired gain in greedy accuracy on the held-out set with its 95 % interval; `only` keeps items by a field."""
-    lines = [_items(workdir / "evaluation" / name / "greedy.jsonl", only) for name in (before, after)]
-    flags = [{i: OutcomeKind(line["outcome"]).correct for i, line in one.items()} for one in lines]
-    return accuracy.paired_gain(flags[0], flags[1], {i: line["db_id"] for i, line in lines[0].items()})
+def gain(workdir: Path, before: str = "sft", after: str = "final", **labels: str) -> tuple[float, float, float]:
+    """The paired gain in greedy accuracy on the held-out set, and its 95 % interval.
+
+    Args:
+      workdir: the run's folder.
+      before: folder of evaluation/.
+      after: folder of evaluation/.
+      labels: keeps only the items whose field has this value, for example habit="extra_column".
+
+    Raises:
+      ValueError: the evaluations have different items.
+    """
+    items = [_heldout_items(workdir / "evaluation" / name / "greedy.jsonl", labels) for name in (before, after)]
+    correct = [{i: OutcomeKind(line["outcome"]).correct for i, line in lines.items()} for lines in items]
+    return accuracy.paired_gain(correct[0], correct[1], {i: line["db_id"] for i, line in items[0].items()})
 
 
-def _items(path: Path, only: dict[str, str]) -> dict[str, dict[str, Any]]:
+def _heldout_items(path: Path, labels: dict[str, str]) -> dict[str, dict[str, Any]]:
     lines = [line for line in read_jsonl(path) if line["set"] == "heldout"]
-    return {line["id"]: line for line in lines if all(line[name] == value for name, value in only.items())}
+    return {line["id"]: line for line in lines if all(line[name] == value for name, value in labels.items())}

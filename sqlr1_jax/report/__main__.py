@@ -1,4 +1,4 @@
-"""Writes a run's report.html again: python -m sqlr1_jax.report --workdir=runs/first."""
+"""python -m sqlr1_jax.report --workdir=runs/first: writes report.html of a run, finished or not."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sqlr1_jax.report import page
 
 @exit_on_error()
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command; `argv` excludes the program's name."""
-    parser = argparse.ArgumentParser(prog="python -m sqlr1_jax.report", description="Writes a run's report.html again.")
-    parser.add_argument("--workdir", type=Path, required=True, help="folder of the run, which may still be running")
+    """Runs the command; `argv` is without the program's name."""
+    parser = argparse.ArgumentParser(prog="python -m sqlr1_jax.report", description="Writes a run's report.html.")
+    parser.add_argument("--workdir", type=Path, required=True, help="the run's folder; the run may be in progress")
     args = parser.parse_args(argv)
     page.write(args.workdir)
     print(args.workdir / "report.html")

@@ -1,4 +1,4 @@
-"""Which of a run's numbers are drawn, and how to read each."""
+"""The charts of a run: which metrics are drawn, with a hint on how to read each."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from sqlr1_jax.report import charts
 from sqlr1_jax.report.charts import Chart
 from sqlr1_jax.report.run_record import RunRecord
+from sqlr1_jax.rl import reward
 from sqlr1_jax.sql.outcome import OutcomeKind
 
-OUTCOMES: dict[str, str] = {
+# CSS classes of style.css; the order is that of the stacked areas, from the bottom.
+OUTCOME_TONES: dict[str, str] = {
     OutcomeKind.MATCH: "right",
     OutcomeKind.MATCH_EMPTY: "right2",
     OutcomeKind.MISMATCH: "wrong",
@@ -23,92 +25,108 @@ OUTCOMES: dict[str, str] = {
     OutcomeKind.GOLD_ERROR: "gold",
     OutcomeKind.OK: "right",
 }
-GROUPS = {"all right": "right", "mixed": "mixed", "all wrong": "wrong"}
-PARTS = ("result", "execution", "format", "length", "arctic", "overlap", "schema_recall")
-TONES = ("one", "two", "three", "four", "five", "six", "seven")
-MISMATCH = {"float32": 1.005, "bfloat16": 1.02}  # docs/design.md: the trainer and the sampler agree
+GROUP_TONES = {"all right": "right", "mixed": "mixed", "all wrong": "wrong"}
+# logprob_mismatch that is expected from rounding alone, by dtype (docs/design.md).
+MISMATCH_LIMITS = {"float32": 1.005, "bfloat16": 1.02}
 
 
 def grpo(record: RunRecord) -> list[Chart]:
-    """GRPO's charts, those that have anything to show."""
-    return [chart for chart in _grpo(record) if chart]
+    """GRPO's charts, without those that have nothing to show."""
+    return [chart for chart in _grpo_charts(record) if chart]
 
 
 def sft(record: RunRecord) -> list[Chart]:
-    """The cold start's charts."""
-    return [chart for chart in _sft(record) if chart]
+    """The cold start's charts, without those that have nothing to show."""
+    return [chart for chart in _sft_charts(record) if chart]
 
 
-def _grpo(record: RunRecord) -> Iterator[Chart | None]:
-    yield _watched(record)
-    yield _one(record, "reward/mean", "Reward", "Mean over all samples of a step.")
-    yield charts.lines(
-        "Reward by part", {name: record.steps("grpo", f"reward/{name}") for name in PARTS}, TONES,
-        "Result: the right rows. Execution: SQL that runs. Format: the answer's form. Length: brevity.",
-    )  # fmt: skip
-    yield charts.areas(
-        "Groups", {name: record.steps("grpo", f"groups/{name.replace(' ', '_')}") for name in GROUPS}, GROUPS,
-        "A group is one question's samples. Only mixed groups teach: in the others every advantage is zero.",
-    )  # fmt: skip
-    yield charts.areas(
-        "Outcomes of the samples", {name: record.steps("grpo", f"outcome/{name}") for name in OUTCOMES}, OUTCOMES,
-        "What running each sample's SQL gave.",
-    )  # fmt: skip
-    yield from _health(record)
+def _grpo_charts(record: RunRecord) -> Iterator[Chart | None]:
+    yield _accuracy(record)
+    yield _grpo_line(record, "reward/mean", "Reward", "Mean over all samples of a step.")
+    yield charts.line_chart(
+        "Reward by part",
+        {name: record.steps("grpo", f"reward/{name}") for name in reward.PARTS},
+        "Format: the answer has the right form. Execution: its SQL runs. Result: it returns the right rows. Length: "
+        "the SQL's share of a right answer, plus a bonus for longer reasoning.",
+    )
+    yield charts.area_chart(
+        "Groups",
+        {name: record.steps("grpo", f"groups/{name.replace(' ', '_')}") for name in GROUP_TONES},
+        GROUP_TONES,
+        "A group is all samples of one question. Only mixed groups train the model; in the others all advantages are "
+        "zero.",
+    )
+    yield charts.area_chart(
+        "Outcomes of the samples",
+        {name: record.steps("grpo", f"outcome/{name}") for name in OUTCOME_TONES},
+        OUTCOME_TONES,
+        "What happened when each sample's SQL was run.",
+    )
+    yield from _health_charts(record)
 
 
-def _watched(record: RunRecord) -> Chart | None:
+def _accuracy(record: RunRecord) -> Chart | None:
     points = record.steps("grpo", "evaluate/ex")
-    first = record.watched()
-    if points and first is not None:
-        points = [(0, first), *points]
+    at_start = record.sft_subset_accuracy()
+    if points and at_start is not None:
+        points = [(0, at_start), *points]
     size, best = record.setting("evaluate.subset", 0), max((v for _, v in points if v is not None), default=None)
     hint = f"Greedy, on a fixed subset of {size} held-out questions. Best: {charts.number(best, True)}."
-    return charts.lines("Accuracy while training", {"execution accuracy": points}, TONES, hint, percent=True)
+    return charts.line_chart("Accuracy during training", {"execution accuracy": points}, hint, percent=True)
 
 
-def _health(record: RunRecord) -> Iterator[Chart | None]:
+def _health_charts(record: RunRecord) -> Iterator[Chart | None]:
     dtype = str(record.setting("model.dtype", "float32"))
-    limit = MISMATCH.get(dtype, max(MISMATCH.values()))
-    yield _one(record, "kl", "KL to the cold start", "k3 estimate, in nats a token.", zero=True)
-    yield _one(record, "entropy", "Entropy",
-               "Nats a token. Near zero, all samples say the same and nothing is learned.", zero=True)  # fmt: skip
-    yield charts.lines(
-        "Trainer against sampler", {"mean exp|Δ log p|": record.steps("grpo", "logprob_mismatch")}, TONES,
-        f"1 when both compute the same model. Past {limit} in {dtype}, look for a bug.", limits={"limit": limit},
+    limit = MISMATCH_LIMITS.get(dtype, max(MISMATCH_LIMITS.values()))
+    yield _grpo_line(record, "kl", "KL to the cold start", "k3 estimate, in nats per token.", zero=True)
+    yield _grpo_line(
+        record, "entropy", "Entropy", "Nats per token. Near zero all samples are alike, and nothing is learned.",
+        zero=True,
     )  # fmt: skip
-    yield _tokens(record)
-    yield _one(record, "completion/truncated", "Cut off", "Samples at the length limit.", percent=True, zero=True)
-    yield _one(record, "clip_fraction", "Clipped", "Tokens whose ratio the clip held back.", percent=True, zero=True)
-    yield _one(record, "grad_norm", "Gradient norm", "Before clipping.", zero=True)
-    yield _rate(record, "grpo")
-    yield _one(record, "tokens_per_second", "Speed", "Completion tokens a second, over whole steps.", zero=True)
-
-
-def _tokens(record: RunRecord) -> Chart | None:
-    names = {"mean": "completion/mean_tokens", "longest": "completion/max_tokens"}
-    named = {label: record.steps("grpo", name) for label, name in names.items()}
-    limit = float(record.setting("grpo.sampling.max_tokens", 0))
-    near = max((value for _, value in named["longest"] if value is not None), default=0.0) > limit / 2
-    return charts.lines("Tokens of a completion", named, TONES, f"The limit is {limit:,.0f}.", zero=True,
-                        limits={"limit": limit} if near else {})  # fmt: skip
-
-
-def _one(
-    record: RunRecord, name: str, title: str, hint: str = "", percent: bool = False, zero: bool = False
-) -> Chart | None:
-    label = name.rpartition("/")[2].replace("_", " ")
-    return charts.lines(title, {label: record.steps("grpo", name)}, TONES, hint, percent, zero)
-
-
-def _sft(record: RunRecord) -> Iterator[Chart | None]:
-    yield charts.lines(
-        "Loss", {"loss": record.steps("sft", "loss")}, TONES, "Nats a token, on the answers alone.", zero=True
+    yield charts.line_chart(
+        "Trainer vs. sampler",
+        {"mean exp|Δ log p|": record.steps("grpo", "logprob_mismatch")},
+        f"1 if trainer and sampler compute the same probabilities. Above {limit} in {dtype}, look for a bug.",
+        limits={"limit": limit},
     )
-    yield charts.lines("Entropy", {"entropy": record.steps("sft", "entropy")}, TONES, "Nats a token.", zero=True)
-    yield charts.lines("Gradient norm", {"grad norm": record.steps("sft", "grad_norm")}, TONES, "", zero=True)
-    yield _rate(record, "sft")
+    yield _completion_tokens(record)
+    yield _grpo_line(
+        record, "completion/truncated", "Truncated", "Samples cut off at the length limit.", percent=True, zero=True
+    )
+    yield _grpo_line(
+        record, "clip_fraction", "Clipped", "Tokens whose gradient the clip stopped.", percent=True, zero=True
+    )
+    yield _grpo_line(record, "grad_norm", "Gradient norm", "Before clipping.", zero=True)
+    yield _learning_rate(record, "grpo")
+    yield _grpo_line(record, "tokens_per_second", "Speed", "Completion tokens per second, over whole steps.", zero=True)
 
 
-def _rate(record: RunRecord, stage: str) -> Chart | None:
-    return charts.lines("Learning rate", {"lr": record.steps(stage, "lr")}, TONES, zero=True, smoothed=False)
+def _completion_tokens(record: RunRecord) -> Chart | None:
+    """Completion lengths; the token limit is drawn only if completions come near it."""
+    metrics = {"mean": "completion/mean_tokens", "longest": "completion/max_tokens"}
+    series = {label: record.steps("grpo", name) for label, name in metrics.items()}
+    limit = float(record.setting("grpo.sampling.max_tokens", 0))
+    longest = max((value for _, value in series["longest"] if value is not None), default=0.0)
+    limits = {"limit": limit} if longest > limit / 2 else {}
+    return charts.line_chart(
+        "Completion length", series, f"Tokens. The limit is {limit:,.0f}.", zero=True, limits=limits
+    )
+
+
+def _grpo_line(
+    record: RunRecord, metric: str, title: str, hint: str = "", percent: bool = False, zero: bool = False
+) -> Chart | None:
+    label = metric.rpartition("/")[2].replace("_", " ")
+    return charts.line_chart(title, {label: record.steps("grpo", metric)}, hint, percent, zero)
+
+
+def _sft_charts(record: RunRecord) -> Iterator[Chart | None]:
+    loss, entropy = record.steps("sft", "loss"), record.steps("sft", "entropy")
+    yield charts.line_chart("Loss", {"loss": loss}, "Nats per token of the answers.", zero=True)
+    yield charts.line_chart("Entropy", {"entropy": entropy}, "Nats per token.", zero=True)
+    yield charts.line_chart("Gradient norm", {"grad norm": record.steps("sft", "grad_norm")}, zero=True)
+    yield _learning_rate(record, "sft")
+
+
+def _learning_rate(record: RunRecord, stage: str) -> Chart | None:
+    return charts.line_chart("Learning rate", {"lr": record.steps(stage, "lr")}, zero=True, smoothed=False)

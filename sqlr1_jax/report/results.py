@@ -1,10 +1,9 @@
-"""What a run reached: the headline, accuracy before and after by label, and the story of the teacher's habits."""
+"""The results that the report shows: accuracy before and after GRPO, the teacher's errors, and changed answers."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from sqlr1_jax.evaluate import accuracy
 from sqlr1_jax.report import sql_text
@@ -16,15 +15,15 @@ HABITS = {
     "dropped_distinct": "Teacher drops DISTINCT",
     "": "No habit applies",
 }
-_SHOWS = {"extra_column": sql_text.extra_columns, "dropped_distinct": sql_text.lacks_distinct}
+_HAS_HABIT = {"extra_column": sql_text.has_extra_columns, "dropped_distinct": sql_text.lacks_distinct}
 
 
 @dataclasses.dataclass(frozen=True)
 class Gain:
-    """An accuracy before and after, as fractions; after alone where there is no before."""
+    """An accuracy before and after GRPO, as fractions. `before` is None if there is nothing to compare with."""
 
     label: str
-    n: int
+    n: int  # questions
     before: float | None
     after: float
     interval: tuple[float, float] | None = None  # of the difference: 95 %, paired, resampled by database
@@ -44,36 +43,35 @@ def headline(record: RunRecord) -> Gain | None:
     return gain(record, "", lambda line: True)
 
 
-def gain(record: RunRecord, label: str, keep: Any, name: str = "heldout") -> Gain | None:
-    """Greedy accuracy before and after on a set's items that `keep` takes, paired."""
+def gain(record: RunRecord, label: str, keep: Callable[[Line], bool], set_name: str = "heldout") -> Gain | None:
+    """Greedy accuracy before and after on the questions that `keep` selects; None if there are none."""
     if not record.after or not record.before:
         return None
-    lines = record.after.lines.get(name, {})
-    chosen = [i for i, line in lines.items() if i in record.before.lines.get(name, {}) and keep(line)]
-    if not chosen:
+    lines, lines_before = record.after.lines.get(set_name, {}), record.before.lines.get(set_name, {})
+    ids = [i for i, line in lines.items() if i in lines_before and keep(line)]
+    if not ids:
         return None
-    before, after = ({i: e.right(name)[i] for i in chosen} for e in (record.before, record.after))
-    _, low, high = accuracy.paired_gain(before, after, {i: lines[i]["db_id"] for i in chosen})
-    old, new = (accuracy.fraction_correct(flags.values()) for flags in (before, after))
-    return Gain(label, len(chosen), old, new, (low, high))
+    correct_before, correct_after = record.before.correct(set_name), record.after.correct(set_name)
+    before, after = {i: correct_before[i] for i in ids}, {i: correct_after[i] for i in ids}
+    _, low, high = accuracy.paired_gain(before, after, {i: lines[i]["db_id"] for i in ids})
+    fractions = [accuracy.fraction_correct(flags.values()) for flags in (before, after)]
+    return Gain(label, len(ids), fractions[0], fractions[1], (low, high))
 
 
 def table(record: RunRecord) -> list[tuple[str, list[Gain]]]:
-    """Every figure of every set: greedy, by vote, pass@n, well-formed."""
+    """(set, rows) with every figure of figures.json: greedy, vote, pass@n, well-formed."""
     if record.latest is None:
         return []
-    found = []
+    sets = []
     for name, figures in record.latest.figures.items():
-        old = record.before.figures.get(name, {}) if record.after and record.before else {}
-        rows = [
-            Gain(_figure(key), int(figures["n"]), old.get(key), value) for key, value in figures.items() if key != "n"
-        ]
-        found.append((SETS[name] if record.embedded else "Held out", rows))
-    return found
+        before = record.before.figures.get(name, {}) if record.after and record.before else {}
+        n = int(figures["n"])
+        rows = [Gain(_figure_label(key), n, before.get(key), value) for key, value in figures.items() if key != "n"]
+        sets.append((SETS[name] if record.embedded else "Held out", rows))
+    return sets
 
 
-def _figure(key: str) -> str:
-    """A figure's name in words."""
+def _figure_label(key: str) -> str:
     if key.startswith("ex_vote"):
         return f"Vote of {key.removeprefix('ex_vote')}"
     if key.startswith("pass"):
@@ -82,146 +80,165 @@ def _figure(key: str) -> str:
 
 
 def by_field(record: RunRecord, field: str, labels: Mapping[str, str] | None = None) -> list[Gain]:
-    """Accuracy by a label that the items carry (family, habit, style), hardest first unless `labels` orders them."""
+    """Gains by a field of the evaluation's lines (family, habit, style), with intervals.
+
+    The rows are those of `labels` and in its order, or without it all values, best first.
+    """
     if record.after is None or record.before is None:
         return by_report(record, field, labels)
     present = dict.fromkeys(line.get(field, "") for line in record.after.lines.get("heldout", {}).values())
     if not any(present):
         return []
-    wanted = [name for name in labels if name in present] if labels else list(present)
-    found = [gain(record, _named(name, labels), _has(field, name)) for name in wanted]
-    return _sorted((one for one in found if one), labels)
+    values = [value for value in labels if value in present] if labels else list(present)
+    gains = [gain(record, _label(value, labels), _field_equals(field, value)) for value in values]
+    return _sorted((row for row in gains if row), labels)
 
 
 def by_report(record: RunRecord, field: str, labels: Mapping[str, str] | None = None) -> list[Gain]:
-    """Accuracy by a label that only the evaluation's own report knows (complexity), without an interval."""
+    """Gains by a label of the evaluation's greedy.json (such as complexity), without intervals; rows as `by_field`."""
     if record.latest is None:
         return []
-    new = record.latest.report.get("heldout", {}).get(f"by_{field}", {})
-    old = record.before.report.get("heldout", {}).get(f"by_{field}", {}) if record.after and record.before else {}
-    if not any(new):
+    after = record.latest.report.get("heldout", {}).get(f"by_{field}", {})
+    before = record.before.report.get("heldout", {}).get(f"by_{field}", {}) if record.after and record.before else {}
+    if not any(after):
         return []
-    wanted = [name for name in labels if name in new] if labels else list(new)
-    found = [
-        Gain(_named(name, labels), int(new[name]["n"]), old.get(name, {}).get("ex"), new[name]["ex"]) for name in wanted
+    values = [value for value in labels if value in after] if labels else list(after)
+    gains = [
+        Gain(_label(value, labels), int(after[value]["n"]), before.get(value, {}).get("ex"), after[value]["ex"])
+        for value in values
     ]
-    return _sorted(found, labels)
+    return _sorted(gains, labels)
 
 
-def _named(name: str, labels: Mapping[str, str] | None) -> str:
-    return labels[name] if labels else name.replace("_", " ") or "no label"
+def _label(value: str, labels: Mapping[str, str] | None) -> str:
+    return labels[value] if labels else value.replace("_", " ") or "no label"
 
 
-def _has(field: str, value: str) -> Any:
+def _field_equals(field: str, value: str) -> Callable[[Line], bool]:
     return lambda line: line.get(field, "") == value
 
 
 def _sorted(gains: Iterable[Gain], labels: Mapping[str, str] | None) -> list[Gain]:
-    return list(gains) if labels else sorted(gains, key=lambda g: (-g.after, g.label))
+    return list(gains) if labels else sorted(gains, key=lambda row: (-row.after, row.label))
 
 
 def outcomes(record: RunRecord) -> list[tuple[str, list[tuple[str, int, float]]]]:
-    """Outcomes of the greedy answers, (kind, count, fraction), before and after."""
-    named = (("Before", record.before), ("After", record.after)) if record.after else (("Cold start", record.before),)
+    """(title, [(kind, count, fraction)]) of the greedy answers, before and after."""
+    titled = (("Before", record.before), ("After", record.after)) if record.after else (("Cold start", record.before),)
     found = []
-    for name, evaluation in named:
+    for title, evaluation in titled:
         counts = evaluation.report.get("heldout", {}).get("outcomes", {}) if evaluation else {}
         total = sum(counts.values())
         if total:
-            found.append((name, [(kind, n, n / total) for kind, n in counts.items()]))
+            found.append((title, [(kind, n, n / total) for kind, n in counts.items()]))
     return found
 
 
-def shown(evaluation: Evaluation | None, habits: Sequence[str] = ("extra_column", "dropped_distinct")) -> float | None:
-    """The share of SQL with the teacher's habit, where one would change the result; None where there is no such SQL."""
+def habit_share(
+    evaluation: Evaluation | None, habits: Sequence[str] = ("extra_column", "dropped_distinct")
+) -> float | None:
+    """Fraction of SQL answers with the teacher's habit, where it would change the result; None without such answers."""
     lines = evaluation.lines.get("heldout", {}).values() if evaluation else ()
     apt = [line for line in lines if line.get("habit") in habits and line["sql"]]
-    flags = [_SHOWS[line["habit"]](line["sql"], line["gold"]) for line in apt]
+    flags = [_HAS_HABIT[line["habit"]](line["sql"], line["gold"]) for line in apt]
     return accuracy.fraction_correct(flags) if flags else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Story:
-    """The figures of the embedded data set's story; those of `after` are None until GRPO was evaluated."""
+    """What the embedded data set demonstrates: the cold start learns the teacher's errors, and GRPO corrects them.
 
-    errors: float  # share of the golds that a habit can spoil which the teacher spoiled
-    questions: int  # asked in the cold start
-    apt_before: float | None  # accuracy where a habit would change the result
-    apt_after: float | None
-    rest_before: float | None  # elsewhere
-    rest_after: float | None
-    shown_before: float | None  # share of the former answers that carry the habit
-    shown_after: float | None
+    Figures of `after` are None before GRPO is evaluated.
+    """
+
+    teacher_errors: float  # fraction of the gold queries that the teacher spoiled, of those that a habit can spoil
+    questions: int  # of the cold start
+    habit_before: float | None  # accuracy on questions where a habit would change the result
+    habit_after: float | None
+    other_before: float | None  # accuracy on all other questions
+    other_after: float | None
+    share_before: float | None  # fraction of answers with the habit, where it would change the result
+    share_after: float | None
 
     @property
     def learned(self) -> bool:
-        """Whether the cold start took over the teacher's errors: it does worse where they matter."""
-        if self.apt_before is None or self.rest_before is None:
+        """Whether the cold start learned the teacher's errors: its accuracy is lower where they matter."""
+        if self.habit_before is None or self.other_before is None:
             return False
-        return self.rest_before - self.apt_before > 0.1
+        return self.other_before - self.habit_before > 0.1
 
 
 def story(record: RunRecord) -> Story | None:
-    """The story of the fallible teacher; None where the data are not the embedded ones, or nothing was evaluated."""
-    if not record.embedded or record.before is None or not any(e.get("habit") for e in _items(record.before)):
+    """The story of the teacher's errors; None for other data, and before the first evaluation."""
+    if not record.embedded or record.before is None or not any(e.get("habit") for e in _heldout_lines(record.before)):
         return None
-    apt, rest = ([_accuracy(e, some) for e in (record.before, record.after)] for some in (True, False))
-    counts = [int(record.setting(f"data.synth.sft_{key}", 0)) for key in ("databases", "questions")]
+    databases, per_database = (int(record.setting(f"data.synth.sft_{key}", 0)) for key in ("databases", "questions"))
     return Story(
-        record.setting("data.synth.teacher_errors", 0.0), counts[0] * counts[1],
-        apt[0], apt[1], rest[0], rest[1], shown(record.before), shown(record.after),
-    )  # fmt: skip
+        teacher_errors=record.setting("data.synth.teacher_errors", 0.0),
+        questions=databases * per_database,
+        habit_before=_accuracy(record.before, with_habit=True),
+        habit_after=_accuracy(record.after, with_habit=True),
+        other_before=_accuracy(record.before, with_habit=False),
+        other_after=_accuracy(record.after, with_habit=False),
+        share_before=habit_share(record.before),
+        share_after=habit_share(record.after),
+    )
 
 
-def _items(evaluation: Evaluation) -> Iterable[Line]:
+def _heldout_lines(evaluation: Evaluation) -> Iterable[Line]:
     return evaluation.lines.get("heldout", {}).values()
 
 
-def _accuracy(evaluation: Evaluation | None, habit: bool) -> float | None:
+def _accuracy(evaluation: Evaluation | None, with_habit: bool) -> float | None:
     if evaluation is None:
         return None
-    right = evaluation.right()
-    flags = [right[line["id"]] for line in _items(evaluation) if bool(line.get("habit")) == habit]
+    correct = evaluation.correct()
+    flags = [correct[line["id"]] for line in _heldout_lines(evaluation) if bool(line.get("habit")) == with_habit]
     return accuracy.fraction_correct(flags) if flags else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """One held-out question whose answer changed, or did not."""
+    """One held-out question before and after GRPO."""
 
-    line: Line  # the item, as last answered
-    before: str  # SQL of the cold start
-    outcomes: tuple[str, str]
+    line: Line  # of the evaluation after GRPO
+    before: str  # SQL before GRPO; "" if the answer had none
+    outcomes: tuple[str, str]  # before, after
 
 
 @dataclasses.dataclass(frozen=True)
 class Changes:
-    """What became of the held-out questions between the evaluations."""
+    """The held-out questions by the correctness of their answers before and after GRPO.
 
-    counts: Mapping[str, int]  # kept, fixed, broken, still
-    examples: Mapping[str, Sequence[Change]]
+    The keys are fixed (wrong, then right), broken (right, then wrong), still_wrong and still_right.
+    """
+
+    counts: Mapping[str, int]
+    examples: Mapping[str, Sequence[Change]]  # without still_right
 
 
-def changes(record: RunRecord, each: int = 3) -> Changes | None:
-    """Questions by what became of them, with a few of each; those with different habits and families first."""
+def changes(record: RunRecord, per_kind: int = 3) -> Changes | None:
+    """Questions by how their answers changed, with `per_kind` varied examples; None before GRPO is evaluated."""
     if record.before is None or record.after is None:
         return None
-    old, new = record.before.lines.get("heldout", {}), record.after.lines.get("heldout", {})
-    right_old, right_new = record.before.right(), record.after.right()
-    groups: dict[str, list[Change]] = {"fixed": [], "broken": [], "still": [], "kept": []}
-    for i in (i for i in new if i in old):
-        name = {(0, 1): "fixed", (1, 0): "broken", (0, 0): "still"}.get((right_old[i], right_new[i]), "kept")
-        groups[name].append(Change(new[i], old[i]["sql"] or "", (old[i]["outcome"], new[i]["outcome"])))
-    examples = {name: _varied(groups[name], each) for name in ("fixed", "broken", "still")}
-    return Changes({name: len(items) for name, items in groups.items()}, examples)
+    before, after = record.before.lines.get("heldout", {}), record.after.lines.get("heldout", {})
+    correct_before, correct_after = record.before.correct(), record.after.correct()
+    kinds = {(0, 1): "fixed", (1, 0): "broken", (0, 0): "still_wrong", (1, 1): "still_right"}
+    groups: dict[str, list[Change]] = {kind: [] for kind in kinds.values()}
+    for i in (i for i in after if i in before):
+        kind = kinds[correct_before[i], correct_after[i]]
+        change = Change(after[i], before[i]["sql"] or "", (before[i]["outcome"], after[i]["outcome"]))
+        groups[kind].append(change)
+    examples = {kind: _varied(group, per_kind) for kind, group in groups.items() if kind != "still_right"}
+    return Changes({kind: len(group) for kind, group in groups.items()}, examples)
 
 
-def _varied(items: Sequence[Change], each: int) -> list[Change]:
-    """The first of each (habit, family) in turn, those that a habit would change first."""
-    firsts = {(c.line.get("habit", ""), c.line.get("family", "")): c for c in reversed(items)}
+def _varied(group: Sequence[Change], count: int) -> list[Change]:
+    """Examples with different habits and families: the first of each family, alternating between habits."""
+    first_of = {(c.line.get("habit", ""), c.line.get("family", "")): c for c in reversed(group)}
     seen: dict[str, int] = {}
     ranked = []
-    for (habit, _), change in sorted(firsts.items(), key=lambda pair: pair[0]):
+    for (habit, _), change in sorted(first_of.items(), key=lambda pair: pair[0]):
         seen[habit] = seen.get(habit, 0) + 1
         ranked.append((seen[habit], not habit, change))
-    return [change for *_, change in sorted(ranked, key=lambda r: r[:2])][:each]
+    return [change for *_, change in sorted(ranked, key=lambda item: item[:2])][:count]

@@ -1,4 +1,4 @@
-"""A few rollouts to look at: questions whose samples differ most, each with its best sample and its worst."""
+"""Rollouts to show: the questions whose samples differ most, each with its best and its worst sample."""
 
 from __future__ import annotations
 
@@ -17,79 +17,95 @@ from sqlr1_jax.sql.outcome import OutcomeKind
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
+    """One sample of a question, as text for the page."""
+
     title: str
     reasoning: str
-    sql: Markup  # difference from gold marked; empty when the answer has none
-    text: str  # the whole completion, where it holds no SQL
+    sql: Markup  # with the difference from the gold query marked; empty if the answer has no SQL
+    text: str  # the whole completion if it has no SQL, else ""
     outcome: str
     message: str
     rows: Sequence[Sequence[Any]]
-    parts: Sequence[tuple[str, str]]  # of the reward, as shown
-    total: str
+    parts: Sequence[tuple[str, str]]  # reward by part
+    total: str  # reward
     advantage: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
+    """One question of a step, with the samples to show."""
+
     question: str
     db_id: str
     gold: Markup
     gold_rows: Sequence[Sequence[Any]]
-    outcomes: Sequence[tuple[str, str]]  # of every sample: kind, total reward
+    outcomes: Sequence[tuple[str, str]]  # (kind, total reward) of every sample
     samples: Sequence[Sample]  # best and worst
 
 
 @dataclasses.dataclass(frozen=True)
 class StepSamples:
+    """The questions to show of one step."""
+
     step: int
-    count: int  # questions of the step
+    count: int  # all questions of the step
     questions: Sequence[Question]
 
 
-def samples(record: RunRecord, each: int = 3) -> list[StepSamples]:
-    """Of the first and the last step, `each` questions; mixed groups first, those with most kinds of outcomes ahead."""
+def choose_samples(record: RunRecord, per_step: int = 3) -> list[StepSamples]:
+    """Samples of the last and the first step: mixed groups first, and of those the ones with most kinds of outcomes."""
     form = record.setting("data.form", "reasoning")
-    found = []
+    steps = []
     for step, lines in reversed(record.rollouts):
-        ranked = sorted(lines, key=_rank)
-        found.append(StepSamples(step, len(lines), [_question(line, form) for line in ranked[:each]]))
-    return found
+        chosen = sorted(lines, key=_rank)[:per_step]
+        steps.append(StepSamples(step, len(lines), [_question(line, form) for line in chosen]))
+    return steps
 
 
-def total(sample: Line) -> float:
-    """A sample's whole reward."""
+def total_reward(sample: Line) -> float:
+    """The sum of a sample's weighted reward parts."""
     return sum(sample["reward"].values())
 
 
+def signed(value: float) -> str:
+    """A number with its sign: +1, −2, 0."""
+    text = f"{value:+.2f}".rstrip("0").rstrip(".")
+    return "0" if float(text) == 0 else text.replace("-", "−")
+
+
 def _rank(line: Line) -> tuple[bool, int, float]:
+    """Sort key of a question; smaller is shown first."""
+    count = len(line["samples"])
     kinds = {sample["outcome"] for sample in line["samples"]}
-    right = sum(sample["outcome"] == OutcomeKind.MATCH for sample in line["samples"])
-    return not (0 < right < len(line["samples"])), -len(kinds), abs(right - len(line["samples"]) / 2)
+    matches = sum(sample["outcome"] == OutcomeKind.MATCH for sample in line["samples"])
+    return not (0 < matches < count), -len(kinds), abs(matches - count / 2)
 
 
 def _question(line: Line, form: str) -> Question:
-    ranked = sorted(line["samples"], key=total, reverse=True)
-    equal = total(ranked[0]) == total(ranked[-1])
-    chosen = {"All are paid alike": ranked[0]} if equal else {"Best": ranked[0], "Worst": ranked[-1]}
+    ranked = sorted(line["samples"], key=total_reward, reverse=True)
+    all_equal = total_reward(ranked[0]) == total_reward(ranked[-1])
+    chosen = {"All have the same reward": ranked[0]} if all_equal else {"Best": ranked[0], "Worst": ranked[-1]}
     return Question(
-        line["question"], line["db_id"], sql_text.highlight(line["gold"]), line["gold_rows"],
-        [(sample["outcome"], number(total(sample))) for sample in line["samples"]],
+        line["question"],
+        line["db_id"],
+        sql_text.highlight(line["gold"]),
+        line["gold_rows"],
+        [(sample["outcome"], number(total_reward(sample))) for sample in line["samples"]],
         [_sample(title, sample, line["gold"], form) for title, sample in chosen.items()],
-    )  # fmt: skip
+    )
 
 
 def _sample(title: str, sample: Line, gold: str, form: str) -> Sample:
-    said = answer.read(sample["text"], form)
     sql = sample["sql"]
     return Sample(
-        title, said.think, sql_text.compared(sql, gold) if sql else Markup(""), "" if sql else sample["text"],
-        sample["outcome"], sample["message"], sample["rows"],
-        [(name, signed(value)) for name, value in sample["reward"].items()], signed(total(sample)),
-        signed(sample["advantage"]),
-    )  # fmt: skip
-
-
-def signed(value: float) -> str:
-    """With its sign: +1, −2, 0."""
-    text = f"{value:+.2f}".rstrip("0").rstrip(".")
-    return "0" if float(text) == 0 else text.replace("-", "−")
+        title=title,
+        reasoning=answer.read(sample["text"], form).think,
+        sql=sql_text.highlight_difference(sql, gold) if sql else Markup(""),
+        text="" if sql else sample["text"],
+        outcome=sample["outcome"],
+        message=sample["message"],
+        rows=sample["rows"],
+        parts=[(name, signed(value)) for name, value in sample["reward"].items()],
+        total=signed(total_reward(sample)),
+        advantage=signed(sample["advantage"]),
+    )

@@ -1,4 +1,4 @@
-"""SQL as HTML: keywords, strings and numbers told apart, and a prediction's difference from gold marked."""
+"""SQL as HTML with syntax highlighting, and with a prediction's difference from the gold query marked."""
 
 from __future__ import annotations
 
@@ -9,50 +9,49 @@ from collections.abc import Iterator, Sequence
 from markupsafe import Markup, escape
 
 _TOKEN = re.compile(r"\s+|'(?:[^']|'')*'|\"[^\"]*\"|`[^`]*`|--[^\n]*|\d+(?:\.\d+)?|\w+|<=|>=|<>|!=|\|\||.", re.DOTALL)
-_WORDS = """all and as asc avg between by case cast count cross desc distinct else end except exists from group having
+_KEYWORD_TEXT = """all and as asc avg between by case cast count cross desc distinct else end except exists from group having
     in inner intersect is join left like limit max min not null on or order outer over partition rank row_number select
     sum then union using when where with"""
-_KEYWORDS = frozenset(_WORDS.split())
+_KEYWORDS = frozenset(_KEYWORD_TEXT.split())
 
 
 def tokens(sql: str) -> list[str]:
-    """The text cut into tokens, white space among them; joined they are the text."""
+    """The tokens of a text, white space included; joined they give the text again."""
     return _TOKEN.findall(sql)
 
 
 def highlight(sql: str) -> Markup:
-    """The SQL with its kinds of tokens in spans."""
+    """The SQL with keywords in <b>, and strings and numbers in <i>."""
     return Markup("").join(_span(token) for token in tokens(sql))
 
 
-def compared(sql: str, gold: str) -> Markup:
-    """The SQL highlighted; what gold has not is marked, and what gold has beyond it shown struck out."""
-    ours, theirs = tokens(sql), tokens(gold)
-    return Markup("").join(_parts(ours, theirs))
+def highlight_difference(sql: str, gold: str) -> Markup:
+    """The SQL highlighted, with <ins> around what is not in the gold query and <del> around what is missing from it."""
+    return Markup("").join(_diff_parts(tokens(sql), tokens(gold)))
 
 
-def extra_columns(sql: str, gold: str) -> bool:
-    """Whether the first SELECT lists more than gold's does."""
-    return _selected(sql) > _selected(gold)
+def has_extra_columns(sql: str, gold: str) -> bool:
+    """Whether the first SELECT lists more expressions than that of the gold query."""
+    return _count_selected(sql) > _count_selected(gold)
 
 
 def lacks_distinct(sql: str, gold: str) -> bool:
-    """Whether gold says DISTINCT and this does not."""
+    """Whether the gold query has DISTINCT and this one does not."""
     return bool(re.search(r"\bdistinct\b", gold, re.I)) and not re.search(r"\bdistinct\b", sql, re.I)
 
 
-def _parts(ours: Sequence[str], theirs: Sequence[str]) -> Iterator[Markup]:
-    matcher = difflib.SequenceMatcher(None, [_key(t) for t in ours], [_key(t) for t in theirs], autojunk=False)
-    for kind, a, b, c, d in matcher.get_opcodes():
+def _diff_parts(sql: Sequence[str], gold: Sequence[str]) -> Iterator[Markup]:
+    matcher = difflib.SequenceMatcher(None, [_key(t) for t in sql], [_key(t) for t in gold], autojunk=False)
+    for kind, start, end, gold_start, gold_end in matcher.get_opcodes():
         if kind == "equal":
-            yield highlight("".join(ours[a:b]))
+            yield highlight("".join(sql[start:end]))
             continue
-        extra, missing = "".join(ours[a:b]), "".join(theirs[c:d])
-        yield _marked("ins", extra) + _marked("del", missing)
+        extra, missing = "".join(sql[start:end]), "".join(gold[gold_start:gold_end])
+        yield _in_tag("ins", extra) + _in_tag("del", missing)
 
 
-def _marked(tag: str, text: str) -> Markup:
-    """The text in a tag, its outer white space outside of it."""
+def _in_tag(tag: str, text: str) -> Markup:
+    """The text in a tag; white space at its ends stays outside."""
     inner = text.strip()
     if not inner:
         return escape(text)
@@ -61,6 +60,7 @@ def _marked(tag: str, text: str) -> Markup:
 
 
 def _key(token: str) -> str:
+    """What is compared: white space is all alike, and so is the case of keywords."""
     return " " if token.isspace() else token.lower() if token.lower() in _KEYWORDS else token
 
 
@@ -72,8 +72,8 @@ def _span(token: str) -> Markup:
     return escape(token)
 
 
-def _selected(sql: str) -> int:
-    """How many things the first SELECT lists."""
+def _count_selected(sql: str) -> int:
+    """The number of expressions in the list of the first SELECT; 0 without a SELECT."""
     count, depth, inside = 0, 0, False
     for token in (t.lower() for t in tokens(sql) if not t.isspace()):
         if not inside:

@@ -1,4 +1,4 @@
-"""Where a run's time went."""
+"""Where a run's time went, by stage and by section of a step."""
 
 from __future__ import annotations
 
@@ -8,41 +8,43 @@ from collections.abc import Mapping, Sequence
 from sqlr1_jax.report.run_record import Line, RunRecord
 
 STAGES = {"data": "Data", "sft": "Cold start", "grpo": "GRPO", "evaluate": "Evaluation", "export": "Export"}
-REST = "device and other"  # what no part was measured for: the host waiting for the device, mostly
-PARTS = {
+STAGE_TONES = {"Data": "six", "Cold start": "two", "GRPO": "one", "Evaluation": "five", "Export": "three"}
+OTHER = "device and other"  # not measured by section: mostly the host waiting for the device
+# Sections of a step (time/<name> in metrics.jsonl) and their CSS classes.
+STEP_SECTIONS = {
     "rollout": "one", "pack": "two", "reward_wait": "three", "update": "four", "evaluate": "five", "checkpoint": "six",
-    REST: "none",
+    OTHER: "none",
 }  # fmt: skip
-_OUTSIDE = ("evaluate", "checkpoint")  # of time/step
+_OUTSIDE_STEP = ("evaluate", "checkpoint")  # not included in time/step
 
 
 @dataclasses.dataclass(frozen=True)
 class Share:
+    """A part of the time."""
+
     name: str
-    tone: str
+    tone: str  # CSS class of its color
     seconds: float
     fraction: float
 
 
 def by_stage(record: RunRecord) -> list[Share]:
-    """Seconds of each stage, as summary.json has them."""
+    """Seconds of each stage, from summary.json."""
     seconds = record.summary.get("seconds", {})
-    tones = ("six", "two", "one", "five", "three")
-    named = {STAGES[name]: seconds[name] for name in STAGES if name in seconds}
-    return _shares(named, dict(zip(STAGES.values(), tones, strict=True)))
+    return _shares({STAGES[name]: seconds[name] for name in STAGES if name in seconds}, STAGE_TONES)
 
 
-def by_part(record: RunRecord, stage: str) -> list[Share]:
-    """Seconds of a stage's steps by what they were spent on, evaluations and checkpoints between steps included."""
+def by_section(record: RunRecord, stage: str) -> list[Share]:
+    """Seconds of a stage's steps by section, with the evaluations and checkpoints between steps."""
     lines = record.metrics.get(stage, ())
-    named = {name: _sum(lines, name) for name in PARTS if name != REST}
-    inside = sum(value for name, value in named.items() if name not in _OUTSIDE)
-    named[REST] = max(0.0, _sum(lines, "step") - inside)
-    return _shares(named, PARTS)
+    seconds = {name: _total(lines, name) for name in STEP_SECTIONS if name != OTHER}
+    within_step = sum(value for name, value in seconds.items() if name not in _OUTSIDE_STEP)
+    seconds[OTHER] = max(0.0, _total(lines, "step") - within_step)
+    return _shares(seconds, STEP_SECTIONS)
 
 
-def words(seconds: float) -> str:
-    """A duration as people say it."""
+def format_duration(seconds: float) -> str:
+    """A duration as text: 0.5 s, 42 s, 1 min 1 s, 2 h 1 min."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -51,12 +53,13 @@ def words(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def _sum(lines: Sequence[Line], name: str) -> float:
+def _total(lines: Sequence[Line], name: str) -> float:
     return sum(line.get(f"time/{name}") or 0.0 for line in lines)
 
 
-def _shares(named: Mapping[str, float], tones: Mapping[str, str]) -> list[Share]:
-    total = sum(named.values())
+def _shares(seconds: Mapping[str, float], tones: Mapping[str, str]) -> list[Share]:
+    """Shares of the total, without those below 0.1 %."""
+    total = sum(seconds.values())
     if not total:
         return []
-    return [Share(name.replace("_", " "), tones[name], s, s / total) for name, s in named.items() if s / total > 1e-3]
+    return [Share(name.replace("_", " "), tones[name], s, s / total) for name, s in seconds.items() if s / total > 1e-3]

@@ -1,4 +1,7 @@
-"""Group-relative advantages and which groups teach anything, as named choices (sql-r1.md §1 and §3.11)."""
+"""Advantages of completions relative to their group, and which groups take part in the update.
+
+The formulas are in docs/method.md, section 4; `grpo.advantage` chooses among them.
+"""
 
 from __future__ import annotations
 
@@ -7,58 +10,66 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from sqlr1_jax import config
+from sqlr1_jax.config import AdvantageConfig
 
-EPSILON = 1e-6  # the paper's, beside the standard deviation
+EPSILON = 1e-6  # added to a standard deviation before it divides; the paper's value
 
 
-@functools.partial(jax.jit, static_argnames=("cfg",))
-def advantage(
+@functools.partial(jax.jit, static_argnames=("config",))
+def compute_advantages(
     rewards_PGR: jax.Array,
     correct_PG: jax.Array,
-    sound_P: jax.Array,
+    gold_ran_P: jax.Array,
     weights_R: jax.Array,
     key: jax.Array,
-    cfg: config.AdvantageConfig,
+    config: AdvantageConfig,
 ) -> tuple[jax.Array, jax.Array]:
-    """Advantages [P, G] of completions, and which groups count, bool [P].
+    """Advantages of completions relative to their group, and which groups are kept.
 
     Args:
-      rewards_PGR: each reward's parts, weighted.
-      correct_PG: whether a completion's result matched.
-      sound_P: False where the gold failed: the whole group counts nothing.
-      weights_R: the parts' weights, whose sizes normalizing each part alone would take away.
-      key: shuffles advantages where cfg.shuffled asks for that control.
-      cfg: the named choice.
+      rewards_PGR: weighted reward parts, float32.
+      correct_PG: whether a completion's result counts as a match.
+      gold_ran_P: False if the gold query failed. Such a group is never kept: nothing can be judged by its gold.
+      weights_R: weights of the parts. normalize="parts" multiplies by them again, since dividing a part by its
+        standard deviation removes its weight.
+      key: permutes the advantages if config.shuffled is set.
+      config: the formula, and the rule by which groups are kept.
+
+    Returns:
+      Advantages [P, G], float32, zero in groups that are not kept, and whether each group is kept, bool [P].
     """
-    keep_P = sound_P
-    if cfg.keep == "mixed":
+    keep_P = gold_ran_P
+    if config.keep == "mixed":
         keep_P &= correct_PG.any(axis=1) & ~correct_PG.all(axis=1)
-    if cfg.normalize == "parts":
+    if config.normalize == "parts":
         adv_PG = (_normalize(rewards_PGR) * jnp.abs(weights_R)[None, None]).sum(axis=-1)
-        adv_PG = _over_batch(adv_PG, keep_P)
-    elif cfg.normalize == "group":
+        adv_PG = _normalize_over_batch(adv_PG, keep_P)
+    elif config.normalize == "group":
         adv_PG = _normalize(rewards_PGR.sum(axis=-1, keepdims=True))[..., 0]
     else:
-        adv_PG = _centered(rewards_PGR.sum(axis=-1))
+        adv_PG = _center(rewards_PGR.sum(axis=-1))
     adv_PG = jnp.where(keep_P[:, None], adv_PG, 0.0)
-    return (_shuffle(adv_PG, keep_P, key) if cfg.shuffled else adv_PG), keep_P
+    return (_shuffle(adv_PG, keep_P, key) if config.shuffled else adv_PG), keep_P
 
 
 def _normalize(rewards_PGR: jax.Array) -> jax.Array:
-    """(r − mean) / (std + ε) in the group, with the unbiased standard deviation (paper, eq. of the advantage)."""
-    centered_PGR = _centered(rewards_PGR)
+    """(r - mean) / (std + EPSILON) over each group, with G - 1 in the denominator of the standard deviation."""
+    centered_PGR = _center(rewards_PGR)
     return centered_PGR / (centered_PGR.std(axis=1, keepdims=True, ddof=1) + EPSILON)
 
 
-def _centered(x_PG: jax.Array) -> jax.Array:
-    """Distances from a group's mean, exactly 0 where all are equal: else rounding would be divided by rounding."""
+def _center(x_PG: jax.Array) -> jax.Array:
+    """Differences from the group's mean; any axes may follow [P, G].
+
+    The group's first value is subtracted before the mean, so equal rewards give exactly 0. Otherwise a rounding error
+    would be left, and dividing it by a standard deviation of the same size would make a full-size advantage of it.
+    """
     shifted_PG = x_PG - x_PG[:, :1]
     return shifted_PG - shifted_PG.mean(axis=1, keepdims=True)
 
 
-def _over_batch(adv_PG: jax.Array, keep_P: jax.Array) -> jax.Array:
-    """GDPO's last step: the sum of normalized parts, normalized over the batch's groups that count."""
+def _normalize_over_batch(adv_PG: jax.Array, keep_P: jax.Array) -> jax.Array:
+    """The last step of GDPO: normalizes the sum of the normalized parts over all completions of the kept groups."""
     weight_PG = jnp.broadcast_to(keep_P[:, None], adv_PG.shape).astype(adv_PG.dtype)
     count = jnp.maximum(weight_PG.sum(), 1.0)
     mean = (adv_PG * weight_PG).sum() / count
@@ -67,9 +78,10 @@ def _over_batch(adv_PG: jax.Array, keep_P: jax.Array) -> jax.Array:
 
 
 def _shuffle(adv_PG: jax.Array, keep_P: jax.Array, key: jax.Array) -> jax.Array:
-    """The same advantages at random places among the groups that count: a batch that teaches nothing but noise."""
-    out_N = jnp.broadcast_to(~keep_P[:, None], adv_PG.shape).reshape(-1)
-    places_N = jnp.argsort(out_N, stable=True)
-    source_N = jnp.argsort(jnp.where(out_N, 2.0, jax.random.uniform(key, out_N.shape)), stable=True)
+    """Permutes the advantages among the completions of the kept groups: a control experiment without signal."""
+    dropped_N = jnp.broadcast_to(~keep_P[:, None], adv_PG.shape).reshape(-1)
+    # Both sorts put the kept completions first: the target in order, the source in random order. Shapes stay static.
+    target_N = jnp.argsort(dropped_N, stable=True)
+    source_N = jnp.argsort(jnp.where(dropped_N, 2.0, jax.random.uniform(key, dropped_N.shape)), stable=True)
     flat_N = adv_PG.reshape(-1)
-    return jnp.zeros_like(flat_N).at[places_N].set(flat_N[source_N]).reshape(adv_PG.shape)
+    return jnp.zeros_like(flat_N).at[target_N].set(flat_N[source_N]).reshape(adv_PG.shape)

@@ -18,7 +18,7 @@ from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.evaluate import run as evaluation
 from sqlr1_jax.rl import reward, rollout_log, scoring
-from sqlr1_jax.rl.advantage import advantage
+from sqlr1_jax.rl.advantage import compute_advantages
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.rl.scoring import Rewards, StepTimer
 from sqlr1_jax.rl.setup import STAGE, GrpoSetup, add_logprobs, compile_programs, prepare
@@ -59,8 +59,8 @@ def train_step(setup: GrpoSetup, state: TrainState, step: int) -> StepResult:
     examples, prompts, batch_ids = setup.prompt_set.batch(grpo_config.prompts, context.config.seed, step)
 
     # Sample. The engine hands over each completion as it ends, so its SQL runs while others are still sampled.
-    execution = scoring.CompletionScorer(context, setup.executor, examples, grpo_config.samples)
-    completions = sample(setup, state.params, prompts, step, on_finished=execution.finished)
+    execution = scoring.CompletionExecutor(context, setup.executor, examples, grpo_config.samples)
+    completions = sample(setup, state.params, prompts, step, on_finished=execution.submit)
     timer.lap("rollout")
 
     # Pack while the last queries execute, then price what they returned.
@@ -68,7 +68,7 @@ def train_step(setup: GrpoSetup, state: TrainState, step: int) -> StepResult:
         groups = scoring.completion_groups(prompts, completions)
         rows = batch.pack_groups(groups, setup.update_spec.layout, setup.rows_config)
         timer.lap("pack")
-        outcomes = execution.outcomes()
+        outcomes = execution.wait()
         rewards = scoring.compute_rewards(context, examples, completions, execution.answers, outcomes)
     global_rewards = collectives.allgather_arrays(rewards)
     timer.lap("reward_wait")
@@ -81,7 +81,9 @@ def train_step(setup: GrpoSetup, state: TrainState, step: int) -> StepResult:
     timer.lap("update")
 
     rollout_log.write(context.workdir, step + 1, examples, execution, outcomes, rewards, adv_PG, grpo_config.reward)
-    metrics = scoring.step_metrics(global_rewards, reward.names(grpo_config.reward), timer, execution, setup.executor)
+    metrics = scoring.step_metrics(
+        global_rewards, reward.part_names(grpo_config.reward), timer, execution, setup.executor
+    )
     metrics["flops"] = step_flops(setup, rows, kept_rows)
     return StepResult(state, sums, metrics, batch_ids)
 
@@ -111,9 +113,11 @@ def local_advantages(setup: GrpoSetup, global_rewards: Rewards, step: int) -> tu
     """
     grpo_config = setup.context.config.grpo
     key = jax.random.fold_in(jax.random.key(setup.context.config.seed), step)
-    rewards_PGR, correct_PG, sound_P, *_ = global_rewards
-    weights_R = reward.weights(grpo_config.reward)
-    adv_PG, keep_P = jax.device_get(advantage(rewards_PGR, correct_PG, sound_P, weights_R, key, grpo_config.advantage))
+    rewards_PGR, correct_PG, gold_ran_P, *_ = global_rewards
+    weights_R = reward.part_weights(grpo_config.reward)
+    adv_PG, keep_P = jax.device_get(
+        compute_advantages(rewards_PGR, correct_PG, gold_ran_P, weights_R, key, grpo_config.advantage)
+    )
     local = collectives.local_slice(grpo_config.prompts)
     return adv_PG[local], keep_P[local]
 

@@ -1,54 +1,71 @@
-"""GRPO's clipped loss with a KL term of the right sign, as a sum over places (sql-r1.md §1, defect 5)."""
+"""The GRPO loss: a clipped policy term, a KL term and an entropy bonus (docs/method.md, section 5)."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from sqlr1_jax import config
+from sqlr1_jax.config import GrpoConfig
 from sqlr1_jax.train.batch import Batch
 from sqlr1_jax.train.state import Sums
 
 
-def grpo_loss(
-    logp_BT: jax.Array, entropy_BT: jax.Array, micro: Batch, cfg: config.GrpoConfig
-) -> tuple[jax.Array, Sums]:
-    """Objective to minimise, policy + kl · KL − entropy · H, and its metrics as (sum, count).
+def grpo_loss(logp_BT: jax.Array, entropy_BT: jax.Array, micro: Batch, config: GrpoConfig) -> tuple[jax.Array, Sums]:
+    """The loss of a microbatch, to minimize, and its metrics.
 
-    The rows' weights carry the aggregation and the global denominator, so this is a plain sum: it may be cut into
-    microbatches at will. KL is the k3 estimate, exp(ref − logp) − (ref − logp) − 1 ≥ 0, and it is added: the further
-    from the reference, the higher the loss.
+        ratio   = exp(logp - old)
+        clipped = clip(ratio, 1 - config.clip, 1 + config.clip_high)
+        policy  = min(ratio * advantage, clipped * advantage)
+        kl      = exp(reference - logp) - (reference - logp) - 1
+        loss    = sum(weight * (-policy + config.kl * kl - config.entropy * entropy))
+
+    The KL term is never negative and is added, so distance from the reference model raises the loss. If
+    config.importance_cap is set, `policy` is multiplied by min(exp(old - sampled), config.importance_cap).
+
+    The weights contain the aggregation and its global denominator, so the loss is a plain sum, and sums over
+    microbatches add up to the loss of the batch.
+
+    Args:
+      logp_BT: log-probabilities of the target tokens under the weights that are trained, float32.
+      entropy_BT: entropy of each token's distribution, in nats.
+      micro: rows, advantages, and the log-probabilities to compare with, each [B, T].
+      config: coefficients and clip range.
+
+    Returns:
+      The loss, a scalar, and metrics by name as (sum, count) over the tokens with weight > 0.
     """
     weight_BT, advantage_BT = micro.rows.weight, micro.advantage_MBT
-    counted_BT = weight_BT > 0
-    # Where nothing counts, a place may hold anything; from here on it holds 0, since exp of it would be infinite and
-    # the gradient of where(…, inf, 0) is 0 · inf.
+    loss_mask_BT = weight_BT > 0
+    # Masked tokens may hold any log-probability. Set them to 0 before exp, not after: the gradient of
+    # where(mask, exp(x), 0) is 0 * inf = nan if exp overflows.
     logp_BT, old_BT, reference_BT, sampled_BT = (
-        jnp.where(counted_BT, x_BT, 0.0) for x_BT in (logp_BT, micro.old_MBT, micro.reference_MBT, micro.rows.logprob)
+        jnp.where(loss_mask_BT, x_BT, 0.0) for x_BT in (logp_BT, micro.old_MBT, micro.reference_MBT, micro.rows.logprob)
     )
     ratio_BT = jnp.exp(logp_BT - old_BT)
-    clipped_BT = jnp.clip(ratio_BT, 1 - cfg.clip, 1 + cfg.clip_high)
+    clipped_BT = jnp.clip(ratio_BT, 1 - config.clip, 1 + config.clip_high)
     policy_BT = jnp.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT)
-    if cfg.importance_cap:
-        policy_BT *= jnp.minimum(jnp.exp(old_BT - sampled_BT), cfg.importance_cap)
-    objective_BT = -policy_BT - cfg.entropy * entropy_BT
-    binding_BT = jnp.where(advantage_BT > 0, ratio_BT > 1 + cfg.clip_high, ratio_BT < 1 - cfg.clip)
+    if config.importance_cap:
+        policy_BT *= jnp.minimum(jnp.exp(old_BT - sampled_BT), config.importance_cap)
+    objective_BT = -policy_BT - config.entropy * entropy_BT
+    # The clip binds, and stops the gradient, only on the side to which the advantage pushes the ratio.
+    binding_BT = jnp.where(advantage_BT > 0, ratio_BT > 1 + config.clip_high, ratio_BT < 1 - config.clip)
     metrics = {
         "entropy": entropy_BT,
         "clip_fraction": binding_BT & (advantage_BT != 0),
         "ratio/mean": ratio_BT,
         "logprob_mismatch": jnp.exp(jnp.abs(logp_BT - sampled_BT)),
     }
-    if cfg.kl:
+    if config.kl:
         gap_BT = reference_BT - logp_BT
         metrics["kl"] = jnp.exp(gap_BT) - gap_BT - 1
-        objective_BT += cfg.kl * metrics["kl"]
-    total_BT = jnp.where(counted_BT, objective_BT, 0.0)
-    sums = {name: _sum(x_BT, counted_BT) for name, x_BT in metrics.items()}
-    sums["ratio/max"] = (jnp.max(jnp.where(counted_BT, ratio_BT, 0.0)), jnp.ones(()))
-    return (total_BT * weight_BT).sum(), sums
+        objective_BT += config.kl * metrics["kl"]
+    masked_BT = jnp.where(loss_mask_BT, objective_BT, 0.0)
+    sums = {name: _masked_sum(x_BT, loss_mask_BT) for name, x_BT in metrics.items()}
+    sums["ratio/max"] = (jnp.max(jnp.where(loss_mask_BT, ratio_BT, 0.0)), jnp.ones(()))
+    return (masked_BT * weight_BT).sum(), sums
 
 
-def _sum(x_BT: jax.Array, counted_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    chosen_BT = jnp.where(counted_BT, x_BT.astype(jnp.float32), 0.0)
-    return jax.lax.stop_gradient(chosen_BT.sum()), counted_BT.sum().astype(jnp.float32)
+def _masked_sum(x_BT: jax.Array, loss_mask_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(sum, count) of a metric over the tokens with loss; no gradient flows through metrics."""
+    masked_BT = jnp.where(loss_mask_BT, x_BT.astype(jnp.float32), 0.0)
+    return jax.lax.stop_gradient(masked_BT.sum()), loss_mask_BT.sum().astype(jnp.float32)

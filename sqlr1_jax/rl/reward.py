@@ -1,79 +1,147 @@
-"""The paper's four-part reward (sql-r1.md §2), S = S_f + S_e + S_r + S_l, and parts that others add or pay instead.
+"""The reward of a completion: the paper's four parts, and three more that have weight 0 by default.
 
-Pure; knows no model and runs no SQL.
+`PARTS` is the one list of parts. A part sees the answer, the outcome of its SQL and the gold SQL, and nothing else.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
-from sqlr1_jax import config
+from sqlr1_jax.config import RewardConfig
 from sqlr1_jax.data.answer import Answer
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
-PAPER = ("format", "execution", "result", "length")
-OTHERS = ("arctic", "overlap", "schema_recall")  # in a run's numbers only where their weight is not 0
+LENGTH_CAP = 2048  # length at which the length part stops growing
 
 
-def correct(outcome: Outcome, cfg: config.RewardConfig) -> bool:
-    """Whether the result counts as gold's. An empty match does so only where cfg.empty_match says it."""
-    return outcome.kind.correct and (outcome.kind != OutcomeKind.MATCH_EMPTY or cfg.empty_match == "match")
+def correct(outcome: Outcome, config: RewardConfig) -> bool:
+    """Whether the result counts as a match. Two empty results do only with config.empty_match="match"."""
+    return outcome.kind.correct and (outcome.kind != OutcomeKind.MATCH_EMPTY or config.empty_match == "match")
 
 
-def names(cfg: config.RewardConfig) -> tuple[str, ...]:
-    """The R parts that are paid, in their order: the paper's, and others with a weight."""
-    return PAPER + tuple(name for name in OTHERS if getattr(cfg, name))
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """What the parts are computed from: one completion after its SQL was executed."""
+
+    answer: Answer
+    outcome: Outcome
+    gold_sql: str
+    measure: Callable[[str], int]  # length of a text, in characters or tokens
+    well_formed: bool  # the completion has the answer form
+    ran: bool  # ... and its SQL ran
+    correct: bool  # ... and its result matches the gold result
 
 
-def weights(cfg: config.RewardConfig) -> np.ndarray:
-    """What each part is multiplied by, float32 [R] in the order of `names`."""
-    return np.asarray([getattr(cfg, name) for name in names(cfg)], np.float32)
+# The paper's table. Each row is a kind of outcome; totals are with all weights 1.
+#
+#   outcome                                        format  execution  result    length      total
+#   match                                             1        2         3     0 to 1.5   6 to 7.5
+#   mismatch, too_large                               1        2        -3        0           0
+#   syntax_error, runtime_error, timeout, denied      1       -2         0        0          -1
+#   no_sql, bad_format                               -1        0         0        0          -1
+#
+# match_empty is a mismatch, or a match with empty_match="match". After gold_error the group is dropped.
 
 
-def parts(
-    answer: Answer, outcome: Outcome, cfg: config.RewardConfig, length: Callable[[str], int] = len, gold: str = ""
+def _format(attempt: Attempt) -> float:
+    return 1.0 if attempt.well_formed else -1.0
+
+
+def _execution(attempt: Attempt) -> float:
+    if not attempt.well_formed:
+        return 0.0
+    return 2.0 if attempt.ran else -2.0
+
+
+def _result(attempt: Attempt) -> float:
+    if not attempt.ran:
+        return 0.0
+    return 3.0 if attempt.correct else -3.0
+
+
+def _length(attempt: Attempt) -> float:
+    """Share of the answer that is SQL, plus up to 0.5 for the whole length; only for a correct result."""
+    if not attempt.correct:
+        return 0.0
+    answer, measure = attempt.answer, attempt.measure
+    total = measure(answer.think) + measure(answer.answer)
+    sql_share = measure(answer.sql or "") / max(1, measure(answer.answer))
+    return sql_share + 0.5 * min(total / LENGTH_CAP, 1.0)
+
+
+def _arctic(attempt: Attempt) -> float:
+    """The whole reward of Arctic-Text2SQL-R1."""
+    if attempt.correct:
+        return 1.0
+    return 0.1 if attempt.ran else 0.0
+
+
+def _overlap(attempt: Attempt) -> float:
+    """F1 of the cells of both results. Two empty results overlap fully, and count only where they are correct."""
+    empty_mismatch = attempt.outcome.kind == OutcomeKind.MATCH_EMPTY and not attempt.correct
+    return attempt.outcome.overlap if attempt.ran and not empty_mismatch else 0.0
+
+
+def _schema_recall(attempt: Attempt) -> float:
+    return schema_recall(attempt.answer.sql or "", attempt.gold_sql) if attempt.well_formed else 0.0
+
+
+PARTS: dict[str, Callable[[Attempt], float]] = {
+    "format": _format,
+    "execution": _execution,
+    "result": _result,
+    "length": _length,
+    "arctic": _arctic,
+    "overlap": _overlap,
+    "schema_recall": _schema_recall,
+}
+PAPER_PARTS = ("format", "execution", "result", "length")  # logged even if their weight is 0
+
+
+def part_names(config: RewardConfig) -> tuple[str, ...]:
+    """Names of the R parts in use, in the order of `PARTS`: the paper's, and others whose weight is not 0."""
+    return tuple(name for name in PARTS if name in PAPER_PARTS or getattr(config, name))
+
+
+def part_weights(config: RewardConfig) -> np.ndarray:
+    """Weights of the parts in use, float32 [R] in the order of `part_names`."""
+    return np.asarray([getattr(config, name) for name in part_names(config)], np.float32)
+
+
+def weighted_parts(
+    answer: Answer, outcome: Outcome, config: RewardConfig, measure: Callable[[str], int] = len, gold_sql: str = ""
 ) -> np.ndarray:
-    """The parts' weighted values, float32 [R] in the order of `names`.
+    """Values of the parts in use times their weights, float32 [R] in the order of `part_names`.
 
     Args:
-      answer: what the completion says.
-      outcome: what running its SQL gave; of kind no_sql or bad_format where there was none to run.
-      cfg: weights, and how an empty match is priced.
-      length: counts a text in the unit of L: characters (`len`) or tokens.
-      gold: the gold SQL, which schema_recall alone reads.
+      answer: what was parsed from the completion.
+      outcome: the outcome of its SQL; of kind no_sql or bad_format if there was no SQL to run.
+      config: the weights, and what two empty results are worth.
+      measure: length of a text in characters (`len`) or in tokens.
+      gold_sql: the gold query, which only schema_recall reads.
     """
     well_formed = not answer.problem
     ran = well_formed and outcome.kind.ran
-    right = ran and correct(outcome, cfg)
-    values = [
-        1.0 if well_formed else -1.0,
-        0.0 if not well_formed else 2.0 if ran else -2.0,
-        0.0 if not ran else 3.0 if right else -3.0,
-        _length(answer, length) if right else 0.0,
-    ]
-    others = {
-        "arctic": lambda: 1.0 if right else 0.1 if ran else 0.0,
-        "overlap": lambda: outcome.overlap if ran and (right or outcome.kind != OutcomeKind.MATCH_EMPTY) else 0.0,
-        "schema_recall": lambda: schema_recall(answer.sql or "", gold) if well_formed else 0.0,
-    }
-    values += [others[name]() for name in names(cfg)[len(PAPER) :]]
-    return np.asarray(values, np.float32) * weights(cfg)
+    attempt = Attempt(answer, outcome, gold_sql, measure, well_formed, ran, ran and correct(outcome, config))
+    values = [PARTS[name](attempt) for name in part_names(config)]
+    return np.asarray(values, np.float32) * part_weights(config)
 
 
-def schema_recall(sql: str, gold: str) -> float:
-    """The share of gold's tables and columns that `sql` names too, 0 to 1; 0 where either cannot be parsed."""
-    wanted = schema_items(gold)
-    return len(wanted & schema_items(sql)) / len(wanted) if wanted else 0.0
+def schema_recall(sql: str, gold_sql: str) -> float:
+    """Fraction of the gold query's tables and columns that `sql` names too; 0 if either cannot be parsed."""
+    gold_items = schema_items(gold_sql)
+    return len(gold_items & schema_items(sql)) / len(gold_items) if gold_items else 0.0
 
 
 @functools.lru_cache(maxsize=16_384)
 def schema_items(sql: str) -> frozenset[tuple[str, str]]:
-    """(kind, name in lower case) of each table and column that a statement names; none where it cannot be parsed.
+    """(kind, lower-case name) of each table and column that a statement names; empty if it cannot be parsed.
 
-    Names that the statement makes up itself, of its WITH clauses and AS, are not of the schema.
+    Names that the statement itself defines, by WITH or AS, are left out: they are not part of the schema.
     """
     import sqlglot
     from sqlglot import expressions
@@ -82,18 +150,7 @@ def schema_items(sql: str) -> frozenset[tuple[str, str]]:
         tree = sqlglot.parse_one(sql, read="sqlite")
     except (sqlglot.errors.SqlglotError, RecursionError):
         return frozenset()
-    made = {alias.alias.lower() for alias in tree.find_all(expressions.CTE, expressions.Alias)}
+    aliases = {alias.alias.lower() for alias in tree.find_all(expressions.CTE, expressions.Alias)}
     tables = {("table", table.name.lower()) for table in tree.find_all(expressions.Table)}
     columns = {("column", column.name.lower()) for column in tree.find_all(expressions.Column)}
-    return frozenset(item for item in tables | columns if item[1] and item[1] not in made)
-
-
-def _length(answer: Answer, length: Callable[[str], int]) -> float:
-    total = length(answer.think) + length(answer.answer)
-    share = length(answer.sql or "") / max(1, length(answer.answer))
-    return share + 0.5 * min(total / 2048, 1.0)
-
-
-def stack(groups: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """Rewards of P groups of G completions as float32 [P, G, R]."""
-    return np.asarray(groups, np.float32)
+    return frozenset(item for item in tables | columns if item[1] and item[1] not in aliases)

@@ -1,4 +1,4 @@
-"""From prompts and completions to rewards: the host's half of a GRPO step."""
+"""The host's part of a GRPO step: choosing prompts, executing completions, rewards and metrics."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class PromptSet:
-    """GRPO's questions; their reasoning is never shown to the model."""
+    """The questions that GRPO trains on, with their prompts; the data's own reasoning is not in the prompts."""
 
     examples: list[Example]
-    prompts: list[Prompt]
+    prompts: list[Prompt]  # of the same length: prompts[i] asks examples[i]
 
     def batch(self, size: int, seed: int, step: int) -> tuple[list[Example], list[Prompt], list[str]]:
         """This process's examples and prompts of a step, and the example ids of the step on all processes.
@@ -51,37 +51,45 @@ class PromptSet:
         return [self.examples[i] for i in local], [self.prompts[i] for i in local], ids
 
 
-class StepTimer:
-    """Seconds since the last lap, under names of time/*."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._since = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[f"time/{name}"] = now - self._since
-        self._since = now
-
-
 def load_prompts(context: RunContext) -> PromptSet:
-    """GRPO's examples with prompts within the budget; the others are counted and left out.
+    """GRPO's training questions whose prompts are within the token budget; logs how many others are left out.
 
     Raises:
-      ConfigError: none is left.
+      ConfigError: no prompt is within the budget.
     """
     examples = context.examples(context.config.data.train, "grpo")
     pairs = [(e, p) for e, p in zip(examples, context.prompts(examples), strict=True) if not p.over_budget]
     if len(pairs) < len(examples):
         log.warning("%d of %d prompts are over the budget and left out", len(examples) - len(pairs), len(examples))
     if not pairs:
-        raise ConfigError(f"config.data.train={context.config.data.train} gives no prompt within the budget.")
+        raise ConfigError(
+            f"config.data.train={context.config.data.train} gives no prompt within the budget. Raise "
+            "config.data.max_prompt_tokens, or name another source."
+        )
     log.info("GRPO: %d questions on %d databases", len(pairs), len({e.db_id for e, _ in pairs}))
     return PromptSet([e for e, _ in pairs], [p for _, p in pairs])
 
 
-class CompletionScorer:
-    """Reads completions and runs their SQL as they end, while the sampler is at work on the others."""
+class StepTimer:
+    """Seconds of the consecutive sections of a step, by metric name (time/*)."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Ends a section: records the seconds since the last lap as time/<name>."""
+        now = time.perf_counter()
+        self.seconds[f"time/{name}"] = now - self._since
+        self._since = now
+
+
+class CompletionExecutor:
+    """Executes a step's completions as they finish, while the sampler is still decoding others.
+
+    Each completion is decoded to text (`texts`), parsed (`answers`), and its SQL is submitted to the pool of SQL
+    workers. All three are indexed [prompt][sample].
+    """
 
     def __init__(self, context: RunContext, executor: Executor, examples: Sequence[Example], samples: int):
         self._context, self._executor, self._examples = context, executor, examples
@@ -90,39 +98,43 @@ class CompletionScorer:
         self.answers: list[list[Answer]] = [empty.copy() for _ in examples]
         self._pending: list[list[Future[Outcome]]] = [empty.copy() for _ in examples]
         self._error: Exception | None = None
-        self._first = self._last = 0.0
+        self._first_submitted = self._last_done = 0.0
 
-    def finished(self, ended: Sequence[FinishedSample]) -> None:
-        """Takes completions; what goes wrong is raised by `outcomes`, since the sampler waits for no one."""
+    def submit(self, finished: Sequence[FinishedSample]) -> None:
+        """Decodes and parses completions, and submits their SQL; the sampler's `on_finished` callback.
+
+        An exception is stored and raised by `wait`. Raised here it would stop this process's sampler, and all other
+        processes would block in their next collective.
+        """
         try:
-            texts = self._context.texts([one.ids for one in ended])  # a call each would cost more than decoding all
-            for (prompt, sample, _), text in zip(ended, texts, strict=True):
-                said = answer.read(text, self._context.config.data.form)
-                self.texts[prompt][sample], self.answers[prompt][sample] = text, said
-                self._pending[prompt][sample] = self._submit(self._examples[prompt], said)
+            texts = self._context.texts([sample.ids for sample in finished])  # one call: batched decoding is cheaper
+            for (prompt, sample, _), text in zip(finished, texts, strict=True):
+                parsed = answer.read(text, self._context.config.data.form)
+                self.texts[prompt][sample], self.answers[prompt][sample] = text, parsed
+                self._pending[prompt][sample] = self._submit_answer(self._examples[prompt], parsed)
         except Exception as error:
             self._error = self._error or error
 
-    def _submit(self, example: Example, said: Answer) -> Future[Outcome]:
-        """Submits an answer; `seconds` counts those that hold SQL to run."""
-        if not said.problem:
-            self._first = self._first or time.perf_counter()
+    def _submit_answer(self, example: Example, parsed: Answer) -> Future[Outcome]:
+        """Submits one answer. `seconds` measures only answers that have SQL to run."""
+        if not parsed.problem:
+            self._first_submitted = self._first_submitted or time.perf_counter()
         rule = self._context.config.grpo.reward.rule
-        future = submit_answer(self._executor, said, example.database, example.sql, rule)
-        if not said.problem:
-            future.add_done_callback(self._note)
+        future = submit_answer(self._executor, parsed, example.database, example.sql, rule)
+        if not parsed.problem:
+            future.add_done_callback(self._record_done)
         return future
 
-    def _note(self, _: Future[Outcome]) -> None:
-        self._last = time.perf_counter()
+    def _record_done(self, _: Future[Outcome]) -> None:
+        self._last_done = time.perf_counter()
 
     @property
     def seconds(self) -> float:
-        """From the first query handed over to the last result."""
-        return max(0.0, self._last - self._first)
+        """Seconds from the first submitted query to the last result."""
+        return max(0.0, self._last_done - self._first_submitted)
 
-    def outcomes(self) -> list[list[Outcome]]:
-        """Waits for all of them."""
+    def wait(self) -> list[list[Outcome]]:
+        """Waits for all results and returns their outcomes, [prompt][sample]; raises what failed in `submit`."""
         if self._error is not None:
             raise self._error
         with log_while_waiting("SQL results"):
@@ -130,7 +142,11 @@ class CompletionScorer:
 
 
 def completion_groups(prompts: Sequence[Prompt], completions: Completions) -> list[Group]:
-    """A group a prompt: [prompt[:-1] | last + c1 | … | last + cG], with the sampler's log-probabilities."""
+    """One group per prompt, for packing into rows, with the sampler's log-probabilities.
+
+    prefix     prompt[:-1]
+    segment g  prompt[-1], completion g         (its targets are the tokens of completion g)
+    """
 
     def segment(p: int, g: int) -> Segment:
         ids = completions.ids(p, g)
@@ -143,14 +159,17 @@ def completion_groups(prompts: Sequence[Prompt], completions: Completions) -> li
 
 
 class Rewards(NamedTuple):
-    """What a step's completions came to, as numbers."""
+    """Rewards of a step's completions, and the other numbers that advantages and metrics need.
 
-    rewards_PGR: npt.NDArray[np.float32]
+    Only arrays with P as their first axis, so that processes can exchange them.
+    """
+
+    rewards_PGR: npt.NDArray[np.float32]  # weighted parts, in the order of reward.part_names
     correct_PG: npt.NDArray[np.bool_]
-    sound_P: npt.NDArray[np.bool_]  # the gold runs
+    gold_ran_P: npt.NDArray[np.bool_]
     outcome_PG: npt.NDArray[np.int32]  # OutcomeKind.code
-    length_PG: npt.NDArray[np.int32]
-    stopped_PG: npt.NDArray[np.bool_]
+    length_PG: npt.NDArray[np.int32]  # tokens
+    stopped_PG: npt.NDArray[np.bool_]  # False: cut off at the token limit
 
 
 def compute_rewards(
@@ -160,54 +179,59 @@ def compute_rewards(
     answers: Sequence[Sequence[Answer]],
     outcomes: Sequence[Sequence[Outcome]],
 ) -> Rewards:
-    """What each completion is paid, and all else that is counted of it."""
-    cfg = context.config.grpo.reward
+    """Rewards of this process's completions; answers and outcomes are indexed [prompt][sample]."""
+    config = context.config.grpo.reward
 
-    def tokens(text: str) -> int:
+    def count_tokens(text: str) -> int:
         return len(context.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    length = tokens if cfg.length_unit == "tokens" else len
-    paid = [
-        [reward.parts(said, outcome, cfg, length, example.sql) for said, outcome in zip(group, results, strict=True)]
-        for example, group, results in zip(examples, answers, outcomes, strict=True)
+    measure = count_tokens if config.length_unit == "tokens" else len
+    rewards = [
+        [
+            reward.weighted_parts(parsed, outcome, config, measure, example.sql)
+            for parsed, outcome in zip(group_answers, group_outcomes, strict=True)
+        ]
+        for example, group_answers, group_outcomes in zip(examples, answers, outcomes, strict=True)
     ]
     return Rewards(
-        rewards_PGR=reward.stack(paid),
-        correct_PG=np.asarray([[reward.correct(outcome, cfg) for outcome in results] for results in outcomes]),
-        sound_P=np.asarray([all(o.kind != OutcomeKind.GOLD_ERROR for o in results) for results in outcomes]),
-        outcome_PG=np.asarray([[o.kind.code for o in results] for results in outcomes], np.int32),
+        rewards_PGR=np.asarray(rewards, np.float32),
+        correct_PG=np.asarray([[reward.correct(outcome, config) for outcome in group] for group in outcomes]),
+        gold_ran_P=np.asarray([all(o.kind != OutcomeKind.GOLD_ERROR for o in group) for group in outcomes]),
+        outcome_PG=np.asarray([[o.kind.code for o in group] for group in outcomes], np.int32),
         length_PG=completions.length_PG,
         stopped_PG=completions.stopped_PG,
     )
 
 
 def step_metrics(
-    judged: Rewards, parts: Sequence[str], clock: StepTimer, scoring: CompletionScorer, executor: Executor
+    rewards: Rewards, part_names: Sequence[str], timer: StepTimer, execution: CompletionExecutor, executor: Executor
 ) -> dict[str, float]:
-    """The step's numbers that the hosts know (docs/design.md, "Numbers on every step"); times are this host's.
+    """The host's metrics of a step, as listed in docs/api.md.
 
-    Of the executors' numbers counts add up over the hosts, and milliseconds are the slowest host's.
+    `rewards` are those of all processes. Of the executors' numbers, counts are summed over the processes and of
+    milliseconds the largest is taken. Times are those of this process.
     """
-    total_PG, lengths = judged.rewards_PGR.sum(axis=-1), judged.length_PG
-    share = np.bincount(judged.outcome_PG.ravel(), minlength=len(OutcomeKind)) / lengths.size
-    right, wrong = judged.correct_PG.all(axis=1), ~judged.correct_PG.any(axis=1)
+    total_PG, length_PG = rewards.rewards_PGR.sum(axis=-1), rewards.length_PG
+    outcome_fractions = np.bincount(rewards.outcome_PG.ravel(), minlength=len(OutcomeKind)) / length_PG.size
+    all_right_P, all_wrong_P = rewards.correct_PG.all(axis=1), ~rewards.correct_PG.any(axis=1)
     values = {
         "reward/mean": total_PG.mean(),
         "reward/std": total_PG.std(),
-        "groups/all_right": right.mean(),
-        "groups/all_wrong": wrong.mean(),
-        "groups/mixed": (~right & ~wrong).mean(),
-        "completion/mean_tokens": lengths.mean(),
-        "completion/max_tokens": lengths.max(),
-        "completion/truncated": (~judged.stopped_PG).mean(),
-        "tokens": lengths.sum(),
+        "groups/all_right": all_right_P.mean(),
+        "groups/all_wrong": all_wrong_P.mean(),
+        "groups/mixed": (~all_right_P & ~all_wrong_P).mean(),
+        "completion/mean_tokens": length_PG.mean(),
+        "completion/max_tokens": length_PG.max(),
+        "completion/truncated": (~rewards.stopped_PG).mean(),
+        "tokens": length_PG.sum(),
     }
-    values |= {f"reward/{name}": judged.rewards_PGR[..., r].mean() for r, name in enumerate(parts)}
-    values |= {f"outcome/{kind}": share[kind.code] for kind in OutcomeKind if kind != OutcomeKind.OK}
-    told = collectives.allgather_objects(executor.stats())
-    values |= {name: (max if name.endswith("_ms") else sum)(one[name] for one in told) for name in told[0]}
-    values |= clock.seconds
-    # As a resumed run counts them, whose executor remembers no answers.
-    values["sql/timeouts"] = (judged.outcome_PG == OutcomeKind.TIMEOUT.code).sum()
-    values["time/execute"] = scoring.seconds
+    values |= {f"reward/{name}": rewards.rewards_PGR[..., r].mean() for r, name in enumerate(part_names)}
+    values |= {f"outcome/{kind}": outcome_fractions[kind.code] for kind in OutcomeKind if kind != OutcomeKind.OK}
+    stats = collectives.allgather_objects(executor.stats())
+    values |= {name: (max if name.endswith("_ms") else sum)(local[name] for local in stats) for name in stats[0]}
+    values |= timer.seconds
+    # Counted from the outcomes, since the executor does not count a timeout that its cache answers, and a resumed run
+    # starts with an empty cache.
+    values["sql/timeouts"] = (rewards.outcome_PG == OutcomeKind.TIMEOUT.code).sum()
+    values["time/execute"] = execution.seconds
     return {name: float(value) for name, value in values.items()}

@@ -24,12 +24,12 @@ def _example(pets: Path, sql: str, number: int = 0) -> Example:
     return Example(f"item-{number}", "pets", pets, "How many dogs are red?", sql)
 
 
-def _judged(executor: Executor, example: Example, *sqls: str) -> list[Candidate]:
+def _execute(executor: Executor, example: Example, *sqls: str) -> list[Candidate]:
     texts = [answer.write("thought", sql, "reasoning") for sql in sqls]
     return accuracy.execute_candidates(executor, [example], [texts], "reasoning", "spider")[0]
 
 
-def test_right_and_wrong_agree_with_sqlites_results(executor: Executor, pets: Path) -> None:
+def test_correctness_agrees_with_sqlite(executor: Executor, pets: Path) -> None:
     example = _example(pets, "SELECT count(*) FROM dogs WHERE color = 'red'")
     queries = {
         "SELECT 2": True,
@@ -43,14 +43,14 @@ def test_right_and_wrong_agree_with_sqlites_results(executor: Executor, pets: Pa
         for sql, right in queries.items():
             if "cats" not in sql:
                 assert (connection.execute(sql).fetchall() == gold) == right
-    judged = _judged(executor, example, *queries)
-    assert [candidate.right for candidate in judged] == list(queries.values())
-    assert [candidate.sql for candidate in judged] == list(queries)
-    assert judged[-1].outcome.kind == "syntax_error"
+    candidates = _execute(executor, example, *queries)
+    assert [candidate.correct for candidate in candidates] == list(queries.values())
+    assert [candidate.sql for candidate in candidates] == list(queries)
+    assert candidates[-1].outcome.kind == "syntax_error"
 
 
-def test_predictions_run_with_their_own_values_not_golds(executor: Executor, pets: Path) -> None:
-    """The question's value is 'red'; predictions with another value, or none, must not be given gold's."""
+def test_defect_12_a_prediction_is_run_as_it_stands(executor: Executor, pets: Path) -> None:
+    """The question's value is 'red'. Predictions with another value, or none, must run unchanged."""
     example = _example(pets, "SELECT name FROM (SELECT code AS name FROM dogs WHERE color = 'red' AND age > 3)")
     wrong = (
         "SELECT code FROM dogs WHERE color = 'value' AND age > 3",
@@ -58,18 +58,17 @@ def test_predictions_run_with_their_own_values_not_golds(executor: Executor, pet
         "SELECT code FROM dogs WHERE color = 'black' AND age > 3",
         "SELECT code FROM dogs WHERE color = 'red' AND age > 30",
     )
-    judged = _judged(executor, example, *wrong, "SELECT code FROM dogs WHERE color = 'red' AND age > 3")
-    assert [candidate.right for candidate in judged] == [False, False, False, False, True]
-    assert [candidate.sql for candidate in judged[:4]] == list(wrong)
+    candidates = _execute(executor, example, *wrong, "SELECT code FROM dogs WHERE color = 'red' AND age > 3")
+    assert [candidate.correct for candidate in candidates] == [False, False, False, False, True]
+    assert [candidate.sql for candidate in candidates[:4]] == list(wrong)
     with closing(sqlite3.connect(pets)) as connection:
-        for candidate in judged:
-            assert candidate.sql is not None
+        for candidate in candidates:
             assert [list(row) for row in candidate.outcome.rows] == [list(r) for r in connection.execute(candidate.sql)]
 
 
 @pytest.mark.parametrize("value", ["false", "False", "0", "no", "True"])
-def test_no_setting_replaces_values_in_predictions(value: str) -> None:
-    """There is no flag to be misread: `--plug_value false` was read as true."""
+def test_defect_12_no_setting_turns_it_on(value: str) -> None:
+    """No such setting exists, and text is no bool: the released code read `--plug_value false` as true."""
     names = {name for name, _ in config.leaves(config.as_dict(config.Config()))}
     assert not [name for name in names if "plug" in name or "value" in name.rpartition(".")[2]]
     with pytest.raises(ConfigError, match="does not exist"):
@@ -79,35 +78,35 @@ def test_no_setting_replaces_values_in_predictions(value: str) -> None:
 
 
 def test_two_empty_results_are_equal_in_evaluation(executor: Executor, pets: Path) -> None:
-    [candidate] = _judged(executor, _example(pets, "SELECT code FROM dogs WHERE age > 90"), "SELECT 1 WHERE 0")
+    [candidate] = _execute(executor, _example(pets, "SELECT code FROM dogs WHERE age > 90"), "SELECT 1 WHERE 0")
     assert candidate.outcome.kind == "match_empty"
-    assert candidate.right
+    assert candidate.correct
 
 
-def test_a_failing_gold_counts_as_wrong_with_its_own_outcome(executor: Executor, pets: Path) -> None:
-    [candidate] = _judged(executor, _example(pets, "SELECT nothing FROM nowhere"), "SELECT 1")
-    assert (candidate.outcome.kind, candidate.right) == ("gold_error", False)
+def test_a_failing_gold_query_counts_as_wrong_with_its_own_outcome(executor: Executor, pets: Path) -> None:
+    [candidate] = _execute(executor, _example(pets, "SELECT nothing FROM nowhere"), "SELECT 1")
+    assert (candidate.outcome.kind, candidate.correct) == ("gold_error", False)
     assert accuracy.count_outcomes([candidate]) == {"gold_error": 1}
 
 
 def test_an_unreadable_answer_has_an_outcome(executor: Executor, pets: Path) -> None:
     example = _example(pets, "SELECT 1")
     texts = ["SELECT 1", "", "<think>\n\n</think>\n<answer>\nno block\n</answer>"]
-    [judged] = accuracy.execute_candidates(executor, [example], [texts], "reasoning", "spider")
-    assert [(one.outcome.kind, one.sql, one.right) for one in judged] == [
+    [candidates] = accuracy.execute_candidates(executor, [example], [texts], "reasoning", "spider")
+    assert [(candidate.outcome.kind, candidate.sql, candidate.correct) for candidate in candidates] == [
         ("bad_format", None, False),
         ("bad_format", None, False),
         ("no_sql", None, False),
     ]
 
 
-def test_candidates_keep_their_order(executor: Executor, pets: Path) -> None:
-    """Many futures, done in any order."""
+def test_candidates_are_in_the_order_of_their_texts(executor: Executor, pets: Path) -> None:
+    """Many futures, which complete in any order."""
     examples = [_example(pets, f"SELECT {p}", p) for p in range(6)]
     texts = [[answer.write("", f"SELECT {p + g}", "direct") for g in range(4)] for p in range(6)]
-    judged = accuracy.execute_candidates(executor, examples, texts, "direct", "spider")
-    assert [[one.right for one in group] for group in judged] == [[True, False, False, False]] * 6
-    assert [[one.outcome.rows[0][0] for one in group] for group in judged] == [
+    candidates = accuracy.execute_candidates(executor, examples, texts, "direct", "spider")
+    assert [[candidate.correct for candidate in group] for group in candidates] == [[True, False, False, False]] * 6
+    assert [[candidate.outcome.rows[0][0] for candidate in group] for group in candidates] == [
         [p + g for g in range(4)] for p in range(6)
     ]
 
@@ -117,7 +116,7 @@ def _candidate(kind: str, result: str = "") -> Candidate:
 
 
 @given(st.lists(st.sampled_from(["", "a", "b", "c"]), min_size=1, max_size=9))
-def test_the_winner_is_the_first_of_the_largest_group(results: list[str]) -> None:
+def test_the_vote_winner_is_the_first_of_the_largest_group(results: list[str]) -> None:
     candidates = [_candidate("mismatch" if result else "syntax_error", result) for result in results]
     voters = [result for result in results if result]
     chosen = accuracy.vote_winner(candidates)
@@ -129,7 +128,7 @@ def test_the_winner_is_the_first_of_the_largest_group(results: list[str]) -> Non
     assert chosen is candidates[results.index(first)]
 
 
-def test_summary_counts_by_every_label() -> None:
+def test_accuracy_by_label_covers_every_label() -> None:
     examples = [
         Example("0", "a", Path(), "", "", family="count", habit="", complexity="Simple", style="Vague"),
         Example("1", "a", Path(), "", "", family="top_k", habit="extra_column", complexity="Complex", style="Vague"),
@@ -145,7 +144,7 @@ def test_summary_counts_by_every_label() -> None:
     }
 
 
-def test_accuracy_of_no_items_is_nan() -> None:
+def test_the_fraction_of_no_flags_is_nan() -> None:
     assert accuracy.fraction_correct([True, False, False, True]) == 0.5
     assert np.isnan(accuracy.fraction_correct([]))
 
@@ -159,14 +158,14 @@ def _pair(seed: int, databases: int, gain: float) -> tuple[dict[str, bool], dict
     return before, after, {name: name.split("-")[0] for name in names}
 
 
-def test_the_clustered_mean_weighs_items_and_resamples_databases() -> None:
+def test_the_clustered_mean_weights_items_and_resamples_databases() -> None:
     values = {"a": 1.0, "b": 0.5, "c": 0.0, "d": 0.0}
     mean, low, high = accuracy.clustered_mean(values, {"a": "x", "b": "x", "c": "y", "d": "y"})
     assert (mean, low, high) == (0.375, 0.0, 0.75)
     assert accuracy.clustered_mean(values, dict.fromkeys(values, "x")) == (0.375, 0.375, 0.375)
 
 
-def test_the_paired_gain_is_the_difference_of_accuracies() -> None:
+def test_the_paired_gain_equals_the_difference_of_accuracies() -> None:
     before, after, cluster = _pair(0, 20, 0.2)
     gain, low, high = accuracy.paired_gain(before, after, cluster)
     assert gain == pytest.approx(np.mean(list(after.values())) - np.mean(list(before.values())))
@@ -175,36 +174,36 @@ def test_the_paired_gain_is_the_difference_of_accuracies() -> None:
     assert accuracy.paired_gain(before, before, cluster) == (0, 0, 0)
 
 
-def test_the_interval_is_the_bootstrap_over_databases() -> None:
-    """Against a plain loop that draws whole databases, and against the textbook's standard error."""
+def test_the_interval_equals_a_plain_bootstrap_over_databases() -> None:
+    """Compared with a plain loop that draws whole databases, and with the textbook standard error."""
     before, after, cluster = _pair(1, 40, 0.2)
     gain, low, high = accuracy.paired_gain(before, after, cluster, draws=5000)
     gains = {c: [int(after[i]) - int(before[i]) for i in before if cluster[i] == c] for c in set(cluster.values())}
     rng, drawn = np.random.default_rng(5), []
     for _ in range(5000):
         picked = [gains[c] for c in rng.choice(sorted(gains), len(gains))]
-        drawn.append(np.mean([one for group in picked for one in group]))
+        drawn.append(np.mean([gain_of_item for group in picked for gain_of_item in group]))
     np.testing.assert_allclose([low, high], np.percentile(drawn, [2.5, 97.5]), atol=0.015)
     error = np.std([np.mean(group) for group in gains.values()], ddof=1) / np.sqrt(len(gains))
     np.testing.assert_allclose([low, high], [gain - 1.96 * error, gain + 1.96 * error], atol=0.02)
 
 
-def test_the_interval_widens_for_correlated_items_of_a_database() -> None:
-    """The same gains, but all of a database's items agree: the interval grows by about the root of their number."""
+def test_the_interval_widens_if_items_of_a_database_agree() -> None:
+    """All 9 items of a database have the same gain: the interval is about sqrt(9) times as wide."""
     names = [f"{d}-{i}" for d in range(40) for i in range(9)]
     before = dict.fromkeys(names, False)
     after = {name: int(name.split("-")[0]) % 2 == 0 for name in names}
     clustered = accuracy.paired_gain(before, after, {name: name.split("-")[0] for name in names})
-    alone = accuracy.paired_gain(before, after, {name: name for name in names})
-    assert (clustered[2] - clustered[1]) / (alone[2] - alone[1]) == pytest.approx(3, rel=0.2)
+    independent = accuracy.paired_gain(before, after, {name: name for name in names})
+    assert (clustered[2] - clustered[1]) / (independent[2] - independent[1]) == pytest.approx(3, rel=0.2)
 
 
-def test_evaluations_of_different_items_are_not_paired() -> None:
+def test_evaluations_of_different_items_cannot_be_paired() -> None:
     with pytest.raises(ValueError, match="differ in 2 items"):
         accuracy.paired_gain({"a": True}, {"b": True}, {"a": "x", "b": "x"})
 
 
-def test_a_record_holds_what_the_run_folder_promises_and_survives_json() -> None:
+def test_an_evaluation_line_has_the_documented_fields_and_survives_json() -> None:
     example = Example("7", "pets", Path(), "q", "SELECT 1", family="count", habit="extra_column", style="Vague")
     chosen, other = _candidate("match", "a"), _candidate("timeout")
     line = accuracy.evaluation_line(example, "heldout", chosen, [chosen, other])

@@ -26,12 +26,12 @@ from sqlr1_jax.report import charts
         (20_480.0, False, "20k"),
     ],
 )
-def test_numbers_are_shortened_to_significant_digits(value: float | None, percent: bool, text: str) -> None:
+def test_numbers_are_short(value: float | None, percent: bool, text: str) -> None:
     assert charts.number(value, percent) == text
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
-def test_ticks_span_the_values_with_few_round_numbers(low: float, span: float) -> None:
+def test_ticks_are_few_and_span_the_values(low: float, span: float) -> None:
     marks = charts.ticks(low, low + span)
     step = marks[1] - marks[0]
     assert marks[0] <= low + 1e-6 * step
@@ -49,28 +49,28 @@ def test_ticks_span_the_values_with_few_round_numbers(low: float, span: float) -
         ([0.0, 1e-7, 2e-7], False, ["0", "1.0e−7", "2.0e−7"]),
     ],
 )
-def test_labels_have_enough_decimals_to_differ(marks: list[float], percent: bool, texts: list[str]) -> None:
+def test_labels_have_the_fewest_decimals_that_differ(marks: list[float], percent: bool, texts: list[str]) -> None:
     assert charts.labels(marks, percent) == texts
 
 
-def test_long_runs_are_shown_as_means_of_equal_parts() -> None:
+def test_long_runs_are_thinned_to_means_of_equal_chunks() -> None:
     points = [(step, float(step)) for step in range(1, 1001)]
-    thinned = charts.thin(points, longest=100)
+    thinned = charts.thin(points, max_points=100)
     assert len(thinned) == 100
     assert thinned[0] == (10, 5.5)
     assert thinned[-1] == (1000, 995.5)
-    assert charts.thin(points[:100], longest=100) == points[:100]
+    assert charts.thin(points[:100], max_points=100) == points[:100]
 
 
-def test_smoothing_keeps_straight_lines_and_leaves_out_what_is_missing() -> None:
+def test_smoothing_keeps_straight_lines_and_skips_missing_values() -> None:
     line = [float(i) for i in range(20)]
     assert charts.smooth(line, 4) == pytest.approx(line)
     assert charts.smooth([1.0, None, 3.0], 1) == [1.0, 2.0, 3.0]
     assert charts.smooth([None, None], 1) == [None, None]
 
 
-def test_a_line_breaks_where_a_value_is_missing() -> None:
-    chart = charts.lines("Loss", {"loss": [(1, 2.0), (2, 1.0), (3, None), (4, 0.0), (5, 1.0)]}, ["one"], zero=True)
+def test_a_line_is_interrupted_at_a_missing_value() -> None:
+    chart = charts.line_chart("Loss", {"loss": [(1, 2.0), (2, 1.0), (3, None), (4, 0.0), (5, 1.0)]}, zero=True)
     assert chart is not None
     assert chart.series[0].path == "M0 0L25 50M75 100L100 50"
     assert chart.series[0].last == "1"
@@ -79,51 +79,60 @@ def test_a_line_breaks_where_a_value_is_missing() -> None:
 
 def test_a_line_of_many_points_is_smoothed_over_the_raw_line() -> None:
     points = [(step, float(step % 2)) for step in range(100)]
-    drawn = charts.lines("Noise", {"noise": points}, ["one"]).series[0]  # type: ignore[union-attr]
+    drawn = charts.line_chart("Noise", {"noise": points}).series[0]  # type: ignore[union-attr]
     assert drawn.dots == ()
     heights = [float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", drawn.path)]
     assert max(heights[5:-5]) - min(heights[5:-5]) < 15
-    assert {float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", drawn.pale)} == {0.0, 100.0}
+    assert {float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", drawn.raw_path)} == {0.0, 100.0}
 
 
-def test_an_unsmoothed_line_is_drawn_as_it_is() -> None:
+def test_smoothing_can_be_turned_off() -> None:
     points = [(step, float(min(step, 40))) for step in range(100)]
-    drawn = charts.lines("Rate", {"lr": points}, ["one"], smoothed=False).series[0]  # type: ignore[union-attr]
-    assert drawn.pale == ""
+    drawn = charts.line_chart("Rate", {"lr": points}, smoothed=False).series[0]  # type: ignore[union-attr]
+    assert drawn.raw_path == ""
     assert "L39.39 2.5L40.4 0L41.41 0L" in drawn.path
 
 
-def test_a_limit_is_always_in_range() -> None:
-    chart = charts.lines("Mismatch", {"m": [(1, 1.0), (2, 1.001)]}, ["one"], limits={"limit": 1.005})
+def test_every_series_is_drawn_in_its_own_tone_or_is_an_error() -> None:
+    series = {f"part {i}": [(1, float(i))] for i in range(len(charts.LINE_TONES))}
+    chart = charts.line_chart("Parts", series)
+    assert chart is not None
+    assert [drawn.tone for drawn in chart.series] == list(charts.LINE_TONES)
+    with pytest.raises(ValueError, match="zip"):
+        charts.line_chart("Parts", series | {"one too many": [(1, 0.0)]})
+
+
+def test_a_limit_is_within_the_axis() -> None:
+    chart = charts.line_chart("Mismatch", {"m": [(1, 1.0), (2, 1.001)]}, limits={"limit": 1.005})
     assert chart is not None
     assert [tick.label for tick in chart.limits] == ["limit"]
-    assert 0 <= chart.limits[0].at < 50
+    assert 0 <= chart.limits[0].position < 50
 
 
 def test_areas_are_stacked() -> None:
     series = {"right": [(1, 0.25), (2, 0.5)], "wrong": [(1, 0.75), (2, 0.5)], "never": [(1, 0.0), (2, 0.0)]}
-    chart = charts.areas("Groups", series, {"right": "right", "wrong": "wrong", "never": "none"})
+    chart = charts.area_chart("Groups", series, {"right": "right", "wrong": "wrong", "never": "none"})
     assert chart is not None
-    assert [(one.name, one.path) for one in chart.series] == [
+    assert [(series.name, series.path) for series in chart.series] == [
         ("right", "M0 75L100 50L100 100L0 100Z"),
         ("wrong", "M0 0L100 0L100 50L0 75Z"),
     ]
 
 
-def test_one_step_fills_the_chart() -> None:
-    chart = charts.areas("Groups", {"right": [(1, 0.5)]}, {"right": "right"})
+def test_a_single_step_fills_the_chart() -> None:
+    chart = charts.area_chart("Groups", {"right": [(1, 0.5)]}, {"right": "right"})
     assert chart is not None
     assert chart.series[0].path == "M0 50L100 50L100 100L0 100Z"
 
 
-def test_hover_values_are_the_points() -> None:
-    chart = charts.lines("Two", {"a": [(0, 1.0), (4, 2.0)], "b": [(4, None)]}, ["one", "two"])
+def test_hover_data_are_the_points() -> None:
+    chart = charts.line_chart("Two", {"a": [(0, 1.0), (4, 2.0)], "b": [(4, None)]})
     assert chart is not None
     assert len(chart.series) == 1  # b has nothing to draw
     assert json.loads(chart.hover) == {"steps": [0, 4], "x": [0.0, 100.0], "values": [["1", "2"]]}
 
 
-def test_nothing_to_draw_is_no_chart() -> None:
-    assert charts.lines("Loss", {"loss": []}, ["one"]) is None
-    assert charts.lines("Loss", {"loss": [(1, None)]}, ["one"]) is None
-    assert charts.areas("Groups", {"right": []}, {"right": "right"}) is None
+def test_without_values_there_is_no_chart() -> None:
+    assert charts.line_chart("Loss", {"loss": []}) is None
+    assert charts.line_chart("Loss", {"loss": [(1, None)]}) is None
+    assert charts.area_chart("Groups", {"right": []}, {"right": "right"}) is None

@@ -4,7 +4,6 @@ import json
 import logging
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -12,12 +11,12 @@ from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.report import run_record
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no config\.json. --workdir="):
+def test_a_folder_that_is_not_a_runs_is_an_error(tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"no config\.json\. Check --workdir="):
         run_record.read_run(tmp_path)
 
 
-def test_a_new_run_has_only_settings(fake_run: Callable) -> None:
+def test_a_run_that_has_just_started_has_only_settings(fake_run: Callable) -> None:
     record = run_record.read_run(fake_run().settings().workdir)
     assert record.setting("grpo.samples") == 8
     assert record.setting("grpo.sample", "none") == "none"
@@ -25,44 +24,44 @@ def test_a_new_run_has_only_settings(fake_run: Callable) -> None:
     assert (record.metrics, record.rollouts, record.summary) == ({}, [], {})
 
 
-def test_a_complete_run_is_read(fake_run: Callable) -> None:
+def test_a_complete_run_has_metrics_rollouts_and_evaluations(fake_run: Callable) -> None:
     record = run_record.read_run(fake_run().whole().workdir)
     assert len(record.steps("sft", "loss")) == 90
     assert [step for step, _ in record.steps("grpo", "evaluate/ex")] == [20, 40, 60]
     assert [(step, len(lines)) for step, lines in record.rollouts] == [(1, 4), (60, 4)]
     assert record.after is not None
-    assert record.after.figures["heldout"]["n"] == len(record.after.right()) == 210
+    assert record.after.figures["heldout"]["n"] == len(record.after.correct()) == 210
 
 
-def test_the_watched_subset_starts_from_the_cold_start(fake_run: Callable) -> None:
+def test_sft_subset_accuracy_is_that_of_the_cold_start(fake_run: Callable) -> None:
     run = fake_run().whole()
     record = run_record.read_run(run.workdir)
-    right = list(record.before.right().values())  # type: ignore[union-attr]
-    assert record.watched() == pytest.approx(sum(right) / len(right), abs=0.1)
-    everything = dict(record.config) | {"evaluate": {"subset": len(right)}}
-    (run.workdir / "config.json").write_text(json.dumps(everything))
-    assert run_record.read_run(run.workdir).watched() == sum(right) / len(right)
+    correct = list(record.before.correct().values())  # type: ignore[union-attr]
+    assert record.sft_subset_accuracy() == pytest.approx(sum(correct) / len(correct), abs=0.1)
+    whole_set = dict(record.config) | {"evaluate": {"subset": len(correct)}}
+    (run.workdir / "config.json").write_text(json.dumps(whole_set))
+    assert run_record.read_run(run.workdir).sft_subset_accuracy() == sum(correct) / len(correct)
 
 
-def test_an_evaluation_under_way_is_not_shown(fake_run: Callable) -> None:
+def test_an_incomplete_evaluation_is_skipped(fake_run: Callable) -> None:
     run = fake_run().settings().evaluation("sft", cured=False)
     (run.workdir / "evaluation" / "sft" / "figures.json").unlink()
     assert run_record.read_run(run.workdir).before is None
 
 
-def test_without_grpo_the_last_evaluation_does_not_count_as_after(fake_run: Callable) -> None:
+def test_without_grpo_there_is_no_evaluation_after(fake_run: Callable) -> None:
     run = fake_run().settings().evaluation("sft", cured=False).evaluation("final", cured=False)
     assert run_record.read_run(run.workdir).after is None
     assert run_record.read_run(run.grpo().workdir).after is not None
 
 
-def test_a_run_with_only_a_last_evaluation_has_no_before(fake_run: Callable) -> None:
+def test_a_final_evaluation_alone_is_the_latest(fake_run: Callable) -> None:
     record = run_record.read_run(fake_run().settings().evaluation("final", cured=True).workdir)
     assert record.before is None
     assert record.latest is record.after is not None
 
 
-def test_broken_files_are_left_out_and_named(fake_run: Callable, caplog: pytest.LogCaptureFixture) -> None:
+def test_broken_files_are_skipped_and_named(fake_run: Callable, caplog: pytest.LogCaptureFixture) -> None:
     run = fake_run().whole()
     (run.workdir / "summary.json").write_text('{"seconds"')
     with (run.workdir / "rollouts" / "step_000060.jsonl").open("a") as file:
@@ -75,7 +74,7 @@ def test_broken_files_are_left_out_and_named(fake_run: Callable, caplog: pytest.
     assert "step_000060.jsonl, line 5" in caplog.text
 
 
-def test_rollouts_are_those_of_the_first_and_the_last_step(fake_run: Callable) -> None:
+def test_only_rollouts_of_the_first_and_last_step_are_read(fake_run: Callable) -> None:
     run = fake_run().settings().grpo()
     source = (run.workdir / "rollouts" / "step_000001.jsonl").read_text()
     for step in random.Random(0).sample(range(2, 60), 5):

@@ -22,29 +22,33 @@ def test_tokens_joined_are_the_text(sql: str) -> None:
 
 
 @given(st.text())
-def test_highlighted_sql_is_the_same_text_and_harmless(sql: str) -> None:
+def test_highlighted_sql_is_the_same_text_with_only_b_and_i_tags(sql: str) -> None:
     marked = sql_text.highlight(sql)
     assert _plain(marked) == sql
     assert set(re.findall(r"<(/?\w+)", marked)) <= {"b", "/b", "i", "/i"}
 
 
 @given(st.text(alphabet="SELECT aby,'1\n"), st.text(alphabet="SELECT aby,'1\n"))
-def test_a_comparison_without_its_deletions_is_the_prediction(sql: str, gold: str) -> None:
-    marked = sql_text.compared(sql, gold)
+def test_a_difference_without_its_deletions_is_the_prediction(sql: str, gold: str) -> None:
+    marked = sql_text.highlight_difference(sql, gold)
     kept = _plain(re.sub(r"<del>.*?</del>", "", marked, flags=re.DOTALL))
     assert re.sub(r"\s", "", kept) == re.sub(r"\s", "", sql)
 
 
-def test_keywords_and_literals_are_highlighted() -> None:
+def test_keywords_strings_and_numbers_are_highlighted() -> None:
     assert sql_text.highlight("select a from t where b = 'x < y' and c > 1.5") == (
         "<b>select</b> a <b>from</b> t <b>where</b> b = <i>&#39;x &lt; y&#39;</i> <b>and</b> c &gt; <i>1.5</i>"
     )
 
 
-def test_insertions_and_deletions_against_gold_are_marked() -> None:
-    assert "city<ins>, income</ins> <b>FROM</b>" in sql_text.compared(GOLD.replace("city", "city, income"), GOLD)
-    assert "<b>SELECT</b> <del>DISTINCT</del>" in sql_text.compared(GOLD, GOLD.replace("SELECT", "SELECT DISTINCT"))
-    assert "<ins>" not in sql_text.compared(GOLD.lower().replace("city", "city "), GOLD)
+def test_additions_are_in_ins_and_omissions_in_del() -> None:
+    assert "city<ins>, income</ins> <b>FROM</b>" in sql_text.highlight_difference(
+        GOLD.replace("city", "city, income"), GOLD
+    )
+    assert "<b>SELECT</b> <del>DISTINCT</del>" in sql_text.highlight_difference(
+        GOLD, GOLD.replace("SELECT", "SELECT DISTINCT")
+    )
+    assert "<ins>" not in sql_text.highlight_difference(GOLD.lower().replace("city", "city "), GOLD)
 
 
 @pytest.mark.parametrize(
@@ -58,10 +62,10 @@ def test_insertions_and_deletions_against_gold_are_marked() -> None:
     ],
 )
 def test_extra_columns_are_counted_in_the_first_select(sql: str, extra: bool) -> None:
-    assert sql_text.extra_columns(sql, GOLD) is extra
+    assert sql_text.has_extra_columns(sql, GOLD) is extra
 
 
-def test_a_dropped_distinct_is_detected() -> None:
+def test_a_dropped_distinct_is_found() -> None:
     gold = "SELECT count( distinct city ) FROM owners"
     assert sql_text.lacks_distinct("SELECT count( city ) FROM owners", gold)
     assert not sql_text.lacks_distinct("SELECT DISTINCT city FROM owners", gold)

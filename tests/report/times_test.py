@@ -7,11 +7,11 @@ import pytest
 from sqlr1_jax.report import run_record, times
 
 
-def test_parts_of_the_steps_add_up_to_the_whole(fake_run: Callable) -> None:
-    shares = times.by_part(run_record.read_run(fake_run().settings().grpo(20).workdir), "grpo")
+def test_sections_add_up_to_the_time_of_the_steps(fake_run: Callable) -> None:
+    shares = times.by_section(run_record.read_run(fake_run().settings().grpo(20).workdir), "grpo")
     seconds = {share.name: share.seconds for share in shares}
     assert seconds == pytest.approx(
-        {"rollout": 22, "pack": 0.4, "reward wait": 1, "update": 16, "evaluate": 1.5, times.REST: 2.6}
+        {"rollout": 22, "pack": 0.4, "reward wait": 1, "update": 16, "evaluate": 1.5, times.OTHER: 2.6}
     )
     assert sum(share.fraction for share in shares) == pytest.approx(1, abs=1e-3)
 
@@ -25,11 +25,11 @@ def test_stage_times_come_from_the_summary(fake_run: Callable) -> None:
 
 def test_a_run_without_times_has_no_shares(fake_run: Callable) -> None:
     record = run_record.read_run(fake_run().settings().workdir)
-    assert times.by_stage(record) == times.by_part(record, "grpo") == []
+    assert times.by_stage(record) == times.by_section(record, "grpo") == []
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.5, "0.5 s"), (42.4, "42 s"), (61, "1 min 1 s"), (119.7, "2 min 0 s"), (7260, "2 h 1 min")]
 )
-def test_durations_are_written_in_words(seconds: float, text: str) -> None:
-    assert times.words(seconds) == text
+def test_durations_as_text(seconds: float, text: str) -> None:
+    assert times.format_duration(seconds) == text

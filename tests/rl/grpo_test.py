@@ -25,12 +25,12 @@ from testing.scripted_sampler import ScriptedSampler
 pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 
-def _step(stage: GrpoSetup, at: TrainState | None = None, step: int = 0) -> tuple[loop.StepResult, TrainState]:
-    """A step, and a copy of the state before it, whose own memory the step spends."""
+def _step(stage: GrpoSetup, train_state: TrainState | None = None, step: int = 0) -> tuple[loop.StepResult, TrainState]:
+    """A step's result, and a copy of the state before it: the step donates that state's buffers."""
     with jax.set_mesh(stage.context.mesh):
-        at = at or state.create_state(init_params(stage.context), stage.update_spec)
-        before = jax.device_get(at)
-        return grpo.train_step(stage, at, step), before
+        train_state = train_state or state.create_state(init_params(stage.context), stage.update_spec)
+        before = jax.device_get(train_state)
+        return grpo.train_step(stage, train_state, step), before
 
 
 def _right_and_wrong(example: Any, g: int) -> str:
@@ -38,7 +38,7 @@ def _right_and_wrong(example: Any, g: int) -> str:
 
 
 def _likelihood(stage: GrpoSetup, params: Any, items: tuple[str, ...], g: int) -> float:
-    """Log-probability of what sample g says, summed over the prompts, one plain text each."""
+    """Log-probability of sample g, summed over the prompts, each as one plain text."""
     total = 0.0
     examples = {example.id: i for i, example in enumerate(stage.prompt_set.examples)}
     longest = 200
@@ -48,57 +48,59 @@ def _likelihood(stage: GrpoSetup, params: Any, items: tuple[str, ...], g: int) -
         text = np.array([*prompt.ids, *ids, stage.context.tokenizer.eos_token_id], np.int32)
         padded = np.pad(text, (0, longest - len(text)))
         logp, _ = naive_decoding.naive_logprobs(params, padded, stage.context.model)
-        places = np.arange(len(prompt.ids) - 1, len(text) - 1)
-        total += float(np.asarray(logp)[places, text[places + 1]].sum())
+        positions = np.arange(len(prompt.ids) - 1, len(text) - 1)
+        total += float(np.asarray(logp)[positions, text[positions + 1]].sum())
     return total
 
 
 @pytest.mark.parametrize("layout", ["shared_prefix", "packed"])
-def test_a_step_makes_right_answers_likelier_than_wrong_ones(
+def test_a_step_raises_the_likelihood_of_right_answers_over_wrong_ones(
     context: RunContext, executor: Executor, layout: str
 ) -> None:
     context = with_settings(context, rows=config.RowsConfig(layout=layout, per_microbatch=2), old_logprobs="trainer")
     stage = scripted_stage(context, executor, _right_and_wrong)
-    taken, before = _step(stage)
-    values = values_of(taken)
+    result, before = _step(stage)
+    values = values_of(result)
     assert (values["groups/mixed"], values["outcome/match"], values["outcome/mismatch"]) == (1, 0.5, 0.5)
-    assert values["ratio/mean"] == pytest.approx(1, abs=1e-5), "the trainer's own log-probabilities"
+    assert values["ratio/mean"] == pytest.approx(1, abs=1e-5), "old log-probabilities are the trainer's own"
     assert "kl" not in values
-    items = tuple(taken.items)
+    items = tuple(result.items)
     assert len(set(items)) == 4
     change = [
-        _likelihood(stage, taken.state.params, items, g) - _likelihood(stage, before.params, items, g) for g in (0, 1)
+        _likelihood(stage, result.state.params, items, g) - _likelihood(stage, before.params, items, g) for g in (0, 1)
     ]
     assert change[0] > change[1]
-    assert int(taken.state.step) == 1
+    assert int(result.state.step) == 1
 
 
-def test_the_two_layouts_take_the_same_step(context: RunContext, executor: Executor) -> None:
-    after = []
+def test_both_row_layouts_give_the_same_update(context: RunContext, executor: Executor) -> None:
+    updates = []
     for layout in ("shared_prefix", "packed"):
-        one = with_settings(context, rows=config.RowsConfig(layout=layout, per_microbatch=2), old_logprobs="trainer")
-        taken, before = _step(scripted_stage(one, executor, _right_and_wrong))
-        after.append(jax.tree.map(lambda new, old: np.asarray(new) - old, taken.state.params, before.params))
-    assert closeness.relative_distance(after[1], after[0]) < 1e-2, (
-        "Adam's first step is the gradient's sign, so tiny ones may flip"
+        layout_context = with_settings(
+            context, rows=config.RowsConfig(layout=layout, per_microbatch=2), old_logprobs="trainer"
+        )
+        result, before = _step(scripted_stage(layout_context, executor, _right_and_wrong))
+        updates.append(jax.tree.map(lambda new, old: np.asarray(new) - old, result.state.params, before.params))
+    assert closeness.relative_distance(updates[1], updates[0]) < 1e-2, (
+        "Adam's first step is the sign of the gradient, so signs of tiny gradients may differ"
     )
 
 
 @pytest.mark.parametrize("kind", ["all right", "all wrong", "gold fails"])
-def test_groups_that_teach_nothing_change_nothing(context: RunContext, executor: Executor, kind: str) -> None:
+def test_a_step_with_only_dropped_groups_changes_no_weight(context: RunContext, executor: Executor, kind: str) -> None:
     context = with_settings(context, advantage=config.AdvantageConfig(keep="all" if kind == "gold fails" else "mixed"))
 
-    def say(example: Any, g: int) -> str:
+    def completion(example: Any, g: int) -> str:
         del g
         return answer.write("t", example.sql if kind == "all right" else "SELECT 'wrong'", "reasoning")
 
-    stage = scripted_stage(context, executor, say)
+    stage = scripted_stage(context, executor, completion)
     if kind == "gold fails":
         broken = [dataclasses.replace(e, sql="SELECT nothing FROM nowhere") for e in stage.prompt_set.examples]
         stage = dataclasses.replace(stage, prompt_set=scoring.PromptSet(broken, stage.prompt_set.prompts))
-    taken, before = _step(stage)
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(taken.state.params), before.params)
-    values = values_of(taken)
+    result, before = _step(stage)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(result.state.params), before.params)
+    values = values_of(result)
     assert values["not_finite"] == 0
     assert values["loss"] == 0
     if kind == "gold fails":
@@ -107,15 +109,17 @@ def test_groups_that_teach_nothing_change_nothing(context: RunContext, executor:
         assert values[f"groups/{kind.replace(' ', '_')}"] == 1
 
 
-def test_a_step_writes_its_rollouts_and_takes_the_data_in_order(context: RunContext, executor: Executor) -> None:
+def test_steps_write_rollouts_and_follow_the_data_order(context: RunContext, executor: Executor) -> None:
     stage = scripted_stage(with_settings(context), executor, _right_and_wrong)
-    seen: list[str] = []
-    taken, _ = _step(stage, step=0)
-    seen += taken.items
+    example_ids: list[str] = []
+    result, _ = _step(stage, step=0)
+    example_ids += result.items
     for step in (1, 2):
-        taken, _ = _step(stage, taken.state, step)
-        seen += taken.items
-    assert sorted(seen) == sorted(example.id for example in stage.prompt_set.examples), "an epoch is each question once"
+        result, _ = _step(stage, result.state, step)
+        example_ids += result.items
+    assert sorted(example_ids) == sorted(example.id for example in stage.prompt_set.examples), (
+        "an epoch has each question once"
+    )
     assert [path.name for path in sorted((context.workdir / "rollouts").iterdir())] == [
         rollout_log.path(context.workdir, step).name for step in (1, 2, 3)
     ]
@@ -124,63 +128,63 @@ def test_a_step_writes_its_rollouts_and_takes_the_data_in_order(context: RunCont
 
 
 @pytest.mark.parametrize("steps", [4, pytest.param(200, marks=pytest.mark.nightly)])
-def test_all_sizes_are_compiled_before_the_first_step(context: RunContext, executor: Executor, steps: int) -> None:
-    """Answers of a few words and of dozens."""
+def test_every_row_size_is_compiled_before_the_first_step(context: RunContext, executor: Executor, steps: int) -> None:
+    """Completions have a few words in even steps and dozens in odd ones, so that steps need different row sizes."""
 
-    def say(example: Any, g: int) -> str:
+    def completion(example: Any, g: int) -> str:
         words = 1 if g == 0 else int(rng.integers(longest // 2, longest))
         return answer.write("the " * words, example.sql if g == 0 else "SELECT 'wrong'", "reasoning")
 
     rng, longest = np.random.default_rng(0), 4
     rows = config.RowsConfig(per_microbatch=2, length_buckets=3, prefix=192, segment=96)
-    stage = scripted_stage(with_settings(context, rows=rows, kl=0.1, old_logprobs="trainer"), executor, say)
+    stage = scripted_stage(with_settings(context, rows=rows, kl=0.1, old_logprobs="trainer"), executor, completion)
     assert [layout.segment for layout in packing.layout_ladder(packing.RowLayout(192, 2, 96), 3)] == [48, 72, 96]
     compiled: list[list[str]] = []
     lengths = []
     with jax.set_mesh(context.mesh):
-        with compiled_programs() as ahead:
-            at = setup.compile_programs(stage, state.create_state(init_params(context), stage.update_spec))
-        assert int(at.step) == 0
+        with compiled_programs() as before_training:
+            train_state = setup.compile_programs(stage, state.create_state(init_params(context), stage.update_spec))
+        assert int(train_state.step) == 0
         for step in range(steps):
             longest = 70 if step % 2 else 4
             with compiled_programs() as names:
-                taken = grpo.train_step(stage, at, step)
-            at = taken.state
+                result = grpo.train_step(stage, train_state, step)
+            train_state = result.state
             compiled.append(names)
-            lengths.append(values_of(taken)["completion/max_tokens"])
+            lengths.append(values_of(result)["completion/max_tokens"])
     assert min(lengths) <= 48 and max(lengths) > 72
-    assert {"jit(update)", "jit(compute_logprobs)"} <= set(ahead)
+    assert {"jit(update)", "jit(compute_logprobs)"} <= set(before_training)
     assert not {"jit(update)", "jit(compute_logprobs)"} & set(compiled[0])
     assert not any(compiled[1:])
 
 
 @given(st.integers(0, 10**6), st.lists(st.booleans(), min_size=6, max_size=6))
-def test_drop_filtered_keeps_exactly_the_rows_of_kept_groups(seed: int, keep: list[bool]) -> None:
+def test_drop_filtered_keeps_all_loss_of_kept_groups_and_no_row_without_loss(seed: int, keep: list[bool]) -> None:
     rows = packing.pack_rows(training_data.random_groups(6, 2, seed), 40)
     kept = grpo.drop_filtered(rows, np.array(keep))
     want = [(p, g) for p in range(6) for g in range(2) if keep[p]]
-    weighed = kept.weight > 0
-    assert sorted(set(zip(kept.prompt[weighed].tolist(), kept.sample[weighed].tolist(), strict=True))) == want
-    assert weighed.any(axis=1).all()
-    assert weighed.sum() == ((rows.weight > 0) & np.array(keep)[rows.prompt]).sum()
+    has_loss = kept.weight > 0
+    assert sorted(set(zip(kept.prompt[has_loss].tolist(), kept.sample[has_loss].tolist(), strict=True))) == want
+    assert has_loss.any(axis=1).all()
+    assert has_loss.sum() == ((rows.weight > 0) & np.array(keep)[rows.prompt]).sum()
 
 
-def test_the_reference_is_where_the_stage_began_also_after_a_resume(context: RunContext) -> None:
+def test_the_reference_has_the_weights_of_step_0_also_after_a_resume(context: RunContext) -> None:
     context = with_settings(context, kl=0.1)
-    program = UpdateSpec(context.model, context.config.grpo.optimizer, 4)
-    first = state.create_state(init_params(context), program)
-    begun = jax.device_get(first.params)
-    fresh = setup.load_reference(context, first)
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(fresh), begun)
+    update_spec = UpdateSpec(context.model, context.config.grpo.optimizer, 4)
+    initial = state.create_state(init_params(context), update_spec)
+    initial_params = jax.device_get(initial.params)
+    fresh = setup.load_reference(context, initial)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(fresh), initial_params)
     checkpoints = context.checkpoints("grpo")
     for step in range(4):
-        checkpoints.save(step, {"params": jax.tree.map(lambda x, step=step: x + np.float32(step), first.params)})
-    moved = dataclasses.replace(first, params=jax.tree.map(lambda x: x + 3, first.params))
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(setup.load_reference(context, moved)), begun)
+        checkpoints.save(step, {"params": jax.tree.map(lambda x, step=step: x + np.float32(step), initial.params)})
+    moved = initial.replace(params=jax.tree.map(lambda x: x + 3, initial.params))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(setup.load_reference(context, moved)), initial_params)
     assert setup.load_reference(with_settings(context, kl=0.0), moved) is None
 
 
-def test_sizes_of_the_config_win_over_those_of_the_data(context: RunContext) -> None:
+def test_row_sizes_of_the_config_override_the_default_ones(context: RunContext) -> None:
     engine: Any = ScriptedSampler(context, lambda text, g: "")
     assert setup.row_layout(with_settings(context).config.grpo, engine) == packing.RowLayout(96, 2, 96)
     wider = with_settings(context, rows=config.RowsConfig(prefix=128, segment=112))

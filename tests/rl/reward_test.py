@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
 import numpy as np
@@ -22,48 +21,50 @@ MATCH = Outcome(OutcomeKind.MATCH)
 
 
 def test_each_part_is_multiplied_by_its_weight() -> None:
-    cfg = config.RewardConfig(format=0.5, execution=0.0, result=2.0, length=0.1)
-    assert reward.weights(cfg).tolist() == pytest.approx([0.5, 0.0, 2.0, 0.1])
-    plain = reward.parts(GOOD, MATCH, config.RewardConfig())
-    np.testing.assert_allclose(reward.parts(GOOD, MATCH, cfg), plain * reward.weights(cfg), rtol=1e-6)
+    settings = config.RewardConfig(format=0.5, execution=0.0, result=2.0, length=0.1)
+    assert reward.part_weights(settings).tolist() == pytest.approx([0.5, 0.0, 2.0, 0.1])
+    plain = reward.weighted_parts(GOOD, MATCH, config.RewardConfig())
+    np.testing.assert_allclose(
+        reward.weighted_parts(GOOD, MATCH, settings), plain * reward.part_weights(settings), rtol=1e-6
+    )
 
 
-def _by_the_table(said: Answer, kind: OutcomeKind) -> tuple[float, float, float, float]:
-    """sql-r1.md §2, row by row."""
-    if said.problem:
+def _by_the_table(parsed: Answer, kind: OutcomeKind) -> tuple[float, float, float, float]:
+    """The table of docs/method.md, section 3, row by row."""
+    if parsed.problem:
         return -1, 0, 0, 0
     if kind in ("syntax_error", "runtime_error", "timeout", "denied", "gold_error"):
         return 1, -2, 0, 0
     if kind in ("mismatch", "too_large"):
         return 1, 2, -3, 0
-    length = len(said.think) + len(said.answer)
-    return 1, 2, 3, 0.5 * min(length / 2048, 1) + len(said.sql or "") / len(said.answer)
+    length = len(parsed.think) + len(parsed.answer)
+    return 1, 2, 3, 0.5 * min(length / 2048, 1) + len(parsed.sql or "") / len(parsed.answer)
 
 
 @pytest.mark.parametrize("kind", RUNNABLE)
-@pytest.mark.parametrize("said", [GOOD, DIRECT], ids=["reasoning", "direct"])
-def test_each_outcome_is_paid_by_the_papers_table(said: Answer, kind: OutcomeKind) -> None:
-    paid = reward.parts(said, Outcome(kind), PAPER)
-    np.testing.assert_array_equal(paid, np.array(_by_the_table(said, kind), np.float32))
+@pytest.mark.parametrize("parsed", [GOOD, DIRECT], ids=["reasoning", "direct"])
+def test_each_outcome_gets_the_reward_of_the_papers_table(parsed: Answer, kind: OutcomeKind) -> None:
+    values = reward.weighted_parts(parsed, Outcome(kind), PAPER)
+    np.testing.assert_array_equal(values, np.float32(_by_the_table(parsed, kind)))
 
 
 @pytest.mark.parametrize("problem", [OutcomeKind.NO_SQL, OutcomeKind.BAD_FORMAT])
-def test_an_answer_without_form_costs_one_and_nothing_else(problem: OutcomeKind) -> None:
-    said = Answer("thought", "words", None, problem)
-    np.testing.assert_array_equal(reward.parts(said, Outcome(problem), PAPER), [-1, 0, 0, 0])
+def test_a_badly_formed_answer_gets_minus_one_in_total(problem: OutcomeKind) -> None:
+    parsed = Answer("thought", "words", None, problem)
+    np.testing.assert_array_equal(reward.weighted_parts(parsed, Outcome(problem), PAPER), [-1, 0, 0, 0])
 
 
 @given(st.text(max_size=3000), st.text(min_size=1, max_size=3000))
-def test_rewards_of_right_answers_are_between_6_and_7_5(think: str, sql: str) -> None:
-    said = Answer(think, f"```sql\n{sql}\n```", sql)
-    total = float(reward.parts(said, MATCH, PAPER).sum())
+def test_right_answers_get_between_6_and_7_5(think: str, sql: str) -> None:
+    parsed = Answer(think, f"```sql\n{sql}\n```", sql)
+    total = float(reward.weighted_parts(parsed, MATCH, PAPER).sum())
     assert 6 <= total < 7.5
-    assert total == pytest.approx(sum(_by_the_table(said, OutcomeKind.MATCH)), rel=1e-6)
+    assert total == pytest.approx(sum(_by_the_table(parsed, OutcomeKind.MATCH)), rel=1e-6)
 
 
-def test_every_worse_outcome_is_paid_less() -> None:
-    def total(kind: OutcomeKind, said: Answer = GOOD) -> float:
-        return float(reward.parts(said, Outcome(kind), PAPER).sum())
+def test_a_worse_outcome_never_gets_more() -> None:
+    def total(kind: OutcomeKind, parsed: Answer = GOOD) -> float:
+        return float(reward.weighted_parts(parsed, Outcome(kind), PAPER).sum())
 
     assert total(OutcomeKind.MATCH) > total(OutcomeKind.MISMATCH) > total(OutcomeKind.SYNTAX_ERROR)
     assert total(OutcomeKind.MISMATCH) == total(OutcomeKind.TOO_LARGE) == 0
@@ -71,74 +72,71 @@ def test_every_worse_outcome_is_paid_less() -> None:
     assert total(OutcomeKind.TIMEOUT) == total(OutcomeKind.NO_SQL, no_sql) == -1
 
 
-def test_an_empty_match_is_a_mismatch_unless_the_paper_is_asked_for() -> None:
+def test_an_empty_match_is_a_mismatch_unless_empty_match_is_match() -> None:
     empty = Outcome(OutcomeKind.MATCH_EMPTY)
-    np.testing.assert_array_equal(reward.parts(GOOD, empty, config.RewardConfig()), [1, 2, -3, 0])
-    np.testing.assert_array_equal(reward.parts(GOOD, empty, PAPER), reward.parts(GOOD, MATCH, PAPER))
+    np.testing.assert_array_equal(reward.weighted_parts(GOOD, empty, config.RewardConfig()), [1, 2, -3, 0])
+    np.testing.assert_array_equal(reward.weighted_parts(GOOD, empty, PAPER), reward.weighted_parts(GOOD, MATCH, PAPER))
     assert not reward.correct(empty, config.RewardConfig())
     assert reward.correct(empty, PAPER)
 
 
 @pytest.mark.parametrize("kind", OutcomeKind)
-def test_correct_is_match_alone(kind: OutcomeKind) -> None:
+def test_by_default_only_match_is_correct(kind: OutcomeKind) -> None:
     assert reward.correct(Outcome(kind), config.RewardConfig()) == (kind == OutcomeKind.MATCH)
 
 
 @given(*[st.floats(0, 3, width=32)] * 4, st.sampled_from(RUNNABLE))
-def test_a_weight_scales_its_part_alone(a: float, b: float, c: float, d: float, kind: OutcomeKind) -> None:
-    weighted = reward.parts(GOOD, Outcome(kind), config.RewardConfig(a, b, c, d))
+def test_a_weight_scales_only_its_part(a: float, b: float, c: float, d: float, kind: OutcomeKind) -> None:
+    weighted = reward.weighted_parts(GOOD, Outcome(kind), config.RewardConfig(a, b, c, d))
     np.testing.assert_allclose(
-        weighted, reward.parts(GOOD, Outcome(kind), config.RewardConfig()) * [a, b, c, d], rtol=1e-6
+        weighted, reward.weighted_parts(GOOD, Outcome(kind), config.RewardConfig()) * [a, b, c, d], rtol=1e-6
     )
 
 
-@pytest.mark.parametrize(("name", "place"), zip(reward.PAPER, itertools.count()))
-def test_a_part_of_weight_zero_is_always_zero(name: str, place: int) -> None:
-    cfg = dataclasses.replace(config.RewardConfig(), **{name: 0.0})  # type: ignore[arg-type]
-    paid = np.array([reward.parts(GOOD, Outcome(kind), cfg) for kind in RUNNABLE])
-    full = np.array([reward.parts(GOOD, Outcome(kind), config.RewardConfig()) for kind in RUNNABLE])
-    assert not paid[:, place].any()
-    np.testing.assert_array_equal(np.delete(paid, place, 1), np.delete(full, place, 1))
+@pytest.mark.parametrize(("name", "position"), zip(reward.PAPER_PARTS, itertools.count()))
+def test_a_part_with_weight_zero_is_zero_for_every_outcome(name: str, position: int) -> None:
+    settings = config.RewardConfig(**{name: 0.0})
+    values = np.array([reward.weighted_parts(GOOD, Outcome(kind), settings) for kind in RUNNABLE])
+    full = np.array([reward.weighted_parts(GOOD, Outcome(kind), config.RewardConfig()) for kind in RUNNABLE])
+    assert not values[:, position].any()
+    np.testing.assert_array_equal(np.delete(values, position, 1), np.delete(full, position, 1))
 
 
-def test_length_is_counted_in_the_chosen_unit() -> None:
-    said = Answer("a b c", "d e\nf", "e")  # words: 3 + 3, sql 1
-    paid = reward.parts(said, MATCH, PAPER, length=lambda text: len(text.split()))
-    assert paid[3] == pytest.approx(1 / 3 + 0.5 * 6 / 2048)
-    assert reward.parts(said, MATCH, PAPER)[3] == pytest.approx(1 / 5 + 0.5 * 10 / 2048)
+def test_length_is_measured_by_the_given_function() -> None:
+    parsed = Answer("a b c", "d e\nf", "e")  # words: 3 + 3, sql 1
+    values = reward.weighted_parts(parsed, MATCH, PAPER, measure=lambda text: len(text.split()))
+    assert values[3] == pytest.approx(1 / 3 + 0.5 * 6 / 2048)
+    assert reward.weighted_parts(parsed, MATCH, PAPER)[3] == pytest.approx(1 / 5 + 0.5 * 10 / 2048)
 
 
 def test_length_is_capped_at_2048() -> None:
-    said = Answer("x" * 5000, "SELECT 1", "SELECT 1")
-    assert reward.parts(said, MATCH, PAPER)[3] == 1.5
+    parsed = Answer("x" * 5000, "SELECT 1", "SELECT 1")
+    assert reward.weighted_parts(parsed, MATCH, PAPER)[3] == 1.5
 
 
-def test_stack_keeps_prompts_samples_and_parts_apart() -> None:
-    paid = [[np.full(4, 10 * p + g, np.float32) for g in range(3)] for p in range(2)]
-    stacked = reward.stack(paid)
-    assert stacked.shape == (2, 3, 4)
-    assert stacked.dtype == np.float32
-    np.testing.assert_array_equal(stacked[..., 2], [[0, 1, 2], [10, 11, 12]])
-
-
-def test_arctic_gives_a_tenth_to_queries_that_run() -> None:
-    cfg = config.RewardConfig(format=0, execution=0, result=0, length=0, arctic=1.0)
-    assert reward.names(cfg) == (*reward.PAPER, "arctic")
-    paid = {kind: float(reward.parts(GOOD, Outcome(kind), cfg).sum()) for kind in RUNNABLE}
-    assert {kind for kind, value in paid.items() if value == 1} == {"match"}
-    tenth = {kind for kind, value in paid.items() if value == pytest.approx(0.1)}
+def test_arctic_gives_a_tenth_to_wrong_sql_that_runs() -> None:
+    settings = config.RewardConfig(format=0, execution=0, result=0, length=0, arctic=1.0)
+    assert reward.part_names(settings) == (*reward.PAPER_PARTS, "arctic")
+    values = {kind: float(reward.weighted_parts(GOOD, Outcome(kind), settings).sum()) for kind in RUNNABLE}
+    assert {kind for kind, value in values.items() if value == 1} == {"match"}
+    tenth = {kind for kind, value in values.items() if value == pytest.approx(0.1)}
     assert tenth == {"match_empty", "mismatch", "too_large"}
-    assert {value for kind, value in paid.items() if kind not in tenth | {"match"}} == {0}
-    assert float(reward.parts(Answer("", "", None, OutcomeKind.NO_SQL), Outcome(OutcomeKind.NO_SQL), cfg).sum()) == 0
+    assert {value for kind, value in values.items() if kind not in tenth | {"match"}} == {0}
+    assert (
+        float(
+            reward.weighted_parts(Answer("", "", None, OutcomeKind.NO_SQL), Outcome(OutcomeKind.NO_SQL), settings).sum()
+        )
+        == 0
+    )
 
 
-def test_overlap_rewards_shared_cells_of_queries_that_run() -> None:
-    cfg = config.RewardConfig(overlap=2.0)
-    assert reward.parts(GOOD, Outcome(OutcomeKind.MISMATCH, overlap=0.4), cfg)[4] == pytest.approx(0.8)
-    assert reward.parts(GOOD, Outcome(OutcomeKind.TIMEOUT, overlap=0.0), cfg)[4] == 0
-    assert reward.parts(GOOD, Outcome(OutcomeKind.MATCH_EMPTY, overlap=1.0), cfg)[4] == 0
+def test_overlap_is_the_shared_cells_of_sql_that_ran() -> None:
+    settings = config.RewardConfig(overlap=2.0)
+    assert reward.weighted_parts(GOOD, Outcome(OutcomeKind.MISMATCH, overlap=0.4), settings)[4] == pytest.approx(0.8)
+    assert reward.weighted_parts(GOOD, Outcome(OutcomeKind.TIMEOUT, overlap=0.0), settings)[4] == 0
+    assert reward.weighted_parts(GOOD, Outcome(OutcomeKind.MATCH_EMPTY, overlap=1.0), settings)[4] == 0
     paper = config.RewardConfig(overlap=2.0, empty_match="match")
-    assert reward.parts(GOOD, Outcome(OutcomeKind.MATCH_EMPTY, overlap=1.0), paper)[4] == 2
+    assert reward.weighted_parts(GOOD, Outcome(OutcomeKind.MATCH_EMPTY, overlap=1.0), paper)[4] == 2
 
 
 @pytest.mark.parametrize(
@@ -157,6 +155,8 @@ def test_schema_recall_is_the_share_of_golds_tables_and_columns(sql: str, recall
     gold = "SELECT T1.color AS shown FROM dogs AS T1 WHERE T1.age > 3 ORDER BY shown"
     assert reward.schema_items(gold) == {("table", "dogs"), ("column", "color"), ("column", "age")}
     assert reward.schema_recall(sql, gold) == pytest.approx(recall)
-    said = Answer("t", f"```sql\n{sql}\n```", sql)
-    paid = reward.parts(said, Outcome(OutcomeKind.MISMATCH), config.RewardConfig(schema_recall=3.0), gold=gold)
-    assert paid.tolist() == pytest.approx([1, 2, -3, 0, 3 * recall])
+    parsed = Answer("t", f"```sql\n{sql}\n```", sql)
+    values = reward.weighted_parts(
+        parsed, Outcome(OutcomeKind.MISMATCH), config.RewardConfig(schema_recall=3.0), gold_sql=gold
+    )
+    assert values.tolist() == pytest.approx([1, 2, -3, 0, 3 * recall])

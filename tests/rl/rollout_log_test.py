@@ -11,13 +11,13 @@ from sqlr1_jax.config import RewardConfig
 from sqlr1_jax.data.answer import Answer
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.rl import rollout_log
-from sqlr1_jax.rl.reward import PAPER as PARTS
+from sqlr1_jax.rl.reward import PAPER_PARTS
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
 
 def _write(workdir: Path, step: int) -> None:
     examples = [Example(str(p), "pets", Path(), f"question {p}?", f"SELECT {p}") for p in range(2)]
-    said = [[Answer("", "", f"SELECT {p}{g}") for g in range(3)] for p in range(2)]
+    answers = [[Answer("", "", f"SELECT {p}{g}") for g in range(3)] for p in range(2)]
     outcomes = [
         [
             Outcome(OutcomeKind.MATCH, rows=((p, "a"),), gold_rows=((p, None),) if g == 1 else ()),
@@ -30,12 +30,12 @@ def _write(workdir: Path, step: int) -> None:
     grouped = [outcomes[:3], outcomes[3:]]
     rewards = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     texts = [[f"text {p}{g}" for g in range(3)] for p in range(2)]
-    execution: Any = SimpleNamespace(texts=texts, answers=said)
-    paid: Any = SimpleNamespace(rewards_PGR=rewards)
-    rollout_log.write(workdir, step, examples, execution, grouped, paid, rewards.sum(-1), RewardConfig())
+    execution: Any = SimpleNamespace(texts=texts, answers=answers)
+    logged: Any = SimpleNamespace(rewards_PGR=rewards)
+    rollout_log.write(workdir, step, examples, execution, grouped, logged, rewards.sum(-1), RewardConfig())
 
 
-def test_a_line_holds_a_prompt_with_all_its_samples(tmp_path: Path) -> None:
+def test_a_line_has_one_prompt_and_all_its_samples(tmp_path: Path) -> None:
     _write(tmp_path, 12)
     lines = [json.loads(line) for line in (tmp_path / "rollouts" / "step_000012.jsonl").read_text().splitlines()]
     assert [line["question"] for line in lines] == ["question 0?", "question 1?"]
@@ -47,12 +47,12 @@ def test_a_line_holds_a_prompt_with_all_its_samples(tmp_path: Path) -> None:
         "syntax_error",
         "near",
     )
-    assert sample["reward"] == dict(zip(PARTS, [20.0, 21.0, 22.0, 23.0], strict=True))
+    assert sample["reward"] == dict(zip(PAPER_PARTS, [20.0, 21.0, 22.0, 23.0], strict=True))
     assert sample["advantage"] == 86.0
     assert lines[1]["samples"][0]["rows"] == [[1, "a"]]
 
 
-def test_cut_deletes_the_files_of_later_steps(tmp_path: Path) -> None:
+def test_truncate_removes_the_files_of_later_steps(tmp_path: Path) -> None:
     rollout_log.truncate(tmp_path, 0)
     for step in (1, 2, 3, 1_000_000):
         _write(tmp_path, step)

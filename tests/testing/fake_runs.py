@@ -1,4 +1,4 @@
-"""A run's folder without a run: every file that the report reads, with figures as a run would leave them."""
+"""The folder of a run that never ran: every file that the report reads, with plausible numbers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sqlr1_jax import config
 from sqlr1_jax.config import Config
 from sqlr1_jax.sql.outcome import OutcomeKind
 
+# family: habit, SQL with a gap, and what the habit adds to the gap (extra_column) or leaves out (dropped_distinct).
 FAMILIES = {
     "superlative": ("extra_column", "SELECT breed{} FROM dogs ORDER BY age DESC LIMIT 1", ", age"),
     "nested_average": ("extra_column", "SELECT city{} FROM owners WHERE pay > ( SELECT avg(pay) FROM owners)", ", pay"),
@@ -28,7 +29,7 @@ COMPLEXITIES = ("Simple", "Moderate", "Complex", "Highly Complex")
 
 @dataclasses.dataclass(frozen=True)
 class FakeRun:
-    """Writes a run's parts, each by a method of its own that returns the run."""
+    """Writes the files of a run; each method writes those of one stage and returns the run, to be chained."""
 
     workdir: Path
     config: Config
@@ -60,7 +61,7 @@ class FakeRun:
         return self
 
     def evaluation(self, name: str, cured: bool, n: int = 210) -> FakeRun:
-        """Writes an evaluation of `n` questions; the teacher's habits are in 80 % of answers, or in 10 % once cured."""
+        """Four of five answers have the teacher's habit, or one of ten if `cured`."""
         folder = self.workdir / "evaluation" / name
         folder.mkdir(parents=True, exist_ok=True)
         items = [_item(i, cured, random.Random(1000 * cured + i)) for i in range(n)]
@@ -91,7 +92,7 @@ class FakeRun:
 
 
 def small_config() -> config.Config:
-    """The defaults with a subset for the watched accuracy that the fake evaluations can fill."""
+    """The default settings with few steps, and a subset no larger than the fake evaluations."""
     return dataclasses.replace(
         config.Config(),
         sft=dataclasses.replace(config.SftConfig(), steps=90),
@@ -100,40 +101,40 @@ def small_config() -> config.Config:
     )
 
 
-def _grpo_metrics(step: int, way: float, noise: random.Random) -> dict[str, float]:
-    def near(value: float, spread: float = 0.04) -> float:
+def _grpo_metrics(step: int, progress: float, noise: random.Random) -> dict[str, float]:
+    def noisy(value: float, spread: float = 0.04) -> float:
         return max(0.0, value + noise.gauss(0, spread))
 
-    right = min(0.9, near(0.45 + 0.35 * way))
-    fails = min(0.05, near(0.03, 0.01))
+    right = min(0.9, noisy(0.45 + 0.35 * progress))
+    fails = min(0.05, noisy(0.03, 0.01))
     values = {f"outcome/{kind}": 0.0 for kind in OutcomeKind}
     values |= {"outcome/match": right, "outcome/syntax_error": fails, "outcome/mismatch": 1 - right - fails}
-    mixed = min(0.6, near(0.5 - 0.2 * way))
+    mixed = min(0.6, noisy(0.5 - 0.2 * progress))
     solved = min(1 - mixed, right * 0.5)
     values |= {"groups/mixed": mixed, "groups/all_right": solved, "groups/all_wrong": 1 - mixed - solved}
     parts = {"format": 0.97, "execution": 1.8, "result": 6 * right - 3, "length": right * 0.5}
     values |= {f"reward/{name}": value for name, value in parts.items()} | {"reward/mean": sum(parts.values())}
     values |= {
-        "kl": near(0.03 * way, 0.002), "entropy": near(0.3 - 0.2 * way, 0.01), "logprob_mismatch": 1.0002,
-        "clip_fraction": near(0.01, 0.002), "completion/mean_tokens": 55.0, "completion/max_tokens": 101.0,
-        "completion/truncated": 0.002, "grad_norm": near(0.6, 0.1), "lr": 3e-4, "tokens_per_second": near(6000, 200),
+        "kl": noisy(0.03 * progress, 0.002), "entropy": noisy(0.3 - 0.2 * progress, 0.01), "logprob_mismatch": 1.0002,
+        "clip_fraction": noisy(0.01, 0.002), "completion/mean_tokens": 55.0, "completion/max_tokens": 101.0,
+        "completion/truncated": 0.002, "grad_norm": noisy(0.6, 0.1), "lr": 3e-4, "tokens_per_second": noisy(6000, 200),
         "time/rollout": 1.1, "time/pack": 0.02, "time/reward_wait": 0.05, "time/update": 0.8, "time/step": 2.1,
     }  # fmt: skip
-    return values | ({"evaluate/ex": 0.5 + 0.25 * way, "time/evaluate": 1.5} if step % 20 == 0 else {})
+    return values | ({"evaluate/ex": 0.5 + 0.25 * progress, "time/evaluate": 1.5} if step % 20 == 0 else {})
 
 
 def _item(i: int, cured: bool, noise: random.Random) -> dict[str, Any]:
     family = list(FAMILIES)[i % len(FAMILIES)]
-    habit, form, part = FAMILIES[family]
+    habit, template, change = FAMILIES[family]
     spoiled = bool(habit) and noise.random() < (0.1 if cured else 0.8)
-    gold = form.format(part if habit == "dropped_distinct" else "")
-    sql = form.format("" if spoiled == (habit == "dropped_distinct") else part) if habit else gold
-    lost = noise.random() < 0.2
+    gold = template.format(change if habit == "dropped_distinct" else "")
+    sql = template.format("" if spoiled == (habit == "dropped_distinct") else change) if habit else gold
+    fails = noise.random() < 0.2
     return {
         "id": f"heldout-{i:06d}", "set": "heldout", "db_id": f"heldout_{i // 10:05d}", "family": family, "habit": habit,
         "question": f"Question {i} about <dogs> & owners?", "gold": gold, "style": ("Vague", "Formal")[i % 2],
-        "complexity": COMPLEXITIES[i % 4], "text": _text(sql), "sql": sql.replace("dogs", "cats") if lost else sql,
-        "outcome": "syntax_error" if lost else "mismatch" if spoiled else "match",
+        "complexity": COMPLEXITIES[i % 4], "text": _text(sql), "sql": sql.replace("dogs", "cats") if fails else sql,
+        "outcome": "syntax_error" if fails else "mismatch" if spoiled else "match",
     }  # fmt: skip
 
 
@@ -154,13 +155,13 @@ def _rollout(step: int, p: int) -> dict[str, Any]:
     gold = "SELECT breed FROM dogs ORDER BY age DESC LIMIT 1"
     parts = {"format": 1.0, "execution": 2.0, "result": 3.0, "length": 0.61}
     wrong = gold.replace("breed", "breed, age")
-    lost = dict.fromkeys(parts, 0.0) | {"format": -1.0}
+    unreadable = dict.fromkeys(parts, 0.0) | {"format": -1.0}
     samples = [
         _sample(gold, "match", [["terrier"]], parts, 1.2),
         _sample(wrong, "mismatch", [["terrier", 14]], parts | {"result": -3.0, "length": 0.0}, -0.4),
         _sample("SELECT", "syntax_error", [], parts | {"execution": -2.0, "result": 0.0, "length": 0.0}, -0.9)
         | {"message": "incomplete input"},
-        _sample(None, "bad_format", [], lost, -1.1) | {"text": "<think> lost"},
+        _sample(None, "bad_format", [], unreadable, -1.1) | {"text": "<think> lost"},
     ]
     question = f"Which breed is the oldest, at step {step}, question {p}?"
     return {"id": f"grpo-{p}", "db_id": f"grpo_{p:05d}", "question": question, "gold": gold, "gold_rows": [["terrier"]],

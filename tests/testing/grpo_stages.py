@@ -35,15 +35,15 @@ def with_settings(context: RunContext, **changed: Any) -> RunContext:
 
 def scripted_stage(context: RunContext, executor: Executor, say: Callable[[Example, int], str]) -> GrpoSetup:
     """A stage whose completions are `say(example, sample)`."""
-    problems = scoring.load_prompts(context)
-    by_text = {prompt.text: example for example, prompt in zip(problems.examples, problems.prompts, strict=True)}
+    prompt_set = scoring.load_prompts(context)
+    by_text = {prompt.text: example for example, prompt in zip(prompt_set.examples, prompt_set.prompts, strict=True)}
     engine: Any = ScriptedSampler(context, lambda text, g: say(by_text[text], g))
     cfg = context.config.grpo
     layout = setup.row_layout(cfg, engine)
     rows = batch.with_row_length(cfg.rows, 96 + 96 * cfg.samples)
     program = UpdateSpec(context.model, cfg.optimizer, cfg.steps, layout, cfg.sampling.temperature)
     reference = init_params(context) if cfg.kl else None
-    return GrpoSetup(context, executor, problems, engine, program, reference, rows, 2)
+    return GrpoSetup(context, executor, prompt_set, engine, program, reference, rows, 2)
 
 
 def values_of(taken: loop.StepResult) -> dict[str, float]:

@@ -1,18 +1,20 @@
-"""The metrics of `score`: which rule runs on which files, and what its outcomes are worth."""
+"""The metrics of `score`: how each one runs predictions, compares results and averages.
+
+`METRICS`, below the functions that submit predictions, is the one table of metrics.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from sqlr1_jax.config import ExecuteConfig
+from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.evaluate import accuracy
 from sqlr1_jax.evaluate.benchmarks import formats, r_ves
 from sqlr1_jax.evaluate.benchmarks.formats import Gold, Predictions
@@ -20,25 +22,29 @@ from sqlr1_jax.sql.compat import official
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
-METRICS = ("spider", "bird", "soft_f1", "r_ves")
-MISSING = "missing"  # stands for the kind of outcome where the file has no prediction
+MISSING = "missing"  # used like an OutcomeKind for a gold query that has no prediction
+DIFFICULTIES = ("simple", "moderate", "challenging", "complex", "highly complex")  # from easy to hard
+
+
+class MetricError(Sqlr1Error):
+    """A metric that cannot be computed as the flags say; the message names the metric and the fix."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How to judge."""
+    """Which rules decide, and how often r_ves measures."""
 
-    compat: bool = False  # the official evaluators to the letter, instead of our rules
-    keep_distinct: bool = False  # of compat's spider; our rule always keeps DISTINCT
-    iterations: int = r_ves.ITERATIONS  # runs to be timed for r_ves
+    compat: bool = False  # the official evaluators' rules instead of this project's
+    keep_distinct: bool = False  # for compat's spider; this project's rule always keeps DISTINCT
+    iterations: int = r_ves.ITERATIONS  # timed runs per query, for r_ves
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What one metric says of one prediction: a fraction (r_ves: up to √1.25), None where the official code raises."""
+    """One metric's result for one prediction."""
 
-    value: float | None
-    outcome: Outcome | None  # None where the file has no prediction
+    value: float | None  # 0 to 1 (r_ves: to sqrt(1.25)); None where the official code raises an error
+    outcome: Outcome | None  # None if there is no prediction
 
     @property
     def kind(self) -> str:
@@ -46,110 +52,160 @@ class Verdict:
         return self.outcome.kind if self.outcome else MISSING
 
 
-_Pending = Callable[[], Verdict]
+PendingVerdict = Callable[[], Verdict]  # waits for the executor
+Submit = Callable[[Executor, str, Gold, str, Path, Protocol], PendingVerdict]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """How one metric is computed."""
+
+    submit: Submit  # (executor, rule, gold, predicted SQL, database, protocol) -> pending verdict
+    rule: str  # this project's comparison, a name in compare.RULES
+    official_rule: str | None = None  # the official comparison, a name in official.RULES; None: --compat refuses it
+    is_fraction: bool = True  # False: a verdict is true or false
+    is_timed: bool = False  # predictions run one at a time on an executor of their own
 
 
 def judge_predictions(
-    executor: Executor, metric: str, golds: Sequence[Gold], predictions: Predictions,
-    databases: Mapping[str, Path], protocol: Protocol,
-) -> list[Verdict]:  # fmt: skip
-    """One verdict a gold, in order. A gold without a prediction is wrong."""
-    pending: list[_Pending] = []
+    executor: Executor,
+    name: str,
+    golds: Sequence[Gold],
+    predictions: Predictions,
+    databases: Mapping[str, Path],
+    protocol: Protocol,
+) -> list[Verdict]:
+    """Verdicts of the metric `name`, one per gold query and in their order. A missing prediction has value 0.
+
+    Raises:
+      MetricError: as `comparison_rule`.
+    """
+    rule = comparison_rule(name, protocol)
+    pending: list[PendingVerdict] = []
     for gold in golds:
         sql = predictions.sql.get(gold.id)
         if sql is None:
             outcome = Outcome(OutcomeKind.NO_SQL) if gold.id in predictions.sql else None
-            pending.append(functools.partial(Verdict, 0.0, outcome))
+            pending.append(_ready(Verdict(0.0, outcome)))
         else:
-            pending.append(_BEGIN[metric](executor, gold, sql, databases[gold.db_id], protocol))
-    return [verdict() for verdict in tqdm(pending, desc=metric, unit="query", leave=False, disable=None)]
+            pending.append(METRICS[name].submit(executor, rule, gold, sql, databases[gold.db_id], protocol))
+    return [verdict() for verdict in tqdm(pending, desc=name, unit="query", leave=False, disable=None)]
 
 
-def timed(cfg: ExecuteConfig, iterations: int) -> ExecuteConfig:
-    """The sandbox for r_ves: queries run one after another, and all runs of one share a wall clock."""
-    return dataclasses.replace(cfg, workers=1, wall_seconds=cfg.wall_seconds * (2 * iterations + 2))
+def comparison_rule(name: str, protocol: Protocol) -> str:
+    """The executor's rule for a metric.
+
+    Raises:
+      MetricError: --compat was given, and the metric has no official rule.
+    """
+    metric = METRICS[name]
+    if not protocol.compat:
+        return metric.rule
+    if metric.official_rule is None:
+        raise MetricError(f"--compat: {name} has no official rule. Drop it from --metric=, or run without --compat.")
+    return metric.official_rule
 
 
-def _spider(executor: Executor, gold: Gold, sql: str, database: Path, protocol: Protocol) -> _Pending:
-    """All files of the database's folder must agree; one on which gold fails makes the item a gold error."""
-    expected, rule = gold.sql, "spider"
+def timing_config(config: ExecuteConfig, iterations: int) -> ExecuteConfig:
+    """Executor settings for timed metrics: one worker, so that queries do not disturb each other's times.
+
+    All repeats of a query share one wall clock, which is extended accordingly.
+    """
+    return dataclasses.replace(config, workers=1, wall_seconds=config.wall_seconds * (2 * iterations + 2))
+
+
+def _ready(verdict: Verdict) -> PendingVerdict:
+    return lambda: verdict
+
+
+def _submit_to_suite(
+    executor: Executor, rule: str, gold: Gold, sql: str, database: Path, protocol: Protocol
+) -> PendingVerdict:
+    """Runs on every file of the database's folder, the test suite; the results must agree on all of them."""
+    gold_sql = gold.sql
     if protocol.compat:
-        rule = "official_spider"
         try:
-            sql, expected = (official.spider_text(text, protocol.keep_distinct) for text in (sql, gold.sql))
+            sql, gold_sql = (official.spider_text(text, protocol.keep_distinct) for text in (sql, gold_sql))
         except official.OfficialError as error:
             message = f"the official code raises {error}: there is no statement"
-            return functools.partial(Verdict, None, Outcome(OutcomeKind.SYNTAX_ERROR, message=message))
-    files = formats.suite(database, gold.db_id, protocol.compat)
-    pending = [executor.submit(file, sql, expected, rule) for file in files]
-    return lambda: _agreed([future.result() for future in pending], protocol.compat)
+            return _ready(Verdict(None, Outcome(OutcomeKind.SYNTAX_ERROR, message=message)))
+    files = formats.suite_files(database, gold.db_id, protocol.compat)
+    pending = [executor.submit(file, sql, gold_sql, rule) for file in files]
+    return lambda: _suite_verdict([future.result() for future in pending], protocol.compat)
 
 
-def _agreed(outcomes: Sequence[Outcome], compat: bool) -> Verdict:
-    """The official code stops at the first file on which a prediction fails, and raises at one where gold does."""
+def _suite_verdict(outcomes: Sequence[Outcome], compat: bool) -> Verdict:
+    """1 if all files match. The outcome reported is a gold error if there is one, else the first failure.
+
+    The official code stops at the first failure, and raises an error if the gold query failed there.
+    """
     failed = [outcome for outcome in outcomes if not outcome.kind.correct]
-    broken = [outcome for outcome in failed if outcome.kind == OutcomeKind.GOLD_ERROR]
+    gold_errors = [outcome for outcome in failed if outcome.kind == OutcomeKind.GOLD_ERROR]
     if compat:
         if failed and failed[0].kind == OutcomeKind.GOLD_ERROR:
             return Verdict(None, failed[0])
         decisive = failed or list(outcomes) or [Outcome(OutcomeKind.MATCH, message="there is no database file")]
     else:
-        decisive = broken or failed or list(outcomes)
+        decisive = gold_errors or failed or list(outcomes)
     return Verdict(float(not failed), decisive[0])
 
 
-def _on_one_file(metric: str, executor: Executor, gold: Gold, sql: str, database: Path, protocol: Protocol) -> _Pending:
-    rule = f"official_{metric}" if protocol.compat else metric
+def _submit_to_file(
+    executor: Executor, rule: str, gold: Gold, sql: str, database: Path, protocol: Protocol
+) -> PendingVerdict:
+    """Runs on the database's main file; the value is the rule's."""
+    del protocol
     future = executor.submit(database, sql, gold.sql, rule)
     return lambda: Verdict(future.result().score, future.result())
 
 
-def _r_ves(executor: Executor, gold: Gold, sql: str, database: Path, protocol: Protocol) -> _Pending:
-    rule = "official_bird" if protocol.compat else "bird"
+def _submit_timed(
+    executor: Executor, rule: str, gold: Gold, sql: str, database: Path, protocol: Protocol
+) -> PendingVerdict:
+    """Runs on the database's main file, repeatedly if correct; the value is the square root of the R-VES reward."""
     future = executor.submit(database, sql, gold.sql, rule, protocol.iterations)
-    return lambda: Verdict(_root_of_reward(future), future.result())
+
+    def verdict() -> Verdict:
+        outcome = future.result()
+        reward = r_ves.reward(r_ves.ratios(outcome.times)) if outcome.kind.correct else 0.0
+        return Verdict(math.sqrt(reward), outcome)
+
+    return verdict
 
 
-def _root_of_reward(future: Future[Outcome]) -> float:
-    outcome = future.result()
-    return math.sqrt(r_ves.reward(r_ves.ratios(outcome.times))) if outcome.kind.correct else 0.0
-
-
-_BEGIN: dict[str, Callable[[Executor, Gold, str, Path, Protocol], _Pending]] = {
-    "spider": _spider,
-    "bird": functools.partial(_on_one_file, "bird"),
-    "soft_f1": functools.partial(_on_one_file, "soft_f1"),
-    "r_ves": _r_ves,
+METRICS: dict[str, Metric] = {
+    "spider": Metric(_submit_to_suite, "spider", "official_spider", is_fraction=False),
+    "bird": Metric(_submit_to_file, "bird", "official_bird", is_fraction=False),
+    "soft_f1": Metric(_submit_to_file, "soft_f1", "official_soft_f1"),
+    "r_ves": Metric(_submit_timed, "bird", "official_bird", is_timed=True),
 }
 
 
 def figures(golds: Sequence[Gold], verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """{all, by_difficulty: {name: …}} of {n, score, interval}; no verdict counts 0.
+    """{all: {n, score, interval}, by_difficulty: {name: {n, score, interval}}}; a value of None counts as 0.
 
-    interval: 95 % by bootstrap over databases, None where there is only one.
+    The interval is the 95 % bootstrap interval over databases, None if there is only one. `by_difficulty` is left out
+    if no gold query has a difficulty.
     """
     groups: dict[str, list[int]] = {}
     for i, gold in enumerate(golds):
         if gold.difficulty:
             groups.setdefault(gold.difficulty, []).append(i)
-    made: dict[str, Any] = {"all": _figure(golds, verdicts, range(len(golds)))}
+    result: dict[str, Any] = {"all": _figure(golds, verdicts, range(len(golds)))}
     if groups:
-        made["by_difficulty"] = {name: _figure(golds, verdicts, places) for name, places in _ordered(groups)}
-    return made
+        result["by_difficulty"] = {name: _figure(golds, verdicts, indices) for name, indices in _by_difficulty(groups)}
+    return result
 
 
-def _figure(golds: Sequence[Gold], verdicts: Sequence[Verdict], places: Sequence[int]) -> dict[str, Any]:
-    cluster = {golds[i].id: golds[i].db_id for i in places}
-    values = {golds[i].id: verdicts[i].value or 0.0 for i in places}
+def _figure(golds: Sequence[Gold], verdicts: Sequence[Verdict], indices: Sequence[int]) -> dict[str, Any]:
+    cluster = {golds[i].id: golds[i].db_id for i in indices}
+    values = {golds[i].id: verdicts[i].value or 0.0 for i in indices}
     mean, *interval = accuracy.clustered_mean(values, cluster)
-    return {"n": len(places), "score": mean, "interval": interval if len(set(cluster.values())) > 1 else None}
+    return {"n": len(indices), "score": mean, "interval": interval if len(set(cluster.values())) > 1 else None}
 
 
-_DIFFICULTIES = ("simple", "moderate", "challenging", "complex", "highly complex")
-
-
-def _ordered(groups: Mapping[str, list[int]]) -> Iterator[tuple[str, list[int]]]:
-    """From easy to hard, names that are not known behind them."""
-    known = {name: place for place, name in enumerate(_DIFFICULTIES)}
-    for name in sorted(groups, key=lambda name: (known.get(name.lower(), len(known)), name)):
+def _by_difficulty(groups: Mapping[str, list[int]]) -> Iterator[tuple[str, list[int]]]:
+    """The groups from easy to hard, then those of unknown difficulties by name."""
+    rank = {name: i for i, name in enumerate(DIFFICULTIES)}
+    for name in sorted(groups, key=lambda name: (rank.get(name.lower(), len(rank)), name)):
         yield name, groups[name]

@@ -1,4 +1,4 @@
-"""R-VES, BIRD's reward-based valid efficiency score, as mini_dev's evaluation_ves.py has it (sql-r1.md §7)."""
+"""R-VES, BIRD's reward-based valid efficiency score, as in mini_dev's evaluation_ves.py (docs/method.md)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-ITERATIONS = 100  # of the official code
-_REWARDS = ((2.0, 1.25), (1.0, 1.0), (0.5, 0.75), (0.25, 0.5))  # for a ratio of at least
-_SLOWEST = 0.25
+ITERATIONS = 100  # timed runs per query in the official code
+_REWARDS = ((2.0, 1.25), (1.0, 1.0), (0.5, 0.75), (0.25, 0.5))  # (smallest ratio, reward), in descending order
+_SLOWEST_REWARD = 0.25
 
 
 def reward(ratios: Sequence[float]) -> float:
-    """The reward of a right answer, from gold's time over the prediction's in each of its runs.
+    """The reward of a correct answer, from the ratios of gold time to prediction time in its runs.
 
-    Ratios that leave no mean get 0: one alone, or all of them equal, since the filter keeps what is within 3
-    standard deviations, strictly.
+    The reward is 0 if the 3-sigma filter leaves no ratio to average, which happens for a single ratio and for equal
+    ones: the filter's bounds are strict, and the standard deviation is 0.
     """
     kept = within_three_sigma(ratios) if ratios else []
     return reward_of(sum(kept) / len(kept)) if kept else 0.0
@@ -29,12 +29,15 @@ def within_three_sigma(values: Sequence[float]) -> list[float]:
 
 
 def reward_of(tau: float) -> float:
-    """The reward of a mean ratio, 0 to 1.25; only a ratio of 0 gets none."""
+    """The reward of a mean ratio: 0.25 to 1.25, and 0 for a ratio of 0."""
     if tau == 0:
         return 0.0
-    return next((value for least, value in _REWARDS if tau >= least), _SLOWEST)
+    return next((value for least, value in _REWARDS if tau >= least), _SLOWEST_REWARD)
 
 
 def ratios(times: Sequence[tuple[float, float]]) -> list[float]:
-    """Gold's time over the prediction's in each run; none when a prediction took no measurable time."""
-    return [gold / took for gold, took in times] if all(took for _, took in times) else []
+    """Gold time over prediction time of each run; empty if any prediction took no measurable time.
+
+    `times` are (gold, prediction) pairs in any unit.
+    """
+    return [gold / prediction for gold, prediction in times] if all(prediction for _, prediction in times) else []

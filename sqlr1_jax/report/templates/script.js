@@ -1,4 +1,4 @@
-// Moving over a chart shows the values of the step under the pointer; leaving it, the last ones again.
+// A chart shows the values of the step under the pointer, and the last values without a pointer.
 for (const figure of document.querySelectorAll("figure.chart")) {
   const { steps, x, values } = JSON.parse(figure.dataset.hover);
   const plot = figure.querySelector(".plot");
@@ -7,24 +7,24 @@ for (const figure of document.querySelectorAll("figure.chart")) {
   const outputs = [...figure.querySelectorAll("output")];
   const last = outputs.map((output) => output.textContent);
 
-  const leave = () => {
+  const showLast = () => {
     cursor.hidden = true;
     step.textContent = "";
     outputs.forEach((output, i) => (output.textContent = last[i]));
   };
-  const move = (event) => {
+  const showNearest = (event) => {
     const box = plot.getBoundingClientRect();
-    const at = (100 * (event.clientX - box.left)) / box.width;
-    let near = 0;
-    x.forEach((place, i) => {
-      if (Math.abs(place - at) < Math.abs(x[near] - at)) near = i;
+    const position = (100 * (event.clientX - box.left)) / box.width;
+    let nearest = 0;
+    x.forEach((stepPosition, i) => {
+      if (Math.abs(stepPosition - position) < Math.abs(x[nearest] - position)) nearest = i;
     });
     cursor.hidden = false;
-    cursor.style.left = `${x[near]}%`;
-    step.textContent = `step ${steps[near].toLocaleString("en")}`;
-    for (const output of outputs) output.textContent = values[output.dataset.series][near];
+    cursor.style.left = `${x[nearest]}%`;
+    step.textContent = `step ${steps[nearest].toLocaleString("en")}`;
+    for (const output of outputs) output.textContent = values[output.dataset.series][nearest];
   };
-  plot.addEventListener("pointermove", move);
-  plot.addEventListener("pointerdown", move);
-  plot.addEventListener("pointerleave", leave);
+  plot.addEventListener("pointermove", showNearest);
+  plot.addEventListener("pointerdown", showNearest);
+  plot.addEventListener("pointerleave", showLast);
 }

@@ -44,7 +44,7 @@ def write(folder: Path, name: str, content: Any) -> Path:
         ("gold.sql", "SELECT\t1\ta\nSELECT 2\tb\n", [Gold("0", "a", "SELECT\t1", ""), Gold("1", "b", "SELECT 2", "")]),
     ],
 )  # fmt: skip
-def test_golds_are_read_in_every_format(tmp_path: Path, name: str, content: Any, golds: list[Gold]) -> None:
+def test_gold_files_of_every_form_are_read(tmp_path: Path, name: str, content: Any, golds: list[Gold]) -> None:
     assert formats.read_golds(write(tmp_path, name, content)) == golds
 
 
@@ -53,14 +53,18 @@ def test_golds_are_read_in_every_format(tmp_path: Path, name: str, content: Any,
     [
         ("a.json", [{"db_id": "a", "question": "?"}], "record 0 has no sql"),
         ("a.json", [{"query": "SELECT 1"}], "record 0 has no db_id"),
-        ("a.json", [{"query": "SELECT 1", "db_id": "../a"}], "names no database"),
-        ("a.json", [{"id": 1, "db_id": "a", "sql": "x"}, {"id": "1", "db_id": "a", "sql": "y"}], "id 1 is there twice"),
-        ("a.json", [], "no gold at all"),
+        ("a.json", [{"query": "SELECT 1", "db_id": "../a"}], "not a valid name of a database"),
+        (
+            "a.json",
+            [{"id": 1, "db_id": "a", "sql": "x"}, {"id": "1", "db_id": "a", "sql": "y"}],
+            "two records have the id 1",
+        ),
+        ("a.json", [], "has no gold query"),
         ("a.json", {"db_id": "a"}, "not a JSON list"),
-        ("a.sql", "SELECT 1\ta\nSELECT 2\n", "line 2 is no `SQL<tab>db_id`"),
+        ("a.sql", "SELECT 1\ta\nSELECT 2\n", "line 2 has no tab"),
     ],
 )
-def test_an_unusable_gold_is_named(tmp_path: Path, name: str, content: Any, message: str) -> None:
+def test_an_unusable_gold_record_is_named(tmp_path: Path, name: str, content: Any, message: str) -> None:
     path = write(tmp_path, name, content)
     with pytest.raises(ExampleError, match=message) as error:
         formats.read_golds(path)
@@ -68,7 +72,7 @@ def test_an_unusable_gold_is_named(tmp_path: Path, name: str, content: Any, mess
 
 
 def test_a_missing_or_garbled_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ExampleError, match=r"nowhere.json: no such file; --gold="):
+    with pytest.raises(ExampleError, match=r"nowhere.json: no such file; check --gold="):
         formats.read_golds(tmp_path / "nowhere.json")
     (tmp_path / "gold.sql").write_bytes(b"SELECT '\xff'\ta\n")
     with pytest.raises(ExampleError, match="byte 8 is not UTF-8"):
@@ -89,7 +93,7 @@ def test_a_missing_or_garbled_file_is_named(tmp_path: Path) -> None:
         ({}, {}, 0),
     ],
 )  # fmt: skip
-def test_predictions_are_read_in_every_format(
+def test_prediction_files_of_every_form_are_read(
     tmp_path: Path, content: Any, sql: dict[str, str | None], ignored: int
 ) -> None:
     assert formats.read_predictions(write(tmp_path, "predictions", content), GOLDS) == formats.Predictions(sql, ignored)
@@ -99,15 +103,15 @@ def test_predictions_are_read_in_every_format(
     ("content", "message"),
     [
         ('{"id": 7, "sql": "x"}\n{"id": "7", "sql": "y"}', "line 2 is a second prediction for 7"),
-        ('{"id": 7, "db_id": "zoo", "sql": "x"}', "line 1 is for 7 on zoo, but gold has 7 on pets"),
-        ('{"id": 7, "sql": "x"}\n{"id": 9', "line 2 is no prediction"),
-        ('{"id": 7}\n{"id": 9}', "line 1 is no prediction"),
-        ({"7": ["x"]}, "prediction 7 is no text"),
+        ('{"id": 7, "db_id": "zoo", "sql": "x"}', "line 1 is for 7 on zoo, but the gold file has 7 on pets"),
+        ('{"id": 7, "sql": "x"}\n{"id": 9', "line 2 is not a prediction"),
+        ('{"id": 7}\n{"id": 9}', "line 1 is not a prediction"),
+        ({"7": ["x"]}, "prediction 7 is not text"),
         ({"0": f"x{SEPARATOR}zoo"}, "prediction 0 is for 7 on zoo"),
-        ('{"id": 1, "sql": "x"}\n{"id": 2, "sql": "y"}', "none of its 2 predictions has an id that gold has"),
+        ('{"id": 1, "sql": "x"}\n{"id": 2, "sql": "y"}', "none of its 2 predictions has an id of the gold file"),
     ],
 )
-def test_inconsistent_predictions_are_named(tmp_path: Path, content: Any, message: str) -> None:
+def test_contradictory_predictions_are_named(tmp_path: Path, content: Any, message: str) -> None:
     path = write(tmp_path, "predictions", content)
     with pytest.raises(ExampleError, match=message) as error:
         formats.read_predictions(path, GOLDS)
@@ -132,12 +136,16 @@ def test_default_databases_are_next_to_the_gold_file(tmp_path: Path) -> None:
     assert formats.default_databases(tmp_path / "dev.json") == tmp_path / "dev_databases"
 
 
-def test_a_test_suite_is_all_files_in_the_databases_folder(tmp_path: Path, pets: Path) -> None:
-    assert formats.suite(pets, "pets") == [pets]
+def test_a_suite_is_all_files_of_the_database_folder(tmp_path: Path, pets: Path) -> None:
+    assert formats.suite_files(pets, "pets") == [pets]
     (tmp_path / "a").mkdir()
     for name in ("a/a.sqlite", "a/a2.sqlite", "a/a.sqlite.bak", "a/a.db", "flat.sqlite", "other.sqlite"):
         shutil.copy(pets, tmp_path / name)
     main = tmp_path / "a" / "a.sqlite"
-    assert [path.name for path in formats.suite(main, "a")] == ["a.sqlite", "a2.sqlite"]
-    assert [path.name for path in formats.suite(main, "a", lenient=True)] == ["a.sqlite", "a.sqlite.bak", "a2.sqlite"]
-    assert formats.suite(tmp_path / "flat.sqlite", "flat") == [tmp_path / "flat.sqlite"]
+    assert [path.name for path in formats.suite_files(main, "a")] == ["a.sqlite", "a2.sqlite"]
+    assert [path.name for path in formats.suite_files(main, "a", lenient=True)] == [
+        "a.sqlite",
+        "a.sqlite.bak",
+        "a2.sqlite",
+    ]
+    assert formats.suite_files(tmp_path / "flat.sqlite", "flat") == [tmp_path / "flat.sqlite"]
