@@ -93,7 +93,7 @@ def _make(cfg: SynthConfig, seed: int, folder: Path, log: Callable[[str], None])
 def _by_processes(jobs: list[Job]) -> Iterator[dict[str, Any]]:
     """Items of all jobs, each job in a process of its own, which ends with this one."""
     command = [sys.executable, "-m", "sqlr1_jax.synth.worker"]
-    root = str(Path(__file__).resolve().parents[3])
+    root = str(Path(__file__).resolve().parents[2])
     processes = [_start(command, root, job) for job in jobs]
     try:
         waiting = list(processes)

@@ -36,7 +36,7 @@ def test_a_worker_starts_where_importing_jax_raises(tmp_path: Path) -> None:
     (tmp_path / "jax").mkdir()
     (tmp_path / "jax" / "__init__.py").write_text("raise ImportError('no JAX here')\n")
     job = Job(str(tmp_path / "out"), 0, 0.75, {"grpo": (2, 2)})
-    root = Path(worker.__file__).parents[3]
+    root = Path(worker.__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-m", "sqlr1_jax.synth.worker"],
         input=json.dumps(job.__dict__),
