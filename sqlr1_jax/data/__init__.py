@@ -1,1 +1,1 @@
-"""Questions, databases and golds in; prompts, answers and rows out. Nothing here imports JAX."""
+"""Questions, databases and gold queries in; prompts, parsed answers and training rows out. Nothing here imports JAX."""

@@ -1,8 +1,8 @@
-"""The answer form, written and read in one place (sql-r1.md §2). Reading undoes writing, to the character.
+"""Writes and parses the answer format of completions (sql-r1.md §2). Parsing recovers exactly what was written.
 
-A reasoning answer is `<think>`, the reasoning, `</think>`, `<answer>`, a fenced `sql` block, `</answer>`;
-a direct one is its second half. The SQL between the fences is never touched: not stripped, not joined to
-one line (a `--` comment ends with its line), not cut at a semicolon.
+A reasoning answer is `<think>`, the reasoning, `</think>`, `<answer>`, a fenced `sql` block, `</answer>`. A direct
+answer has only the part from `<answer>` on. The SQL between the fences is never changed: it is not stripped, not joined
+to one line (a `--` comment ends with its line) and not cut at a semicolon.
 """
 
 from __future__ import annotations
@@ -13,63 +13,74 @@ import re
 from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.sql.outcome import OutcomeKind
 
-FORMS = ("reasoning", "direct")
+FORMATS = ("reasoning", "direct")  # values of the setting data.form
 
 _THINK = ("<think>", "</think>")
 _ANSWER = ("<answer>", "</answer>")
-# A block ends at a fence that begins a line, or at one that ends the answer.
-_BLOCK = re.compile(r"```sql(?=\s)(.*?)(?:\n[ \t]*```|```\s*\Z)", re.DOTALL)
+# A block ends at a fence at the start of a line, or at a fence that ends the answer.
+_SQL_BLOCK = re.compile(r"```sql(?=\s)(.*?)(?:\n[ \t]*```|```\s*\Z)", re.DOTALL)
 
 
 class AnswerError(Sqlr1Error):
-    """Reasoning or SQL that the form cannot carry, such as SQL which holds `</answer>`."""
+    """Reasoning or SQL that the format cannot hold, such as SQL with `</answer>` in it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a completion says. `sql` is None exactly when `problem` names the reason."""
+    """A parsed completion. `sql` is None exactly when `problem` says why."""
 
-    think: str  # between the think marks; "" in the direct form
-    answer: str  # between the answer marks
+    think: str  # the text between the think tags; "" in the direct format
+    answer: str  # the text between the answer tags
     sql: str | None
-    # BAD_FORMAT: a mark is missing, repeated or out of order. NO_SQL: there is no SQL block, or an empty one.
+    # BAD_FORMAT: a tag is missing, repeated or out of order. NO_SQL: there is no SQL block, or it is empty.
     problem: OutcomeKind | None = None
 
 
-def write(reasoning: str, sql: str, form: str) -> str:
-    """The completion that says this. Raises `AnswerError` where `read` would not give the same back."""
+def write(reasoning: str, sql: str, answer_format: str) -> str:
+    """The completion with this reasoning and SQL.
+
+    Raises:
+      AnswerError: `read` would not return the same reasoning and SQL.
+      ValueError: there is no such format.
+    """
     answer = f"<answer>\n```sql\n{sql}\n```\n</answer>"
-    text = f"<think>\n{reasoning}\n</think>\n{answer}" if form == "reasoning" else answer
-    said = read(text, form)
-    if said.sql != sql or (form == "reasoning" and said.think != reasoning):
-        reason = said.problem or "holds a mark of the form"
+    text = f"<think>\n{reasoning}\n</think>\n{answer}" if answer_format == "reasoning" else answer
+    parsed = read(text, answer_format)
+    if parsed.sql != sql or (answer_format == "reasoning" and parsed.think != reasoning):
+        reason = parsed.problem or "it contains a tag or fence of the format"
         raise AnswerError(f"cannot be written as an answer ({reason}): {sql[:80]!r}")
     return text
 
 
-def read(text: str, form: str) -> Answer:
-    """What the completion says: each mark once, in order, with a block in the answer (sql-r1.md §2)."""
-    marks = _marks(form)
-    if any(text.count(mark) != 1 for mark in marks):
+def read(text: str, answer_format: str) -> Answer:
+    """Parses a completion: it must have each tag once, in order, and an SQL block between the answer tags.
+
+    Text outside the tags is allowed. If there are several SQL blocks, the first one counts.
+
+    Raises:
+      ValueError: there is no such format.
+    """
+    tags = _tags(answer_format)
+    if any(text.count(tag) != 1 for tag in tags):
         return Answer("", "", None, OutcomeKind.BAD_FORMAT)
-    places = [text.index(mark) for mark in marks]
-    if places != sorted(places):
+    positions = [text.index(tag) for tag in tags]
+    if positions != sorted(positions):
         return Answer("", "", None, OutcomeKind.BAD_FORMAT)
-    think = _between(text, *_THINK) if form == "reasoning" else ""
+    think = _between(text, *_THINK) if answer_format == "reasoning" else ""
     answer = _between(text, *_ANSWER)
-    block = _BLOCK.search(answer)
+    block = _SQL_BLOCK.search(answer)
     if block is None or not block[1].strip():
         return Answer(think, answer, None, OutcomeKind.NO_SQL)
     return Answer(think, answer, block[1].removeprefix("\n"))
 
 
-def _marks(form: str) -> tuple[str, ...]:
-    if form not in FORMS:
-        raise ValueError(f"an answer's form is {' or '.join(FORMS)}, not {form!r}")
-    return _THINK + _ANSWER if form == "reasoning" else _ANSWER
+def _tags(answer_format: str) -> tuple[str, ...]:
+    if answer_format not in FORMATS:
+        raise ValueError(f"an answer's format is {' or '.join(FORMATS)}, not {answer_format!r}")
+    return _THINK + _ANSWER if answer_format == "reasoning" else _ANSWER
 
 
 def _between(text: str, opening: str, closing: str) -> str:
-    """The text between two marks, without the one line end that `write` puts on each side."""
+    """The text between two tags, without the one newline that `write` puts at each end."""
     inner = text[text.index(opening) + len(opening) : text.index(closing)]
     return inner.removeprefix("\n").removesuffix("\n")

@@ -1,10 +1,9 @@
-"""What a database's makers say of its columns: comments in CREATE TABLE, and BIRD's description files."""
+"""Descriptions of a database's columns, from comments in CREATE TABLE and from BIRD's description files."""
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 _TOKEN = re.compile(
@@ -20,29 +19,34 @@ _TOKEN = re.compile(
 def from_sql(create_table: str) -> dict[str, str]:
     """Comments of the columns in a CREATE TABLE statement, by lower-case column name.
 
-    A comment belongs to the definition it stands in; behind a comma, to the one that the comma ends.
+    A comment inside a column's definition belongs to that column; one after the comma that ends a definition, on the
+    same line, belongs to the column before the comma:
+
+        age INTEGER /* in years */,
+        age INTEGER, -- in years
     """
     comments: dict[str, str] = {}
-    column = last = ""
-    depth = 0
-    for kind, token in _tokens(create_table):
+    column = previous = ""  # the column being defined, and the one that the last comma ended
+    depth = 0  # of parentheses
+    for match in _TOKEN.finditer(create_table):
+        kind, token = match.lastgroup, match[0]
         if token == "(":
             depth += 1
         elif token == ")":
             depth -= 1
         elif token == "," and depth == 1:
-            last, column = column, ""
+            previous, column = column, ""
         elif kind == "line" and not column:
-            last = ""
+            previous = ""
         elif kind == "name" and depth == 1 and not column:
-            column = _unquoted(token).lower()
-        elif kind == "comment" and depth >= 1 and (column or last):
-            _add(comments, column or last, _comment_text(token))
+            column = _unquote(token).lower()
+        elif kind == "comment" and depth >= 1 and (column or previous):
+            _add(comments, column or previous, _comment_text(token))
     return comments
 
 
 def from_descriptions(database: Path) -> dict[tuple[str, str], str]:
-    """BIRD's `database_description/<table>.csv` beside a database, if any, by lower-case (table, column)."""
+    """Descriptions in BIRD's `database_description/<table>.csv` next to a database, by lower-case (table, column)."""
     comments: dict[tuple[str, str], str] = {}
     for path in sorted((database.parent / "database_description").glob("*.csv")):
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
@@ -54,12 +58,7 @@ def from_descriptions(database: Path) -> dict[tuple[str, str], str]:
     return comments
 
 
-def _tokens(sql: str) -> Iterator[tuple[str, str]]:
-    for match in _TOKEN.finditer(sql):
-        yield str(match.lastgroup), match[0]
-
-
-def _unquoted(name: str) -> str:
+def _unquote(name: str) -> str:
     if name[0] in '"`':
         return name[1:-1].replace(name[0] * 2, name[0])
     return name[1:-1] if name[0] == "[" else name

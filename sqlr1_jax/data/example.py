@@ -1,8 +1,9 @@
-"""Questions with their databases and golds, from any of the sources that a `prefix:path` can name."""
+"""Reads questions with their databases and gold SQL from a source, `PREFIX:PATH`."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,92 +16,103 @@ from sqlr1_jax.sql import database as sqlite
 
 log = logging.getLogger(__name__)
 
-_TEXTS = ("knowledge", "reasoning", "complexity", "style", "family", "habit")  # optional
+NO_DATABASE = "no readable SQLite file for its db_id"  # a reason to set a record aside
+
+_OPTIONAL_TEXTS = ("knowledge", "reasoning", "complexity", "style", "family", "habit")
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
     """One question on one database."""
 
-    id: str  # the record's id, BIRD's question_id, else its position in the file
+    id: str  # the record's id, BIRD's question_id, or else its position in the file
     db_id: str
     database: Path  # the SQLite file
     question: str
-    sql: str  # gold
-    knowledge: str = ""  # what must be known beside the schema
-    reasoning: str = ""  # from question to SQL; "" where the source has none (Spider, BIRD)
-    source: str = ""  # prefix:path
+    sql: str  # the gold SQL
+    knowledge: str = ""  # facts that the question needs and the schema does not tell
+    reasoning: str = ""  # from the question to the SQL; "" if the source has none (Spider, BIRD)
+    source: str = ""  # PREFIX:PATH
     complexity: str = ""
     style: str = ""
-    family: str = ""  # of the embedded data, as are the next two
-    habit: str = ""  # the teacher's habit that would change this gold's result
+    # Only the embedded data (synth/) have these.
+    family: str = ""  # of the query
+    habit: str = ""  # the teacher's habit that could make this gold SQL wrong
     spoiled: bool = False  # whether it did
 
 
 def read_examples(spec: str, databases: str = "", exclude: str = "", limit: int = 0, seed: int = 0) -> list[Example]:
-    """The examples of `prefix:path`, in the file's order or in that of a named selection.
+    """Reads the examples of `PREFIX:PATH`, in the order of the file or of its named selection.
 
-    databases: folder of <db_id>/<db_id>.sqlite or <db_id>.sqlite, or one file; empty: beside the data.
-    exclude: a JSONL of {id, …} to leave out, as `check` writes it. limit: the first N; 0 for all.
-    seed: of the selections synsql-200k and complex-5k.
-    Records that lack something are set aside and counted in the log. Raises `ExampleError` when none is left.
+    Records that lack something are set aside, and the log counts them.
+
+    Args:
+      spec: `PREFIX:PATH`; data/sources.py has the prefixes.
+      databases: folder of <db_id>/<db_id>.sqlite or <db_id>.sqlite, or one file; empty: the source's usual folder.
+      exclude: JSONL of {id, …} to leave out, as `check` writes it; empty: none.
+      limit: number of first examples to read; 0: all.
+      seed: of the selections synsql-200k and complex-5k.
+
+    Raises:
+      ExampleError: the data cannot be read, or no example is left.
     """
-    prefix = _parsed(spec)[0]
-    reader = _reader(spec, databases, exclude)
+    reader = _open(spec, databases, exclude)
     examples: Iterable[Example] = reader.examples()
-    if prefix in select.SELECTIONS:
-        examples = select.select(select.SELECTIONS[prefix], examples, seed)
-    kept = _first(examples, limit)
-    reader.report()
-    if not kept:
-        raise ExampleError(reader.nothing_left())
-    return kept
+    selection = select.SELECTIONS.get(_parse(spec)[0])
+    if selection:
+        examples = select.select(selection, examples, seed)
+    selected = _take(examples, limit)
+    reader.log_set_aside()
+    if not selected:
+        raise ExampleError(reader.why_nothing_is_left())
+    return selected
 
 
 @dataclasses.dataclass(frozen=True)
 class SetAside:
-    """A record that is no example, and why."""
+    """A record that cannot become an example, and why."""
 
     id: str
-    db_id: str  # "" where it names none
+    db_id: str  # "" if it names none
     reason: str
 
 
 def read_all_records(spec: str, databases: str = "", limit: int = 0) -> tuple[list[Example], list[SetAside]]:
-    """Every example of `prefix:path`, and every record that was set aside; see `read`."""
-    reader = _reader(spec, databases)
-    return _first(reader.examples(), limit), reader.set_aside
+    """Reads every example of `PREFIX:PATH`, and every record that was set aside; the parameters are `read_examples`'s.
 
-
-class _BadRecordError(Exception):
-    """A record to set aside, and why."""
-
-
-class _Databases:
-    """Finds a db_id's file, looking at each once."""
-
-    def __init__(self, given: str, source: sources.Source) -> None:
-        self.folder = Path(given) if given else source.databases
-        self._found: dict[str, Path | None] = {}
-
-    def find(self, db_id: str) -> Path | None:
-        if db_id not in self._found:
-            self._found[db_id] = next((p for p in self.places(db_id) if _opens(p)), None)
-        return self._found[db_id]
-
-    def places(self, db_id: str) -> list[Path]:
-        """Where the file may be, the usual place first."""
-        return [] if self.folder is None else database_candidates(self.folder, db_id)
+    Raises:
+      ExampleError: the data cannot be read.
+    """
+    reader = _open(spec, databases)
+    return _take(reader.examples(), limit), reader.set_aside
 
 
 def database_candidates(folder: Path, db_id: str) -> list[Path]:
-    """Where a database may be in a folder of databases, the usual place first."""
+    """The paths at which a database may be in a folder of databases, the usual one first."""
     folder, file = folder.absolute(), f"{db_id}.sqlite"
     return [folder / db_id / file, folder / file, *([folder] if folder.is_file() else [])]
 
 
+class _BadRecordError(Exception):
+    """A record must be set aside; the message says why."""
+
+
+class _Databases:
+    """Finds the file of each db_id, and looks for it once."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._paths: dict[str, Path | None] = {}
+
+    def find(self, db_id: str) -> Path | None:
+        if db_id not in self._paths:
+            candidates = [] if self.folder is None else database_candidates(self.folder, db_id)
+            self._paths[db_id] = next((path for path in candidates if _opens(path)), None)
+        return self._paths[db_id]
+
+
 class _Reader:
-    """Turns a source's records into examples, and remembers what it set aside."""
+    """Turns the records of a source into examples, and collects those that it sets aside."""
 
     def __init__(self, spec: str, source: sources.Source, databases: _Databases, excluded: frozenset[str]) -> None:
         self._spec = spec
@@ -114,70 +126,67 @@ class _Reader:
     def examples(self) -> Iterator[Example]:
         for position, record in self._source.records():
             self._count += 1
-            name = str(record.get("id", position))
+            record_id = str(record.get("id", position))
             try:
-                example = self._example(name, record)
+                example = self._example(record_id, record)
             except _BadRecordError as reason:
-                self.set_aside.append(SetAside(name, str(record.get("db_id") or ""), str(reason)))
+                self.set_aside.append(SetAside(record_id, str(record.get("db_id") or ""), str(reason)))
                 continue
-            if name not in self._excluded:
+            if record_id not in self._excluded:
                 yield example
 
-    def report(self) -> None:
-        """One warning for each reason to set records aside."""
-        for reason, ids in self._bad().items():
+    def log_set_aside(self) -> None:
+        """Logs one warning for each reason to set records aside."""
+        for reason, ids in self._ids_by_reason().items():
             log.warning(
                 "%s: %d of %d records set aside: %s (first: record %s)",
                 self._source.file, len(ids), self._count, reason, ids[0],
             )  # fmt: skip
 
-    def nothing_left(self) -> str:
-        """Why there is no example at all, with the fix where the databases are what is missing."""
-        file, bad = self._source.file, self._bad()
-        reasons = "; ".join(f"{reason}, first in record {ids[0]}" for reason, ids in bad.items())
-        text = f"{file}: none of its {self._count} records can be used ({reasons or 'all excluded'})."
-        if NO_DATABASE in bad:
+    def why_nothing_is_left(self) -> str:
+        """The error message when there is no example; it names the fix if the databases are missing."""
+        ids_by_reason = self._ids_by_reason()
+        reasons = "; ".join(f"{reason}, first in record {ids[0]}" for reason, ids in ids_by_reason.items())
+        text = f"{self._source.file}: none of its {self._count} records can be used ({reasons or 'all excluded'})."
+        if NO_DATABASE in ids_by_reason:
             folder = self._databases.folder
-            text += f" Databases were looked for in {folder}; --config.data.databases= names another."
+            text += f" Databases were looked for in {folder}; --config.data.databases= names another folder."
         return text
 
-    def _bad(self) -> dict[str, list[str]]:
-        """Ids by reason."""
-        bad: dict[str, list[str]] = {}
-        for one in self.set_aside:
-            bad.setdefault(one.reason, []).append(one.id)
-        return bad
+    def _ids_by_reason(self) -> dict[str, list[str]]:
+        ids: dict[str, list[str]] = {}
+        for record in self.set_aside:
+            ids.setdefault(record.reason, []).append(record.id)
+        return ids
 
-    def _example(self, name: str, record: Mapping[str, Any]) -> Example:
+    def _example(self, record_id: str, record: Mapping[str, Any]) -> Example:
         if not record:
             raise _BadRecordError("not a JSON object")
         db_id, question, sql = (_required(record, key) for key in ("db_id", "question", "sql"))
-        if name in self._seen:
+        if record_id in self._seen:
             raise _BadRecordError("id seen before")
-        self._seen.add(name)
+        self._seen.add(record_id)
         if "/" in db_id or "\\" in db_id or db_id in (".", ".."):
             raise _BadRecordError("db_id is a path")
         database = self._databases.find(db_id)
         if database is None:
             raise _BadRecordError(NO_DATABASE)
-        texts = {key: str(record.get(key) or "") for key in _TEXTS}
+        texts = {key: str(record.get(key) or "") for key in _OPTIONAL_TEXTS}
         spoiled = bool(record.get("spoiled", False))
-        return Example(name, db_id, database, question, sql, source=self._spec, spoiled=spoiled, **texts)
+        return Example(record_id, db_id, database, question, sql, source=self._spec, spoiled=spoiled, **texts)
 
 
-NO_DATABASE = "no readable SQLite file for its db_id"
+def _open(spec: str, databases: str, exclude: str = "") -> _Reader:
+    source = sources.open_source(*_parse(spec))
+    folder = Path(databases) if databases else source.databases
+    return _Reader(spec, source, _Databases(folder), _read_excluded(exclude))
 
 
-def _reader(spec: str, databases: str, exclude: str = "") -> _Reader:
-    source = sources.open_source(*_parsed(spec))
-    return _Reader(spec, source, _Databases(databases, source), _excluded(exclude))
-
-
-def _parsed(spec: str) -> tuple[str, str]:
+def _parse(spec: str) -> tuple[str, str]:
     prefix, _, path = spec.partition(":")
     if prefix not in sources.PREFIXES or not path:
         prefixes = ", ".join(sources.PREFIXES)
-        raise ExampleError(f"{spec!r} names no data: write PREFIX:PATH, the prefix one of {prefixes}.")
+        raise ExampleError(f"{spec!r} names no data: write PREFIX:PATH with one of the prefixes {prefixes}.")
     return prefix, path
 
 
@@ -188,20 +197,16 @@ def _required(record: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def _first(examples: Iterable[Example], limit: int) -> list[Example]:
-    kept = []
-    for example in examples:
-        kept.append(example)
-        if len(kept) == limit:
-            break
-    return kept
+def _take(examples: Iterable[Example], limit: int) -> list[Example]:
+    """The first `limit` examples; 0: all."""
+    return list(itertools.islice(examples, limit if limit > 0 else None))
 
 
-def _excluded(path: str) -> frozenset[str]:
+def _read_excluded(path: str) -> frozenset[str]:
     if not path:
         return frozenset()
     if not Path(path).is_file():
-        raise ExampleError(f"{path}: no such file to exclude ids by: check --output= writes one.")
+        raise ExampleError(f"{path}: no such list of excluded ids: `check --output=` writes one.")
     lines = list(read_jsonl(Path(path), on_bad_lines="keep"))
     if not all(isinstance(line, Mapping) and "id" in line for line in lines):
         raise ExampleError(f"{path}: each line must be a JSON object with an id.")

@@ -1,10 +1,14 @@
-"""The one renderer of prompts: cold start, GRPO, evaluation and `ask` all put a question this way.
+"""Renders prompts; cold start, GRPO, evaluation and `ask` all use this one renderer.
 
-A prompt is a chat: a system message with the answer form, a user message with the schema, then what is
-known beside it, then the question, and the opening of the reply, all through the tokenizer's own chat
-template. Labels of the data (complexity, style) are no part of it. What precedes the question is one text
-for all questions on a database, unless values are retrieved for it, so such questions can share those
-tokens (`Prompt.prefix_length`).
+A prompt is a chat: a system message with the answer format, a user message with the schema, the knowledge if there is
+any, and the question, then the opening of the reply. The tokenizer's own chat template is applied to it. Labels of the
+data (complexity, style) are never in it.
+
+    <|im_start|>system … <|im_end|> <|im_start|>user [schema] | [knowledge] [question] <|im_end|> <|im_start|>assistant
+    ├──────────── the same for every question on a database ───┤
+
+Unless values are retrieved for each question, the text up to the question is the same for all questions on a database,
+so they can share its tokens: `Prompt.prefix_length` of them.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ _BRIEF = "SQLite"
 _TASK = """You turn questions into SQLite queries. You are given the schema of a database, at times further \
 knowledge, and a question. The query's result must be what the question asks for: its columns and no others, \
 in its order where it names one."""
-_FORM = {
+_ANSWER_FORMAT = {
     "reasoning": """Think first: which tables and columns the question needs, how they join, what is \
 filtered, grouped and ordered. Then give one query. Write each of these marks once, in this order:
 <think>
@@ -52,134 +56,149 @@ the query
 ```
 </answer>""",
 }
-_INDICES = 32  # databases whose values are held at a time: large ones take a gigabyte for a million values
-_STAND_IN = "Stand-in for what is asked"  # of the user's message, while the chat template is taken apart
+_CACHED_INDICES = 32  # databases whose values stay in memory: a large one takes a gigabyte for a million values
+_PLACEHOLDER = "Placeholder for the user message"  # when the chat template is split
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prompt:
-    """A question as the model reads it."""
+    """The prompt of one example, as text and as tokens."""
 
     example_id: str
     text: str
     ids: Ints
-    prefix_length: int  # first ids, the same for every question on this database in this schema form; 0: none
-    schema: str  # the form of schema.FORMS that it came to
-    trimmed: bool  # the form asked for did not fit the budget
-    over_budget: bool  # no form fits: skipped in training, counted as wrong in evaluation
+    prefix_length: int  # how many first ids all questions on this database share in this schema format; 0: none
+    schema: str  # the schema format it was rendered in, one of schema.FORMATS
+    trimmed: bool  # whether that is a shorter format than the setting's, which exceeds the budget
+    over_budget: bool  # whether every format exceeds the budget: skipped in training, counted as wrong in evaluation
 
 
 class PromptRenderer:
-    """Renders examples for one tokenizer and one set of data settings, reading each database's schema once.
-
-    `tokenizer` is a fast tokenizer of transformers. Raises `ConfigError` where its chat template won't do.
-    """
+    """Renders examples for one tokenizer and one set of data settings, and reads each database's schema once."""
 
     def __init__(self, tokenizer: Any, data: config.DataConfig) -> None:
+        """Splits the chat template at the user's message.
+
+        tokenizer: a fast tokenizer of transformers.
+
+        Raises:
+          ConfigError: the tokenizer has no chat template, or one that does not show the user's message once.
+        """
         self._tokenizer = tokenizer
         self._data = data
-        self._forms = schema.FORMS[schema.FORMS.index(data.schema) :]  # each shorter than the one before
-        self._before, self._after = self._frame()
+        self._schema_formats = schema.FORMATS[schema.FORMATS.index(data.schema) :]  # each is shorter than the last
+        self._before_user, self._after_user = self._split_template()
         self._schemas: dict[Path, schema.Schema] = {}
-        self._openings: dict[tuple[Path, str], str] = {}
+        self._schema_texts: dict[tuple[Path, str], str] = {}
         self._prefixes: dict[tuple[Path, str], Ints] = {}
-        self._index = functools.lru_cache(_INDICES)(self._make_index)
+        self._index = functools.lru_cache(_CACHED_INDICES)(self._make_index)
 
     def render(self, example: Example) -> Prompt:
-        """One example's prompt."""
+        """Renders one example."""
         return self.render_many([example])[0]
 
     def render_many(self, examples: Sequence[Example]) -> list[Prompt]:
-        """The examples' prompts, in order; past the budget with a shorter schema, else a flag, and logged."""
+        """Renders examples, in order.
+
+        A prompt over `max_prompt_tokens` gets the next shorter schema format. One that is over it in every format is
+        marked `over_budget`. Both are logged.
+        """
         prompts: dict[int, Prompt] = {}
-        waiting = list(range(len(examples)))
-        for form in self._forms:
-            made = self._render_as([examples[i] for i in waiting], form)
-            prompts.update(zip(waiting, made, strict=True))
-            waiting = [i for i in waiting if prompts[i].over_budget]
-        self._report(prompts.values())
+        pending = list(range(len(examples)))
+        for schema_format in self._schema_formats:
+            rendered = self._render_in([examples[i] for i in pending], schema_format)
+            prompts.update(zip(pending, rendered, strict=True))
+            pending = [i for i in pending if prompts[i].over_budget]
+        self._log_budget(prompts.values())
         return [prompts[i] for i in range(len(examples))]
 
-    def messages(self, example: Example, form: str) -> list[dict[str, str]]:
-        """The chat that the template is given, with the schema in one of `schema.FORMS`."""
-        return self._chat(self._opening(example, form) + self._question(example))
+    def messages(self, example: Example, schema_format: str) -> list[dict[str, str]]:
+        """The chat that is given to the template, with the schema in one of `schema.FORMATS`."""
+        return self._chat(self._schema_text(example, schema_format) + self._question_text(example))
 
-    def _chat(self, user: str) -> list[dict[str, str]]:
-        full = f"{_TASK}\n\n{_FORM[self._data.form]}"
+    def _chat(self, user_message: str) -> list[dict[str, str]]:
+        full = f"{_TASK}\n\n{_ANSWER_FORMAT[self._data.form]}"
         system = full if self._data.instructions == "full" else _BRIEF
-        return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        return [{"role": "system", "content": system}, {"role": "user", "content": user_message}]
 
-    def _frame(self) -> tuple[str, str]:
-        """What the chat template puts before and after the user's words: it is run once for all prompts."""
+    def _split_template(self) -> tuple[str, str]:
+        """What the chat template puts before and after the user's message.
+
+        Rendering the template once, and not for each prompt, saves most of the time that prompts take.
+        """
         if not self._tokenizer.chat_template:
             raise ConfigError("the tokenizer has no chat template: take an instruction-tuned model's tokenizer.")
-        text = self._tokenizer.apply_chat_template(self._chat(_STAND_IN), tokenize=False, add_generation_prompt=True)
-        parts = text.split(_STAND_IN)
+        text = self._tokenizer.apply_chat_template(self._chat(_PLACEHOLDER), tokenize=False, add_generation_prompt=True)
+        parts = text.split(_PLACEHOLDER)
         if len(parts) != 2:
             raise ConfigError(f"the chat template shows the user's message {len(parts) - 1} times, not once.")
         return parts[0], parts[1]
 
-    def _render_as(self, examples: Sequence[Example], form: str) -> list[Prompt]:
-        texts = [self._before + self._opening(e, form) + self._question(e) + self._after for e in examples]
-        encoded = self._encode(texts)
-        return [self._prompt(e, form, t, i) for e, t, i in zip(examples, texts, encoded, strict=True)]
+    def _render_in(self, examples: Sequence[Example], schema_format: str) -> list[Prompt]:
+        texts = [
+            self._before_user + self._schema_text(e, schema_format) + self._question_text(e) + self._after_user
+            for e in examples
+        ]
+        return [
+            Prompt(
+                example_id=example.id,
+                text=text,
+                ids=ids,
+                prefix_length=self._prefix_length(example.database, schema_format, ids),
+                schema=schema_format,
+                trimmed=schema_format != self._data.schema,
+                over_budget=len(ids) > self._data.max_prompt_tokens,
+            )
+            for example, text, ids in zip(examples, texts, self._encode(texts), strict=True)
+        ]
 
-    def _prompt(self, example: Example, form: str, text: str, ids: Ints) -> Prompt:
-        return Prompt(
-            example_id=example.id,
-            text=text,
-            ids=ids,
-            prefix_length=self._shared(example.database, form, ids),
-            schema=form,
-            trimmed=form != self._data.schema,
-            over_budget=len(ids) > self._data.max_prompt_tokens,
-        )
+    def _schema_text(self, example: Example, schema_format: str) -> str:
+        """The user's message up to the question. It ends with a newline, with which no question begins."""
+        database, values = example.database, None
+        if schema_format == "retrieved":
+            values = self._index(database).search(f"{example.question} {example.knowledge}")
+        elif (database, schema_format) in self._schema_texts:
+            return self._schema_texts[database, schema_format]
+        text = schema.render(self._schema(database), schema_format, values)
+        text = f"Database schema:\n{text}\n\n" if self._data.instructions == "full" else f"{text}\n"
+        if values is None:
+            self._schema_texts[database, schema_format] = text
+        return text
 
-    def _opening(self, example: Example, form: str) -> str:
-        """The user's message up to the question: the schema and a line end, which no question begins with."""
-        key = (example.database, form)
-        if form == "retrieved":
-            return self._written(schema.render(self._schema(example.database), form, self._values(example)))
-        if key not in self._openings:
-            self._openings[key] = self._written(schema.render(self._schema(example.database), form))
-        return self._openings[key]
-
-    def _written(self, schema_text: str) -> str:
-        return f"Database schema:\n{schema_text}\n\n" if self._data.instructions == "full" else f"{schema_text}\n"
-
-    def _question(self, example: Example) -> str:
+    def _question_text(self, example: Example) -> str:
         knowledge, question = example.knowledge.strip(), example.question.strip()
         if self._data.instructions == "full":
-            known = f"Further knowledge:\n{knowledge}\n\n" if knowledge else ""
-            return f"{known}Question:\n{question}"
+            knowledge = f"Further knowledge:\n{knowledge}\n\n" if knowledge else ""
+            return f"{knowledge}Question:\n{question}"
         return f"{knowledge}\n{question}" if knowledge else question
 
     def _schema(self, database: Path) -> schema.Schema:
         if database not in self._schemas:
-            sampled = self._data.schema not in schema.WITHOUT_VALUES
+            sampled = self._data.schema not in schema.FORMATS_WITHOUT_VALUES
             self._schemas[database] = schema.read_schema(database, sampled=sampled)
         return self._schemas[database]
-
-    def _values(self, example: Example) -> schema.Values:
-        return self._index(example.database).search(f"{example.question} {example.knowledge}")
 
     def _make_index(self, database: Path) -> retrieval.Index:
         return retrieval.Index(database, self._schema(database))
 
-    def _shared(self, database: Path, form: str, ids: Ints) -> int:
-        if form == "retrieved":
+    def _prefix_length(self, database: Path, schema_format: str, ids: Ints) -> int:
+        if schema_format == "retrieved":
             return 0
-        prefix = self._prefix(database, form)
+        prefix = self._prefix(database, schema_format)
         return len(prefix) if np.array_equal(ids[: len(prefix)], prefix) else 0
 
-    def _prefix(self, database: Path, form: str) -> Ints:
-        """The ids that the schema begins every prompt with: up to where what follows could change them."""
-        key = (database, form)
+    def _prefix(self, database: Path, schema_format: str) -> Ints:
+        """The ids with which every prompt on the database begins.
+
+        They end before the first token that depends on the text after it: a tokenizer may join the last newline of the
+        schema with the first characters of the question.
+        """
+        key = (database, schema_format)
         if key not in self._prefixes:
-            text = self._before + self._openings[key]
-            alone, followed = self._encode([text, text + "A"])
-            same = alone == followed[: len(alone)]
-            self._prefixes[key] = alone if same.all() else alone[: int(np.argmin(same))]
+            text = self._before_user + self._schema_texts[key]
+            ids, ids_followed = self._encode([text, text + "A"])
+            same = ids == ids_followed[: len(ids)]
+            self._prefixes[key] = ids if same.all() else ids[: int(np.argmin(same))]
         return self._prefixes[key]
 
     def _encode(self, texts: Sequence[str]) -> list[Ints]:
@@ -188,12 +207,12 @@ class PromptRenderer:
         encoded = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)
         return [np.array(ids, np.int32) for ids in encoded["input_ids"]]
 
-    def _report(self, prompts: Iterable[Prompt]) -> None:
+    def _log_budget(self, prompts: Iterable[Prompt]) -> None:
         trimmed = sum(p.trimmed and not p.over_budget for p in prompts)
         over = [p.example_id for p in prompts if p.over_budget]
         budget = self._data.max_prompt_tokens
         if trimmed:
-            log.warning("%d prompts past %d tokens were given a shorter schema", trimmed, budget)
+            log.warning("%d prompts over %d tokens got a shorter schema", trimmed, budget)
         if over:
-            shown = ", ".join(over[:3])
-            log.warning("%d prompts are past %d tokens in any schema form, such as %s", len(over), budget, shown)
+            first = ", ".join(over[:3])
+            log.warning("%d prompts are over %d tokens in every schema format, such as %s", len(over), budget, first)

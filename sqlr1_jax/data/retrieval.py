@@ -1,10 +1,12 @@
-"""Values of a database that a question mentions, for the `retrieved` form of a schema (sql-r1.md §6).
+"""Retrieves a database's values that a question mentions, for the `retrieved` schema format (sql-r1.md §6).
 
-BM25 finds candidates for every run of 1 to 8 words of the question; kept are those that the question
-nearly spells out. Before BM25 ranks anything, values are dropped that the question cannot spell out: all
-words of a value but its first and last would have to be words of the question. BM25 is our own few lines
-of numpy, since the package for it starts JAX, and with it the accelerator, in whichever process imports
-it.
+1. Values that the question cannot contain are dropped: of a value's words, at most two may be missing from the
+   question, because the value may begin and end inside a word of the question.
+2. BM25 ranks the other values for every run of 1 to 8 words of the question.
+3. Of the best values of each run, those are kept whose longest common substring with the question covers most of them.
+
+BM25 is a few lines of numpy here, because the package for it (bm25s) starts JAX, and with it the accelerator, in every
+process that imports it.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sqlr1_jax.data.schema import LONGEST_VALUE, Schema, quoted
+from sqlr1_jax.data.schema import MAX_VALUE_LENGTH, Schema, quote
 from sqlr1_jax.sql import database as sqlite
 
-LONGEST_RUN = 8  # words
-COVERED = 0.85  # of a value, by its longest common substring with the question
-MOST = 20  # values for a question
-CANDIDATES = 10  # of each run of words
+MAX_RUN_WORDS = 8
+MIN_COVERAGE = 0.85  # of a value, by its longest common substring with the question
+MAX_VALUES = 20  # per question
+CANDIDATES_PER_RUN = 10  # values that BM25 ranks highest for one run of words
 K1, B = 1.5, 0.75  # BM25's saturation and length normalization, their usual values
 
 Ints = npt.NDArray[np.int64]
@@ -32,73 +34,74 @@ Floats = npt.NDArray[np.float64]
 
 
 class Bm25:
-    """Texts as bags of words, scored against words (Robertson's BM25 in Lucene's form)."""
+    """Robertson's BM25, in Lucene's variant, over texts as bags of words."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        found = [Counter(words_of(text)) for text in texts]
-        self._lengths = np.array([words.total() for words in found], np.int64)
-        self._average = max(1, self._lengths.sum()) / max(1, len(found))  # words a text
-        self.distinct = np.array([len(words) for words in found], np.int64)  # words of each text
-        self._postings: dict[str, tuple[list[int], list[int]]] = {}
-        for text, counts in enumerate(found):
-            for word, count in counts.items():
-                places, times = self._postings.setdefault(word, ([], []))
-                places.append(text)
-                times.append(count)
+        bags = [Counter(words_of(text)) for text in texts]
+        self._lengths: Ints = np.array([bag.total() for bag in bags], np.int64)
+        self._mean_length = max(1, int(self._lengths.sum())) / max(1, len(bags))  # words per text
+        self.distinct_words: Ints = np.array([len(bag) for bag in bags], np.int64)  # of each text
+        self._postings: dict[str, tuple[list[int], list[int]]] = {}  # (texts with the word, its count in each)
+        for text, bag in enumerate(bags):
+            for word, count in bag.items():
+                text_indices, counts = self._postings.setdefault(word, ([], []))
+                text_indices.append(text)
+                counts.append(count)
 
     def weights(self, word: str) -> tuple[Ints, Floats]:
-        """The texts that hold the word, and what it adds to each one's score."""
-        places, times = (np.array(part, np.int64) for part in self._postings.get(word, ([], [])))
-        rarity = np.log1p((len(self._lengths) - len(places) + 0.5) / (len(places) + 0.5))
-        norm = K1 * (1 - B + B * self._lengths[places] / self._average)
-        return places, rarity * times / (times + norm)
+        """The indices of the texts that contain the word, and what the word adds to the score of each."""
+        text_indices, counts = (np.array(part, np.int64) for part in self._postings.get(word, ([], [])))
+        rarity = np.log1p((len(self._lengths) - len(text_indices) + 0.5) / (len(text_indices) + 0.5))
+        norm = K1 * (1 - B + B * self._lengths[text_indices] / self._mean_length)
+        return text_indices, rarity * counts / (counts + norm)
 
 
 class Index:
-    """The short text values of one database, searchable by the words of a question."""
+    """The short text values of one database, searchable by a question."""
 
     def __init__(self, database: Path, schema: Schema) -> None:
-        self._values = _text_values(database, schema)
-        self._texts = list(self._values)
-        self._bm25 = Bm25(self._texts)
+        self._columns_of = _read_values(database, schema)
+        self._values = list(self._columns_of)
+        self._bm25 = Bm25(self._values)
 
     def search(self, question: str) -> dict[tuple[str, str], list[str]]:
-        """At most `MOST` values by (table, column), those that the question covers best first."""
+        """At most `MAX_VALUES` values by (table, column), best covered by the question first."""
         covered = {value: coverage(value, question) for value in self._candidates(question)}
-        found = [value for value, share in covered.items() if share > COVERED]
-        found.sort(key=lambda value: (-covered[value], -len(value), value))
+        matches = [value for value, share in covered.items() if share > MIN_COVERAGE]
+        matches.sort(key=lambda value: (-covered[value], -len(value), value))
         by_column: dict[tuple[str, str], list[str]] = {}
-        for value in found[:MOST]:
-            for column in self._values[value]:
+        for value in matches[:MAX_VALUES]:
+            for column in self._columns_of[value]:
                 by_column.setdefault(column, []).append(value)
         return by_column
 
     def _candidates(self, question: str) -> set[str]:
-        """What BM25 ranks highest for each of the question's runs of words."""
+        """The values that BM25 ranks highest for any of the question's runs of words."""
         words = words_of(question)
-        scores, texts = self._scores(words)
+        scores_WV, values = self._scores(words)
         chosen: set[int] = set()
         for start, end in _runs(len(words)):
-            run = scores[start:end].sum(axis=0)
-            best = np.argsort(-run, kind="stable")[:CANDIDATES]
-            chosen.update(texts[best[run[best] > 0]].tolist())
-        return {self._texts[text] for text in chosen}
+            run_scores = scores_WV[start:end].sum(axis=0)
+            best = np.argsort(-run_scores, kind="stable")[:CANDIDATES_PER_RUN]
+            chosen.update(values[best[run_scores[best] > 0]].tolist())
+        return {self._values[i] for i in chosen}
 
     def _scores(self, words: Sequence[str]) -> tuple[Floats, Ints]:
-        """Scores by (word of the question, text), for the texts that the question may spell out."""
+        """Scores [word of the question W, value V], and the indices of the V values that the question may contain."""
         weights = {word: self._bm25.weights(word) for word in dict.fromkeys(words)}
-        matched = np.zeros(len(self._texts), np.int64)
-        for places, _ in weights.values():
-            matched[places] += 1
-        texts = np.flatnonzero((matched > 0) & (matched >= self._bm25.distinct - 2))
-        column = np.full(len(self._texts), -1, np.int64)
-        column[texts] = np.arange(len(texts))
-        scores = np.zeros((len(words), len(texts)))
+        matched_words = np.zeros(len(self._values), np.int64)
+        for value_indices, _ in weights.values():
+            matched_words[value_indices] += 1
+        # Only the first and the last word of a value may be cut off by a word of the question.
+        values = np.flatnonzero((matched_words > 0) & (matched_words >= self._bm25.distinct_words - 2))
+        column = np.full(len(self._values), -1, np.int64)  # of a value in the result; -1: dropped
+        column[values] = np.arange(len(values))
+        scores_WV = np.zeros((len(words), len(values)))
         for i, word in enumerate(words):
-            places, added = weights[word]
-            here = column[places] >= 0
-            scores[i, column[places[here]]] = added[here]
-        return scores, texts
+            value_indices, added = weights[word]
+            kept = column[value_indices] >= 0
+            scores_WV[i, column[value_indices[kept]]] = added[kept]
+        return scores_WV, values
 
 
 def words_of(text: str) -> list[str]:
@@ -107,7 +110,7 @@ def words_of(text: str) -> list[str]:
 
 
 def coverage(value: str, question: str) -> float:
-    """The share of the value that its longest common substring with the question covers, case aside."""
+    """The fraction of the value that its longest common substring with the question covers, ignoring case."""
     value, question = value.lower(), question.lower()
     for length in range(len(value), 0, -1):
         if any(value[i : i + length] in question for i in range(len(value) - length + 1)):
@@ -116,21 +119,22 @@ def coverage(value: str, question: str) -> float:
 
 
 def _runs(count: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of every run of at most `MAX_RUN_WORDS` among `count` words."""
     for start in range(count):
-        yield from ((start, end) for end in range(start + 1, min(start + LONGEST_RUN, count) + 1))
+        yield from ((start, end) for end in range(start + 1, min(start + MAX_RUN_WORDS, count) + 1))
 
 
-def _text_values(database: Path, schema: Schema) -> dict[str, list[tuple[str, str]]]:
-    """Every short text in the database and the columns that hold it, in the schema's order."""
+def _read_values(database: Path, schema: Schema) -> dict[str, list[tuple[str, str]]]:
+    """Every short text value, with the (table, column) pairs that contain it, in the schema's order."""
     values: dict[str, list[tuple[str, str]]] = {}
     with closing(sqlite.open_readonly(database)) as connection:
         connection.text_factory = lambda raw: raw.decode(errors="replace")
         for table in schema.tables:
             for column in table.columns:
-                name, source = quoted(column.name), quoted(table.name)
+                name, source = quote(column.name), quote(table.name)
                 rows = connection.execute(
                     f"""SELECT DISTINCT {name} FROM {source} NOT INDEXED
-                    WHERE typeof({name}) = 'text' AND length({name}) BETWEEN 1 AND {LONGEST_VALUE}"""
+                    WHERE typeof({name}) = 'text' AND length({name}) BETWEEN 1 AND {MAX_VALUE_LENGTH}"""
                 )
                 for (value,) in rows:
                     if "\n" not in value and "\r" not in value:

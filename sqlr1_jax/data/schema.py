@@ -1,9 +1,11 @@
-"""A database's schema, read from the file and written as text for a prompt, in four forms (sql-r1.md §6).
+"""Reads a database's schema from its file, and writes it as text for a prompt in one of four formats (sql-r1.md §6).
 
-- retrieved: CREATE TABLE statements, with comments, values retrieved for the question, then sampled ones.
-- fixed: the same with sampled values alone, so one text for every question on a database.
-- compact: a line a table, `- dogs: code, color, age`, then a line a key pair, `- join dogs, owners on keeper = tag`.
-- qualified: compact, with each column behind its table's name: `- dogs code, dogs color, dogs age`.
+- retrieved: CREATE TABLE statements with comments and, for each column, values retrieved for the question, then sampled
+  ones.
+- fixed: the same with sampled values only, so the text is the same for every question on a database.
+- compact: one line for each table, `- dogs: code, color, age`, then one for each foreign key,
+  `- join dogs, owners on keeper = tag`.
+- qualified: as compact, with each column after its table's name: `- dogs code, dogs color, dogs age`.
 """
 
 from __future__ import annotations
@@ -19,24 +21,24 @@ from pathlib import Path
 from sqlr1_jax.data import comments
 from sqlr1_jax.sql import database as sqlite
 
-FORMS = ("retrieved", "fixed", "qualified", "compact")
-WITHOUT_VALUES = ("qualified", "compact")
-LONGEST_VALUE = 40  # characters
-VALUES_SHOWN = 6  # a column
-VALUES_SAMPLED = 2  # a column
-ROWS_SAMPLED = 2000  # first rows of a table that sampled values come from
+FORMATS = ("retrieved", "fixed", "qualified", "compact")  # values of the setting data.schema, longest text first
+FORMATS_WITHOUT_VALUES = ("qualified", "compact")
+MAX_VALUE_LENGTH = 40  # characters
+MAX_VALUES = 6  # shown for each column
+SAMPLED_VALUES = 2  # of each column
+SAMPLED_ROWS = 2000  # sampled values come from this many first rows of a table
 
 Value = str | int | float
 Values = Mapping[tuple[str, str], Sequence[Value]]  # by (table, column)
 
-# Words that SQLite does not take for a name as they stand, or takes for something else.
+# Words that SQLite does not accept as a bare name, or reads as something else.
 _RESERVED = """add all alter and as autoincrement between case cast check collate commit constraint create
     current_date current_time current_timestamp default deferrable delete distinct drop else
     escape except exists foreign from group having if in index insert intersect into is isnull
     join limit not nothing notnull null on or order primary raise references returning select
     set table then to transaction union unique update using values when where"""
 RESERVED = frozenset(_RESERVED.split())
-_BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_BARE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 _COLUMNS = """SELECT m.name, c.name, c.type, c.pk FROM sqlite_master m JOIN pragma_table_xinfo(m.name) c
     WHERE m.type = 'table' AND m.name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND c.hidden != 1
@@ -48,18 +50,18 @@ _KEYS = """SELECT m.name, k.id, k."from", k."table", k."to", k.seq
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column as declared, and what is said and sampled of it."""
+    """A column, with its comment and some of its values."""
 
     name: str
     type: str  # as declared; may be empty
-    primary_key: int = 0  # its place in the table's primary key, from 1; 0: not in it
+    primary_key: int = 0  # its position in the table's primary key, from 1; 0: not part of it
     comment: str = ""
     values: tuple[Value, ...] = ()  # sampled
 
 
 @dataclasses.dataclass(frozen=True)
 class ForeignKey:
-    """`columns` of `table` hold keys of `parent`, pairwise."""
+    """`columns` of `table` refer to `parent_columns` of `parent`, pairwise."""
 
     table: str
     columns: tuple[str, ...]
@@ -69,7 +71,7 @@ class ForeignKey:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table and its columns, in their order."""
+    """A table and its columns, in the order of their declaration."""
 
     name: str
     columns: tuple[Column, ...]
@@ -77,103 +79,111 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
-    """The tables of a database, and the keys between them."""
+    """The tables of a database, and the foreign keys between them."""
 
-    tables: tuple[Table, ...]  # in the order in which they were created
+    tables: tuple[Table, ...]  # in the order of their creation
     foreign_keys: tuple[ForeignKey, ...]
 
 
 def read_schema(database: str | Path, sampled: bool = True) -> Schema:
-    """The schema of a SQLite file, its columns' comments and, if `sampled`, a few of their values.
+    """The schema of an SQLite file with its columns' comments and, if `sampled`, a few values of each column.
 
-    Keys to tables that are not there are left out. Raises `sql.database.DatabaseError`, which names the file.
+    Foreign keys to tables or columns that do not exist are left out.
+
+    Raises:
+      sql.database.DatabaseError: the file cannot be opened or read; the message names it.
     """
     path = Path(database)
     with closing(sqlite.open_readonly(path)) as connection:
         connection.text_factory = lambda raw: raw.decode(errors="replace")
         try:
-            tables = _read_tables(connection, _comments(connection, path))
+            tables = _read_tables(connection, _read_comments(connection, path))
             keys = _read_keys(connection, tables)
             if sampled:
                 tables = [_with_values(connection, table) for table in tables]
         except sqlite3.Error as error:
-            raise sqlite.DatabaseError(f"{path}: its schema cannot be read: {error}") from error
+            raise sqlite.DatabaseError(f"{path}: cannot read its schema: {error}") from error
     return Schema(tuple(tables), tuple(keys))
 
 
-def render(schema: Schema, form: str, values: Values | None = None) -> str:
-    """The schema as text, without a line end behind it. `values` are those retrieved for a question."""
-    if form not in FORMS:
-        raise ValueError(f"a schema's form is one of {', '.join(FORMS)}, not {form!r}")
-    if form in WITHOUT_VALUES:
-        return _names_alone(schema, form)
+def render(schema: Schema, schema_format: str, values: Values | None = None) -> str:
+    """The schema as text, without a final newline.
+
+    values: those retrieved for a question, which only the retrieved format shows.
+
+    Raises:
+      ValueError: there is no such format.
+    """
+    if schema_format not in FORMATS:
+        raise ValueError(f"a schema's format is one of {', '.join(FORMATS)}, not {schema_format!r}")
+    if schema_format in FORMATS_WITHOUT_VALUES:
+        return _render_names(schema, qualified=schema_format == "qualified")
     keys: dict[str, list[ForeignKey]] = {}
     for key in schema.foreign_keys:
         keys.setdefault(key.table, []).append(key)
-    shown = (values or {}) if form == "retrieved" else {}
-    return "\n\n".join(_create_table(table, keys.get(table.name, []), shown) for table in schema.tables)
+    retrieved = (values or {}) if schema_format == "retrieved" else {}
+    return "\n\n".join(_create_table(table, keys.get(table.name, []), retrieved) for table in schema.tables)
 
 
-def quoted(name: str) -> str:
-    """The name as SQL takes it: in backticks only where it needs them."""
-    if _BARE.match(name) and name.lower() not in RESERVED:
+def quote(name: str) -> str:
+    """The name as SQL, in backticks only if it needs them."""
+    if _BARE_NAME.match(name) and name.lower() not in RESERVED:
         return name
     return "`" + name.replace("`", "``") + "`"
 
 
 def literal(value: Value) -> str:
-    """The value as SQL writes it."""
+    """The value as an SQL literal."""
     return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
 
 
-def _names_alone(schema: Schema, form: str) -> str:
+def _render_names(schema: Schema, qualified: bool) -> str:
+    """Table and column names, then joins, in which a column has its table's name only if it is ambiguous without."""
     tables_with = Counter(column.name.lower() for table in schema.tables for column in table.columns)
 
     def name(table: str, column: str) -> str:
-        bare = quoted(column)
-        return bare if tables_with[column.lower()] == 1 else f"{quoted(table)}.{bare}"
+        return quote(column) if tables_with[column.lower()] == 1 else f"{quote(table)}.{quote(column)}"
 
-    if form == "qualified":
-        lines = ["- " + ", ".join(f"{quoted(t.name)} {quoted(c.name)}" for c in t.columns) for t in schema.tables]
+    if qualified:
+        lines = ["- " + ", ".join(f"{quote(t.name)} {quote(c.name)}" for c in t.columns) for t in schema.tables]
     else:
-        lines = [f"- {quoted(t.name)}: {_names([c.name for c in t.columns])}" for t in schema.tables]
+        lines = [f"- {quote(t.name)}: {_join_names([c.name for c in t.columns])}" for t in schema.tables]
     for key in schema.foreign_keys:
         pairs = zip(key.columns, key.parent_columns, strict=True)
-        equal = " and ".join(f"{name(key.table, ours)} = {name(key.parent, theirs)}" for ours, theirs in pairs)
-        lines.append(f"- join {quoted(key.table)}, {quoted(key.parent)} on {equal}")
+        condition = " and ".join(f"{name(key.table, child)} = {name(key.parent, parent)}" for child, parent in pairs)
+        lines.append(f"- join {quote(key.table)}, {quote(key.parent)} on {condition}")
     return "\n".join(lines)
 
 
-def _create_table(table: Table, keys: Sequence[ForeignKey], values: Values) -> str:
-    lines = [(_declaration(c), _remark(c, values.get((table.name, c.name), ()))) for c in table.columns]
+def _create_table(table: Table, keys: Sequence[ForeignKey], retrieved: Values) -> str:
+    lines = []  # (declaration, comment)
+    for column in table.columns:
+        declaration = f"{quote(column.name)} {column.type}".rstrip()
+        lines.append((declaration, _line_comment(column, retrieved.get((table.name, column.name), ()))))
     primary = sorted((c for c in table.columns if c.primary_key), key=lambda c: c.primary_key)
     if primary:
-        lines.append((f"PRIMARY KEY ({_names([c.name for c in primary])})", ""))
-    lines += [
-        (f"FOREIGN KEY ({_names(k.columns)}) REFERENCES {quoted(k.parent)} ({_names(k.parent_columns)})", "")
-        for k in keys
-    ]
+        lines.append((f"PRIMARY KEY ({_join_names([c.name for c in primary])})", ""))
+    for key in keys:
+        child, parent = _join_names(key.columns), _join_names(key.parent_columns)
+        lines.append((f"FOREIGN KEY ({child}) REFERENCES {quote(key.parent)} ({parent})", ""))
     commas = [","] * (len(lines) - 1) + [""]
-    body = [f"    {text}{comma}{remark}" for (text, remark), comma in zip(lines, commas, strict=True)]
-    return "\n".join([f"CREATE TABLE {quoted(table.name)} (", *body, ");"])
+    body = [f"    {text}{comma}{comment}" for (text, comment), comma in zip(lines, commas, strict=True)]
+    return "\n".join([f"CREATE TABLE {quote(table.name)} (", *body, ");"])
 
 
-def _declaration(column: Column) -> str:
-    return f"{quoted(column.name)} {column.type}".rstrip()
+def _join_names(names: Sequence[str]) -> str:
+    return ", ".join(quote(name) for name in names)
 
 
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(quoted(name) for name in names)
+def _line_comment(column: Column, retrieved: Sequence[Value]) -> str:
+    values = list(dict.fromkeys([*retrieved, *column.values]))[:MAX_VALUES]
+    examples = f"example: [{', '.join(literal(v) for v in values)}]" if values else ""
+    texts = [text for text in (column.comment, examples) if text]
+    return f" -- {', '.join(texts)}" if texts else ""
 
 
-def _remark(column: Column, retrieved: Sequence[Value]) -> str:
-    values = list(dict.fromkeys([*retrieved, *column.values]))[:VALUES_SHOWN]
-    example = f"example: [{', '.join(literal(v) for v in values)}]" if values else ""
-    parts = [part for part in (column.comment, example) if part]
-    return f" -- {', '.join(parts)}" if parts else ""
-
-
-def _comments(connection: sqlite3.Connection, path: Path) -> dict[tuple[str, str], str]:
+def _read_comments(connection: sqlite3.Connection, path: Path) -> dict[tuple[str, str], str]:
+    """Comments by lower-case (table, column); BIRD's descriptions win over comments in the SQL."""
     found = {}
     for name, sql in connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'"):
         if "--" in (sql or "") or "/*" in (sql or ""):
@@ -181,38 +191,45 @@ def _comments(connection: sqlite3.Connection, path: Path) -> dict[tuple[str, str
     return found | comments.from_descriptions(path)
 
 
-def _read_tables(connection: sqlite3.Connection, remarks: Mapping[tuple[str, str], str]) -> list[Table]:
+def _read_tables(connection: sqlite3.Connection, comment_of: Mapping[tuple[str, str], str]) -> list[Table]:
     columns: dict[str, list[Column]] = {}
-    for table, name, kind, key in connection.execute(_COLUMNS):
-        remark = remarks.get((table.lower(), name.lower()), "")
-        columns.setdefault(table, []).append(Column(name, kind, key, remark))
-    return [Table(name, tuple(found)) for name, found in columns.items()]
+    for table, name, declared_type, primary_key in connection.execute(_COLUMNS):
+        comment = comment_of.get((table.lower(), name.lower()), "")
+        columns.setdefault(table, []).append(Column(name, declared_type, primary_key, comment))
+    return [Table(name, tuple(of_table)) for name, of_table in columns.items()]
 
 
 def _read_keys(connection: sqlite3.Connection, tables: Sequence[Table]) -> list[ForeignKey]:
-    """Foreign keys in the tables' own spelling; one that names no columns means the parent's primary key."""
+    """The foreign keys, with names spelled as the tables spell them."""
     by_name = {table.name.lower(): table for table in tables}
     rows: dict[tuple[str, int], list[tuple[str, str, str | None]]] = {}
-    for table, number, ours, parent, theirs, _ in connection.execute(_KEYS):
-        rows.setdefault((table, number), []).append((ours, parent, theirs))
-    keys = [_key(by_name, table, pairs) for (table, _), pairs in rows.items()]
+    for table, number, column, parent, parent_column, _ in connection.execute(_KEYS):
+        rows.setdefault((table, number), []).append((column, parent, parent_column))
+    keys = [_foreign_key(by_name, table, columns) for (table, _), columns in rows.items()]
     return [key for key in keys if key]
 
 
-def _key(by_name: Mapping[str, Table], table: str, pairs: Sequence[tuple[str, str, str | None]]) -> ForeignKey | None:
-    child, parent = by_name[table.lower()], by_name.get(pairs[0][1].lower())
+def _foreign_key(
+    by_name: Mapping[str, Table], table: str, rows: Sequence[tuple[str, str, str | None]]
+) -> ForeignKey | None:
+    """The key whose rows are (column, parent, parent's column); None if the parent or a column does not exist.
+
+    A key that names no columns of the parent refers to the parent's primary key.
+    """
+    child, parent = by_name[table.lower()], by_name.get(rows[0][1].lower())
     if parent is None:
         return None
     primary = [c.name for c in sorted(parent.columns, key=lambda c: c.primary_key) if c.primary_key]
-    theirs = [pair[2] for pair in pairs] if pairs[0][2] is not None else primary
-    ours_spelled = [_spelled(child, pair[0]) for pair in pairs]
-    theirs_spelled = [_spelled(parent, name or "") for name in theirs]
-    if len(ours_spelled) != len(theirs_spelled) or None in (*ours_spelled, *theirs_spelled):
+    referred = [row[2] for row in rows] if rows[0][2] is not None else primary
+    columns = [_spelling(child, row[0]) for row in rows]
+    parent_columns = [_spelling(parent, name or "") for name in referred]
+    if len(columns) != len(parent_columns) or None in (*columns, *parent_columns):
         return None
-    return ForeignKey(child.name, tuple(map(str, ours_spelled)), parent.name, tuple(map(str, theirs_spelled)))
+    return ForeignKey(child.name, tuple(map(str, columns)), parent.name, tuple(map(str, parent_columns)))
 
 
-def _spelled(table: Table, column: str) -> str | None:
+def _spelling(table: Table, column: str) -> str | None:
+    """The column's name as its table spells it; None if it has no such column."""
     return next((c.name for c in table.columns if c.name.lower() == column.lower()), None)
 
 
@@ -222,11 +239,12 @@ def _with_values(connection: sqlite3.Connection, table: Table) -> Table:
 
 
 def _sample(connection: sqlite3.Connection, table: str, column: str) -> tuple[Value, ...]:
-    """The first distinct short values among the table's first rows, in the order of its rows."""
-    name, source = quoted(column), quoted(table)
+    """The first distinct short values among the table's first rows, in row order."""
+    name, source = quote(column), quote(table)
+    # NOT INDEXED, since an index would give the rows in its own order.
     rows = connection.execute(
-        f"""SELECT DISTINCT v FROM (SELECT {name} AS v FROM {source} NOT INDEXED LIMIT {ROWS_SAMPLED})
-        WHERE v IS NOT NULL AND typeof(v) != 'blob' AND length(v) BETWEEN 1 AND {LONGEST_VALUE}
-        AND instr(v, char(10)) = 0 AND instr(v, char(13)) = 0 LIMIT {VALUES_SAMPLED}"""
+        f"""SELECT DISTINCT v FROM (SELECT {name} AS v FROM {source} NOT INDEXED LIMIT {SAMPLED_ROWS})
+        WHERE v IS NOT NULL AND typeof(v) != 'blob' AND length(v) BETWEEN 1 AND {MAX_VALUE_LENGTH}
+        AND instr(v, char(10)) = 0 AND instr(v, char(13)) = 0 LIMIT {SAMPLED_VALUES}"""
     )
     return tuple(row[0] for row in rows)

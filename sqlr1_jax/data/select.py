@@ -1,7 +1,7 @@
-"""Named selections from SynSQL-2.5M (sql-r1.md §1), the same examples for the same seed.
+"""Named selections from SynSQL-2.5M (sql-r1.md §1), each a function of the seed and the records' ids.
 
-A selection takes examples in the order of a hash of (seed, id), so it depends neither on the file's order
-nor on how much of it is wanted.
+A selection takes examples in the order of a hash of (seed, id). So it does not depend on the order of the file, and a
+smaller selection is the first part of a larger one.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COMPLEXITIES = ("Simple", "Moderate", "Complex", "Highly Complex")
-SPARE = 4  # candidates kept for each example wanted, where some golds may return nothing
+SPARE = 4  # candidates kept for each example wanted, since the gold SQL of some may return no rows
 
 ReturnsRows = Callable[[Sequence["Example"]], Sequence[bool]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """How many examples of each complexity, and whether their golds must return rows."""
+    """How many examples of each complexity to select, and whether their gold SQL must return rows."""
 
     counts: Mapping[str, int]
     with_rows: bool
@@ -42,62 +42,70 @@ SELECTIONS = {
 def select(
     selection: Selection, examples: Iterable[Example], seed: int, returns_rows: ReturnsRows | None = None
 ) -> list[Example]:
-    """The selection's examples, in the order of their hash; a complexity that falls short is logged.
+    """Selects examples, in the order of their hash. Logs a complexity that has too few.
 
-    `returns_rows` says of each example whether its gold returns rows; by default the golds are executed.
+    returns_rows: tells for each example whether its gold SQL returns rows; by default the SQL is run.
     """
     spare = SPARE if selection.with_rows else 1
     drawn = _draw(examples, {name: count * spare for name, count in selection.counts.items()}, seed)
-    kept: list[tuple[int, Example]] = []
-    for name, count in selection.counts.items():
-        found = drawn[name]
+    selected: list[tuple[int, Example]] = []
+    for complexity, count in selection.counts.items():
+        candidates = drawn[complexity]
         if selection.with_rows:
-            found = _with_rows(found, count, returns_rows or execute_golds)
-        if len(found) < count:
-            log.warning("%s: %d examples where %d were to be selected", name, len(found), count)
-        kept += found
-    return [example for _, example in sorted(kept, key=lambda pair: pair[0])]
+            candidates = _with_rows(candidates, count, returns_rows or gold_sql_returns_rows)
+        if len(candidates) < count:
+            log.warning("%s: %d examples instead of %d were selected", complexity, len(candidates), count)
+        selected += candidates
+    return [example for _, example in sorted(selected, key=lambda pair: pair[0])]
 
 
-def execute_golds(examples: Sequence[Example]) -> list[bool]:
-    """Whether each example's gold runs and returns rows, in the sandbox."""
+def gold_sql_returns_rows(examples: Sequence[Example]) -> list[bool]:
+    """Runs the gold SQL of each example in the sandbox; whether it succeeds and returns rows."""
     from sqlr1_jax import config
     from sqlr1_jax.sql.executor import Executor
     from sqlr1_jax.sql.outcome import OutcomeKind
 
     with Executor(config.ExecuteConfig()) as executor:
         futures = [executor.run(example.database, example.sql) for example in examples]
-        return [outcome.kind == OutcomeKind.OK and outcome.row_count > 0 for outcome in (f.result() for f in futures)]
+        outcomes = [future.result() for future in futures]
+    return [outcome.kind == OutcomeKind.OK and outcome.row_count > 0 for outcome in outcomes]
 
 
 def _draw(examples: Iterable[Example], counts: Mapping[str, int], seed: int) -> dict[str, list[tuple[int, Example]]]:
-    """Of each complexity the examples of smallest hash, in its order; no more than that is held in memory."""
-    heaps: dict[str, list[tuple[int, int, Example]]] = {name: [] for name in counts}
+    """(hash, example) of the `counts` examples with the smallest hashes of each complexity, in the order of the hash.
+
+    Keeps only these in memory, since SynSQL does not fit.
+    """
+    heaps: dict[str, list[tuple[int, int, Example]]] = {complexity: [] for complexity in counts}
     for number, example in enumerate(examples):
         heap = heaps.get(example.complexity)
         if heap is None:
             continue
-        item = (-_hash(seed, example.id), number, example)
+        item = (-_hash(seed, example.id), number, example)  # heapq pops the smallest: the largest hash
         if len(heap) < counts[example.complexity]:
             heapq.heappush(heap, item)
         else:
             heapq.heappushpop(heap, item)
-    return {name: sorted(((-key, e) for key, _, e in heap), key=lambda p: p[0]) for name, heap in heaps.items()}
+    return {
+        complexity: sorted(((-key, example) for key, _, example in heap), key=lambda pair: pair[0])
+        for complexity, heap in heaps.items()
+    }
 
 
 def _with_rows(
     drawn: Sequence[tuple[int, Example]], count: int, returns_rows: ReturnsRows
 ) -> list[tuple[int, Example]]:
-    kept: list[tuple[int, Example]] = []
-    rest: Iterator[tuple[int, Example]] = iter(drawn)
-    while len(kept) < count:
-        batch = list(itertools.islice(rest, count - len(kept)))
+    """The first `count` of the drawn examples whose gold SQL returns rows; runs no more SQL than it needs."""
+    selected: list[tuple[int, Example]] = []
+    remaining: Iterator[tuple[int, Example]] = iter(drawn)
+    while len(selected) < count:
+        batch = list(itertools.islice(remaining, count - len(selected)))
         if not batch:
             break
-        verdicts = returns_rows([example for _, example in batch])
-        kept += [pair for pair, sound in zip(batch, verdicts, strict=True) if sound]
-    return kept
+        has_rows = returns_rows([example for _, example in batch])
+        selected += [pair for pair, keep in zip(batch, has_rows, strict=True) if keep]
+    return selected
 
 
-def _hash(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest(), "big")
+def _hash(seed: int, example_id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{example_id}".encode(), digest_size=8).digest(), "big")

@@ -1,7 +1,7 @@
-"""The file forms of text-to-SQL data (sql-r1.md §5), each read as a stream of records in our own names.
+"""The file formats of text-to-SQL data (sql-r1.md §5), each read as a stream of records with `Example`'s field names.
 
-A source yields (position, record) with a record's names being `Example`'s; what a form lacks, its records
-lack. Nothing is checked here but that the file is what it claims to be: `example.read` judges the records.
+A source yields (position, record). A record lacks the fields that its format lacks. This module checks only that the
+file can be parsed; `example.read_examples` checks the records.
 """
 
 from __future__ import annotations
@@ -11,24 +11,26 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.io import read_jsonl
 
-_LONGEST_TOKEN = 16  # characters, of what JSON has beside strings and numbers: how far behind a cut its error may be
+# Characters of the longest JSON token that is no string or number: the error of a token that is cut off by the end of
+# the buffer is at most this far from the end.
+_MAX_TOKEN_LENGTH = 16
 _DECODER = json.JSONDecoder()
 
 Records = Iterator[tuple[int, dict[str, Any]]]
 
 
 class ExampleError(Sqlr1Error):
-    """Data that cannot be read or trained on; the message names the file, the record and the fix."""
+    """Data that cannot be read or used; the message names the file, the record and the fix."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """An opened data set: where it is, where its databases are by default, and its records."""
+    """A data set: its file, the usual folder of its databases, and a function that reads its records."""
 
     file: str
     databases: Path | None
@@ -36,65 +38,71 @@ class Source:
 
 
 def open_source(prefix: str, path: str) -> Source:
-    """The source that a `prefix:path` names. Raises `ExampleError` when there is no such file."""
+    """Opens the source that `PREFIX:PATH` names, one of `PREFIXES`.
+
+    Raises:
+      ExampleError: there is no such file.
+    """
     if prefix == "hub":
         return Source(path, None, lambda: _numbered(_hub(path), _from_synsql))
-    names, folders, rename = _FORMS[prefix]
-    file = _find(prefix, Path(path), names)
-    return Source(str(file), databases_beside(file, folders), lambda: _numbered(_raw(file), rename))
+    file_format = _FORMATS[prefix]
+    file = _find_file(prefix, Path(path), file_format.files)
+    databases = database_folder(file, file_format.database_folders)
+    return Source(str(file), databases, lambda: _numbered(_read_values(file), file_format.rename))
 
 
-def databases_beside(file: Path, folders: Sequence[str]) -> Path:
-    """The first of these folders that lies beside a file, else where the first would."""
-    return next((file.parent / f for f in folders if (file.parent / f).is_dir()), file.parent / folders[0])
+def database_folder(file: Path, names: Sequence[str]) -> Path:
+    """The first of these folders that exists in the file's folder; if none does, the path of the first name there."""
+    return next((file.parent / name for name in names if (file.parent / name).is_dir()), file.parent / names[0])
 
 
 def json_list(file: Path, chunk: int = 1 << 22) -> Iterator[Any]:
-    """The elements of a JSON list, one by one: SynSQL's is several gigabytes. Raises `ExampleError`.
+    """Yields the elements of a JSON list, and keeps one in memory at a time: SynSQL's list has several gigabytes.
 
-    The file is read `chunk` characters at a time.
+    chunk: characters to read from the file at a time.
+
+    Raises:
+      ExampleError: the file is not a JSON list, or is broken; the message names the record.
     """
     with file.open(encoding="utf-8") as text:
         buffer = text.read(chunk).lstrip()
         if not buffer.startswith("["):
             raise ExampleError(f"{file}: not a JSON list of records.")
-        place, count = 1, 0
+        position, count = 1, 0
         while True:
-            place = _skip(buffer, place)
-            if buffer[place : place + 1] == "]":
+            while position < len(buffer) and buffer[position] in " \t\r\n,":
+                position += 1
+            if buffer[position : position + 1] == "]":
                 return
-            found, broken = _next_value(buffer, place)
-            if found is not None:
-                yield found[0]
-                place, count = found[1], count + 1
+            parsed, error = _parse_value(buffer, position)
+            if parsed is not None:
+                yield parsed[0]
+                position, count = parsed[1], count + 1
                 continue
-            more = "" if broken else text.read(chunk)
+            more = "" if error else text.read(chunk)
             if not more:
-                raise ExampleError(f"{file}: broken JSON at record {count} ({broken or 'the file ends in it'}).")
-            buffer, place = buffer[place:] + more, 0
+                raise ExampleError(f"{file}: broken JSON at record {count} ({error or 'the file ends in it'}).")
+            buffer, position = buffer[position:] + more, 0
 
 
-def _next_value(buffer: str, place: int) -> tuple[tuple[Any, int] | None, str]:
-    """The value at a place and where it ends, or None with what is broken; "" where more text may complete it."""
+def _parse_value(buffer: str, position: int) -> tuple[tuple[Any, int] | None, str]:
+    """The JSON value at a position and its end; or None and the error, which is "" if more text may complete the value.
+
+    Broken JSON is an error at once, so that a broken record does not make the reader load the rest of the file.
+    """
     try:
-        value, end = _DECODER.raw_decode(buffer, place)
+        value, end = _DECODER.raw_decode(buffer, position)
     except json.JSONDecodeError as error:
-        cut = error.msg.startswith("Unterminated string") or error.pos > len(buffer) - _LONGEST_TOKEN
+        cut = error.msg.startswith("Unterminated string") or error.pos > len(buffer) - _MAX_TOKEN_LENGTH
         return None, "" if cut else error.msg
-    if end == len(buffer):  # a number may go on
+    if end == len(buffer):  # more digits of a number may follow
         return None, ""
     return (value, end), ""
 
 
-def _skip(buffer: str, place: int) -> int:
-    while place < len(buffer) and buffer[place] in " \t\r\n,":
-        place += 1
-    return place
-
-
-def _raw(file: Path) -> Iterator[Any]:
+def _read_values(file: Path) -> Iterator[Any]:
     if file.suffix == ".jsonl":
-        return read_jsonl(file, on_bad_lines="keep")  # text is no record: `example.read` sets it aside
+        return read_jsonl(file, on_bad_lines="keep")  # a bad line becomes an empty record, which is set aside
     if file.suffix == ".parquet" or file.is_dir():
         return _parquet(file)
     return json_list(file)
@@ -105,17 +113,17 @@ def _numbered(values: Iterable[Any], rename: Callable[[Mapping[str, Any]], dict[
         yield position, rename(value) if isinstance(value, Mapping) else {}
 
 
-def _find(prefix: str, path: Path, names: tuple[str, ...]) -> Path:
-    """The path itself, or in a folder the first of the names that is there."""
+def _find_file(prefix: str, path: Path, names: tuple[str, ...]) -> Path:
+    """The path itself if it is a file; in a folder, the first of these names that exists."""
     if path.is_file():
         return path
-    found = [path / name for name in names if (path / name).is_file()]
-    if found:
-        return found[0]
+    existing = [path / name for name in names if (path / name).is_file()]
+    if existing:
+        return existing[0]
     if prefix == "parquet" and any(path.glob("**/*.parquet")):
         return path
     looked = f" (a folder without {' or '.join(names)})" if path.is_dir() else ""
-    raise ExampleError(f"{path}: no such data{looked}. Give {prefix}: a folder or a file that is there.")
+    raise ExampleError(f"{path}: no such data{looked}. Give {prefix}: a folder or a file that exists.")
 
 
 def _parquet(path: Path) -> Iterator[Any]:
@@ -158,38 +166,42 @@ def _from_bird(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_parquet(record: Mapping[str, Any]) -> dict[str, Any]:
-    """SQL-R1's: gold under reward_model; the question in a column of its own, or else within the prompt."""
-    made = _renamed(record, _SYNSQL)
+    """SQL-R1's format: gold SQL under reward_model, and the question in its own column or else in the prompt."""
+    renamed = _renamed(record, _SYNSQL)
     truth = (record.get("reward_model") or {}).get("ground_truth") or {}
-    made.update({name: truth[name] for name in ("db_id", "sql") if truth.get(name)})
-    if not made.get("question"):
-        made["question"] = _question_in(record.get("prompt") or ())
-    return made
+    renamed.update({name: truth[name] for name in ("db_id", "sql") if truth.get(name)})
+    if not renamed.get("question"):
+        renamed["question"] = _question_in(record.get("prompt") or ())
+    return renamed
 
 
 def _question_in(prompt: Iterable[Mapping[str, str]]) -> str:
-    """What a prompt's last message asks: behind `Question:`, up to the next heading or the turn's end."""
+    """The question in a prompt's last message: the text from `Question:` to the next heading or the end of the turn."""
     text = [message.get("content", "") for message in prompt][-1:]
-    found = re.findall(r"Question:\s*(.*?)\s*(?:\n\n?[A-Z][A-Za-z ]*:\s*\n|<\|im_end\|>|\Z)", "".join(text), re.S)
-    return found[-1] if found else ""
+    matches = re.findall(r"Question:\s*(.*?)\s*(?:\n\n?[A-Z][A-Za-z ]*:\s*\n|<\|im_end\|>|\Z)", "".join(text), re.S)
+    return matches[-1] if matches else ""
 
 
 def _renamed(record: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """A renamed field wins: Spider's own dev.json has beside `query` an `sql`, which is a parse tree."""
-    kept = {name: value for name, value in record.items() if name not in names}
-    return kept | {names[name]: value for name, value in record.items() if name in names}
+    """The record with fields renamed. A renamed field wins: Spider's dev.json has `query` and a parse tree `sql`."""
+    others = {name: value for name, value in record.items() if name not in names}
+    return others | {names[name]: value for name, value in record.items() if name in names}
 
 
-# By prefix: file names to look for in a folder, folders of databases to look for beside the file, names.
-_Form = tuple[tuple[str, ...], tuple[str, ...], Callable[[Mapping[str, Any]], dict[str, Any]]]
-_SYNSQL_FORM: _Form = (("data.json", "data.jsonl"), ("databases",), _from_synsql)
-_FORMS: Mapping[str, _Form] = {
-    "synsql": _SYNSQL_FORM,
-    "synsql-200k": _SYNSQL_FORM,
-    "complex-5k": _SYNSQL_FORM,
-    "spider": (("train_spider.json", "dev.json"), ("database", "databases"), _from_spider),
-    "bird": (("train.json", "dev.json"), ("dev_databases", "train_databases", "databases"), _from_bird),
-    "parquet": (("train.parquet",), ("databases",), _from_synsql),
-    "jsonl": (("data.jsonl", "train.jsonl"), ("databases",), _from_synsql),
+class _FileFormat(NamedTuple):
+    files: tuple[str, ...]  # names to look for in a folder
+    database_folders: tuple[str, ...]  # names to look for next to the file
+    rename: Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+_SYNSQL_FORMAT = _FileFormat(("data.json", "data.jsonl"), ("databases",), _from_synsql)
+_FORMATS: Mapping[str, _FileFormat] = {
+    "synsql": _SYNSQL_FORMAT,
+    "synsql-200k": _SYNSQL_FORMAT,
+    "complex-5k": _SYNSQL_FORMAT,
+    "spider": _FileFormat(("train_spider.json", "dev.json"), ("database", "databases"), _from_spider),
+    "bird": _FileFormat(("train.json", "dev.json"), ("dev_databases", "train_databases", "databases"), _from_bird),
+    "parquet": _FileFormat(("train.parquet",), ("databases",), _from_synsql),
+    "jsonl": _FileFormat(("data.jsonl", "train.jsonl"), ("databases",), _from_synsql),
 }
-PREFIXES = (*_FORMS, "hub")  # all that `open_source` takes
+PREFIXES = (*_FORMATS, "hub")  # all that `open_source` accepts

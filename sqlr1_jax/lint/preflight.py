@@ -164,7 +164,7 @@ def _reasons_of(runner: Runner, tables: schema.Schema, golds: Sequence[str]) -> 
 
 def _count(runner: Runner, tables: schema.Schema) -> tuple[frozenset[str], str]:
     """The tables without rows, and the first message where one cannot be read to its end."""
-    queries = {f"SELECT count(*) FROM {schema.quoted(table.name)} NOT INDEXED": table.name for table in tables.tables}
+    queries = {f"SELECT count(*) FROM {schema.quote(table.name)} NOT INDEXED": table.name for table in tables.tables}
     outcomes = runner.run(queries)
     broken = ""
     empty: set[str] = set()

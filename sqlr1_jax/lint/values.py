@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sqlglot import exp
 
-from sqlr1_jax.data.schema import quoted
+from sqlr1_jax.data.schema import quote
 from sqlr1_jax.lint.statement import Block, Place, Statement, affinity, write
 from sqlr1_jax.lint.suspicion import Suspicion, differ, differ_in_order, yes
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
@@ -210,4 +210,4 @@ def _names(place: Place) -> tuple[str, str]:
     """Column and table as SQL takes them."""
     assert place.table is not None
     assert place.column is not None
-    return quoted(place.column.name), quoted(place.table.name)
+    return quote(place.column.name), quote(place.table.name)

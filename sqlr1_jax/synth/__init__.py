@@ -1,1 +1,1 @@
-"""The embedded data set: random small databases, questions on them, reasoning and verified golds."""
+"""The embedded data set: small random databases, questions on them, reasoning, and gold queries that were run."""

@@ -1,4 +1,4 @@
-"""What a gold must stand: it runs, returns something, and every part of it matters on this database."""
+"""What makes a gold query fit to be asked for: it returns rows, and each of its parts changes them on this database."""
 
 from __future__ import annotations
 
@@ -11,56 +11,58 @@ from sqlr1_jax.synth.teacher import habit, spoil
 Row = tuple[Any, ...]
 
 
-def sound(connection: sqlite3.Connection, query: Query) -> bool:
-    """Whether a gold is fit to be asked for on this database.
+def is_sound(connection: sqlite3.Connection, query: Query) -> bool:
+    """Whether a gold query is fit to be asked for on this database.
 
-    It returns rows, changes without any of its filters and without its DISTINCT, and no tie could change what
-    its LIMIT or its rank keeps.
+    - It returns rows, and the first does not end in NULL or zero, as an aggregate over no rows does.
+    - Its result changes without any one of its filters, without its DISTINCT and without its groups.
+    - No tie could change which rows its LIMIT keeps or how it ranks them.
+    - The teacher's habit that applies to it (teacher.py), if any, changes its result.
     """
     rows = _rows(connection, query)
-    if not rows or rows[0][-1] in (None, 0) or not _grouped(connection, query, rows):
+    if not rows or rows[0][-1] in (None, 0) or not _groups_matter(connection, query, rows):
         return False
-    if _tied(connection, query):
+    if _has_ties(connection, query):
         return False
     if habit(query) and _rows(connection, spoil(query)) == rows:
         return False
-    return all(_rows(connection, other) != rows for other in weaker(query))
+    return all(_rows(connection, weakened) != rows for weakened in weaker(query))
 
 
 def _rows(connection: sqlite3.Connection, query: Query) -> list[Row]:
-    """The result as a sorted list: a multiset."""
+    """The result, sorted, so that equal lists are equal multisets."""
     return sorted(connection.execute(sql(query)))
 
 
-def _grouped(connection: sqlite3.Connection, query: Query, rows: list[Row]) -> bool:
-    """Whether its groups, if any, are several and not each a row."""
+def _groups_matter(connection: sqlite3.Connection, query: Query, rows: list[Row]) -> bool:
+    """Whether the query has no GROUP BY, or has several groups, some of them with more than one row."""
     inner = query.inner if isinstance(query, With) else query
     if isinstance(inner, Compound) or not inner.group:
         return True
     if not inner.having and inner is query and len(rows) < 2:
         return False
-    plain = inner._replace(group="", having=(), columns=inner.columns[:1], distinct=False)
-    return len(_rows(connection, plain)) > len(_rows(connection, plain._replace(distinct=True)))
+    ungrouped = inner._replace(group="", having=(), columns=inner.columns[:1], distinct=False)
+    return len(_rows(connection, ungrouped)) > len(_rows(connection, ungrouped._replace(distinct=True)))
 
 
-def _tied(connection: sqlite3.Connection, query: Query) -> bool:
+def _has_ties(connection: sqlite3.Connection, query: Query) -> bool:
     if isinstance(query, Select) and query.limit:
-        return _limit_tied(connection, query)
+        return _has_ties_at_limit(connection, query)
     select = query.table if isinstance(query, Select) and isinstance(query.table, Select) else query
     if not isinstance(select, Select):
         return False
-    return any(_rank_tied(connection, select, c) for c in select.columns if isinstance(c, Rank))
+    return any(_has_tied_ranks(connection, select, c) for c in select.columns if isinstance(c, Rank))
 
 
-def _limit_tied(connection: sqlite3.Connection, query: Select) -> bool:
-    """Ties among the rows kept and the first one left out; or nothing left out."""
+def _has_ties_at_limit(connection: sqlite3.Connection, query: Select) -> bool:
+    """Whether rows tie among those that LIMIT keeps and the next one, or LIMIT keeps every row."""
     columns = ", ".join((query.order, *(expression(c) for c in query.columns)))
     text = sql(query._replace(limit=query.limit + 1)).split(" FROM ", 1)[1]
     keys = [row[0] for row in connection.execute(f"SELECT {columns} FROM {text}")]
     return len(keys) <= query.limit or len(set(keys)) < len(keys)
 
 
-def _rank_tied(connection: sqlite3.Connection, select: Select, rank: Rank) -> bool:
+def _has_tied_ranks(connection: sqlite3.Connection, select: Select, rank: Rank) -> bool:
     columns = f"{rank.group}, {rank.column}" if rank.group else rank.column
     keys = connection.execute(f"SELECT {columns} FROM {select.table}").fetchall()
     return len(set(keys)) < len(keys)

@@ -1,4 +1,7 @@
-"""The query families: each draws a query on a database and the words that a question about it needs."""
+"""The query families: each draws a random query on a database, with the names and words that its question needs.
+
+A family raises `IndexError` where the table that it drew lacks a column that it needs; the caller draws again.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sqlr1_jax.synth.databases import Column, Database, Link, Table
+from sqlr1_jax.synth.databases import Database, Link, Table
 from sqlr1_jax.synth.queries import Compound, Condition, Expr, Query, Rank, Select, With
 
 NUMBER_OPS = (">", ">", ">", "<", "<", "<", ">=", "<=", "=")
@@ -15,27 +18,34 @@ COUNT = Expr("", "count")
 
 
 class Draft(NamedTuple):
-    """A query with what its question says: names and words by slot, and filters in order."""
+    """A query with what its question says."""
 
     query: Query
-    slots: dict[str, str]
-    filters: tuple[Condition, ...] = ()
-    wording: str = ""  # of phrasings.py; "": the family's own
+    slots: dict[str, str]  # names and words by slot of the templates in phrasings.toml
+    filters: tuple[Condition, ...] = ()  # in the order in which the question names them
+    templates: str = ""  # the name of their templates; "": the family's name
 
 
 class Family(NamedTuple):
+    """A kind of query."""
+
     complexity: str  # SynSQL's label
-    share: float  # of the questions, in per cent
+    share: float  # of the questions, in percent
     draw: Callable[[Draw], Draft]
 
 
 class Draw:
-    """Random choices within one database. Raises `IndexError` where a table lacks what is asked for."""
+    """Random choices within one database.
+
+    Raises:
+      IndexError: a table has no column of the kinds that are wanted.
+    """
 
     def __init__(self, rng: random.Random, database: Database) -> None:
         self.rng, self.database = rng, database
 
     def table(self) -> Table:
+        """Any table."""
         return self.rng.choice(self.database.tables)
 
     def joined(self) -> tuple[Link, Table, Table]:
@@ -43,31 +53,30 @@ class Draw:
         link = self.rng.choice(self.database.links)
         return link, self.database.tables[link.child], self.database.tables[link.parent]
 
-    def column(self, table: Table, *kinds: str, other: tuple[str, ...] = ()) -> str:
-        """A column of the kinds, none of `other`."""
-        return self.rng.choice([c.name for c in table.of_kind(*kinds) if c.name not in other])
+    def column(self, table: Table, *kinds: str, excluded: tuple[str, ...] = ()) -> str:
+        """A column of these kinds that is not excluded."""
+        return self.rng.choice([c.name for c in table.of_kind(*kinds) if c.name not in excluded])
 
-    def shown(self, table: Table, *other: str) -> str:
-        """A column worth showing: a key seldom."""
+    def shown(self, table: Table, *excluded: str) -> str:
+        """A column to show: mostly a text or a number, seldom a key."""
         kinds = ("text", "number") if self.rng.random() < 0.8 else ("key", "text", "number")
-        return self.column(table, *kinds, other=other)
+        return self.column(table, *kinds, excluded=excluded)
 
-    def filter(self, table: Table, *other: str) -> Condition:
+    def filter(self, table: Table, *excluded: str) -> Condition:
         """A condition on a text or number column that keeps some rows and drops others."""
-        column = self.rng.choice([c for c in table.of_kind("text", "number") if c.name not in other])
+        column = self.rng.choice([c for c in table.of_kind("text", "number") if c.name not in excluded])
         if column.kind == "text":
             return Condition(Expr(column.name), "=", f"'{self.rng.choice(column.values)}'")
-        return self._number_filter(column)
+        op = self.rng.choice(NUMBER_OPS)
+        bound = self.rng.choice(sorted(column.values)[2:-2])
+        return Condition(Expr(column.name), op, str(bound))
 
-    def _number_filter(self, column: Column) -> Condition:
-        values = sorted(column.values)
-        return Condition(Expr(column.name), self.rng.choice(NUMBER_OPS), str(self.rng.choice(values[2:-2])))
-
-    def filters(self, table: Table, *other: str, chance: float) -> tuple[Condition, ...]:
-        """One filter with this chance, else none."""
-        return (self.filter(table, *other),) if self.rng.random() < chance else ()
+    def filters(self, table: Table, *excluded: str, chance: float) -> tuple[Condition, ...]:
+        """One filter with this probability, else none."""
+        return (self.filter(table, *excluded),) if self.rng.random() < chance else ()
 
     def coin(self) -> bool:
+        """True or False, with equal probability."""
         return self.rng.random() < 0.5
 
 
@@ -76,59 +85,72 @@ def _join(link: Link, child: Table, parent: Table, *columns: Expr | Rank) -> Sel
 
 
 def _filter(draw: Draw) -> Draft:
+    """SELECT column FROM table WHERE condition."""
     table = draw.table()
     column = draw.shown(table)
     where = (draw.filter(table, column),)
-    return Draft(Select((Expr(column),), table.name, where=where), {"t": table.name, "c": column}, where)
+    return Draft(Select((Expr(column),), table.name, where=where), {"table": table.name, "column": column}, where)
 
 
 def _two_filters(draw: Draw) -> Draft:
+    """SELECT column FROM table WHERE condition AND condition, or with OR."""
     table = draw.table()
     column = draw.shown(table)
     first = draw.filter(table, column)
     second = draw.filter(table, column, first.left.column)
     word = draw.rng.choice(("AND", "AND", "OR"))
     query = Select((Expr(column),), table.name, where=(first, second), connective=word)
-    return Draft(query, {"t": table.name, "c": column, "and": word.lower()}, (first, second))
+    return Draft(query, {"table": table.name, "column": column, "connective": word.lower()}, (first, second))
 
 
 def _count(draw: Draw) -> Draft:
+    """SELECT count(*) FROM table WHERE condition."""
     table = draw.table()
     where = draw.filter(table)
-    return Draft(Select((COUNT,), table.name, where=(where,)), {"t": table.name}, (where,))
+    return Draft(Select((COUNT,), table.name, where=(where,)), {"table": table.name}, (where,))
 
 
 def _aggregate(draw: Draw) -> Draft:
+    """SELECT max(number) FROM table WHERE condition; the condition may be missing, as in other families."""
     table, function = draw.table(), draw.rng.choice(AGGREGATES)
     number = draw.column(table, "number")
     where = draw.filters(table, number, chance=0.7)
     query = Select((Expr(number, function),), table.name, where=where)
-    return Draft(query, {"t": table.name, "n": number, "a": function}, where)
+    return Draft(query, {"table": table.name, "number": number, "aggregate": function}, where)
 
 
 def _distinct(draw: Draw) -> Draft:
+    """SELECT DISTINCT column FROM table WHERE condition."""
     table = draw.table()
     column = draw.column(table, "text", "number")
     where = draw.filters(table, column, chance=0.6)
     query = Select((Expr(column),), table.name, where=where, distinct=True)
-    return Draft(query, {"t": table.name, "c": column}, where)
+    return Draft(query, {"table": table.name, "column": column}, where)
 
 
 def _count_distinct(draw: Draw) -> Draft:
+    """SELECT count(DISTINCT column) FROM table WHERE condition."""
     table = draw.table()
     column = draw.column(table, "text", "number")
     where = draw.filters(table, column, chance=0.6)
     query = Select((Expr(column, "count", True),), table.name, where=where)
-    return Draft(query, {"t": table.name, "c": column}, where)
+    return Draft(query, {"table": table.name, "column": column}, where)
 
 
 def _top(draw: Draw, limit: int) -> Draft:
+    """SELECT column FROM table WHERE condition ORDER BY number DESC LIMIT limit."""
     table = draw.table()
     number = draw.column(table, "number")
     column, descending = draw.shown(table, number), draw.coin()
     where = draw.filters(table, number, column, chance=0.25)
     query = Select((Expr(column),), table.name, where=where, order=number, descending=descending, limit=limit)
-    slots = {"t": table.name, "c": column, "n": number, "s": _extreme(descending), "k": str(limit)}
+    slots = {
+        "table": table.name,
+        "column": column,
+        "number": number,
+        "extreme": _extreme(descending),
+        "limit": str(limit),
+    }
     return Draft(query, slots, where)
 
 
@@ -145,143 +167,164 @@ def _extreme(descending: bool) -> str:
 
 
 def _group_count(draw: Draw) -> Draft:
+    """SELECT group, count(*) FROM table WHERE condition GROUP BY group."""
     table = draw.table()
     group = draw.column(table, "text")
     where = draw.filters(table, group, chance=0.25)
     query = Select((Expr(group), COUNT), table.name, where=where, group=group)
-    return Draft(query, {"t": table.name, "g": group}, where)
+    return Draft(query, {"table": table.name, "group": group}, where)
 
 
 def _group_aggregate(draw: Draw) -> Draft:
+    """SELECT group, sum(number) FROM table WHERE condition GROUP BY group."""
     table, function = draw.table(), draw.rng.choice(AGGREGATES)
     group, number = draw.column(table, "text"), draw.column(table, "number")
     where = draw.filters(table, group, number, chance=0.15) if len(table.columns) > 3 else ()
     query = Select((Expr(group), Expr(number, function)), table.name, where=where, group=group)
-    return Draft(query, {"t": table.name, "g": group, "n": number, "a": function}, where)
+    return Draft(query, {"table": table.name, "group": group, "number": number, "aggregate": function}, where)
 
 
 def _having(draw: Draw) -> Draft:
+    """SELECT group FROM table GROUP BY group HAVING count(*) > bound, or with an aggregate of a number."""
     table = draw.table()
     group, number = draw.column(table, "text"), draw.column(table, "number")
     if draw.coin():
-        measure, slots, wording = COUNT, {"t": table.name, "g": group}, ""
+        measure, slots, templates = COUNT, {"table": table.name, "group": group}, ""
         bound = str(draw.rng.randint(2, 5))
     else:
         function = draw.rng.choice(AGGREGATES)
-        measure, wording = Expr(number, function), "having_aggregate"
-        slots = {"t": table.name, "g": group, "n": number, "a": function}
+        measure, templates = Expr(number, function), "having_aggregate"
+        slots = {"table": table.name, "group": group, "number": number, "aggregate": function}
         bound = _bound(draw, table, group, number, function)
     condition = Condition(measure, draw.rng.choice((">", ">", "<")), bound)
     query = Select((Expr(group),), table.name, group=group, having=(condition,))
-    return Draft(query, slots, (condition,), wording)
+    return Draft(query, slots, (condition,), templates)
 
 
 def _bound(draw: Draw, table: Table, group: str, number: str, function: str) -> str:
-    """A whole number near what `function` gives for one group."""
-    columns = {column.name: column.values for column in table.columns}
-    chosen = draw.rng.choice(columns[group])
-    numbers = [n for g, n in zip(columns[group], columns[number], strict=True) if g == chosen]
+    """A whole number at or near the value of `function` for one random group."""
+    values = {column.name: column.values for column in table.columns}
+    chosen = draw.rng.choice(values[group])
+    numbers = [n for g, n in zip(values[group], values[number], strict=True) if g == chosen]
     measures = {"max": max(numbers), "min": min(numbers), "sum": sum(numbers)}
     return str(measures.get(function, sum(numbers) // len(numbers)))
 
 
 def _join_filter(draw: Draw) -> Draft:
+    """SELECT column FROM child JOIN parent ON link = key WHERE condition on the parent."""
     link, child, parent = draw.joined()
     column, where = draw.shown(child), draw.filter(parent)
     query = _join(link, child, parent, Expr(column))._replace(where=(where,))
-    return Draft(query, {"t": child.name, "u": parent.name, "c": column}, (where,))
+    return Draft(query, {"table": child.name, "parent": parent.name, "column": column}, (where,))
 
 
 def _join_count(draw: Draw) -> Draft:
+    """SELECT count(*) FROM child JOIN parent ON link = key WHERE condition on the parent."""
     link, child, parent = draw.joined()
     where = draw.filter(parent)
     query = _join(link, child, parent, COUNT)._replace(where=(where,))
-    return Draft(query, {"t": child.name, "u": parent.name}, (where,))
+    return Draft(query, {"table": child.name, "parent": parent.name}, (where,))
 
 
 def _join_distinct(draw: Draw) -> Draft:
+    """SELECT DISTINCT column of the parent FROM child JOIN parent ON link = key WHERE condition on the child."""
     link, child, parent = draw.joined()
     column, where = draw.column(parent, "text", "number"), draw.filter(child)
     query = _join(link, child, parent, Expr(column))._replace(where=(where,), distinct=True)
-    return Draft(query, {"t": child.name, "u": parent.name, "c": column}, (where,))
+    return Draft(query, {"table": child.name, "parent": parent.name, "column": column}, (where,))
 
 
 def _join_superlative(draw: Draw) -> Draft:
+    """SELECT column of the parent FROM child JOIN parent ON link = key ORDER BY number DESC LIMIT 1."""
     link, child, parent = draw.joined()
     column, number, descending = draw.shown(parent), draw.column(child, "number"), draw.coin()
     query = _join(link, child, parent, Expr(column))._replace(order=number, descending=descending, limit=1)
-    slots = {"t": child.name, "u": parent.name, "c": column, "n": number, "s": _extreme(descending)}
+    slots = {
+        "table": child.name,
+        "parent": parent.name,
+        "column": column,
+        "number": number,
+        "extreme": _extreme(descending),
+    }
     return Draft(query, slots)
 
 
 def _join_group(draw: Draw) -> Draft:
+    """SELECT group, sum(number) FROM child JOIN parent ON link = key GROUP BY group; the group is a parent's column."""
     link, child, parent = draw.joined()
     group, number = draw.column(parent, "text"), draw.column(child, "number")
     function = draw.rng.choice(AGGREGATES)
     query = _join(link, child, parent, Expr(group), Expr(number, function))._replace(group=group)
-    return Draft(query, {"t": child.name, "u": parent.name, "g": group, "n": number, "a": function})
+    return Draft(
+        query, {"table": child.name, "parent": parent.name, "group": group, "number": number, "aggregate": function}
+    )
 
 
 def _nested_average(draw: Draw) -> Draft:
+    """SELECT column FROM table WHERE number > (SELECT avg(number) FROM table)."""
     table = draw.table()
     number = draw.column(table, "number")
     column, op = draw.shown(table, number), draw.rng.choice("><")
     average = Select((Expr(number, "avg"),), table.name)
     where = (Condition(Expr(number), op, average),)
-    slots = {"t": table.name, "c": column, "n": number, "o": "above" if op == ">" else "below"}
+    slots = {"table": table.name, "column": column, "number": number, "side": "above" if op == ">" else "below"}
     return Draft(Select((Expr(column),), table.name, where=where), slots)
 
 
 def _in_subquery(draw: Draw) -> Draft:
+    """SELECT column FROM parent WHERE key IN (SELECT link FROM child WHERE condition), or NOT IN."""
     link, child, parent = draw.joined()
     column, negated = draw.shown(parent), draw.coin()
     inner = draw.filters(child, chance=0.5 if negated else 1.0)
     linked = Select((Expr(link.column),), child.name, where=inner)
     where = (Condition(Expr(link.key), "NOT IN" if negated else "IN", linked),)
-    slots = {"t": child.name, "u": parent.name, "c": column, "in": "no" if negated else "some"}
+    slots = {"table": child.name, "parent": parent.name, "column": column, "some": "no" if negated else "some"}
     return Draft(Select((Expr(column),), parent.name, where=where), slots, inner)
 
 
 def _set_operation(draw: Draw) -> Draft:
+    """SELECT column FROM table WHERE condition INTERSECT the same with another condition, or EXCEPT."""
     table = draw.table()
     column = draw.column(table, "text", "number")
     first, second = draw.filter(table, column), draw.filter(table, column)
     op = draw.rng.choice(("INTERSECT", "EXCEPT"))
     left, right = (Select((Expr(column),), table.name, where=(f,)) for f in (first, second))
-    slots = {"t": table.name, "c": column, "set": op.lower()}
+    slots = {"table": table.name, "column": column, "set_operation": op.lower()}
     return Draft(Compound(op, left, right), slots, (first, second))
 
 
 def _cte(draw: Draw) -> Draft:
+    """WITH totals AS (SELECT group, sum(number) AS total …) SELECT max(total) FROM totals, or a count of totals."""
     table = draw.table()
     group, number = draw.column(table, "text"), draw.column(table, "number")
     inner = Select((Expr(group), Expr(number, "sum", alias="total")), table.name, group=group)
-    slots = {"t": table.name, "g": group, "n": number}
+    slots = {"table": table.name, "group": group, "number": number}
     if draw.coin():
         function = draw.rng.choice(("max", "min", "avg"))
         outer = Select((Expr("total", function),), "totals")
-        return Draft(With("totals", inner, outer), slots | {"a": function})
+        return Draft(With("totals", inner, outer), slots | {"aggregate": function})
     bound = _bound(draw, table, group, number, "sum")
     where = (Condition(Expr("total"), draw.rng.choice("><"), bound),)
     return Draft(With("totals", inner, Select((COUNT,), "totals", where=where)), slots, where, "cte_count")
 
 
 def _window(draw: Draw) -> Draft:
+    """SELECT column, rank() OVER (ORDER BY number DESC) FROM table, or the rows of rank 1 in each group."""
     table = draw.table()
     number, descending = draw.column(table, "number"), draw.coin()
-    slots = {"t": table.name, "n": number, "s": _extreme(descending)}
+    slots = {"table": table.name, "number": number, "extreme": _extreme(descending)}
     if draw.coin():
         column = draw.shown(table, number)
         query = Select((Expr(column), Rank(number, descending)), table.name)
-        return Draft(query, slots | {"c": column})
+        return Draft(query, slots | {"column": column})
     group = draw.column(table, "text")
     column = draw.shown(table, number, group)
     ranked = Select((Expr(group), Expr(column), Rank(number, descending, group, "place")), table.name)
     query = Select((Expr(group), Expr(column)), ranked, where=(Condition(Expr("place"), "=", "1"),))
-    return Draft(query, slots | {"c": column, "g": group}, wording="window_group")
+    return Draft(query, slots | {"column": column, "group": group}, templates="window_group")
 
 
-_SPOILABLE, _PLAIN = 4.15, 5.07  # per cent of the questions: families which a habit can spoil, and others
+_SPOILABLE, _PLAIN = 4.15, 5.07  # percent of the questions: families that a habit can spoil, and the others
 
 FAMILIES: dict[str, Family] = {
     "filter": Family("Simple", _PLAIN, _filter),

@@ -1,7 +1,7 @@
-"""The embedded data set on disk: four splits of questions, their databases, and a tokenizer trained on them.
+"""Writes the embedded data set: four splits of questions, their databases, and a tokenizer trained on them.
 
-Everything follows from (settings, seed), whatever the number of processes: each place in a split has random
-numbers of its own.
+The data are a function of the settings and the seed and do not depend on the number of processes, since each database
+of a split has its own random stream.
 """
 
 from __future__ import annotations
@@ -22,44 +22,47 @@ from sqlr1_jax.synth.worker import Job, SynthError
 if TYPE_CHECKING:
     from sqlr1_jax.config import SynthConfig
 
+Items = dict[str, list[dict[str, Any]]]  # what worker.make yields, by split
+
 SPLITS = ("sft", "grpo", "heldout", "newnames")
-MARKER = "made.json"  # the settings of a complete folder
-TOKENIZER_DATABASES = 500  # of the cold start
-FORM = 2  # raised when the same settings come to make other data
+MARKER = "made.json"  # holds the settings of a complete folder
+TOKENIZER_DATABASES = 500  # of the SFT split, whose text the tokenizer is trained on
+FORMAT_VERSION = 2  # raised whenever the same settings and seed would make other data
 
 
-def generate(cfg: SynthConfig, seed: int, folder: Path, log: Callable[[str], None] = lambda line: None) -> None:
-    """Writes `folder` whole or not at all; returns at once where it already holds what these settings make.
+def generate(config: SynthConfig, seed: int, folder: Path, log: Callable[[str], None] = lambda line: None) -> None:
+    """Writes the whole of `folder` or nothing; returns at once if it already holds the data of these settings.
 
-    Raises `SynthError` where the folder holds something else.
+    Raises:
+      SynthError: the folder holds something else, or a worker failed.
     """
-    folder = Path(folder).absolute()  # workers run elsewhere
-    made = settings(cfg, seed)
-    if _complete(folder, made):
+    folder = Path(folder).absolute()  # workers run in another folder
+    marker = settings(config, seed)
+    if _is_complete(folder, marker):
         log(f"data: {folder} is complete")
         return
     building = folder.with_name(folder.name + ".part")
     if building.exists():
-        shutil.rmtree(building)  # of a run that was killed
+        shutil.rmtree(building)  # a killed run left it
     building.mkdir(parents=True)
-    items = _make(cfg, seed, building, log)
+    items = _make_items(config, seed, building, log)
     _write_splits(building, items)
     values = (f"'{value}'" for value in words.values())
     names = (*words.names(words.COMMON), *words.names(words.RESERVED), *values)
     tokenizer.train(_texts(items), names, building / "tokenizer")
-    (building / MARKER).write_text(json.dumps(made, indent=1) + "\n")
+    (building / MARKER).write_text(json.dumps(marker, indent=1) + "\n")
     building.rename(folder)
 
 
-def settings(cfg: SynthConfig, seed: int) -> dict[str, Any]:
-    """All that decides the content: the processes that share the work do not."""
-    sizes = [f"{split}_{what}" for split in SPLITS for what in ("databases", "questions")]
-    made = {"form": FORM, "seed": seed, "teacher_errors": cfg.teacher_errors}
-    return made | {size: getattr(cfg, size) for size in sizes}
+def settings(config: SynthConfig, seed: int) -> dict[str, Any]:
+    """The settings that decide the content, which is all but the number of processes."""
+    sizes = [f"{split}_{unit}" for split in SPLITS for unit in ("databases", "questions")]
+    content = {"form": FORMAT_VERSION, "seed": seed, "teacher_errors": config.teacher_errors}
+    return content | {size: getattr(config, size) for size in sizes}
 
 
-def _complete(folder: Path, made: dict[str, Any]) -> bool:
-    """Whether the folder holds exactly this; False where there is none, or an empty one, which is removed."""
+def _is_complete(folder: Path, expected: dict[str, Any]) -> bool:
+    """Whether the folder holds the data of these settings. Removes an empty folder."""
     if not folder.exists():
         return False
     marker = folder / MARKER
@@ -69,35 +72,35 @@ def _complete(folder: Path, made: dict[str, Any]) -> bool:
         folder.rmdir()
         return False
     found = json.loads(marker.read_text())
-    differing = [f"{key} is {found.get(key)}, not {made[key]}" for key in made if found.get(key) != made[key]]
+    differing = [
+        f"{key} is {found.get(key)}, not {value}" for key, value in expected.items() if found.get(key) != value
+    ]
     if differing:
-        why = "; ".join(differing)
-        raise SynthError(f"{folder} was made with other settings: {why}. Remove it, or set them back.")
+        reasons = "; ".join(differing)
+        raise SynthError(f"{folder} was made with other settings: {reasons}. Remove it, or set them back.")
     return True
 
 
-def _make(cfg: SynthConfig, seed: int, folder: Path, log: Callable[[str], None]) -> dict[str, list[dict[str, Any]]]:
-    """Every split's items in order."""
-    sizes = {s: (getattr(cfg, f"{s}_databases"), getattr(cfg, f"{s}_questions")) for s in SPLITS}
-    shares = max(1, cfg.workers)
-    jobs = [Job(str(folder), seed, cfg.teacher_errors, sizes, share, shares) for share in range(shares)]
-    items: dict[str, list[dict[str, Any]]] = {split: [{}] * sizes[split][0] for split in SPLITS}
+def _make_items(config: SynthConfig, seed: int, folder: Path, log: Callable[[str], None]) -> Items:
+    """The items of each split, in the order of their index."""
+    sizes = {s: (getattr(config, f"{s}_databases"), getattr(config, f"{s}_questions")) for s in SPLITS}
+    shares = max(1, config.workers)
+    jobs = [Job(str(folder), seed, config.teacher_errors, sizes, share, shares) for share in range(shares)]
+    items: Items = {split: [{}] * sizes[split][0] for split in SPLITS}
     total = sum(count for count, _ in sizes.values())
-    for done, item in enumerate(worker.make(jobs[0]) if shares == 1 else _by_processes(jobs), 1):
+    for done, item in enumerate(worker.make(jobs[0]) if shares == 1 else _run_workers(jobs), 1):
         items[item["split"]][item["index"]] = item
         if done % 500 == 0 or done == total:
             log(f"data: {done} of {total} databases")
     return items
 
 
-def _by_processes(jobs: list[Job]) -> Iterator[dict[str, Any]]:
-    """Items of all jobs, each job in a process of its own, which ends with this one."""
-    command = [sys.executable, "-m", "sqlr1_jax.synth.worker"]
-    root = str(Path(__file__).resolve().parents[3])
-    processes = [_start(command, root, job) for job in jobs]
+def _run_workers(jobs: list[Job]) -> Iterator[dict[str, Any]]:
+    """Yields the items of all jobs, each of which runs in its own process. No process outlives this generator."""
+    processes = [_start_worker(job) for job in jobs]
     try:
         waiting = list(processes)
-        while waiting:  # a line of each in turn, so that none waits long for its pipe to be read
+        while waiting:  # read a line of each in turn, so that no worker waits long on a full pipe
             for process in list(waiting):
                 line = process.stdout.readline() if process.stdout else ""
                 if line:
@@ -105,31 +108,33 @@ def _by_processes(jobs: list[Job]) -> Iterator[dict[str, Any]]:
                     continue
                 waiting.remove(process)
                 if status := process.wait():
-                    raise SynthError(f"a worker of the synthetic data ended with status {status}: its error is above.")
+                    raise SynthError(f"a worker of the synthetic data exited with status {status}: its error is above.")
     finally:
         for process in processes:
             process.kill()
             process.wait()
 
 
-def _start(command: list[str], root: str, job: Job) -> subprocess.Popen[str]:
+def _start_worker(job: Job) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "sqlr1_jax.synth.worker"]
+    root = Path(__file__).resolve().parents[2]  # the folder of the package, which need not be installed
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root)
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it ended at once: its status says so
+    with contextlib.suppress(BrokenPipeError):  # it exited at once: its status is read later
         process.stdin.write(json.dumps(dataclasses.asdict(job)))
         process.stdin.close()
     return process
 
 
-def _write_splits(folder: Path, items: dict[str, list[dict[str, Any]]]) -> None:
+def _write_splits(folder: Path, items: Items) -> None:
     for split in SPLITS:
         records = [record for item in items[split] for record in item["records"]]
         lines = ",\n".join(json.dumps(record) for record in records)
         (folder / f"{split}.json").write_text(f"[\n{lines}\n]\n")
 
 
-def _texts(items: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    """What the tokenizer is trained on: all words of questions, and some of the cold start."""
+def _texts(items: Items) -> Iterator[str]:
+    """The text that the tokenizer is trained on: all words of questions, and a part of the SFT split."""
     yield phrasings.all_words()
     for item in items["sft"][:TOKENIZER_DATABASES]:
         yield f"SQLite\n{item['schema']}\n"

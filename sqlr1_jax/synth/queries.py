@@ -1,6 +1,6 @@
-"""Queries as values: what is selected, from where, under which filters; written as SQL in one canonical form.
+"""Queries as named tuples, and the one form in which they are written as SQL.
 
-Every table and column name is preceded by exactly one space, so that a name is the same token everywhere.
+Every table and column name follows exactly one space, so that a name is the same token everywhere.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Expr(NamedTuple):
-    """A column, an aggregate of one, or (column "") a count of rows."""
+    """A column, an aggregate of one, or a count of rows (column "", function "count")."""
 
     column: str
     function: str = ""
@@ -19,7 +19,7 @@ class Expr(NamedTuple):
 
 
 class Rank(NamedTuple):
-    """A row's rank by `column`, in each `group` where there is one."""
+    """A row's rank by `column`, within its `group` if there is one."""
 
     column: str
     descending: bool
@@ -28,12 +28,16 @@ class Rank(NamedTuple):
 
 
 class Condition(NamedTuple):
+    """`left op right`."""
+
     left: Expr
     op: str
     right: str | Select  # a literal as SQL writes it, or a subquery
 
 
 class Select(NamedTuple):
+    """One SELECT; an empty field leaves its clause out."""
+
     columns: tuple[Expr | Rank, ...]
     table: str | Select  # a name, or a subquery
     parent: str = ""  # a second table, joined
@@ -49,13 +53,15 @@ class Select(NamedTuple):
 
 
 class Compound(NamedTuple):
+    """Two SELECTs under a set operation."""
+
     op: str  # INTERSECT or EXCEPT
     left: Select
     right: Select
 
 
 class With(NamedTuple):
-    """`inner` under a name, and a query on it."""
+    """WITH `name` AS (`inner`) `outer`."""
 
     name: str
     inner: Select
@@ -66,7 +72,7 @@ Query = Select | Compound | With
 
 
 def sql(query: Query) -> str:
-    """The query's text, one line."""
+    """The query's text, on one line."""
     if isinstance(query, Compound):
         return f"{sql(query.left)} {query.op} {sql(query.right)}"
     if isinstance(query, With):
@@ -93,11 +99,11 @@ def _clauses(query: Select) -> Iterator[str]:
 
 
 def expression(column: Expr | Rank) -> str:
-    """A selected thing as SQL."""
+    """An entry of the select list as SQL."""
     alias = f" AS {column.alias}" if column.alias else ""
     if isinstance(column, Rank):
-        part = f"PARTITION BY {column.group} " if column.group else ""
-        return f"rank( ) OVER ( {part}{_order(column.column, column.descending)} ){alias}"
+        partition = f"PARTITION BY {column.group} " if column.group else ""
+        return f"rank( ) OVER ( {partition}{_order(column.column, column.descending)} ){alias}"
     if not column.function:
         return column.column
     return f"{column.function}( {'DISTINCT ' if column.distinct else ''}{column.column or '*'} ){alias}"
@@ -113,7 +119,7 @@ def _condition(condition: Condition) -> str:
 
 
 def weaker(query: Query) -> Iterator[Query]:
-    """The query with one filter removed, for each of its filters, those of its parts too."""
+    """The queries without one of its filters each, including filters of subqueries; of a compound also each side."""
     if isinstance(query, Compound):
         yield from (query.left, query.right)
         yield from (query._replace(left=left) for left in _weaker_select(query.left))

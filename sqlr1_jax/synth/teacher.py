@@ -1,36 +1,39 @@
-"""A fallible teacher: two habits that spoil a sound gold, in the query and so in its reasoning too."""
+"""A fallible teacher for the SFT split: two habits that turn a correct gold query into a wrong one.
+
+Reasoning is written from the query, so it has the same error.
+"""
 
 from __future__ import annotations
 
 from sqlr1_jax.synth.queries import Compound, Expr, Query, Select, With
 
-EXTRA_COLUMN = "extra_column"  # also selects the column it ordered by, or compared to an aggregate
-DROPPED_DISTINCT = "dropped_distinct"
+EXTRA_COLUMN = "extra_column"  # also selects the column that the query orders by, or compares with an aggregate
+DROPPED_DISTINCT = "dropped_distinct"  # leaves out DISTINCT
 HABITS = (EXTRA_COLUMN, DROPPED_DISTINCT)
 
 
 def habit(query: Query) -> str:
-    """The habit that applies to a query, "" for none."""
+    """The habit that applies to a query; "" for none."""
     if isinstance(query, Compound | With):
         return ""
     if query.distinct or any(isinstance(c, Expr) and c.distinct for c in query.columns):
         return DROPPED_DISTINCT
-    return EXTRA_COLUMN if _compared(query) else ""
+    return EXTRA_COLUMN if _compared_column(query) else ""
 
 
 def spoil(query: Query) -> Query:
-    """The query as the teacher's habit writes it; the same query where none applies."""
-    name = habit(query)
-    if not isinstance(query, Select) or not name:
+    """The query with the error of the habit that applies to it; the same query if none does."""
+    applied = habit(query)
+    if not isinstance(query, Select) or not applied:
         return query
-    if name == EXTRA_COLUMN:
-        return query._replace(columns=(*query.columns, Expr(_compared(query))))
+    if applied == EXTRA_COLUMN:
+        return query._replace(columns=(*query.columns, Expr(_compared_column(query))))
     columns = tuple(c._replace(distinct=False) if isinstance(c, Expr) else c for c in query.columns)
     return query._replace(distinct=False, columns=columns)
 
 
-def _compared(query: Select) -> str:
-    """The column that a query orders by, or compares to a subquery's aggregate."""
+def _compared_column(query: Select) -> str:
+    """The column that a query orders by, or compares with a subquery's aggregate; "" if it does neither."""
     if query.order:
         return query.order
     for condition in query.where:

@@ -1,9 +1,9 @@
-"""A tokenizer of whole words, with Qwen2.5's special tokens and a ChatML template of our own.
+"""A tokenizer of whole words, with Qwen2.5's special tokens and its own ChatML template.
 
-Its vocabulary is the 256 bytes; a known piece (a name with the space before it, a quoted value, a word, a
-mark of the answer form) is an *added* token, the longest at a place winning, and anything else is its bytes.
-Added tokens, not merges, because transformers rebuilds the splitting rules of every tokenizer that lies
-beside a Qwen2 model, and leaves the added tokens as they are: an exported model reads as it was trained to.
+The base vocabulary is the 256 bytes. A known piece (a name with the space before it, a quoted value, a word, a tag of
+the answer format) is an *added* token, and the longest one that matches wins; all other text becomes bytes. They are
+added tokens and not merges because transformers rebuilds the splitting rules of every tokenizer in a Qwen2 model's
+folder but keeps the added tokens, so an exported model reads text as it did in training.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SPECIAL = tuple(f"<|{name}|>" for name in _SPECIAL_NAMES.split())
 _CODE_NAMES = "fim_prefix fim_middle fim_suffix fim_pad repo_name file_sep"
 ADDED = ("<tool_call>", "</tool_call>", *(f"<|{name}|>" for name in _CODE_NAMES.split()))
 
-MARKS = (
+TAGS = (  # of the answer format and of ChatML
     "<think>\n",
     "\n</think>\n<answer>\n```sql\n",
     "<answer>\n```sql\n",
@@ -42,7 +42,7 @@ MARKS = (
     "assistant\n",
     "\n-",
 )
-PHRASES = (  # SQL's fixed groups of words
+PHRASES = (  # groups of words that SQL always writes together
     " GROUP BY",
     " ORDER BY",
     " PARTITION BY",
@@ -58,7 +58,7 @@ PHRASES = (  # SQL's fixed groups of words
     "SELECT DISTINCT",
 )
 PIECES = re.compile(
-    "|".join(re.escape(text) for text in (*MARKS, *PHRASES))
+    "|".join(re.escape(text) for text in (*TAGS, *PHRASES))
     + r"| ?'[A-Za-z]+'| ?[A-Za-z]+| ?[0-9]| [<>]=?| ?[^\sA-Za-z0-9]"
 )
 
@@ -71,7 +71,7 @@ CHAT_TEMPLATE = (
 
 
 def train(texts: Iterable[str], names: Sequence[str], folder: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json: every piece of `texts`, and every name."""
+    """Writes tokenizer.json and tokenizer_config.json of a tokenizer that has every piece of `texts` and every name."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _tokenizer(_pieces(texts, names)).save(str(folder / "tokenizer.json"))
@@ -88,11 +88,11 @@ def train(texts: Iterable[str], names: Sequence[str], folder: Path) -> None:
 
 
 def _pieces(texts: Iterable[str], names: Sequence[str]) -> list[str]:
-    """Pieces longer than a byte that become tokens, without repetition and in a fixed order."""
+    """The pieces longer than a byte that become tokens, each once: fixed ones first, then by frequency."""
     digits = [f" {digit}" for digit in range(10)]
     counts = collections.Counter(piece for text in texts for piece in PIECES.findall(text))
     frequent = sorted(counts, key=lambda piece: (-counts[piece], piece))
-    pieces = dict.fromkeys((*MARKS, *PHRASES, *digits, *(f" {name}" for name in names), *frequent))
+    pieces = dict.fromkeys((*TAGS, *PHRASES, *digits, *(f" {name}" for name in names), *frequent))
     return [piece for piece in pieces if len(piece.encode()) > 1]
 
 

@@ -1,7 +1,7 @@
 """Makes a share of the databases and their questions.
 
-`python -m sqlr1_jax.synth.worker` takes a job as JSON on standard input and writes one line of JSON a
-database on standard output. Never imports JAX.
+`python -m sqlr1_jax.synth.worker` reads a job as JSON from standard input and writes one line of JSON for each database
+to standard output. It never imports JAX.
 """
 
 from __future__ import annotations
@@ -18,51 +18,55 @@ from typing import Any, NamedTuple
 
 from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.synth import databases, phrasings, teacher, words
-from sqlr1_jax.synth.checks import sound
+from sqlr1_jax.synth.checks import is_sound
+from sqlr1_jax.synth.databases import Database
 from sqlr1_jax.synth.families import FAMILIES, Draft, Draw
 from sqlr1_jax.synth.queries import sql
 from sqlr1_jax.synth.reasoning import reason
 
 SFT, NEW_NAMES = "sft", "newnames"
-_STREAMS = {SFT: "cold_start"}  # names of random streams that differ from their split's; a new name makes new data
-_DRAFTS = 25  # tries at one question before its database is given up
-_DATABASES = 50  # databases tried in one place
+# Names of random streams that differ from the name of their split. Another name would make other data.
+_STREAMS = {SFT: "cold_start"}
+_MAX_DRAFTS = 25  # attempts at one question, after which its database is discarded
+_MAX_DATABASES = 50  # databases tried for one index of a split
 
 
 class SynthError(Sqlr1Error):
-    """The data could not be made; the message says where."""
+    """The data could not be made; the message names the folder, or the split and the index."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What to make, and which share of it: places `share`, `share + shares`, … of every split."""
+    """What to make, and which share of it.
+
+    Counted over all splits, a share has the databases `share`, `share + num_shares`, `share + 2 * num_shares` …
+    """
 
     folder: str
     seed: int
-    teacher_errors: float
-    splits: dict[str, tuple[int, int]]  # databases, and questions a database
+    teacher_errors: float  # the fraction of the SFT split's gold queries that a habit can spoil and does
+    splits: dict[str, tuple[int, int]]  # databases, and questions per database
     share: int = 0
-    shares: int = 1
+    num_shares: int = 1
 
 
 def make(job: Job) -> Iterator[dict[str, Any]]:
-    """One item a database: split, index, schema (qualified) and records, in the order of its share."""
-    place = 0
+    """Yields one item for each database of the share, in order: split, index, schema (qualified format) and records.
+
+    Raises:
+      SynthError: no database was found on which all of its families have a question.
+    """
+    number = 0
     for split, (count, questions) in job.splits.items():
-        families = assign(job.seed, split, count * questions)
+        families = assign_families(job.seed, split, count * questions)
         for index in range(count):
-            if place % job.shares == job.share:
-                yield _database(job, split, index, families[index * questions : (index + 1) * questions])
-            place += 1
+            if number % job.num_shares == job.share:
+                yield _make_database(job, split, index, families[index * questions : (index + 1) * questions])
+            number += 1
 
 
-def _stream(split: str) -> str:
-    """The name that seeds a split's random numbers."""
-    return _STREAMS.get(split, split)
-
-
-def assign(seed: int, split: str, count: int) -> list[str]:
-    """A family for each question: their shares to the nearest question, shuffled."""
+def assign_families(seed: int, split: str, count: int) -> list[str]:
+    """A family for each of `count` questions: their shares to the nearest question, shuffled."""
     total = sum(family.share for family in FAMILIES.values())
     exact = {name: count * family.share / total for name, family in FAMILIES.items()}
     quota = {name: int(share) for name, share in exact.items()}
@@ -74,6 +78,11 @@ def assign(seed: int, split: str, count: int) -> list[str]:
     return deck
 
 
+def _stream(split: str) -> str:
+    """The name that seeds a split's random numbers."""
+    return _STREAMS.get(split, split)
+
+
 class _Question(NamedTuple):
     family: str
     draft: Draft
@@ -81,57 +90,61 @@ class _Question(NamedTuple):
     style: str
 
 
-def _database(job: Job, split: str, index: int, families: list[str]) -> dict[str, Any]:
-    """The first database in this place on which every family finds a sound question."""
+def _make_database(job: Job, split: str, index: int, families: list[str]) -> dict[str, Any]:
+    """The first random database on which every family has a sound question, with its records."""
     name = f"{split}_{index:05d}"
-    for attempt in range(_DATABASES):
+    for attempt in range(_MAX_DATABASES):
         rng = random.Random(f"{job.seed}/{_stream(split)}/{index}/{attempt}")
         database = databases.make(rng, words.COMMON, words.RESERVED if split == NEW_NAMES else None)
         with contextlib.closing(databases.build(database)) as connection:
-            questions = _questions(rng, database, connection, families)
+            questions = _draw_questions(rng, database, connection, families)
             if len(questions) < len(families):
                 continue
             databases.save(connection, Path(job.folder) / "databases" / name / f"{name}.sqlite")
         records = [
-            {"id": f"{split}-{index:06d}-{place:02d}", "db_id": name} | _record(job, split, index, place, one, database)
-            for place, one in enumerate(questions)
+            {"id": f"{split}-{index:06d}-{i:02d}", "db_id": name} | _record(job, split, index, i, question, database)
+            for i, question in enumerate(questions)
         ]
         return {"split": split, "index": index, "schema": databases.schema_text(database), "records": records}
-    raise SynthError(f"{split}, place {index}: no database of {_DATABASES} carries all of {', '.join(families)}.")
+    raise SynthError(
+        f"{split}, database {index}: none of {_MAX_DATABASES} random databases has a question of each family "
+        f"({', '.join(families)}). Ask for fewer questions per database, or use another seed."
+    )
 
 
-def _questions(
-    rng: random.Random, database: databases.Database, connection: sqlite3.Connection, families: list[str]
+def _draw_questions(
+    rng: random.Random, database: Database, connection: sqlite3.Connection, families: list[str]
 ) -> list[_Question]:
-    """A question for each family, all different; fewer where one family finds none."""
+    """A question for each family, all different; stops at the first family that has none."""
     draw, seen, questions = Draw(rng, database), set[str](), list[_Question]()
     for family in families:
         draft = _sound_draft(draw, family, connection, seen)
         if draft is None:
             break
         seen.add(sql(draft.query))
-        questions.append(_Question(family, draft, *phrasings.ask(rng, draft.wording or family, draft)))
+        questions.append(_Question(family, draft, *phrasings.write_question(rng, draft.templates or family, draft)))
     return questions
 
 
 def _sound_draft(draw: Draw, family: str, connection: sqlite3.Connection, seen: set[str]) -> Draft | None:
-    for _ in range(_DRAFTS):
+    for _ in range(_MAX_DRAFTS):
         try:
             draft = FAMILIES[family].draw(draw)
-        except IndexError:  # this table has no such column
+        except IndexError:  # the table has no column that the family needs
             continue
-        if sql(draft.query) not in seen and sound(connection, draft.query):
+        if sql(draft.query) not in seen and is_sound(connection, draft.query):
             return draft
     return None
 
 
-def _record(
-    job: Job, split: str, index: int, place: int, question: _Question, database: databases.Database
-) -> dict[str, Any]:
-    """A record in SynSQL's form; in the cold start its gold is spoiled or not by a draw of its own."""
+def _record(job: Job, split: str, index: int, number: int, question: _Question, database: Database) -> dict[str, Any]:
+    """A record with SynSQL's names. In the SFT split the teacher's habit may spoil its gold query.
+
+    A random stream for each question decides that, so `teacher_errors` changes nothing else.
+    """
     query = question.draft.query
     habit = teacher.habit(query)
-    luck = random.Random(f"{job.seed}/{_stream(split)}/{index}/{place}/teacher").random()
+    luck = random.Random(f"{job.seed}/{_stream(split)}/{index}/{number}/teacher").random()
     spoiled = split == SFT and bool(habit) and luck < job.teacher_errors
     if spoiled:
         query = teacher.spoil(query)
@@ -140,7 +153,7 @@ def _record(
         "question_style": question.style,
         "question": question.text,
         "external_knowledge": "",
-        "cot": reason(query, database.home),
+        "cot": reason(query, database.table_of),
         "sql": sql(query),
         "family": question.family,
         "habit": habit,
@@ -149,7 +162,7 @@ def _record(
 
 
 def main() -> None:
-    """Answers one job."""
+    """Runs one job."""
     job = Job(**json.load(sys.stdin))
     for item in make(job):
         sys.stdout.write(json.dumps(item) + "\n")

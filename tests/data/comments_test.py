@@ -16,7 +16,7 @@ TABLE = """CREATE TABLE "t" ( -- the table
 )"""
 
 
-def test_each_comment_finds_its_column() -> None:
+def test_each_comment_belongs_to_its_column() -> None:
     assert comments.from_sql(TABLE) == {
         "a b": "first, of (all)",
         "price": "in euro",
@@ -26,27 +26,27 @@ def test_each_comment_finds_its_column() -> None:
     }
 
 
-def test_a_table_without_comments_has_none() -> None:
+def test_strings_are_no_comments_and_an_open_comment_ends_with_the_text() -> None:
     assert comments.from_sql("CREATE TABLE t (a INTEGER, b TEXT DEFAULT '/* no */')") == {}
     assert comments.from_sql("CREATE TABLE t (a INTEGER /* never closed") == {"a": "never closed"}
 
 
 def test_every_real_column_comment_is_read(shared_data: Path) -> None:
-    """SynSQL writes one column a line, so a plain split by lines is an independent reading."""
+    """SynSQL writes one column on a line, so splitting by lines reads the comments independently."""
     lines = columns = 0
     for path in sorted((shared_data / "synsql_sample" / "schemas").glob("*.sql"))[:200]:
         for statement in path.read_text().split(";\n"):
             found = comments.from_sql(statement)
             for line in statement.splitlines():
                 if line.startswith('  "') and "/*" in line:
-                    name, said = line.split('"')[1], line.split("/*", 1)[1].rsplit("*/", 1)[0]
+                    name, comment = line.split('"')[1], line.split("/*", 1)[1].rsplit("*/", 1)[0]
                     lines += 1
-                    columns += found.get(name.lower()) == " ".join(said.split())
+                    columns += found.get(name.lower()) == " ".join(comment.split())
     assert lines > 5000
     assert columns == lines
 
 
-def test_description_files_next_to_a_database_are_read(tmp_path: Path) -> None:
+def test_descriptions_are_read_next_to_a_database(tmp_path: Path) -> None:
     folder = tmp_path / "database_description"
     folder.mkdir()
     header = "original_column_name,column_name,column_description,data_format,value_description\n"
@@ -57,5 +57,5 @@ def test_description_files_next_to_a_database_are_read(tmp_path: Path) -> None:
     assert found == {("races", "id"): "the unique id", ("races", "year"): "the year", ("old", "n"): "caf�"}
 
 
-def test_a_database_without_description_files_has_none(tmp_path: Path) -> None:
+def test_a_database_without_descriptions_has_none(tmp_path: Path) -> None:
     assert comments.from_descriptions(tmp_path / "db.sqlite") == {}

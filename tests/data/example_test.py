@@ -20,7 +20,7 @@ def record(**more: Any) -> dict[str, Any]:
 
 
 def jsonl(folder: Path, *records: Any) -> str:
-    path = folder / "asked.jsonl"
+    path = folder / "questions.jsonl"
     path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records))
     return f"jsonl:{path}"
 
@@ -30,14 +30,14 @@ def databases(pets: Path) -> str:
     return str(pets.parents[1])
 
 
-def test_a_jsonl_record_needs_only_db_id_question_and_sql(tmp_path: Path, pets: Path, databases: str) -> None:
+def test_a_record_needs_three_fields(tmp_path: Path, pets: Path, databases: str) -> None:
     spec = jsonl(tmp_path, record())
     assert example.read_examples(spec, databases) == [
         Example("0", "pets", pets, "How many dogs?", "SELECT count(*) FROM dogs", source=spec)
     ]
 
 
-def test_synsql_records_are_read_with_the_embedded_data_sets_fields(tmp_path: Path, pets: Path, databases: str) -> None:
+def test_synsql_records_may_have_the_fields_of_the_embedded_data(tmp_path: Path, pets: Path, databases: str) -> None:
     full = record(
         id="cold-1",
         sql_complexity="Complex",
@@ -58,20 +58,20 @@ def test_synsql_records_are_read_with_the_embedded_data_sets_fields(tmp_path: Pa
     assert (second.id, second.reasoning, second.habit, second.spoiled) == ("1", "", "", False)
 
 
-@pytest.mark.parametrize("place", ["pets/pets.sqlite", "pets.sqlite"])
-def test_databases_are_found_next_to_the_data(tmp_path: Path, pets: Path, place: str) -> None:
-    path = tmp_path / "databases" / place
+@pytest.mark.parametrize("location", ["pets/pets.sqlite", "pets.sqlite"])
+def test_databases_are_found_next_to_the_data(tmp_path: Path, pets: Path, location: str) -> None:
+    path = tmp_path / "databases" / location
     path.parent.mkdir(parents=True)
     shutil.copy(pets, path)
     (tmp_path / "data.json").write_text(json.dumps([record()]))
     assert example.read_examples(f"synsql:{tmp_path}")[0].database == path
 
 
-def test_one_database_file_can_serve_all_questions(tmp_path: Path, pets: Path) -> None:
+def test_one_database_file_serves_all_questions(tmp_path: Path, pets: Path) -> None:
     assert example.read_examples(jsonl(tmp_path, record(db_id="mine")), str(pets))[0].database == pets
 
 
-def test_spider_and_bird_records_are_read(tmp_path: Path, pets: Path) -> None:
+def test_spider_and_bird_are_read_from_their_folders(tmp_path: Path, pets: Path) -> None:
     for folder in ("database", "dev_databases"):
         shutil.copytree(pets.parent, tmp_path / folder / "pets")
     spider = {"db_id": "pets", "question": "How many?", "query": "SELECT 1", "query_toks": [], "sql": {"from": {}}}
@@ -86,7 +86,7 @@ def test_spider_and_bird_records_are_read(tmp_path: Path, pets: Path) -> None:
     assert one.database == tmp_path / "dev_databases" / "pets" / "pets.sqlite"
 
 
-def test_the_papers_parquet_files_are_read(tmp_path: Path, databases: str) -> None:
+def test_parquet_reads_the_question_from_the_prompt(tmp_path: Path, databases: str) -> None:
     datasets = pytest.importorskip("datasets")
     truth = {"style": "rule", "ground_truth": {"db_id": "pets", "sql": "SELECT 1"}}
     content = "Question:\nold\n\nDatabase Schema:\nt\n\nQuestion:\nHow many\ndogs?\n\nInstructions:\n- one"
@@ -99,7 +99,7 @@ def test_the_papers_parquet_files_are_read(tmp_path: Path, databases: str) -> No
     assert (one.id, one.question, one.sql) == ("0", "How many\ndogs?", "SELECT 1")
 
 
-def test_parquet_columns_override_the_prompts_text(tmp_path: Path, databases: str) -> None:
+def test_parquet_prefers_columns_to_the_prompt(tmp_path: Path, databases: str) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     truth = {"style": "rule", "ground_truth": {"db_id": "pets", "sql": "SELECT 1"}}
@@ -109,7 +109,7 @@ def test_parquet_columns_override_the_prompts_text(tmp_path: Path, databases: st
     assert (one.question, one.reasoning, one.sql) == ("Which?", "so", "SELECT 1")
 
 
-def test_a_bad_record_is_set_aside_and_counted(
+def test_bad_records_are_set_aside_and_counted(
     tmp_path: Path, databases: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad = [
@@ -127,7 +127,7 @@ def test_a_bad_record_is_set_aside_and_counted(
         kept = example.read_examples(jsonl(tmp_path, record(), *bad, record()), databases)
     assert [one.id for one in kept] == ["0", "twice", "10"]
     reasons = "\n".join(caplog.messages)
-    for said in (
+    for message in (
         "1 of 11 records set aside: no question (first: record 1)",
         "no sql (first: record 2)",
         "no db_id (first: record 3)",
@@ -136,19 +136,19 @@ def test_a_bad_record_is_set_aside_and_counted(
         "id seen before (first: record twice)",
         "2 of 11 records set aside: not a JSON object (first: record 8)",
     ):
-        assert said in reasons
-    assert "asked.jsonl" in reasons
+        assert message in reasons
+    assert "questions.jsonl" in reasons
 
 
-def test_missing_databases_are_an_error_that_names_the_setting(tmp_path: Path) -> None:
+def test_the_error_names_the_fix_if_all_databases_are_missing(tmp_path: Path) -> None:
     spec = jsonl(tmp_path, record(), record())
     with pytest.raises(ExampleError) as error:
         example.read_examples(spec, str(tmp_path / "nowhere"))
-    for said in ("asked.jsonl", "2 records", "first in record 0", "nowhere", "--config.data.databases="):
-        assert said in str(error.value)
+    for part in ("questions.jsonl", "2 records", "first in record 0", "nowhere", "--config.data.databases="):
+        assert part in str(error.value)
 
 
-def test_a_file_that_is_not_sqlite_is_not_a_database(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_counts_as_missing(tmp_path: Path) -> None:
     (tmp_path / "pets.sqlite").write_bytes(b"SQLite format 3\x00" + b"and then nothing like it" * 50)
     with pytest.raises(ExampleError, match="no readable SQLite file"):
         example.read_examples(jsonl(tmp_path, record()), str(tmp_path))
@@ -171,34 +171,32 @@ def test_excluded_records_do_not_count_toward_the_limit(tmp_path: Path, database
         example.read_examples(spec, databases, exclude)
 
 
-def test_named_selections_choose_by_complexity(
-    tmp_path: Path, databases: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_prefix_may_name_a_selection(tmp_path: Path, databases: str, caplog: pytest.LogCaptureFixture) -> None:
     labels = ["Simple", "Complex", "Complex", "Highly Complex", "Moderate"]
     path = tmp_path / "data.json"
     path.write_text(json.dumps([record(sql_complexity=label) for label in labels]))
-    made = example.read_examples(f"complex-5k:{path}", databases)
-    assert sorted(one.id for one in made) == ["1", "2"]
-    assert "2 examples where 5000" in caplog.text
+    examples = example.read_examples(f"complex-5k:{path}", databases)
+    assert sorted(one.id for one in examples) == ["1", "2"]
+    assert "2 examples instead of 5000" in caplog.text
     assert len(example.read_examples(f"synsql-200k:{path}", databases)) == 5
 
 
 @pytest.mark.parametrize("spec", ["nothing", "spyder:/x", "synsql:", "synth:x"])
-def test_a_spec_without_a_known_prefix_and_path_is_refused(spec: str) -> None:
+def test_a_bad_spec_is_refused(spec: str) -> None:
     with pytest.raises(ExampleError, match="PREFIX:PATH"):
         example.read_examples(spec)
 
 
 def test_data_never_imports_jax() -> None:
-    """Nor, unless they are used, the packages that a machine for decoding may lack."""
+    """Nor does it import these packages before it uses them."""
     names = ("answer", "comments", "example", "packing", "prompt", "retrieval", "schema", "select", "sources")
     code = "import sys; sys.modules.update(jax=None)\n" + "".join(f"import sqlr1_jax.data.{n}\n" for n in names)
     code += "print(*{'ml_collections', 'datasets', 'transformers', 'sqlglot', 'bm25s'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == ""
 
 
-def test_real_spider_and_bird_data_is_read(shared_data: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_real_spider_and_bird_are_read_whole(shared_data: Path, caplog: pytest.LogCaptureFixture) -> None:
     spider = example.read_examples(f"spider:{shared_data}/spider_train")
     assert len(spider) == 6918
     assert len({one.database for one in spider}) == 139
@@ -209,13 +207,13 @@ def test_real_spider_and_bird_data_is_read(shared_data: Path, caplog: pytest.Log
 
 
 def test_real_synsql_records_are_read(shared_data: Path, tmp_path: Path) -> None:
-    """Only its schemas are at hand: one of its databases, made from them, is enough for the records on it."""
+    """The sample has schemas but no databases, so this makes one database and reads the records on it."""
     (tmp_path / "databases").mkdir()
     name = json.loads((shared_data / "synsql_sample" / "data.json").read_text())[0]["db_id"]
     connection = sqlite3.connect(tmp_path / "databases" / f"{name}.sqlite")
     connection.executescript((shared_data / "synsql_sample" / "schemas" / f"{name}.sql").read_text())
     connection.close()
-    made = example.read_examples(f"synsql:{shared_data}/synsql_sample", str(tmp_path / "databases"))
-    assert {one.db_id for one in made} == {name}
-    assert (made[0].complexity, made[0].style) == ("Complex", "Interrogative")
-    assert made[0].reasoning.startswith("To answer the question")
+    examples = example.read_examples(f"synsql:{shared_data}/synsql_sample", str(tmp_path / "databases"))
+    assert {one.db_id for one in examples} == {name}
+    assert (examples[0].complexity, examples[0].style) == ("Complex", "Interrogative")
+    assert examples[0].reasoning.startswith("To answer the question")

@@ -11,7 +11,7 @@ from sqlr1_jax.data.schema import ForeignKey
 from sqlr1_jax.sql.database import DatabaseError
 
 
-def made(folder: Path, sql: str) -> Path:
+def make_database(folder: Path, sql: str) -> Path:
     path = folder / "made.sqlite"
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(sql)
@@ -46,7 +46,7 @@ CREATE TABLE dogs (
 );"""
 
 
-def test_each_form_has_exactly_this_text(pets: Path) -> None:
+def test_all_formats_are_exact(pets: Path) -> None:
     read = schema.read_schema(pets)
     assert schema.render(read, "compact") == COMPACT
     assert schema.render(read, "qualified") == QUALIFIED
@@ -59,14 +59,14 @@ def test_each_form_has_exactly_this_text(pets: Path) -> None:
         schema.render(read, "short")
 
 
-def test_forms_without_values_need_no_samples(pets: Path) -> None:
+def test_formats_without_values_need_no_sampled_values(pets: Path) -> None:
     read = schema.read_schema(pets, sampled=False)
-    assert [schema.render(read, form) for form in schema.WITHOUT_VALUES] == [QUALIFIED, COMPACT]
+    assert [schema.render(read, name) for name in schema.FORMATS_WITHOUT_VALUES] == [QUALIFIED, COMPACT]
     assert all(column.values == () for table in read.tables for column in table.columns)
 
 
-def test_a_key_is_qualified_only_where_its_name_is_in_two_tables(tmp_path: Path) -> None:
-    path = made(
+def test_a_join_column_has_its_table_only_if_two_tables_have_it(tmp_path: Path) -> None:
+    path = make_database(
         tmp_path,
         """CREATE TABLE a (id INTEGER PRIMARY KEY, x); CREATE TABLE b (ID INTEGER PRIMARY KEY, a_id REFERENCES a (id));
         CREATE TABLE c (x1 REFERENCES b (id), "a id" REFERENCES a (x))""",
@@ -75,8 +75,8 @@ def test_a_key_is_qualified_only_where_its_name_is_in_two_tables(tmp_path: Path)
     assert lines[3:] == ["- join b, a on a_id = a.id", "- join c, b on x1 = b.ID", "- join c, a on `a id` = x"]
 
 
-def test_foreign_keys_use_the_tables_spelling(tmp_path: Path) -> None:
-    path = made(
+def test_foreign_keys_are_spelled_as_in_the_tables(tmp_path: Path) -> None:
+    path = make_database(
         tmp_path,
         """CREATE TABLE Parent (One, TWO, PRIMARY KEY (TWO, One));
         CREATE TABLE child (p, q, r REFERENCES gone (id), s REFERENCES parent (nowhere),
@@ -89,12 +89,12 @@ def test_foreign_keys_use_the_tables_spelling(tmp_path: Path) -> None:
 
 
 def test_composite_primary_keys_keep_their_order(tmp_path: Path) -> None:
-    path = made(tmp_path, "CREATE TABLE t (a, b, c, PRIMARY KEY (c, a))")
+    path = make_database(tmp_path, "CREATE TABLE t (a, b, c, PRIMARY KEY (c, a))")
     assert "PRIMARY KEY (c, a)" in schema.render(schema.read_schema(path), "fixed")
 
 
 def test_sampled_values_are_short_distinct_and_in_row_order(tmp_path: Path) -> None:
-    path = made(
+    path = make_database(
         tmp_path,
         f"""CREATE TABLE t (v); CREATE INDEX i ON t (v);
         INSERT INTO t VALUES (NULL), (x'00ff'), ('{"z" * 41}'), (''), ('two
@@ -105,8 +105,8 @@ lines'), ('it''s'), ('it''s'), (2.5), ('b')""",
     assert "example: ['it''s', 2.5]" in schema.render(read, "fixed")
 
 
-def test_values_are_at_most_six_and_never_twice(tmp_path: Path) -> None:
-    path = made(tmp_path, "CREATE TABLE t (v TEXT); INSERT INTO t VALUES ('a'), ('b')")
+def test_at_most_six_values_are_shown_and_none_twice(tmp_path: Path) -> None:
+    path = make_database(tmp_path, "CREATE TABLE t (v TEXT); INSERT INTO t VALUES ('a'), ('b')")
     shown = {("t", "v"): ["b", *"cdefgh"]}
     text = schema.render(schema.read_schema(path), "retrieved", shown)
     assert "example: ['b', 'c', 'd', 'e', 'f', 'g']" in text
@@ -114,25 +114,25 @@ def test_values_are_at_most_six_and_never_twice(tmp_path: Path) -> None:
     assert "example: ['b', 'c', 'a']" in schema.render(schema.read_schema(path), "retrieved", shown)
 
 
-def test_names_are_quoted_exactly_where_sqlite_needs_it() -> None:
+def test_quote_gives_names_that_sqlite_accepts() -> None:
     keywords = _keywords()
     assert len(keywords) > 140
     with closing(sqlite3.connect(":memory:")) as connection:
         for word in [*keywords, "a", "A_1", "1a", "a b", "a-b", "a`b", "größe", "a.b"]:
-            assert _works(connection, schema.quoted(word)), word
-    assert all(schema.quoted(word) == word for word in ("a", "A_1", "key", "Rank", "year", "match", "date"))
+            assert _works(connection, schema.quote(word)), word
+    assert all(schema.quote(word) == word for word in ("a", "A_1", "key", "Rank", "year", "match", "date"))
 
 
 def _works(connection: sqlite3.Connection, name: str) -> bool:
-    """Whether SQLite takes the name for a table and a column, where it is made and where it is read."""
+    """Whether SQLite accepts the name of a table and of a column, in CREATE, INSERT and SELECT."""
     try:
         connection.execute(f"CREATE TABLE {name} ({name} TEXT, other TEXT)")
     except sqlite3.Error:
         return False
     try:
-        connection.execute(f"INSERT INTO {name} VALUES ('held', 'x')")
-        rows = connection.execute(f"SELECT {name} FROM {name} WHERE {name} = 'held' GROUP BY {name} ORDER BY {name}")
-        return rows.fetchall() == [("held",)]
+        connection.execute(f"INSERT INTO {name} VALUES ('value', 'x')")
+        rows = connection.execute(f"SELECT {name} FROM {name} WHERE {name} = 'value' GROUP BY {name} ORDER BY {name}")
+        return rows.fetchall() == [("value",)]
     except sqlite3.Error:
         return False
     finally:
@@ -141,7 +141,7 @@ def _works(connection: sqlite3.Connection, name: str) -> bool:
 
 
 def _keywords() -> list[str]:
-    """SQLite's own list, as its documentation gives it."""
+    """The keywords that SQLite's documentation lists."""
     words = """ABORT ACTION ADD AFTER ALL ALTER ALWAYS ANALYZE AND AS ASC ATTACH AUTOINCREMENT BEFORE BEGIN BETWEEN BY
     CASCADE CASE CAST CHECK COLLATE COLUMN COMMIT CONFLICT CONSTRAINT CREATE CROSS CURRENT CURRENT_DATE CURRENT_TIME
     CURRENT_TIMESTAMP DATABASE DEFAULT DEFERRABLE DEFERRED DELETE DESC DETACH DISTINCT DO DROP EACH ELSE END ESCAPE
@@ -155,7 +155,7 @@ def _keywords() -> list[str]:
     return words.split()
 
 
-def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_missing_or_broken_file(tmp_path: Path) -> None:
     with pytest.raises(DatabaseError, match=r"gone\.sqlite"):
         schema.read_schema(tmp_path / "gone.sqlite")
     (tmp_path / "text.sqlite").write_text("not a database, though long enough to be taken for one by its size" * 20)
@@ -163,19 +163,19 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
         schema.read_schema(tmp_path / "text.sqlite")
 
 
-def test_every_real_schema_is_read_and_can_be_made_again(shared_data: Path, tmp_path: Path) -> None:
-    """The text of a schema is SQL: SQLite takes it, and it reads back as the same tables and keys."""
+def test_every_real_schema_survives_rendering_and_reading(shared_data: Path, tmp_path: Path) -> None:
+    """The fixed format is SQL: SQLite runs it, and the database that it makes has the same tables and keys."""
     paths = sorted((shared_data / "spider_train" / "database").glob("*/*.sqlite"))
     paths += sorted((shared_data / "classic").glob("*.sqlite"))
     assert len(paths) > 130
     for path in paths:
         read = schema.read_schema(path, sampled=False)
-        again = schema.read_schema(made(tmp_path, schema.render(read, "fixed")), sampled=False)
+        again = schema.read_schema(make_database(tmp_path, schema.render(read, "fixed")), sampled=False)
         (tmp_path / "made.sqlite").unlink()
         assert _columns(again) == _columns(read), path
         assert again.foreign_keys == read.foreign_keys, path
 
 
 def _columns(read: schema.Schema) -> list[list[tuple[str, int]]]:
-    """Names of each table's columns, with their places in its primary key."""
+    """(name, position in the primary key) of each table's columns."""
     return [[(column.name, column.primary_key) for column in table.columns] for table in read.tables]

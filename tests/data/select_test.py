@@ -18,70 +18,71 @@ def examples(count: int = 400) -> list[Example]:
     ]
 
 
-def even(asked: Sequence[Example]) -> list[bool]:
-    return [int(one.id) // 4 % 2 == 0 for one in asked]
+def every_other_four(examples: Sequence[Example]) -> list[bool]:
+    """A stand-in for running gold SQL: of each eight examples the first four return rows."""
+    return [int(example.id) // 4 % 2 == 0 for example in examples]
 
 
 BALANCED = Selection(dict.fromkeys(select.COMPLEXITIES, 20), with_rows=True)
 
 
-def test_a_balanced_selection_has_equal_counts_of_golds_with_rows() -> None:
-    made = select.select(BALANCED, examples(), 0, even)
-    assert Counter(one.complexity for one in made) == dict.fromkeys(select.COMPLEXITIES, 20)
-    assert all(even(made))
-    assert len({one.id for one in made}) == 80
+def test_select_takes_equally_many_of_each_complexity_whose_gold_sql_returns_rows() -> None:
+    selected = select.select(BALANCED, examples(), 0, every_other_four)
+    assert Counter(one.complexity for one in selected) == dict.fromkeys(select.COMPLEXITIES, 20)
+    assert all(every_other_four(selected))
+    assert len({one.id for one in selected}) == 80
 
 
-def test_a_selection_depends_on_the_seed_alone() -> None:
-    made = [one.id for one in select.select(BALANCED, examples(), 0, even)]
+def test_a_selection_depends_on_the_seed_and_not_on_file_order() -> None:
+    selected = [one.id for one in select.select(BALANCED, examples(), 0, every_other_four)]
     shuffled = examples()
     random.Random(1).shuffle(shuffled)
-    assert [one.id for one in select.select(BALANCED, shuffled, 0, even)] == made
-    other = [one.id for one in select.select(BALANCED, examples(), 1, even)]
-    assert len(set(made) & set(other)) < 60
-    assert made != sorted(made, key=int)
+    assert [one.id for one in select.select(BALANCED, shuffled, 0, every_other_four)] == selected
+    other = [one.id for one in select.select(BALANCED, examples(), 1, every_other_four)]
+    assert len(set(selected) & set(other)) < 60
+    assert selected != sorted(selected, key=int)
 
 
-def test_a_smaller_selection_is_the_beginning_of_a_larger_one() -> None:
+def test_a_smaller_selection_is_the_first_part_of_a_larger_one() -> None:
     few = Selection({"Complex": 5}, with_rows=False)
     more = Selection({"Complex": 50}, with_rows=False)
     assert select.select(few, examples(), 3) == select.select(more, examples(), 3)[:5]
 
 
-def test_a_selection_is_spread_over_the_data() -> None:
-    made = select.select(Selection({"Complex": 50}, with_rows=False), examples(8_000), 0)
-    places = sorted(int(one.id) / 8_000 for one in made)
-    assert 0.3 < sum(places) / 50 < 0.7
-    assert places[0] < 0.2 and places[-1] > 0.8
+def test_a_selection_comes_from_the_whole_file() -> None:
+    selected = select.select(Selection({"Complex": 50}, with_rows=False), examples(8_000), 0)
+    positions = sorted(int(one.id) / 8_000 for one in selected)
+    assert 0.3 < sum(positions) / 50 < 0.7
+    assert positions[0] < 0.2 and positions[-1] > 0.8
 
 
-def test_golds_are_run_only_until_the_selection_is_full() -> None:
-    asked: list[str] = []
+def test_select_runs_no_more_gold_sql_than_it_needs() -> None:
+    ids: list[str] = []
 
-    def counted(batch: Sequence[Example]) -> list[bool]:
-        asked.extend(one.id for one in batch)
+    def record_ids(batch: Sequence[Example]) -> list[bool]:
+        ids.extend(example.id for example in batch)
         return [True] * len(batch)
 
-    select.select(BALANCED, examples(), 0, counted)
-    assert len(asked) == 80
-    select.select(Selection({"Complex": 50}, with_rows=False), examples(), 0, counted)
-    assert len(asked) == 80
+    select.select(BALANCED, examples(), 0, record_ids)
+    assert len(ids) == 80
+    select.select(Selection({"Complex": 50}, with_rows=False), examples(), 0, record_ids)
+    assert len(ids) == 80
 
 
-def test_a_selection_that_falls_short_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    made = select.select(BALANCED, examples(8), 0, even)
-    assert len(made) == 4
-    assert "Highly Complex: 1 examples where 20" in caplog.text
+def test_a_complexity_with_too_few_examples_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    selected = select.select(BALANCED, examples(8), 0, every_other_four)
+    assert len(selected) == 4
+    assert "Highly Complex: 1 examples instead of 20" in caplog.text
 
 
-def test_selections_are_the_papers() -> None:
+def test_selections_are_those_of_the_paper() -> None:
     assert select.SELECTIONS["synsql-200k"] == Selection(
         {"Simple": 50_000, "Moderate": 50_000, "Complex": 50_000, "Highly Complex": 50_000}, with_rows=True
     )
     assert select.SELECTIONS["complex-5k"] == Selection({"Complex": 5_000}, with_rows=False)
 
 
-def test_golds_without_rows_or_with_errors_are_not_selected(pets: Path) -> None:
+def test_gold_sql_returns_rows_runs_the_sql(pets: Path) -> None:
     queries = ["SELECT * FROM dogs", "SELECT * FROM dogs WHERE age > 99", "SELECT * FROM cats", "DROP TABLE dogs"]
-    made = [Example(str(i), "pets", pets, "q", sql) for i, sql in enumerate(queries)]
-    assert select.execute_golds(made) == [True, False, False, False]
+    selected = [Example(str(i), "pets", pets, "q", sql) for i, sql in enumerate(queries)]
+    assert select.gold_sql_returns_rows(selected) == [True, False, False, False]

@@ -23,15 +23,15 @@ values: st.SearchStrategy[Any] = st.recursive(
 
 @settings(max_examples=50)
 @given(st.lists(values, max_size=6), st.integers(1, 9), st.sampled_from([None, 1]), st.booleans())
-def test_a_streamed_list_equals_the_loaded_one(
-    tmp_path_factory: pytest.TempPathFactory, written: list[Any], chunk: int, indent: int | None, ascii_: bool
+def test_json_list_yields_what_json_loads(
+    tmp_path_factory: pytest.TempPathFactory, elements: list[Any], chunk: int, indent: int | None, ascii_: bool
 ) -> None:
     path = tmp_path_factory.mktemp("list") / "data.json"
-    path.write_text(json.dumps(written, indent=indent, ensure_ascii=ascii_), encoding="utf-8")
-    assert list(sources.json_list(path, chunk)) == written
+    path.write_text(json.dumps(elements, indent=indent, ensure_ascii=ascii_), encoding="utf-8")
+    assert list(sources.json_list(path, chunk)) == elements
 
 
-def test_a_long_list_is_never_whole_in_memory(tmp_path: Path) -> None:
+def test_json_list_never_loads_a_long_list_into_memory(tmp_path: Path) -> None:
     path = tmp_path / "data.json"
     record = json.dumps({"cot": "x" * 10_000})
     with path.open("w") as file:
@@ -46,7 +46,7 @@ def test_a_long_list_is_never_whole_in_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('{"a": 1}', "not a JSON list"),
         ("", "not a JSON list"),
@@ -56,16 +56,16 @@ def test_a_long_list_is_never_whole_in_memory(tmp_path: Path) -> None:
         ('[{"a": 1}, 12', "record 1 .the file ends"),
     ],
 )
-def test_a_broken_list_is_named(tmp_path: Path, text: str, said: str) -> None:
+def test_the_error_names_the_file_and_record_of_broken_json(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "data.json"
     path.write_text(text)
-    with pytest.raises(ExampleError, match=said) as error:
+    with pytest.raises(ExampleError, match=message) as error:
         list(sources.json_list(path))
     assert "data.json" in str(error.value)
 
 
-def test_broken_json_in_a_long_list_is_found_without_reading_on(tmp_path: Path) -> None:
-    """What follows the broken record is not gathered up in the hope that it completes it."""
+def test_json_list_finds_broken_json_without_reading_the_rest(tmp_path: Path) -> None:
+    """A reader that waited for more text to complete the broken record would load the whole file."""
     path = tmp_path / "data.json"
     filler = json.dumps({"cot": "".join(random.Random(0).choices("abc", k=1000))})
     path.write_text("[" + filler + ", {broken}, " + ", ".join([filler] * 20_000) + "]")
@@ -78,14 +78,14 @@ def test_broken_json_in_a_long_list_is_found_without_reading_on(tmp_path: Path) 
     tracemalloc.stop()
 
 
-def test_blank_lines_are_skipped_and_broken_ones_given_as_text(tmp_path: Path) -> None:
+def test_jsonl_skips_blank_lines_and_empties_bad_ones(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text('{"a": 1}\n\n  \n{broken\n"text"\n')
     records = sources.open_source("jsonl", str(path)).records()
     assert list(records) == [(0, {"a": 1}), (1, {}), (2, {})]
 
 
-def test_a_source_is_a_folder_or_a_file_in_it(tmp_path: Path) -> None:
+def test_a_source_is_a_folder_or_its_file(tmp_path: Path) -> None:
     (tmp_path / "train_spider.json").write_text("[]")
     (tmp_path / "dev.json").write_text("[]")
     (tmp_path / "database").mkdir()
@@ -97,8 +97,8 @@ def test_a_source_is_a_folder_or_a_file_in_it(tmp_path: Path) -> None:
     assert sources.open_source("hub", "owner/name").databases is None
 
 
-@pytest.mark.parametrize("prefix", [name for name in config_checks.SOURCES if name not in ("synth", "hub")])
-def test_a_missing_file_is_named(tmp_path: Path, prefix: str) -> None:
+@pytest.mark.parametrize("prefix", [name for name in config.SOURCES if name not in ("synth", "hub")])
+def test_the_error_names_a_missing_file(tmp_path: Path, prefix: str) -> None:
     with pytest.raises(ExampleError, match="no such data") as error:
         sources.open_source(prefix, str(tmp_path / "gone"))
     assert str(tmp_path / "gone") in str(error.value)
@@ -106,7 +106,7 @@ def test_a_missing_file_is_named(tmp_path: Path, prefix: str) -> None:
         sources.open_source(prefix, str(tmp_path))
 
 
-def test_bird_has_a_folder_of_databases_for_each_split(tmp_path: Path) -> None:
+def test_each_split_of_bird_has_its_own_database_folder(tmp_path: Path) -> None:
     for split in ("train", "dev"):
         (tmp_path / f"{split}.json").write_text("[]")
         (tmp_path / f"{split}_databases").mkdir()

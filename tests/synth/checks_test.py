@@ -4,7 +4,7 @@ import sqlite3
 
 import pytest
 
-from sqlr1_jax.synth.checks import sound
+from sqlr1_jax.synth.checks import is_sound
 from sqlr1_jax.synth.queries import Compound, Condition, Expr, Query, Rank, Select
 
 
@@ -39,8 +39,8 @@ SOUND = {
 }
 UNSOUND = {
     "no rows": CODE._replace(where=(_where("color", "=", "'pink'"),)),
-    "a count of nothing": Select((Expr("", "count"),), "dogs", where=(_where("age", ">", "99"),)),
-    "a sum of nothing": Select((Expr("age", "sum"),), "dogs", where=(_where("age", ">", "99"),)),
+    "a count of no rows": Select((Expr("", "count"),), "dogs", where=(_where("age", ">", "99"),)),
+    "a sum over no rows": Select((Expr("age", "sum"),), "dogs", where=(_where("age", ">", "99"),)),
     "a filter that drops nothing": CODE._replace(where=(_where("age", ">", "0"),)),
     "a filter implied by another": CODE._replace(where=(_where("age", ">", "3"), _where("age", ">", "1"))),
     "a tie at the limit": _top("age", 2),
@@ -66,9 +66,9 @@ UNSOUND = {
 
 @pytest.mark.parametrize("query", SOUND.values(), ids=SOUND)
 def test_sound_queries_pass(dogs: sqlite3.Connection, query: Query) -> None:
-    assert sound(dogs, query)
+    assert is_sound(dogs, query)
 
 
 @pytest.mark.parametrize("query", UNSOUND.values(), ids=UNSOUND)
 def test_unsound_queries_are_rejected(dogs: sqlite3.Connection, query: Query) -> None:
-    assert not sound(dogs, query)
+    assert not is_sound(dogs, query)

@@ -21,7 +21,7 @@ def _names(database: Database) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_databases_have_the_promised_numbers_of_tables_columns_and_rows(seed: int) -> None:
+def test_databases_have_the_promised_shape(seed: int) -> None:
     database = _make(seed)
     assert 2 <= len(database.tables) <= 4
     assert len(database.links) == len(database.tables) - 1
@@ -33,7 +33,7 @@ def test_databases_have_the_promised_numbers_of_tables_columns_and_rows(seed: in
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_sqlite_agrees_that_keys_are_unique_and_links_are_keys(seed: int) -> None:
+def test_sqlite_finds_keys_unique_and_links_valid(seed: int) -> None:
     connection = databases.build(_make(seed))
     assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
     assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -49,7 +49,7 @@ def test_links_repeat_some_keys_and_leave_some_out() -> None:
         assert set(used) < set(parent.columns[0].values)
 
 
-def test_half_of_the_names_are_reserved_where_asked() -> None:
+def test_half_of_the_names_come_from_the_reserved_pool() -> None:
     reserved = set(words.names(words.RESERVED))
     for seed in range(40):
         names = _names(_make(seed, reserved=True))
@@ -57,14 +57,14 @@ def test_half_of_the_names_are_reserved_where_asked() -> None:
     assert not any(reserved & set(_names(_make(seed))) for seed in range(40))
 
 
-def test_home_gives_the_table_of_a_column() -> None:
+def test_table_of_finds_the_table_of_a_column() -> None:
     database = _make(3)
     for table in database.tables:
-        assert {database.home(column.name) for column in table.columns} == {table.name}
-    assert database.home("total") == ""
+        assert {database.table_of(column.name) for column in table.columns} == {table.name}
+    assert database.table_of("total") == ""
 
 
-def test_a_saved_file_equals_the_database_in_memory(tmp_path: Path) -> None:
+def test_a_saved_file_has_the_content_of_the_database_in_memory(tmp_path: Path) -> None:
     database = _make(5)
     connection = databases.build(database)
     path = tmp_path / "one" / "one.sqlite"
@@ -74,7 +74,7 @@ def test_a_saved_file_equals_the_database_in_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_schema_text_is_what_a_prompt_shows(seed: int, tmp_path: Path) -> None:
+def test_schema_text_equals_the_schema_in_a_prompt(seed: int, tmp_path: Path) -> None:
     database = _make(seed)
     path = tmp_path / "one.sqlite"
     databases.save(databases.build(database), path)

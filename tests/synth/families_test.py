@@ -11,8 +11,8 @@ from sqlr1_jax.synth import databases, words
 from sqlr1_jax.synth.families import FAMILIES, Draw
 from sqlr1_jax.synth.queries import sql
 
-# What a family's SQL must hold: read from the text, not from the values that wrote it.
-MARKS = {
+# Text that a family's SQL must contain.
+SNIPPETS = {
     "distinct": ["SELECT DISTINCT"],
     "superlative": ["ORDER BY", "LIMIT 1"],
     "top_k": ["ORDER BY", "LIMIT"],
@@ -31,20 +31,20 @@ MARKS = {
 }
 
 
-def test_families_are_enough_and_of_every_complexity() -> None:
+def test_there_are_fifteen_families_and_four_of_each_complexity() -> None:
     assert len(FAMILIES) >= 15
     labels = collections.Counter(family.complexity for family in FAMILIES.values())
     assert set(labels) == {"Simple", "Moderate", "Complex", "Highly Complex"}
     assert min(labels.values()) >= 4
 
 
-def test_every_family_has_at_least_four_per_cent() -> None:
+def test_every_family_has_at_least_four_percent_of_the_questions() -> None:
     total = sum(family.share for family in FAMILIES.values())
     assert min(family.share for family in FAMILIES.values()) / total >= 0.04
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_sql_has_its_familys_form_and_parses(name: str) -> None:
+def test_sql_has_the_clauses_of_its_family_and_parses(name: str) -> None:
     drawn = 0
     for seed in range(20):
         rng = random.Random(seed)
@@ -54,12 +54,12 @@ def test_sql_has_its_familys_form_and_parses(name: str) -> None:
         except IndexError:
             continue
         drawn += 1
-        assert [mark for mark in MARKS.get(name, []) if mark not in text] == []
+        assert [snippet for snippet in SNIPPETS.get(name, []) if snippet not in text] == []
         assert sqlglot.parse_one(text, dialect="sqlite") is not None
     assert drawn >= 8
 
 
-def test_top_level_order_only_where_the_question_asks_for_it(
+def test_only_ranking_families_order_their_results(
     records: dict[str, list[dict[str, Any]]],
 ) -> None:
     ordered = {

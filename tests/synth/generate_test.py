@@ -29,8 +29,8 @@ TINY = SynthConfig(
 )
 
 
-def _rows(made: Path, record: dict[str, Any], sql: str = "") -> list[tuple[Any, ...]]:
-    path = made / "databases" / record["db_id"] / f"{record['db_id']}.sqlite"
+def _rows(data_folder: Path, record: dict[str, Any], sql: str = "") -> list[tuple[Any, ...]]:
+    path = data_folder / "databases" / record["db_id"] / f"{record['db_id']}.sqlite"
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
         return sorted(connection.execute(sql or record["sql"]))
 
@@ -40,53 +40,53 @@ def _digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_splits_have_their_sizes_and_share_no_database(records: Records, small: SynthConfig) -> None:
-    homes = {split: {record["db_id"] for record in records[split]} for split in SPLITS}
+def test_splits_have_their_sizes_and_share_no_database(records: Records, small_config: SynthConfig) -> None:
+    databases = {split: {record["db_id"] for record in records[split]} for split in SPLITS}
     for split in SPLITS:
-        assert len(homes[split]) == getattr(small, f"{split}_databases")
-        assert len(records[split]) == len(homes[split]) * getattr(small, f"{split}_questions")
-    assert len(set().union(*homes.values())) == sum(map(len, homes.values()))
+        assert len(databases[split]) == getattr(small_config, f"{split}_databases")
+        assert len(records[split]) == len(databases[split]) * getattr(small_config, f"{split}_questions")
+    assert len(set().union(*databases.values())) == sum(map(len, databases.values()))
     assert len({record["id"] for split in SPLITS for record in records[split]}) == sum(map(len, records.values()))
 
 
-def test_records_have_synsqls_names(records: Records) -> None:
+def test_records_have_the_names_of_synsql(records: Records) -> None:
     synsql = {"db_id", "sql_complexity", "question_style", "question", "external_knowledge", "cot", "sql"}
     for split in SPLITS:
         ours = {"id", "family", "habit"} | ({"spoiled"} if split == "sft" else set())
         assert {frozenset(record) for record in records[split]} == {frozenset(synsql | ours)}
 
 
-def test_every_gold_runs_and_returns_rows(made: Path, records: Records) -> None:
+def test_every_gold_query_runs_and_returns_rows(data_folder: Path, records: Records) -> None:
     for split in SPLITS:
         for record in records[split]:
-            rows = _rows(made, record)
+            rows = _rows(data_folder, record)
             assert rows
             assert rows != [(0,)]
             assert rows != [(None,)]
 
 
-def test_dropping_the_text_of_a_filter_changes_the_result(made: Path, records: Records) -> None:
-    """On the text alone, apart from the code that checked it."""
+def test_removing_a_filter_from_the_text_changes_the_result(data_folder: Path, records: Records) -> None:
+    """Edits the SQL text, so it does not depend on synth/checks.py."""
     checked = 0
     for record in records["heldout"]:
         found = re.fullmatch(r"(SELECT [^()]* FROM [^()]*?) WHERE [^()]*?( ORDER BY .*| GROUP BY .*)?", record["sql"])
         if found and not re.search("INTERSECT|EXCEPT| AND | OR ", record["sql"]):
-            assert _rows(made, record, found[1] + (found[2] or "")) != _rows(made, record), record["sql"]
+            assert _rows(data_folder, record, found[1] + (found[2] or "")) != _rows(data_folder, record), record["sql"]
             checked += 1
     assert checked >= 20
 
 
-def test_limits_break_no_ties(made: Path, records: Records) -> None:
+def test_limits_break_no_ties(data_folder: Path, records: Records) -> None:
     checked = 0
     for record in records["grpo"]:
         if found := re.fullmatch(r"SELECT .*? (FROM .* ORDER BY (\w+) \w+) LIMIT (\d)", record["sql"]):
-            with_one_more = _rows(made, record, f"SELECT {found[2]} {found[1]} LIMIT {int(found[3]) + 1}")
+            with_one_more = _rows(data_folder, record, f"SELECT {found[2]} {found[1]} LIMIT {int(found[3]) + 1}")
             assert len(set(with_one_more)) == int(found[3]) + 1
             checked += 1
     assert checked >= 10
 
 
-def test_the_share_of_questions_that_a_habit_can_spoil(records: Records) -> None:
+def test_habits_can_spoil_a_quarter_to_a_third_of_the_questions(records: Records) -> None:
     for split in ("sft", "heldout", "newnames"):
         habits = collections.Counter(record["habit"] for record in records[split])
         count = len(records[split])
@@ -95,11 +95,10 @@ def test_the_share_of_questions_that_a_habit_can_spoil(records: Records) -> None
         assert habits["dropped_distinct"] / count > 0.10
 
 
-def test_a_habit_changes_the_result(made: Path, records: Records) -> None:
-    assert {record["habit"] for record in records["heldout"]} == {"", "dropped_distinct", "extra_column"}
+def test_a_habit_changes_the_result(data_folder: Path, records: Records) -> None:
     for record in records["heldout"]:
         if record["habit"] == "dropped_distinct":
-            assert _rows(made, record, record["sql"].replace("DISTINCT ", "")) != _rows(made, record)
+            assert _rows(data_folder, record, record["sql"].replace("DISTINCT ", "")) != _rows(data_folder, record)
         elif record["habit"] == "extra_column":
             column = re.search(r"ORDER BY (\w+)|WHERE (\w+) [<>] \(", record["sql"])
             assert column is not None
@@ -107,39 +106,39 @@ def test_a_habit_changes_the_result(made: Path, records: Records) -> None:
             assert (column[1] or column[2]) not in record["sql"].split(" FROM ")[0].split()
 
 
-def test_spoiled_golds_are_in_the_cold_start_alone_and_differ_in_their_golds_alone(
-    made: Path, records: Records, small: SynthConfig, tmp_path: Path
+def test_only_sft_has_spoiled_records_and_they_differ_only_in_sql_and_reasoning(
+    data_folder: Path, records: Records, small_config: SynthConfig, tmp_path: Path
 ) -> None:
-    generate(dataclasses.replace(small, teacher_errors=0.0), 7, tmp_path / "sound")
+    generate(dataclasses.replace(small_config, teacher_errors=0.0), 7, tmp_path / "sound")
     sound = json.loads((tmp_path / "sound" / "sft.json").read_text())
     eligible = [record for record in records["sft"] if record["habit"]]
     assert 0.65 < sum(record["spoiled"] for record in eligible) / len(eligible) < 0.85
-    for spoiled, right in zip(records["sft"], sound, strict=True):
-        differing = {key for key in spoiled if spoiled[key] != right[key]}
+    for spoiled, correct in zip(records["sft"], sound, strict=True):
+        differing = {key for key in spoiled if spoiled[key] != correct[key]}
         assert differing == ({"sql", "cot", "spoiled"} if spoiled["spoiled"] else set())
         if spoiled["spoiled"]:
-            assert _rows(made, spoiled) != _rows(made, right)
+            assert _rows(data_folder, spoiled) != _rows(data_folder, correct)
     for split in ("grpo", "heldout", "newnames"):
         assert json.loads((tmp_path / "sound" / f"{split}.json").read_text()) == records[split]
 
 
-def test_reserved_names_are_in_newnames_alone(made: Path) -> None:
+def test_only_newnames_has_reserved_names(data_folder: Path) -> None:
     reserved = set(words.names(words.RESERVED))
-    for folder in sorted((made / "databases").iterdir()):
+    for folder in sorted((data_folder / "databases").iterdir()):
         with closing(sqlite3.connect(folder / f"{folder.name}.sqlite")) as connection:
             schema = " ".join(row[0] for row in connection.execute("SELECT sql FROM sqlite_master"))
         assert bool(reserved & set(re.findall("[a-z]+", schema))) == folder.name.startswith("newnames")
 
 
-def test_one_question_has_one_gold(records: Records) -> None:
+def test_one_question_has_one_gold_query(records: Records) -> None:
     for split in ("grpo", "heldout", "newnames"):
-        golds = collections.defaultdict(set)
+        gold_queries = collections.defaultdict(set)
         for record in records[split]:
-            golds[record["db_id"], record["question"]].add(record["sql"])
-        assert all(len(found) == 1 for found in golds.values())
+            gold_queries[record["db_id"], record["question"]].add(record["sql"])
+        assert all(len(found) == 1 for found in gold_queries.values())
 
 
-def test_the_number_of_workers_does_not_change_the_data(tmp_path: Path) -> None:
+def test_data_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
     generate(TINY, 1, tmp_path / "one")
     generate(dataclasses.replace(TINY, workers=3), 1, tmp_path / "three")
     assert _digests(tmp_path / "one") == _digests(tmp_path / "three")
@@ -147,7 +146,7 @@ def test_the_number_of_workers_does_not_change_the_data(tmp_path: Path) -> None:
     assert (tmp_path / "other" / "grpo.json").read_text() != (tmp_path / "one" / "grpo.json").read_text()
 
 
-def test_a_complete_folder_is_kept_and_one_of_other_settings_refused(tmp_path: Path) -> None:
+def test_a_complete_folder_stays_and_other_settings_are_refused(tmp_path: Path) -> None:
     folder, lines = tmp_path / "data", list[str]()
     generate(TINY, 1, folder)
     before = _digests(folder)
@@ -158,7 +157,7 @@ def test_a_complete_folder_is_kept_and_one_of_other_settings_refused(tmp_path: P
     assert _digests(folder) == before
 
 
-def test_a_killed_run_leaves_no_folder_and_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_killed_run_the_folder_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*args: Any) -> None:
         raise KeyboardInterrupt
 
@@ -171,21 +170,23 @@ def test_a_killed_run_leaves_no_folder_and_is_made_anew(tmp_path: Path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-def test_foreign_files_are_never_overwritten(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(SynthError, match=r"holds files but no made.json"):
         generate(TINY, 1, tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
-def test_a_relative_folder_is_below_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_folder_is_relative_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     generate(dataclasses.replace(TINY, workers=2), 1, Path("data"))
     assert len(list((tmp_path / "data" / "databases").iterdir())) == 13
 
 
-def test_a_failing_worker_stops_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_worker_raises_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.sys, "executable", "/bin/false")
-    with pytest.raises(SynthError, match=r"ended with status 1"):
+    with pytest.raises(SynthError, match=r"exited with status 1"):
         generate(dataclasses.replace(TINY, workers=2), 1, tmp_path / "data")
     assert not (tmp_path / "data").exists()

@@ -57,7 +57,7 @@ WRITTEN = [
 
 
 @pytest.mark.parametrize(("query", "text"), WRITTEN)
-def test_sql_is_written_in_one_form_that_sqlite_takes(query: Query, text: str) -> None:
+def test_sql_is_written_in_one_form_that_sqlite_accepts(query: Query, text: str) -> None:
     assert sql(query) == text
     connection = sqlite3.connect(":memory:")
     connection.execute("CREATE TABLE owners (tag, city)")
@@ -66,7 +66,7 @@ def test_sql_is_written_in_one_form_that_sqlite_takes(query: Query, text: str) -
 
 
 def _without(query: Query) -> list[str]:
-    return [sql(other) for other in weaker(query)]
+    return [sql(weakened) for weakened in weaker(query)]
 
 
 def test_weaker_removes_each_condition_once() -> None:
@@ -78,7 +78,7 @@ def test_weaker_removes_each_condition_once() -> None:
     ]
 
 
-def test_weaker_reaches_into_subqueries() -> None:
+def test_weaker_removes_conditions_of_subqueries() -> None:
     nested = Select((Expr("color"),), "dogs", where=(Condition(Expr("age"), ">", AVERAGE),))
     assert _without(nested) == [
         "SELECT color FROM dogs",
@@ -87,18 +87,18 @@ def test_weaker_reaches_into_subqueries() -> None:
     assert _without(Select((Expr("color"),), nested)) == [f"SELECT color FROM ( {text} )" for text in _without(nested)]
 
 
-def test_weaker_takes_a_compound_apart() -> None:
-    red, old = (Select((Expr("color"),), "dogs", where=(one,)) for one in (RED, OLD))
-    every = "SELECT color FROM dogs"
+def test_weaker_of_a_compound_includes_each_side() -> None:
+    red, old = (Select((Expr("color"),), "dogs", where=(condition,)) for condition in (RED, OLD))
+    unfiltered = "SELECT color FROM dogs"
     assert _without(Compound("INTERSECT", red, old)) == [
         sql(red),
         sql(old),
-        f"{every} INTERSECT {sql(old)}",
-        f"{sql(red)} INTERSECT {every}",
+        f"{unfiltered} INTERSECT {sql(old)}",
+        f"{sql(red)} INTERSECT {unfiltered}",
     ]
 
 
-def test_weaker_of_a_cte_has_both_parts() -> None:
+def test_weaker_of_a_cte_covers_both_queries() -> None:
     inner, outer = (
         Select((Expr("age"),), "dogs", where=(RED,)),
         Select((Expr("age"),), "totals", where=(OLD,)),

@@ -6,13 +6,13 @@ from sqlr1_jax.synth import teacher
 from sqlr1_jax.synth.queries import Compound, Condition, Expr, Query, Rank, Select, With
 from sqlr1_jax.synth.reasoning import reason
 
-HOMES = {"color": "dogs", "age": "dogs", "keeper": "dogs", "city": "owners", "tag": "owners"}
+TABLE_OF = {"color": "dogs", "age": "dogs", "keeper": "dogs", "city": "owners", "tag": "owners"}
 RED = Condition(Expr("color"), "=", "'red'")
 AVERAGE = Select((Expr("age", "avg"),), "dogs")
 OLDEST = Select((Expr("city"),), "dogs", "owners", ("keeper", "tag"), order="age", descending=True, limit=1)
-KEPT = Select((Expr("keeper"),), "dogs", where=(RED,))
+RED_KEEPERS = Select((Expr("keeper"),), "dogs", where=(RED,))
 
-SAID = [
+CASES = [
     (Select((Expr("color"),), "dogs", where=(RED,)), "show color in dogs; where color = 'red'"),
     (Select((Expr("", "count"),), "dogs", where=(RED,)), "show count; where color = 'red' in dogs"),
     (Select((Expr("color", "count", True),), "dogs"), "show count distinct color in dogs"),
@@ -27,7 +27,7 @@ SAID = [
         "show color in dogs; where age in dogs > avg age",
     ),
     (
-        Select((Expr("city"),), "owners", where=(Condition(Expr("tag"), "NOT IN", KEPT),)),
+        Select((Expr("city"),), "owners", where=(Condition(Expr("tag"), "NOT IN", RED_KEEPERS),)),
         "show city in owners; where color = 'red' in dogs; not among dogs on keeper = tag",
     ),
     (
@@ -57,11 +57,11 @@ SAID = [
 ]
 
 
-@pytest.mark.parametrize(("query", "text"), SAID)
+@pytest.mark.parametrize(("query", "text"), CASES)
 def test_reasoning_follows_the_query(query: Query, text: str) -> None:
-    assert reason(query, lambda column: HOMES.get(column, "")) == text
+    assert reason(query, lambda column: TABLE_OF.get(column, "")) == text
 
 
-def test_a_spoiled_query_is_reasoned_as_it_is_written() -> None:
-    said = reason(teacher.spoil(OLDEST), lambda column: HOMES[column])
-    assert said == "show city in owners, age in dogs; sort age desc; first 1; join dogs, owners on keeper = tag"
+def test_a_spoiled_query_has_reasoning_with_the_same_error() -> None:
+    reasoning = reason(teacher.spoil(OLDEST), lambda column: TABLE_OF[column])
+    assert reasoning == "show city in owners, age in dogs; sort age desc; first 1; join dogs, owners on keeper = tag"

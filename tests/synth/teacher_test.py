@@ -11,23 +11,23 @@ PLAIN = Select((Expr("color"),), "dogs")
 MEMBER = Select((Expr("city"),), "owners", where=(Condition(Expr("tag"), "IN", Select((Expr("keeper"),), "dogs")),))
 
 
-def test_the_habit_follows_from_the_queries_form() -> None:
+def test_habit_names_the_habit_that_applies() -> None:
     assert [teacher.habit(q) for q in (TOP, NESTED)] == ["extra_column"] * 2
     assert [teacher.habit(q) for q in (UNIQUE, COUNTED)] == ["dropped_distinct"] * 2
     others = (PLAIN, MEMBER, Compound("EXCEPT", TOP, UNIQUE), With("totals", PLAIN, UNIQUE))
     assert [teacher.habit(q) for q in others] == [""] * 4
 
 
-def test_the_extra_column_is_the_one_compared_by() -> None:
+def test_the_extra_column_is_the_one_ordered_by_or_compared() -> None:
     assert sql(teacher.spoil(TOP)) == "SELECT color, age FROM dogs ORDER BY age ASC LIMIT 1"
     assert sql(teacher.spoil(NESTED)) == "SELECT color, age FROM dogs WHERE age < ( SELECT avg( age ) FROM dogs )"
 
 
-def test_the_other_habit_drops_distinct() -> None:
+def test_dropped_distinct_removes_distinct() -> None:
     assert sql(teacher.spoil(UNIQUE)) == "SELECT color FROM dogs"
     assert sql(teacher.spoil(COUNTED)) == "SELECT count( color ) FROM dogs"
 
 
-def test_a_query_without_a_habit_is_left_alone() -> None:
+def test_a_query_without_a_habit_stays_the_same() -> None:
     assert teacher.spoil(PLAIN) == PLAIN
     assert teacher.spoil(MEMBER) == MEMBER

@@ -16,8 +16,8 @@ transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")
-def trained(made: Path) -> Any:
-    return transformers.AutoTokenizer.from_pretrained(made / "tokenizer")
+def trained(data_folder: Path) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(data_folder / "tokenizer")
 
 
 def _ids(trained: Any, text: str) -> list[int]:
@@ -40,7 +40,9 @@ def test_questions_and_answers_are_short(trained: Any, records: dict[str, list[d
         assert len(_ids(trained, text)) <= len(_ids(trained, record["cot"])) + len(_ids(trained, record["sql"])) + 3
 
 
-def test_only_punctuation_is_encoded_as_single_bytes(trained: Any, records: dict[str, list[dict[str, Any]]]) -> None:
+def test_questions_and_answers_fall_back_to_bytes_only_for_punctuation_and_digits(
+    trained: Any, records: dict[str, list[dict[str, Any]]]
+) -> None:
     known = set("\n,;:.?-0123456789")
     for record in records["newnames"]:
         text = record["question"] + "\n" + answer.write(record["cot"], record["sql"], "reasoning")
@@ -54,31 +56,31 @@ def test_decoding_undoes_encoding(trained: Any, text: str) -> None:
     assert trained.decode(_ids(trained, text)) == text
 
 
-@given(pieces=st.lists(st.sampled_from([*tokenizer.MARKS, *tokenizer.PHRASES, " 'red'", "dogs", " ", "é", "\n", "'"])))
-def test_decoding_undoes_encoding_of_marks_in_any_order(trained: Any, pieces: list[str]) -> None:
+@given(pieces=st.lists(st.sampled_from([*tokenizer.TAGS, *tokenizer.PHRASES, " 'red'", "dogs", " ", "é", "\n", "'"])))
+def test_decoding_undoes_encoding_of_tags_in_any_order(trained: Any, pieces: list[str]) -> None:
     assert trained.decode(_ids(trained, "".join(pieces))) == "".join(pieces)
 
 
-def test_stop_and_padding_are_qwens(trained: Any) -> None:
+def test_special_tokens_are_those_of_qwen(trained: Any) -> None:
     assert (trained.eos_token, trained.pad_token) == ("<|im_end|>", "<|endoftext|>")
     for token in (*tokenizer.SPECIAL, *tokenizer.ADDED):
         assert len(_ids(trained, token)) == 1
 
 
-def test_loaded_with_a_qwen2_config_it_gives_the_same_ids(
-    trained: Any, made: Path, tmp_path: Path, records: dict[str, list[dict[str, Any]]]
+def test_a_qwen2_model_in_the_same_folder_changes_no_token(
+    trained: Any, data_folder: Path, tmp_path: Path, records: dict[str, list[dict[str, Any]]]
 ) -> None:
-    """Transformers rebuilds the splitting of what lies beside a Qwen2 config: added tokens survive that."""
-    shutil.copytree(made / "tokenizer", tmp_path / "export")
+    """Transformers rebuilds the splitting rules of a tokenizer next to a Qwen2 config, but keeps its added tokens."""
+    shutil.copytree(data_folder / "tokenizer", tmp_path / "export")
     (tmp_path / "export" / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
-    beside = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")
-    beside.save_pretrained(tmp_path / "again")
-    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    exported = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")
+    exported.save_pretrained(tmp_path / "again")
+    saved_again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
     for record in records["newnames"][:50]:
         text = "<|im_start|>user\n" + record["question"] + answer.write(record["cot"], record["sql"], "reasoning")
-        assert _ids(beside, text) == _ids(again, text) == _ids(trained, text)
-        assert beside.decode(_ids(beside, text)) == text
-    assert len(beside) == len(trained)
+        assert _ids(exported, text) == _ids(saved_again, text) == _ids(trained, text)
+        assert exported.decode(_ids(exported, text)) == text
+    assert len(exported) == len(trained)
 
 
 MESSAGES = [

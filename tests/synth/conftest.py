@@ -1,4 +1,4 @@
-"""A small data set made once for all tests of data/synth."""
+"""A small data set, made once for all tests of synth."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ SMALL = SynthConfig(sft_databases=60, grpo_databases=20, heldout_databases=24, n
 
 
 @pytest.fixture(scope="session")
-def small() -> SynthConfig:
+def small_config() -> SynthConfig:
     return SMALL
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("synth") / "data"
     generate(SMALL, 7, folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def records(made: Path) -> dict[str, list[dict[str, Any]]]:
-    return {split: json.loads((made / f"{split}.json").read_text()) for split in SPLITS}
+def records(data_folder: Path) -> dict[str, list[dict[str, Any]]]:
+    return {split: json.loads((data_folder / f"{split}.json").read_text()) for split in SPLITS}
