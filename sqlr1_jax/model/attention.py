@@ -1,6 +1,6 @@
 """Attention over rows of one shared prefix and the segments that see it, and one step of decoding.
 
-`choose` alone says who computes attention within rows: XLA here, or one of `kernels`. Grouped-query attention never
+`choose_backend` alone says who computes attention within rows: XLA here, or one of `kernels`. Grouped-query attention never
 repeats keys or values here: the query heads that share a key-value head are folded into the query's time.
 """
 
@@ -26,21 +26,21 @@ BLOCKED = -1e30  # a score that is not allowed; finite, so that a query that see
 class Mask:
     """What may see what in a row: query t sees key s ≤ t of its own prefix group, in the prefix or its own segment.
 
-    A strided row (`prefix` past 0) is [prefix | segment | segment | …] with padding at the end of each part only; its
+    A strided row (`prefix_width` past 0) is [prefix | segment | segment | …] with padding at the end of each part only; its
     scores are then made part by part and never take the room of [T, T]. A plain text is such a row without segments.
     """
 
     prefix_BT: jax.Array  # which prefix group a token belongs to, from 1; 0: padding
     segment_BT: jax.Array  # 0: the prefix itself; from 1: a segment that sees it
-    prefix: int = struct.field(pytree_node=False, default=0)  # tokens a strided row's prefix takes
-    segment: int = struct.field(pytree_node=False, default=0)  # tokens each of its segments takes; 0: it has none
+    prefix_width: int = struct.field(pytree_node=False, default=0)  # tokens a strided row's prefix takes
+    segment_width: int = struct.field(pytree_node=False, default=0)  # tokens each of its segments takes; 0: it has none
 
 
 def causal_mask(tokens_BT: jax.Array, length_B: jax.Array) -> Mask:
     """Plain rows of one text each, `length_B` tokens long, padded behind."""
     places_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
     valid_BT = (places_BT < length_B[:, None]).astype(jnp.int32)
-    return Mask(prefix_BT=valid_BT, segment_BT=jnp.zeros_like(valid_BT), prefix=tokens_BT.shape[1])
+    return Mask(prefix_BT=valid_BT, segment_BT=jnp.zeros_like(valid_BT), prefix_width=tokens_BT.shape[1])
 
 
 def attend(
@@ -54,16 +54,16 @@ def attend(
       v_BTKh: values.
       mask: what may see what.
       query_chunk: queries at a time in XLA's attention, which bounds the scores' memory; 0: all.
-      backend: as `choose` takes it.
+      backend: as `choose_backend` takes it.
     """
-    if (kernel := choose(backend, q_BTHh, mask)) != "xla":
+    if (kernel := choose_backend(backend, q_BTHh, mask)) != "xla":
         return kernels.shard_map_attention(_kernel(kernel, mask), q_BTHh, k_BTKh, v_BTKh, mask.prefix_BT)
-    if mask.segment:
+    if mask.segment_width:
         return _attend_strided(q_BTHh, k_BTKh, v_BTKh, mask, query_chunk)
     return _attend_general(q_BTHh, k_BTKh, v_BTKh, mask, query_chunk)
 
 
-def choose(backend: str, q_BTHh: jax.Array, mask: Mask) -> str:
+def choose_backend(backend: str, q_BTHh: jax.Array, mask: Mask) -> str:
     """Who computes attention within rows: "xla", "splash" or "cudnn".
 
     Asked for "auto", it is splash on TPU and cuDNN on GPU where they take such rows. Packed rows, whose mask is known
@@ -74,11 +74,11 @@ def choose(backend: str, q_BTHh: jax.Array, mask: Mask) -> str:
     """
     if backend not in BACKENDS:
         raise ValueError(f"attention backend {backend!r} is unknown; it takes {', '.join(map(repr, BACKENDS))}.")
-    if backend == "xla" or not mask.prefix:
+    if backend == "xla" or not mask.prefix_width:
         return "xla"
     if backend != "auto":
         return backend
-    T, h, parts = q_BTHh.shape[1], q_BTHh.shape[3], (mask.prefix, mask.segment)
+    T, h, parts = q_BTHh.shape[1], q_BTHh.shape[3], (mask.prefix_width, mask.segment_width)
     sixteen_bits, even = q_BTHh.dtype in (jnp.bfloat16, jnp.float16), not any(part % 2 for part in parts)
     suits = {"tpu": T >= 128 and h % 64 == 0, "gpu": sixteen_bits and even and h % 8 == 0 and h <= 128}
     platform = _platform()
@@ -93,7 +93,7 @@ def _platform() -> str:
 
 def _kernel(name: str, mask: Mask) -> kernels.Kernel:
     """Splash is interpreted where there is no TPU, which is slow and for tests."""
-    sees = kernels.SharedPrefixMask(mask.prefix, mask.segment)
+    sees = kernels.SharedPrefixMask(mask.prefix_width, mask.segment_width)
     if name == "cudnn":
         return functools.partial(kernels.cudnn, sees=sees)
     return functools.partial(kernels.splash, sees=sees, interpret=_platform() != "tpu")
@@ -180,8 +180,8 @@ def _attend_block(q_BKgMh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array, allo
 def _attend_strided(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask: Mask, query_chunk: int) -> jax.Array:
     q_BKgTh = _heads_first(q_BTHh, k_BTKh.shape[2])
     k_BKTh, v_BKTh = k_BTKh.transpose(0, 2, 1, 3), v_BTKh.transpose(0, 2, 1, 3)
-    length_B = (mask.prefix_BT[:, : mask.prefix] > 0).sum(1, dtype=jnp.int32)
-    places = shared_prefix.Places(mask.prefix, mask.segment, query_chunk * q_BKgTh.shape[2])
+    length_B = (mask.prefix_BT[:, : mask.prefix_width] > 0).sum(1, dtype=jnp.int32)
+    places = shared_prefix.Places(mask.prefix_width, mask.segment_width, query_chunk * q_BKgTh.shape[2])
     return _heads_last(shared_prefix.attend(q_BKgTh, k_BKTh, v_BKTh, length_B, places))
 
 

@@ -51,7 +51,7 @@ class Qwen2Config:
     dtype: str = "float32"
     activation_dtype: str = "float32"  # precision of what stands between matrix products, where it is above dtype's
     remat: str = "none"  # or full: keep each layer's input alone; offload: in the host's memory
-    attention: str = "auto"  # the backend: attention.choose
+    attention: str = "auto"  # the backend: attention.choose_backend
     query_chunk: int = 0  # queries at a time in XLA's attention; 0: all
     ffw_chunks: int = 1  # time chunks of the feed-forward
     logits_chunk: int = 1024  # places at a time whose logits exist; 0: all at once, and kept for the backward pass

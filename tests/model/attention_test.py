@@ -157,7 +157,7 @@ def test_auto_chooses_a_backend_by_the_platform_of_the_mesh_and_the_shape_of_row
     ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
     queries = jax.ShapeDtypeStruct((1, length, 14, head_size), jnp.dtype(dtype))
     with jax.sharding.use_abstract_mesh(mesh):
-        assert attention.choose(asked, queries, Mask(ids, ids, *parts)) == chosen  # type: ignore[arg-type]
+        assert attention.choose_backend(asked, queries, Mask(ids, ids, *parts)) == chosen  # type: ignore[arg-type]
 
 
 def test_a_backend_that_is_asked_for_computes() -> None:
@@ -172,9 +172,9 @@ def test_auto_chooses_xla_on_a_mesh_of_cpus_and_without_one() -> None:
     ids = jax.ShapeDtypeStruct((1, 4096), jnp.int32)
     queries = jax.ShapeDtypeStruct((1, 4096, 14, 128), jnp.bfloat16)
     mask = Mask(ids, ids, *PLAIN)  # type: ignore[arg-type]
-    assert attention.choose("auto", queries, mask) == "xla"  # type: ignore[arg-type]
+    assert attention.choose_backend("auto", queries, mask) == "xla"  # type: ignore[arg-type]
     with jax.set_mesh(sharding.make_mesh(config.MeshConfig())):
-        assert attention.choose("auto", queries, mask) == "xla"  # type: ignore[arg-type]
+        assert attention.choose_backend("auto", queries, mask) == "xla"  # type: ignore[arg-type]
 
 
 def test_no_mask_of_all_places_leaves_the_loop_over_layers() -> None:

@@ -134,7 +134,7 @@ def influence(mask: attention.Mask, positions: list[int]) -> np.ndarray:
     return np.abs(np.asarray(jacobian_TDVD)[:, :, 2 : 2 + len(positions)]).max(axis=(1, 3)) > 0
 
 
-@pytest.mark.parametrize("layout", [{}, {"prefix": 8, "segment": 4}])
+@pytest.mark.parametrize("layout", [{}, {"prefix_width": 8, "segment_width": 4}])
 def test_no_completion_sees_another_and_no_token_the_future(layout: dict[str, int]) -> None:
     prefix, segment = np.array(STRIDED["prefix"]), np.array(STRIDED["segment"])
     mask = attention.Mask(jnp.asarray(prefix)[None], jnp.asarray(segment)[None], **layout)
@@ -157,7 +157,7 @@ def gradient(**how: Any) -> Any:
     """Of a strided row's hidden states, in float64."""
     cfg = dataclasses.replace(tiny_models.MODEL, param_dtype="float64", dtype="float64", **how)
     row = {key: jnp.asarray(values, jnp.int32)[None] for key, values in STRIDED.items()}
-    mask = attention.Mask(row["prefix"], row["segment"], prefix=8, segment=4)
+    mask = attention.Mask(row["prefix"], row["segment"], prefix_width=8, segment_width=4)
 
     def loss(params: Any) -> jax.Array:
         tokens_BT = jnp.arange(2, 18, dtype=jnp.int32)[None]
@@ -195,7 +195,7 @@ def test_float32_activations_keep_bfloat16_nearer_to_float32() -> None:
 def test_gradients_under_bfloat16_are_near_those_of_float32_and_nearer_with_float32_activations() -> None:
     params = tiny_models.random_params(scale=3.0)
     row = {key: jnp.asarray(values, jnp.int32)[None] for key, values in STRIDED.items()}
-    mask = attention.Mask(row["prefix"], row["segment"], prefix=8, segment=4)
+    mask = attention.Mask(row["prefix"], row["segment"], prefix_width=8, segment_width=4)
     tokens_1T = jnp.asarray(np.random.default_rng(0).integers(2, 37, (1, 16)), jnp.int32)
 
     def gradient(**changes: str) -> jax.Array:
@@ -224,7 +224,7 @@ def test_gradients_under_bfloat16_are_near_those_of_float32_and_nearer_with_floa
 def test_the_residual_stream_is_never_narrower_than_dtype(dtype: str, activations: str, stream: str) -> None:
     cfg = dataclasses.replace(tiny_models.MODEL, dtype=dtype, activation_dtype=activations, remat="full")
     row = {key: jnp.asarray(values, jnp.int32)[None] for key, values in STRIDED.items()}
-    mask = attention.Mask(row["prefix"], row["segment"], prefix=8, segment=4)
+    mask = attention.Mask(row["prefix"], row["segment"], prefix_width=8, segment_width=4)
 
     def hidden(params: Any) -> jax.Array:
         return qwen2.forward(params, jnp.ones((1, 16), jnp.int32), row["positions"], mask, cfg)[0].sum()
