@@ -1,8 +1,20 @@
-"""Attention over rows of one shared prefix and the segments that see it, and one step of decoding.
+"""Attention within rows (training, scoring, prefill), and attention of one decode step over the KV cache.
 
-`choose` alone says who computes attention within rows: XLA here, or one of `kernels`. Grouped-query attention never
-repeats keys or values here: the query heads that share a key-value head are folded into the query's time.
+`choose_backend` picks what computes attention within rows: XLA in this module, or a kernel in `kernels`. Grouped-query
+attention never repeats keys or values here: the g query heads of a key-value head are folded into the time axis.
 """
+
+# One decode step of slot p, which holds one prompt and its G samples:
+#
+#                        prefix, S keys                       own columns, first W of T keys
+#     sample 0   [ q0·prefix_k                       |  q0·k of sample 0                 ]  ->  one softmax over both
+#     sample 1   [ q1·prefix_k                       |  q1·k of sample 1                 ]  ->  one softmax over both
+#                  one matmul per prompt:               one matmul per sample:
+#                  [G·g, h] x [h, S]                    [g, h] x [h, W]
+#
+# The samples of a prompt are rows of one matmul, so that the prefix's keys are read once and not once per sample. The
+# two score arrays are never concatenated, which would copy both: `_mix_prefix_and_own` takes one maximum and one sum.
+# Prefix padding, columns not yet written and columns of the slot's earlier prompts have MASKED_SCORE.
 
 from __future__ import annotations
 
@@ -14,33 +26,35 @@ import jax.numpy as jnp
 from flax import struct
 
 from sqlr1_jax.model import kernels, shared_prefix
-from sqlr1_jax.model.kv_cache import KVCache, layer_of, prefix_of, visible
+from sqlr1_jax.model.kv_cache import KVCache, read_columns, read_prefix, visible_positions
 from sqlr1_jax.model.quantize import QuantizedArray
+from sqlr1_jax.model.shared_prefix import MASKED_SCORE, einsum_f32
 
-Rows = tuple[jax.Array, ...]  # what is known of each query: arrays [B or 1, T]
+QueryInfo = tuple[jax.Array, ...]  # arrays [B or 1, T] with one value per query: group, segment, position
 BACKENDS = ("auto", "xla", "splash", "cudnn")
-BLOCKED = -1e30  # a score that is not allowed; finite, so that a query that sees nothing stays finite
 
 
 @struct.dataclass
 class Mask:
-    """What may see what in a row: query t sees key s ≤ t of its own prefix group, in the prefix or its own segment.
+    """Which keys each query of a row sees: keys s ≤ t of its prefix group, in the prefix or in its own segment.
 
-    A strided row (`prefix` past 0) is [prefix | segment | segment | …] with padding at the end of each part only; its
-    scores are then made part by part and never take the room of [T, T]. A plain text is such a row without segments.
+    Two layouts:
+      shared-prefix rows (`prefix_width` > 0): [prefix | segment | segment | …], where only the end of each part is
+        padding. Scores are computed part by part and need no [T, T]. A plain text is such a row without segments.
+      packed rows (`prefix_width` = 0): several groups one after another; the mask is built from the two id arrays.
     """
 
-    prefix_BT: jax.Array  # which prefix group a token belongs to, from 1; 0: padding
-    segment_BT: jax.Array  # 0: the prefix itself; from 1: a segment that sees it
-    prefix: int = struct.field(pytree_node=False, default=0)  # tokens a strided row's prefix takes
-    segment: int = struct.field(pytree_node=False, default=0)  # tokens each of its segments takes; 0: it has none
+    prefix_BT: jax.Array  # prefix group of each token, from 1; 0: padding
+    segment_BT: jax.Array  # 0: the token is in the prefix; from 1: the segment that it is in
+    prefix_width: int = struct.field(pytree_node=False, default=0)  # tokens of the prefix, padding included
+    segment_width: int = struct.field(pytree_node=False, default=0)  # tokens of each segment; 0: no segments
 
 
 def causal_mask(tokens_BT: jax.Array, length_B: jax.Array) -> Mask:
-    """Plain rows of one text each, `length_B` tokens long, padded behind."""
-    places_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
-    valid_BT = (places_BT < length_B[:, None]).astype(jnp.int32)
-    return Mask(prefix_BT=valid_BT, segment_BT=jnp.zeros_like(valid_BT), prefix=tokens_BT.shape[1])
+    """The mask of rows of one plain text each: `length_B` tokens, then padding."""
+    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
+    valid_BT = (positions_BT < length_B[:, None]).astype(jnp.int32)
+    return Mask(prefix_BT=valid_BT, segment_BT=jnp.zeros_like(valid_BT), prefix_width=tokens_BT.shape[1])
 
 
 def attend(
@@ -52,51 +66,59 @@ def attend(
       q_BTHh: queries.
       k_BTKh: keys.
       v_BTKh: values.
-      mask: what may see what.
+      mask: which keys each query sees.
       query_chunk: queries at a time in XLA's attention, which bounds the scores' memory; 0: all.
-      backend: as `choose` takes it.
+      backend: one of BACKENDS; `choose_backend` resolves it.
+
+    Raises:
+      ValueError: the backend is unknown.
     """
-    if (kernel := choose(backend, q_BTHh, mask)) != "xla":
-        return kernels.shard_map_attention(_kernel(kernel, mask), q_BTHh, k_BTKh, v_BTKh, mask.prefix_BT)
-    if mask.segment:
-        return _attend_strided(q_BTHh, k_BTKh, v_BTKh, mask, query_chunk)
+    if (chosen := choose_backend(backend, q_BTHh, mask)) != "xla":
+        return kernels.shard_map_attention(_kernel(chosen, mask), q_BTHh, k_BTKh, v_BTKh, mask.prefix_BT)
+    if mask.segment_width:
+        return _attend_shared_prefix(q_BTHh, k_BTKh, v_BTKh, mask, query_chunk)
     return _attend_general(q_BTHh, k_BTKh, v_BTKh, mask, query_chunk)
 
 
-def choose(backend: str, q_BTHh: jax.Array, mask: Mask) -> str:
-    """Who computes attention within rows: "xla", "splash" or "cudnn".
+def choose_backend(backend: str, q_BTHh: jax.Array, mask: Mask) -> str:
+    """The backend that computes attention within rows: "xla", "splash" or "cudnn".
 
-    Asked for "auto", it is splash on TPU and cuDNN on GPU where they take such rows. Packed rows, whose mask is known
-    when they run, are XLA's whatever is asked.
+    "auto" is splash on TPU and cuDNN on GPU for the shapes that they support, else XLA. Packed rows are always XLA's:
+    their mask is known only at run time, and a kernel's mask is part of its program.
 
     Raises:
-      ValueError: there is no such backend.
+      ValueError: the backend is unknown.
     """
     if backend not in BACKENDS:
-        raise ValueError(f"attention backend {backend!r} is unknown; it takes {', '.join(map(repr, BACKENDS))}.")
-    if backend == "xla" or not mask.prefix:
+        raise ValueError(
+            f"model.attention: the backend {backend!r} is unknown; choose one of {', '.join(map(repr, BACKENDS))}."
+        )
+    if backend == "xla" or not mask.prefix_width:
         return "xla"
     if backend != "auto":
         return backend
-    T, h, parts = q_BTHh.shape[1], q_BTHh.shape[3], (mask.prefix, mask.segment)
-    sixteen_bits, even = q_BTHh.dtype in (jnp.bfloat16, jnp.float16), not any(part % 2 for part in parts)
-    suits = {"tpu": T >= 128 and h % 64 == 0, "gpu": sixteen_bits and even and h % 8 == 0 and h <= 128}
+    T, h, widths = q_BTHh.shape[1], q_BTHh.shape[3], (mask.prefix_width, mask.segment_width)
+    is_16_bit, even_widths = q_BTHh.dtype in (jnp.bfloat16, jnp.float16), not any(width % 2 for width in widths)
+    # Splash needs a block of 128 tokens and heads that fill at least half of a register's 128 lanes. cuDNN needs 16
+    # bits, even mask sides and heads of a multiple of 8 up to 128.
+    supported = {"tpu": T >= 128 and h % 64 == 0, "gpu": is_16_bit and even_widths and h % 8 == 0 and h <= 128}
     platform = _platform()
-    return {"tpu": "splash", "gpu": "cudnn"}[platform] if suits.get(platform) else "xla"
+    return {"tpu": "splash", "gpu": "cudnn"}[platform] if supported.get(platform) else "xla"
 
 
 def _platform() -> str:
-    """Of the mesh that the program is traced for, which need not be this machine's; without one, this machine's."""
+    """The platform that the program is traced for: the mesh's, or without a mesh this machine's."""
+    # `plan` traces for a mesh of TPUs on a machine that has none.
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device is not None else jax.default_backend()
 
 
-def _kernel(name: str, mask: Mask) -> kernels.Kernel:
-    """Splash is interpreted where there is no TPU, which is slow and for tests."""
-    sees = kernels.SharedPrefixMask(mask.prefix, mask.segment)
-    if name == "cudnn":
-        return functools.partial(kernels.cudnn, sees=sees)
-    return functools.partial(kernels.splash, sees=sees, interpret=_platform() != "tpu")
+def _kernel(backend: str, mask: Mask) -> kernels.Kernel:
+    """The kernel for a row's layout; splash is interpreted off TPU, which is slow and only for tests."""
+    static_mask = kernels.SharedPrefixMask(mask.prefix_width, mask.segment_width)
+    if backend == "cudnn":
+        return functools.partial(kernels.cudnn, mask=static_mask)
+    return functools.partial(kernels.splash, mask=static_mask, interpret=_platform() != "tpu")
 
 
 def _heads_first(q_BTHh: jax.Array, kv_heads: int) -> jax.Array:
@@ -112,135 +134,157 @@ def _heads_last(o_BKgTh: jax.Array) -> jax.Array:
 
 
 def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
-    """[…, M, h] and […, S, h] → […, M, S], scaled, in at least float32."""
-    return _products(q, k.swapaxes(-1, -2))
+    """Scaled scores […, M, S] of queries […, M, h] and keys with time last […, h, S]."""
+    # `shared_prefix` contracts keys with time first: one helper for both would add a transpose to one of the programs.
+    return einsum_f32("...mh,...hs->...ms", q * q.shape[-1] ** -0.5, k)
 
 
-def _products(q: jax.Array, k: jax.Array) -> jax.Array:
-    """The same of keys with their time last: […, M, h] and […, h, S]."""
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    return jnp.einsum("...mh,...hs->...ms", q * q.shape[-1] ** -0.5, k, preferred_element_type=wide)
+def _weighted_sum(weights: jax.Array, v: jax.Array) -> jax.Array:
+    """Weights […, M, S] times values […, S, h] → […, M, h] in at least float32."""
+    return einsum_f32("...ms,...sh->...mh", weights.astype(v.dtype), v)
 
 
-def _weigh(weights: jax.Array, v: jax.Array) -> jax.Array:
-    """[…, M, S] and […, S, h] → […, M, h] in the weights' precision."""
-    return jnp.einsum("...ms,...sh->...mh", weights.astype(v.dtype), v, preferred_element_type=weights.dtype)
+def _map_query_chunks(
+    block: Callable[[jax.Array, QueryInfo], jax.Array], q: jax.Array, info: QueryInfo, chunk: int
+) -> jax.Array:
+    """Results of `block` on `chunk` queries at a time; 0: on all at once.
 
-
-def _by_chunks(block: Callable[[jax.Array, Rows], jax.Array], q: jax.Array, rows: Rows, chunk: int) -> jax.Array:
-    """`block` on `chunk` queries at a time, keeping nothing but its inputs for the backward pass; 0: on all at once.
-
-    q [B, …, T, h] has its time at axis -2, each array of `rows` [B or 1, T] at axis 1; so has the result.
+    Queries [B, …, T, h] and results have time at axis -2, each array of `info` [B or 1, T] at axis 1.
     """
+    # Not `shared_prefix`'s scan over blocks: JAX differentiates this loop, so each chunk is rematerialized, and there
+    # are no sums over queries to carry.
     if not chunk:
-        return block(q, rows)
+        return block(q, info)
     T = q.shape[-2]
     chunk = min(chunk, T)
     chunks = (
         shared_prefix.split_time(q, chunk),
-        tuple(shared_prefix.split_time(row[..., None], chunk)[..., 0] for row in rows),
+        tuple(shared_prefix.split_time(x[..., None], chunk)[..., 0] for x in info),
     )
-    out = jax.lax.map(lambda part: jax.checkpoint(block)(*part), chunks)
+    out = jax.lax.map(lambda args: jax.checkpoint(block)(*args), chunks)
     return shared_prefix.join_time(out, T)
 
 
 def _attend_general(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask: Mask, query_chunk: int) -> jax.Array:
+    """Attention under the mask of the id arrays, for rows of any layout."""
     T = q_BTHh.shape[1]
     k_BKSh, v_BKSh = k_BTKh.transpose(0, 2, 1, 3), v_BTKh.transpose(0, 2, 1, 3)
     prefix_B1S, segment_B1S = mask.prefix_BT[:, None, :], mask.segment_BT[:, None, :]
-    places_1T = _places(T)
+    positions_1T = jnp.arange(T, dtype=jnp.int32)[None, :]
 
-    def block(q_BKgMh: jax.Array, rows: Rows) -> jax.Array:
-        # Bound to its queries the mask stays within a chunk; else JAX makes all chunks' before the loop over layers.
-        q_BKgMh, rows = jax.lax.optimization_barrier((q_BKgMh, rows))
-        prefix_BM1, segment_BM1, places_1M1 = (row[:, :, None] for row in rows)
-        visible_BMS = (segment_B1S == 0) | (segment_BM1 == segment_B1S)
-        same_BMS = (prefix_BM1 == prefix_B1S) & (prefix_B1S > 0)
-        past_1MS = places_1T[:, None, :] <= places_1M1
-        return _attend_block(q_BKgMh, k_BKSh, v_BKSh, visible_BMS & same_BMS & past_1MS)
+    def block(q_BKgMh: jax.Array, info: QueryInfo) -> jax.Array:
+        # Without the barrier JAX hoists the mask out of the loops over chunks and layers: a [T, T] array of all chunks.
+        q_BKgMh, info = jax.lax.optimization_barrier((q_BKgMh, info))
+        prefix_BM1, segment_BM1, positions_1M1 = (x[:, :, None] for x in info)
+        same_segment_BMS = (segment_B1S == 0) | (segment_BM1 == segment_B1S)
+        same_group_BMS = (prefix_BM1 == prefix_B1S) & (prefix_B1S > 0)
+        causal_1MS = positions_1T[:, None, :] <= positions_1M1
+        return _attend_block(q_BKgMh, k_BKSh, v_BKSh, same_segment_BMS & same_group_BMS & causal_1MS)
 
-    rows = mask.prefix_BT, mask.segment_BT, places_1T
-    return _heads_last(_by_chunks(block, _heads_first(q_BTHh, k_BTKh.shape[2]), rows, query_chunk))
-
-
-def _places(length: int) -> jax.Array:
-    return jnp.arange(length, dtype=jnp.int32)[None, :]
+    info = mask.prefix_BT, mask.segment_BT, positions_1T
+    return _heads_last(_map_query_chunks(block, _heads_first(q_BTHh, k_BTKh.shape[2]), info, query_chunk))
 
 
-def _attend_block(q_BKgMh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array, allowed_BMS: jax.Array) -> jax.Array:
+def _attend_block(q_BKgMh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array, mask_BMS: jax.Array) -> jax.Array:
+    """Softmax attention of M queries over all keys that the mask allows → [B, K, g, M, h]."""
     B, K, g, M, h = q_BKgMh.shape
     S = k_BKSh.shape[2]
-    scores = _scores(q_BKgMh.reshape(B, K, g * M, h), k_BKSh).reshape(B, K, g, M, S)
-    scores = jnp.where(allowed_BMS[:, None, None], scores, BLOCKED).reshape(B, K, g * M, S)
+    scores = _scores(q_BKgMh.reshape(B, K, g * M, h), k_BKSh.swapaxes(-1, -2)).reshape(B, K, g, M, S)
+    scores = jnp.where(mask_BMS[:, None, None], scores, MASKED_SCORE).reshape(B, K, g * M, S)
+    # The maximum cancels in the quotient, so no gradient needs to flow through it.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    mixed = _weigh(weights, v_BKSh) / weights.sum(-1, keepdims=True)
-    return mixed.astype(v_BKSh.dtype).reshape(B, K, g, M, h)
+    # Division after the matmul: [M, h] numbers instead of [M, S].
+    o_BKNh = _weighted_sum(weights, v_BKSh) / weights.sum(-1, keepdims=True)
+    return o_BKNh.astype(v_BKSh.dtype).reshape(B, K, g, M, h)
 
 
-def _attend_strided(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask: Mask, query_chunk: int) -> jax.Array:
+def _attend_shared_prefix(
+    q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask: Mask, query_chunk: int
+) -> jax.Array:
+    """Attention of rows [prefix | segment | segment | …] by XLA, part by part."""
     q_BKgTh = _heads_first(q_BTHh, k_BTKh.shape[2])
     k_BKTh, v_BKTh = k_BTKh.transpose(0, 2, 1, 3), v_BTKh.transpose(0, 2, 1, 3)
-    length_B = (mask.prefix_BT[:, : mask.prefix] > 0).sum(1, dtype=jnp.int32)
-    places = shared_prefix.Places(mask.prefix, mask.segment, query_chunk * q_BKgTh.shape[2])
-    return _heads_last(shared_prefix.attend(q_BKgTh, k_BKTh, v_BKTh, length_B, places))
+    length_B = (mask.prefix_BT[:, : mask.prefix_width] > 0).sum(1, dtype=jnp.int32)
+    parts = shared_prefix.RowParts(mask.prefix_width, mask.segment_width, query_chunk * q_BKgTh.shape[2])
+    return _heads_last(shared_prefix.attend(q_BKgTh, k_BKTh, v_BKTh, length_B, parts))
 
 
 def attend_cached(q_PGHh: jax.Array, cache: KVCache, stack: int, entry: jax.Array | int) -> jax.Array:
-    """One decode step's queries over their prompt's prefix and their sample's own columns → [P, G, H, h].
+    """Attention of one decode step → [P, G, H, h]: over the prompt's prefix and the sample's own columns.
 
-    The step's keys and values have been written, to that entry of that stack of the cache. Of many columns only those
-    that any step has reached are read, in powers of two. XLA's everywhere: compiled for TPU it holds the scores in VMEM
-    and reads keys and values alone (docs/attention.md).
+    `write` must have written the step's keys and values before. XLA computes it on every platform: compiled for TPU,
+    the scores stay in VMEM and only keys and values are read from HBM (docs/attention.md).
+
+    Args:
+      q_PGHh: queries of one layer.
+      cache: the KV cache.
+      stack: the layer's stack in the cache.
+      entry: the layer's index in the stack.
     """
     P, G, H, h = q_PGHh.shape
     K = cache.v[stack].values.shape[-3]
     q_PGKgh = q_PGHh.reshape(P, G, K, H // K, h)
-    prefix_PS, own_PT = visible(cache)
-    prefix_k, prefix_v = prefix_of(cache, stack, entry)
-    shared = _stored_products(q_PGKgh.swapaxes(1, 2).reshape(P, K, -1, h), prefix_k)
-    shared = jnp.where(prefix_PS[:, None, None, :], shared, BLOCKED)
+    prefix_visible_PS, own_visible_PT = visible_positions(cache)
+    prefix_k, prefix_v = read_prefix(cache, stack, entry)
+    prefix_scores = _cached_scores(q_PGKgh.swapaxes(1, 2).reshape(P, K, -1, h), prefix_k)
+    prefix_scores = jnp.where(prefix_visible_PS[:, None, None, :], prefix_scores, MASKED_SCORE)
 
-    def over(window: int) -> jax.Array:
-        k_RKhW, v_RKWh = layer_of(cache, stack, entry, window)
-        own = _stored_products(q_PGKgh.reshape(P * G, K, -1, h), k_RKhW).reshape(P, G, K, -1, window)
-        own = jnp.where(own_PT[:, None, None, None, :window], own, BLOCKED)
-        return _mix_cached(shared, prefix_v, own, v_RKWh, q_PGHh.dtype)
+    def attend_window(window: int) -> jax.Array:
+        k_RKhW, v_RKWh = read_columns(cache, stack, entry, window)
+        own_scores = _cached_scores(q_PGKgh.reshape(P * G, K, -1, h), k_RKhW).reshape(P, G, K, -1, window)
+        own_scores = jnp.where(own_visible_PT[:, None, None, None, :window], own_scores, MASKED_SCORE)
+        return _mix_prefix_and_own(prefix_scores, prefix_v, own_scores, v_RKWh, q_PGHh.dtype)
 
-    windows = _windows(cache.columns)
-    reached = jnp.sum(cache.step >= jnp.asarray(windows[:-1], jnp.int32))
-    out = jax.lax.switch(reached, [lambda window=window: over(window) for window in windows])
+    # Early steps of a long completion need few of the columns: read the smallest window that holds the current step.
+    windows = _window_sizes(cache.columns)
+    smallest = jnp.sum(cache.step >= jnp.asarray(windows[:-1], jnp.int32))
+    out = jax.lax.switch(smallest, [lambda window=window: attend_window(window) for window in windows])
     return out.reshape(P, G, H, h).astype(q_PGHh.dtype)
 
 
-def _windows(T: int, smallest: int = 256) -> list[int]:
-    """Numbers of columns to read, doubling up to T; a few more cost less than a program that leaves them out."""
+def _window_sizes(T: int, smallest: int = 256) -> list[int]:
+    """Numbers of columns to read, doubling up to T from at most `smallest`."""
+    # Each size is one more branch to compile; reading at most twice what is needed is the better price.
     windows = [T]
     while windows[0] > smallest:
         windows.insert(0, -(-windows[0] // 2))
     return windows
 
 
-def _stored_products(q: jax.Array, k: QuantizedArray) -> jax.Array:
-    """Scores of stored keys: a token's scale multiplies its score, so int8 keys are never made wide."""
-    scores = _products(q, k.values.astype(q.dtype))
+def _cached_scores(q: jax.Array, k: QuantizedArray) -> jax.Array:
+    """Scaled scores of cached keys […, h, S]."""
+    # Scales [..., 1, S] are constant over h: they multiply the scores, so that int8 keys are never dequantized.
+    scores = _scores(q, k.values.astype(q.dtype))
     return scores if k.scale is None else scores * k.scale
 
 
-def _weigh_stored(weights: jax.Array, v: QuantizedArray, dtype: jnp.dtype) -> jax.Array:
-    """The same of values: a token's scale multiplies its weight."""
+def _weighted_cached_sum(weights: jax.Array, v: QuantizedArray, dtype: jnp.dtype) -> jax.Array:
+    """Weights […, M, S] times cached values […, S, h], which are multiplied in `dtype`."""
+    # The scales of values [..., S, 1] are constant over h too: they multiply the weights.
     if v.scale is not None:
         weights = weights * v.scale.swapaxes(-1, -2)
-    return _weigh(weights, v.values.astype(dtype))
+    return _weighted_sum(weights, v.values.astype(dtype))
 
 
-def _mix_cached(
-    shared: jax.Array, prefix_v: QuantizedArray, own: jax.Array, v: QuantizedArray, dtype: jnp.dtype
+def _mix_prefix_and_own(
+    prefix_scores: jax.Array, prefix_v: QuantizedArray, own_scores: jax.Array, own_v: QuantizedArray, dtype: jnp.dtype
 ) -> jax.Array:
-    """Scores [P, K, G·g, S] and [P, G, K, g, W], values of the latter [P·G, K, W, h] → [P, G, K, g, h]."""
-    P, G, K, g, _ = own.shape
-    top = jnp.maximum(shared.max(-1).reshape(P, K, G, g).swapaxes(1, 2), own.max(-1))[..., None]
-    shared = jnp.exp(shared - top.swapaxes(1, 2).reshape(P, K, G * g, 1))
-    own = jnp.exp(own - top)
-    total = shared.sum(-1).reshape(P, K, G, g).swapaxes(1, 2)[..., None] + own.sum(-1, keepdims=True)
-    mixed = _weigh_stored(shared, prefix_v, dtype).reshape(P, K, G, g, -1).swapaxes(1, 2)
-    return (mixed + _weigh_stored(own.reshape(P * G, K, g, -1), v, dtype).reshape(P, G, K, g, -1)) / total
+    """One softmax over prefix and own columns → [P, G, K, g, h] in at least float32.
+
+    Args:
+      prefix_scores: [P, K, G·g, S].
+      prefix_v: [P, K, S, h].
+      own_scores: [P, G, K, g, W].
+      own_v: [P·G, K, W, h].
+      dtype: operands of the matmuls.
+    """
+    P, G, K, g, _ = own_scores.shape
+    prefix_max = prefix_scores.max(-1).reshape(P, K, G, g).swapaxes(1, 2)
+    top = jnp.maximum(prefix_max, own_scores.max(-1))[..., None]
+    prefix_weights = jnp.exp(prefix_scores - top.swapaxes(1, 2).reshape(P, K, G * g, 1))
+    own_weights = jnp.exp(own_scores - top)
+    prefix_total = prefix_weights.sum(-1).reshape(P, K, G, g).swapaxes(1, 2)[..., None]
+    total = prefix_total + own_weights.sum(-1, keepdims=True)
+    prefix_sum = _weighted_cached_sum(prefix_weights, prefix_v, dtype).reshape(P, K, G, g, -1).swapaxes(1, 2)
+    own_sum = _weighted_cached_sum(own_weights.reshape(P * G, K, g, -1), own_v, dtype).reshape(P, G, K, g, -1)
+    return (prefix_sum + own_sum) / total

@@ -1,9 +1,24 @@
-"""The key-value cache of sampling: each prompt's keys and values once, and those of its samples' own steps.
+"""The KV cache of sampling: keys and values of each prompt, stored once, and of each sample's decode steps.
 
-All prompts write the same column at a step, whatever their age: a slot that begins anew at step n has the columns
-n, n + 1, … modulo their number for itself, and what an earlier prompt left there is hidden by its age. Keys lie with
-time last, so that a step's scores are a plain matrix product: on CPU that halves them.
+A slot holds one prompt and its G samples. All slots write the same column at a decode step, so the write is one
+dynamic_update_slice; the columns are a ring buffer, and a slot's start step says which of them are its own.
 """
+
+# Slots, columns and the ring, for one layer and key-value head: P = 2 slots, G = 2 samples, S = 6, T = 8, step = 10.
+# Numbers are the decode steps at which a column was written: [10] is this step's, in column 10 % 8 = 2; those in () are
+# hidden from the slot, since they were written before its prompt was inserted.
+#
+#                             prefix (S)         own columns (T)
+#     slot 0, start_P = 5     k k k k . .   s0    8   9  [10] (3) (4)  5   6   7
+#       prefix_length_P = 4                 s1    8   9  [10] (3) (4)  5   6   7
+#     slot 1, start_P = 9     k k . . . .   s0   (8)  9  [10] (3) (4) (5) (6) (7)
+#       prefix_length_P = 2                 s1   (8)  9  [10] (3) (4) (5) (6) (7)
+#
+# A prompt that enters a slot at step n therefore needs no reset: age(column) = (step - column) % T, and a column is
+# visible while its age is at most step - start_P. Samples must end within T steps, before the ring overwrites them.
+#
+# Arrays have [K, h, time] for keys and [K, time, h] for values. With time last, scores are a plain matrix product of
+# [g, h] and [h, time], which halves their time on CPU.
 
 from __future__ import annotations
 
@@ -16,31 +31,30 @@ from flax import struct
 from sqlr1_jax.distributed.sharding import SAMPLE_RULES, constrain
 from sqlr1_jax.model.quantize import QuantizedArray, quantize_int8
 
-_PREFIX = (None, "rows", "kv_heads", None, None)
-_OWN = (None, "rows", "kv_heads", None, None)
-COLUMNS = 16  # what a number of columns is rounded up to: odd widths cost CPUs a third
+_AXES = (None, "rows", "kv_heads", None, None)  # entry, prompt or sample, key-value head; a stack may lack the first
+COLUMN_MULTIPLE = 16  # T is rounded up to this: odd widths cost CPUs a third
 
 
 @struct.dataclass
 class KVCache:
-    """Slots for P prompts of G samples each; a sample has T columns for its own steps.
+    """Slots for P prompts of G samples each; a sample has T columns for its own decode steps.
 
-    Keys and values lie in U stacks: layer i is entry i // U of stack i % U. With as many stacks as layers there is no
-    axis of entries, and a step reads and writes them in place; on CPU one of many entries is copied out first. Samples
-    lie on one axis R = P · G, prompt after prompt: of an axis P of one, XLA for CPU makes copies at each step.
+    Layers are spread over U stacks: layer i is entry i // U of stack i % U. With as many stacks as layers there is no
+    entry axis, and a step reads and writes the arrays in place; on CPU one of several entries is copied out first.
+    Samples are on one axis R = P · G, prompt by prompt: with an axis P of size 1, XLA for CPU copies at each step.
     """
 
-    prefix_k: tuple[QuantizedArray, ...]  # each [L/U, P, K, h, S], or [P, K, h, S]; a scale has 1 in place of h
-    prefix_v: tuple[QuantizedArray, ...]  # [L/U, P, K, S, h]
-    prefix_length_P: jax.Array  # tokens of each prompt that are here: prompt[:-1]
-    k: tuple[QuantizedArray, ...]  # [L/U, R, K, h, T]
-    v: tuple[QuantizedArray, ...]  # [L/U, R, K, T, h]
+    prefix_k: tuple[QuantizedArray, ...]  # per stack [L/U, P, K, h, S], or [P, K, h, S]; int8 scales have 1 for h
+    prefix_v: tuple[QuantizedArray, ...]  # per stack [L/U, P, K, S, h]
+    prefix_length_P: jax.Array  # cached tokens of each prompt: prompt[:-1]
+    k: tuple[QuantizedArray, ...]  # per stack [L/U, R, K, h, T]
+    v: tuple[QuantizedArray, ...]  # per stack [L/U, R, K, T, h]
     step: jax.Array  # decode steps since the cache was made; the next one writes column step % T
-    start_P: jax.Array  # the step at which each slot's prompt began
+    start_P: jax.Array  # the step at which each slot's prompt was inserted
 
     @property
     def columns(self) -> int:
-        """T."""
+        """T, the columns of each sample."""
         return self.v[0].values.shape[-2]
 
 
@@ -53,157 +67,175 @@ def shapes(
     heads: tuple[int, int],
     dtype: jnp.dtype,
 ) -> KVCache:
-    """The cache as jax.ShapeDtypeStruct: for planning, and for `zeros`.
+    """An abstract cache with jax.ShapeDtypeStruct leaves: for planning, and for `zeros`.
 
     Args:
-      layers: stacks, and layers in each.
+      layers: number of stacks, and layers in each.
       prompts: P.
       samples: G.
-      prefix: S.
-      steps: columns at least.
-      heads: key-value heads, and their size.
-      dtype: of keys and values; int8 has scales beside it.
+      prefix: S, tokens of the longest prefix.
+      steps: decode steps of the longest sample; T is at least this.
+      heads: number of key-value heads, and their size.
+      dtype: of keys and values; int8 has float32 scales with it.
     """
     (stacks, depth), (K, h) = layers, heads
-    T = -(-steps // COLUMNS) * COLUMNS
+    T = -(-steps // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
     entries = () if depth == 1 else (depth,)
-    shared, own = (*entries, prompts, K), (*entries, prompts * samples, K)
-    numbers = jax.ShapeDtypeStruct((prompts,), jnp.int32)
+    prefix_dims, own_dims = (*entries, prompts, K), (*entries, prompts * samples, K)
+    numbers_P = jax.ShapeDtypeStruct((prompts,), jnp.int32)
 
-    def keys(lead: tuple[int, ...], time: int) -> tuple[QuantizedArray, ...]:
-        return (_shapes((*lead, h, time), -2, dtype),) * stacks
+    def keys(leading: tuple[int, ...], time: int) -> tuple[QuantizedArray, ...]:
+        return (_abstract_array((*leading, h, time), -2, dtype),) * stacks
 
-    def values(lead: tuple[int, ...], time: int) -> tuple[QuantizedArray, ...]:
-        return (_shapes((*lead, time, h), -1, dtype),) * stacks
+    def values(leading: tuple[int, ...], time: int) -> tuple[QuantizedArray, ...]:
+        return (_abstract_array((*leading, time, h), -1, dtype),) * stacks
 
     fields = {
-        "prefix_k": keys(shared, prefix),
-        "prefix_v": values(shared, prefix),
-        "prefix_length_P": numbers,
-        "k": keys(own, T),
-        "v": values(own, T),
+        "prefix_k": keys(prefix_dims, prefix),
+        "prefix_v": values(prefix_dims, prefix),
+        "prefix_length_P": numbers_P,
+        "k": keys(own_dims, T),
+        "v": values(own_dims, T),
         "step": jax.ShapeDtypeStruct((), jnp.int32),
-        "start_P": numbers,
+        "start_P": numbers_P,
     }
     return KVCache(**fields)  # type: ignore[arg-type]
 
 
-def _shapes(shape: tuple[int, ...], axis: int, dtype: jnp.dtype) -> QuantizedArray:
+def _abstract_array(shape: tuple[int, ...], head_axis: int, dtype: jnp.dtype) -> QuantizedArray:
     values = jax.ShapeDtypeStruct(shape, dtype)
     if dtype != jnp.int8:
         return QuantizedArray(values, None)
-    flat = list(shape)
-    flat[axis] = 1
-    return QuantizedArray(values, jax.ShapeDtypeStruct(tuple(flat), jnp.float32))
+    scale_shape = list(shape)
+    scale_shape[head_axis] = 1  # one scale per token and head
+    return QuantizedArray(values, jax.ShapeDtypeStruct(tuple(scale_shape), jnp.float32))
 
 
-def _store(x: jax.Array, axis: int, like: QuantizedArray) -> QuantizedArray:
-    """Keys or values as `like` keeps them; `axis` is that of h."""
-    return QuantizedArray(x.astype(like.values.dtype), None) if like.scale is None else quantize_int8(x, axis)
+def _cast_or_quantize(x: jax.Array, head_axis: int, like: QuantizedArray) -> QuantizedArray:
+    """Keys or values in the cache's dtype, with scales if the cache is int8."""
+    return QuantizedArray(x.astype(like.values.dtype), None) if like.scale is None else quantize_int8(x, head_axis)
 
 
 def zeros(like: KVCache) -> KVCache:
-    """An empty cache of those shapes, laid out for sampling."""
-    return _laid_out(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like))
+    """An empty cache of an abstract cache's shapes, sharded for sampling."""
+    return _constrain(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like))
 
 
-def _laid_out(cache: KVCache) -> KVCache:
-    """Split over prompts and key-value heads, where there is a mesh."""
+def _constrain(cache: KVCache) -> KVCache:
+    """The cache sharded over prompts and key-value heads, if there is a mesh."""
 
-    def split(axes: tuple[str | None, ...], stacks: tuple[QuantizedArray, ...]) -> Any:
-        return jax.tree.map(lambda leaf: constrain(leaf, axes[-leaf.ndim :], SAMPLE_RULES), stacks)
+    def constrain_stacks(stacks: tuple[QuantizedArray, ...]) -> Any:
+        return jax.tree.map(lambda leaf: constrain(leaf, _AXES[-leaf.ndim :], SAMPLE_RULES), stacks)
 
     return cache.replace(  # type: ignore[attr-defined]
-        prefix_k=split(_PREFIX, cache.prefix_k),
-        prefix_v=split(_PREFIX, cache.prefix_v),
-        k=split(_OWN, cache.k),
-        v=split(_OWN, cache.v),
+        prefix_k=constrain_stacks(cache.prefix_k),
+        prefix_v=constrain_stacks(cache.prefix_v),
+        k=constrain_stacks(cache.k),
+        v=constrain_stacks(cache.v),
     )
 
 
-def insert(cache: KVCache, kept: tuple[jax.Array, jax.Array], length_R: jax.Array, slot_R: jax.Array) -> KVCache:
-    """Puts prompts into slots, where they begin at the next step; a slot past all there are takes nothing.
+def insert(cache: KVCache, prefill_kv: tuple[jax.Array, jax.Array], length_R: jax.Array, slot_R: jax.Array) -> KVCache:
+    """The cache with R prefilled prompts in their slots, where their samples start at the next step.
 
-    kept: their keys and values [L, R, S, K, h] as prefill computed them; they may be shorter than the cache's.
+    Args:
+      cache: the KV cache.
+      prefill_kv: keys and values [L, R, S', K, h] of all layers, with S' at most the cache's S.
+      length_R: cached tokens of each prompt.
+      slot_R: the slot of each prompt; a prompt whose slot is P or more is dropped.
     """
-    k_LRSKh, v_LRSKh = kept
+    k_LRSKh, v_LRSKh = prefill_kv
     k_LRKhS, v_LRKSh = k_LRSKh.transpose(0, 1, 3, 4, 2), v_LRSKh.transpose(0, 1, 3, 2, 4)
-    layers = [slice(i, None, len(cache.k)) if old.values.ndim == 5 else i for i, old in enumerate(cache.k)]
+    # The layers of stack i are i, i + U, i + 2U, …; without an entry axis only i.
+    layers = [slice(i, None, len(cache.k)) if stack.values.ndim == 5 else i for i, stack in enumerate(cache.k)]
 
-    def put(axis: int, new: jax.Array, old: QuantizedArray) -> Any:
-        return jax.tree.map(lambda into, leaf: _scatter(into, leaf, slot_R), old, _store(new, axis, old))
+    def put(head_axis: int, new: jax.Array, stack: QuantizedArray) -> Any:
+        stored = _cast_or_quantize(new, head_axis, stack)
+        return jax.tree.map(lambda old, leaf: _set_slots(old, leaf, slot_R), stack, stored)
 
-    filled = cache.replace(  # type: ignore[attr-defined]
-        prefix_k=tuple(put(-2, k_LRKhS[some], old) for some, old in zip(layers, cache.prefix_k, strict=True)),
-        prefix_v=tuple(put(-1, v_LRKSh[some], old) for some, old in zip(layers, cache.prefix_v, strict=True)),
+    inserted = cache.replace(  # type: ignore[attr-defined]
+        prefix_k=tuple(put(-2, k_LRKhS[i], stack) for i, stack in zip(layers, cache.prefix_k, strict=True)),
+        prefix_v=tuple(put(-1, v_LRKSh[i], stack) for i, stack in zip(layers, cache.prefix_v, strict=True)),
         prefix_length_P=cache.prefix_length_P.at[slot_R].set(length_R, mode="drop"),
         start_P=cache.start_P.at[slot_R].set(cache.step, mode="drop"),
     )
-    return _laid_out(filled)
+    return _constrain(inserted)
 
 
-def _scatter(into: jax.Array, new: jax.Array, slot_R: jax.Array) -> jax.Array:
-    """Prompts at axis -4 into the slots that they are for; of a longer prefix the front is written."""
-    front = tuple(slice(0, size) for size in new.shape[-3:])
-    entries = (slice(None),) * (into.ndim - 4)
-    return into.at[(*entries, slot_R, *front)].set(new, mode="drop")
+def _set_slots(old: jax.Array, new: jax.Array, slot_R: jax.Array) -> jax.Array:
+    """`old` with the prompts of `new` (axis -4) in their slots; a shorter prefix fills only the first columns."""
+    corner = tuple(slice(0, size) for size in new.shape[-3:])
+    entries = (slice(None),) * (old.ndim - 4)
+    return old.at[(*entries, slot_R, *corner)].set(new, mode="drop")
 
 
 def write(cache: KVCache, stack: int, entry: jax.Array | int, k_PGKh: jax.Array, v_PGKh: jax.Array) -> KVCache:
-    """The keys and values of one layer's step, into the column of this step."""
+    """The cache with one layer's keys and values of this decode step, in column step % T.
+
+    Args:
+      cache: the KV cache.
+      stack: the layer's stack.
+      entry: the layer's index in the stack.
+      k_PGKh: one key per sample.
+      v_PGKh: one value per sample.
+    """
     column = cache.step % cache.columns
     k, v = cache.k[stack], cache.v[stack]
     k_RKh, v_RKh = (x.reshape(-1, *x.shape[2:]) for x in (k_PGKh, v_PGKh))
-    k = _update(k, _store(k_RKh[..., None], -2, k), _indices(entry, 0, 0, 0, column))
-    v = _update(v, _store(v_RKh[:, :, None], -1, v), _indices(entry, 0, 0, column, 0))
+    k = _update(k, _cast_or_quantize(k_RKh[..., None], -2, k), _int32(entry, 0, 0, 0, column))
+    v = _update(v, _cast_or_quantize(v_RKh[:, :, None], -1, v), _int32(entry, 0, 0, column, 0))
     return cache.replace(  # type: ignore[attr-defined]
         k=(*cache.k[:stack], k, *cache.k[stack + 1 :]), v=(*cache.v[:stack], v, *cache.v[stack + 1 :])
     )
 
 
-def _indices(*indices: jax.Array | int) -> tuple[jax.Array, ...]:
+def _int32(*indices: jax.Array | int) -> tuple[jax.Array, ...]:
+    """Indices of one dtype, which dynamic slices need where some of them are traced."""
     return tuple(jnp.asarray(index, jnp.int32) for index in indices)
 
 
-def _update(stack: QuantizedArray, new: QuantizedArray, at: tuple[jax.Array, ...]) -> Any:
-    def one(into: jax.Array, leaf: jax.Array) -> jax.Array:
-        leaf = leaf if into.ndim == leaf.ndim else leaf[None]
-        return jax.lax.dynamic_update_slice(into, leaf, at[-into.ndim :])
+def _update(stack: QuantizedArray, new: QuantizedArray, start: tuple[jax.Array, ...]) -> Any:
+    """A stack with `new` at these indices; a stack without an entry axis ignores the first."""
 
-    return jax.tree.map(one, stack, new)
+    def update_leaf(old: jax.Array, leaf: jax.Array) -> jax.Array:
+        leaf = leaf if old.ndim == leaf.ndim else leaf[None]
+        return jax.lax.dynamic_update_slice(old, leaf, start[-old.ndim :])
+
+    return jax.tree.map(update_leaf, stack, new)
 
 
-def prefix_of(cache: KVCache, stack: int, entry: jax.Array | int) -> tuple[QuantizedArray, QuantizedArray]:
-    """Keys [P, K, h, S] and values [P, K, S, h] of one layer's prompts."""
+def read_prefix(cache: KVCache, stack: int, entry: jax.Array | int) -> tuple[QuantizedArray, QuantizedArray]:
+    """Keys [P, K, h, S] and values [P, K, S, h] of one layer's prefixes."""
     k, v = cache.prefix_k[stack], cache.prefix_v[stack]
-    return (_entry(k, entry), _entry(v, entry)) if k.values.ndim == 5 else (k, v)
+    return (_index_entry(k, entry), _index_entry(v, entry)) if k.values.ndim == 5 else (k, v)
 
 
-def layer_of(cache: KVCache, stack: int, entry: jax.Array | int, window: int) -> tuple[QuantizedArray, QuantizedArray]:
-    """Keys [R, K, h, window] and values [R, K, window, h] of one layer's first `window` columns."""
-    k, v = cache.k[stack], cache.v[stack]
-    return _front(k, entry, window, -1), _front(v, entry, window, -2)
-
-
-def _front(stack: QuantizedArray, entry: jax.Array | int, window: int, axis: int) -> Any:
-    """Entry and window in one cut: of two, XLA for TPU copies all columns out where they are many."""
-
-    def one(leaf: jax.Array) -> jax.Array:
-        if leaf.ndim < 5:
-            return jax.lax.slice_in_dim(leaf, 0, window, axis=axis)
-        sizes = [1, *leaf.shape[1:]]
-        sizes[axis] = window
-        return jax.lax.dynamic_slice(leaf, _indices(entry, 0, 0, 0, 0), sizes)[0]
-
-    return jax.tree.map(one, stack)
-
-
-def _entry(stack: QuantizedArray, entry: jax.Array | int) -> Any:
+def _index_entry(stack: QuantizedArray, entry: jax.Array | int) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, entry, keepdims=False), stack)
 
 
-def visible(cache: KVCache) -> tuple[jax.Array, jax.Array]:
-    """What this step sees, its own column included: places of the prefix [P, S] and columns [P, T]."""
+def read_columns(
+    cache: KVCache, stack: int, entry: jax.Array | int, window: int
+) -> tuple[QuantizedArray, QuantizedArray]:
+    """Keys [R, K, h, window] and values [R, K, window, h] of one layer's first `window` columns."""
+    k, v = cache.k[stack], cache.v[stack]
+    return _slice_window(k, entry, window, -1), _slice_window(v, entry, window, -2)
+
+
+def _slice_window(stack: QuantizedArray, entry: jax.Array | int, window: int, axis: int) -> Any:
+    def slice_leaf(leaf: jax.Array) -> jax.Array:
+        if leaf.ndim < 5:
+            return jax.lax.slice_in_dim(leaf, 0, window, axis=axis)
+        # One slice for entry and window: with two, XLA for TPU copies all columns of the layer to HBM first.
+        sizes = [1, *leaf.shape[1:]]
+        sizes[axis] = window
+        return jax.lax.dynamic_slice(leaf, _int32(entry, 0, 0, 0, 0), sizes)[0]
+
+    return jax.tree.map(slice_leaf, stack)
+
+
+def visible_positions(cache: KVCache) -> tuple[jax.Array, jax.Array]:
+    """What each slot sees at this step, its own column included: prefix positions [P, S] and columns [P, T]."""
     S, T = cache.prefix_k[0].values.shape[-1], cache.columns
     prefix_PS = jnp.arange(S)[None, :] < cache.prefix_length_P[:, None]
     age_T = (cache.step - jnp.arange(T)) % T  # steps since the column was written

@@ -1,13 +1,23 @@
-"""Log-probabilities of given tokens and the entropy at each place, without the logits of all places at once.
+"""Log-probabilities of given tokens and the entropy at each position, without the logits of all positions at once.
 
-Both have a gradient of their own: of a place's logits l, with p = softmax(l) and H its entropy,
-∂ log p(y) / ∂l = onehot(y) − p and ∂H / ∂l = −p (log p + H): the backward pass needs the logits and two numbers.
+Both have a custom gradient. For a position's logits l, with p = softmax(l) and entropy H,
+∂ log p(y) / ∂l = onehot(y) − p and ∂H / ∂l = −p (log p + H), so the backward pass needs l, its log-sum-exp and H.
 """
+
+# Compaction by the loss mask, for B = 2 rows of T = 8 positions ("x": in the loss) and chunks of width 2:
+#
+#     loss_mask_BT         order_BT: positions in the loss first
+#     . . x x x . x .      2 3 | 4 6 | 0 1 | 5 7
+#     . . . . . x x .      5 6 | 0 1 | 2 3 | 4 7
+#                          1st   2nd   never computed: num_chunks = ceil(max. of the rows' sums / width) = 2
+#
+# Only [B, width, V] logits exist at a time. Chunks are cut from time, so that each holds positions of every row and all
+# devices of the row axis work on each chunk. The loop's trip count depends on the data, and JAX cannot differentiate
+# such a loop in reverse mode: hence the custom gradient, which recomputes each chunk's logits.
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,49 +33,55 @@ def token_logprobs(
     params: Params,
     hidden_BTD: jax.Array,
     targets_BT: jax.Array,
-    cfg: Qwen2Config,
+    config: Qwen2Config,
     temperature: float = 1.0,
-    counted_BT: jax.Array | None = None,
+    loss_mask_BT: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(log p(target), entropy in nats), each [B, T] in at least float32, of softmax(logits / temperature).
 
-    Where `counted_BT` is False both are 0. On each chip logits exist for cfg.logits_chunk places at a time, of counted
-    places alone, and are computed again in the backward pass; with 0 they exist all at once and are kept.
+    Args:
+      params: the model's parameters.
+      hidden_BTD: the model's output at each position.
+      targets_BT: the token ids whose log-probabilities are computed.
+      config: with logits_chunk > 0, each device holds the logits of that many positions at a time and recomputes them
+        in the backward pass; with 0, all logits exist at once and are saved.
+      temperature: divides the logits.
+      loss_mask_BT: positions to compute; the others get 0. None: all.
     """
-    counted_BT = jnp.ones(targets_BT.shape, bool) if counted_BT is None else counted_BT
-    # Whole on every chip but for the vocabulary: split by D, each chunk's logits would be summed between the chips.
+    loss_mask_BT = jnp.ones(targets_BT.shape, bool) if loss_mask_BT is None else loss_mask_BT
+    # Replicated but for rows and vocabulary: split over D, each chunk's logits would need an all-reduce.
     hidden_BTD = constrain(hidden_BTD, ("rows", None, None), TRAIN_RULES)
-    table_DV = constrain(unembedding(params, cfg).astype(hidden_BTD.dtype), (None, "vocab"), TRAIN_RULES)
-    if cfg.logits_chunk:
-        found = _chunked(table_DV, hidden_BTD, targets_BT, counted_BT, cfg, temperature)
+    table_DV = constrain(unembedding(params, config).astype(hidden_BTD.dtype), (None, "vocab"), TRAIN_RULES)
+    if config.logits_chunk:
+        logp_BT, entropy_BT = _chunked(table_DV, hidden_BTD, targets_BT, loss_mask_BT, config, temperature)
     else:
-        found = _whole(table_DV, hidden_BTD, targets_BT, cfg, temperature)
-    logp_BT, entropy_BT = (jnp.where(counted_BT, x_BT, 0.0) for x_BT in found)
-    return logp_BT, entropy_BT
+        logp_BT, entropy_BT = _unchunked(table_DV, hidden_BTD, targets_BT, config, temperature)
+    return jnp.where(loss_mask_BT, logp_BT, 0.0), jnp.where(loss_mask_BT, entropy_BT, 0.0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _whole(
-    table_DV: jax.Array, hidden_BTD: jax.Array, targets_BT: jax.Array, cfg: Qwen2Config, temperature: float
+def _unchunked(
+    table_DV: jax.Array, hidden_BTD: jax.Array, targets_BT: jax.Array, config: Qwen2Config, temperature: float
 ) -> Arrays:
-    return _whole_forward(table_DV, hidden_BTD, targets_BT, cfg, temperature)[0]
+    """(log p(target), entropy), each [B, T], from all logits at once."""
+    return _unchunked_forward(table_DV, hidden_BTD, targets_BT, config, temperature)[0]
 
 
-def _whole_forward(
-    table_DV: jax.Array, hidden_BTD: jax.Array, targets_BT: jax.Array, cfg: Qwen2Config, temperature: float
+def _unchunked_forward(
+    table_DV: jax.Array, hidden_BTD: jax.Array, targets_BT: jax.Array, config: Qwen2Config, temperature: float
 ) -> tuple[Arrays, Arrays]:
-    logits_BTV = _logits(table_DV, hidden_BTD, cfg, temperature)
-    logp_BT, *numbers = _read(logits_BTV, targets_BT)
-    return (logp_BT, numbers[0]), (table_DV, hidden_BTD, targets_BT, logits_BTV, *numbers)
+    logits_BTV = _logits(table_DV, hidden_BTD, config, temperature)
+    logp_BT, entropy_BT, logsumexp_BT = _token_stats(logits_BTV, targets_BT)
+    return (logp_BT, entropy_BT), (table_DV, hidden_BTD, targets_BT, logits_BTV, entropy_BT, logsumexp_BT)
 
 
-def _whole_backward(cfg: Qwen2Config, temperature: float, kept: Arrays, slopes: Arrays) -> tuple:
-    table_DV, hidden_BTD, targets_BT, logits_BTV, *numbers = kept
-    slope_BTV = _slope(logits_BTV, targets_BT, numbers, slopes, temperature).astype(table_DV.dtype)
-    return *_through(slope_BTV, table_DV, hidden_BTD), None
+def _unchunked_backward(config: Qwen2Config, temperature: float, residuals: Arrays, cotangents: Arrays) -> tuple:
+    table_DV, hidden_BTD, targets_BT, logits_BTV, entropy_BT, logsumexp_BT = residuals
+    dlogits_BTV = _dlogits(logits_BTV, targets_BT, (entropy_BT, logsumexp_BT), cotangents, temperature)
+    return *_matmul_vjp(dlogits_BTV.astype(table_DV.dtype), table_DV, hidden_BTD), None
 
 
-_whole.defvjp(_whole_forward, _whole_backward)
+_unchunked.defvjp(_unchunked_forward, _unchunked_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -73,127 +89,142 @@ def _chunked(
     table_DV: jax.Array,
     hidden_BTD: jax.Array,
     targets_BT: jax.Array,
-    counted_BT: jax.Array,
-    cfg: Qwen2Config,
+    loss_mask_BT: jax.Array,
+    config: Qwen2Config,
     temperature: float,
 ) -> Arrays:
-    return _chunked_forward(table_DV, hidden_BTD, targets_BT, counted_BT, cfg, temperature)[0]
+    """(log p(target), entropy), each [B, T], from the logits of one chunk of positions after another."""
+    return _chunked_forward(table_DV, hidden_BTD, targets_BT, loss_mask_BT, config, temperature)[0]
 
 
 def _chunked_forward(
     table_DV: jax.Array,
     hidden_BTD: jax.Array,
     targets_BT: jax.Array,
-    counted_BT: jax.Array,
-    cfg: Qwen2Config,
+    loss_mask_BT: jax.Array,
+    config: Qwen2Config,
     temperature: float,
 ) -> tuple[Arrays, Arrays]:
-    """Counted places are moved to the front of their rows, so that only chunks that hold some are computed."""
-    width, order_BT, count = _chunks(counted_BT, cfg.logits_chunk)
-    places = _front(hidden_BTD, order_BT), _front(targets_BT, order_BT)
+    T = loss_mask_BT.shape[1]
+    width, order_BT, num_chunks = _compaction(loss_mask_BT, config.logits_chunk)
+    inputs = _reorder(hidden_BTD, order_BT), _reorder(targets_BT, order_BT)
 
-    def one(i: jax.Array, done: Arrays) -> Arrays:
-        hidden_BtD, targets_Bt = (_piece(x, i, width) for x in places)
-        new = _read(_logits(table_DV, hidden_BtD, cfg, temperature), targets_Bt)
-        return tuple(_put(x, part, i, width) for x, part in zip(done, new, strict=True))
+    def fill_chunk(i: jax.Array, outputs: Arrays) -> Arrays:
+        hidden_BtD, targets_Bt = (_read_chunk(x, i, width) for x in inputs)
+        stats = _token_stats(_logits(table_DV, hidden_BtD, config, temperature), targets_Bt)
+        return tuple(_write_chunk(x, chunk, i, width) for x, chunk in zip(outputs, stats, strict=True))
 
-    wide = jnp.promote_types(hidden_BTD.dtype, jnp.float32)
-    nothing = jnp.zeros(order_BT.shape, wide)
-    logp_BT, *numbers = jax.lax.fori_loop(0, count, one, (nothing, nothing, nothing))
-    found = _back(logp_BT, order_BT, counted_BT.shape[1]), _back(numbers[0], order_BT, counted_BT.shape[1])
-    return found, (table_DV, hidden_BTD, targets_BT, counted_BT, *numbers)
+    zeros_BT = jnp.zeros(order_BT.shape, jnp.promote_types(hidden_BTD.dtype, jnp.float32))
+    stats = jax.lax.fori_loop(0, num_chunks, fill_chunk, (zeros_BT, zeros_BT, zeros_BT))
+    logp_BT, entropy_BT, logsumexp_BT = stats
+    # Entropy and log-sum-exp stay in the compacted order, in which the backward pass reads them.
+    outputs = _restore_order(logp_BT, order_BT, T), _restore_order(entropy_BT, order_BT, T)
+    return outputs, (table_DV, hidden_BTD, targets_BT, loss_mask_BT, entropy_BT, logsumexp_BT)
 
 
-def _chunked_backward(cfg: Qwen2Config, temperature: float, kept: Arrays, slopes: Arrays) -> tuple:
-    table_DV, hidden_BTD, targets_BT, counted_BT, *numbers = kept
-    width, order_BT, count = _chunks(counted_BT, cfg.logits_chunk)
-    hidden_BTD, targets_BT, *slopes_BT = (_front(x, order_BT) for x in (hidden_BTD, targets_BT, *slopes))
+def _chunked_backward(config: Qwen2Config, temperature: float, residuals: Arrays, cotangents: Arrays) -> tuple:
+    table_DV, hidden_BTD, targets_BT, loss_mask_BT, entropy_BT, logsumexp_BT = residuals
+    width, order_BT, num_chunks = _compaction(loss_mask_BT, config.logits_chunk)
+    hidden_BTD, targets_BT, *cotangents_BT = (_reorder(x, order_BT) for x in (hidden_BTD, targets_BT, *cotangents))
+    inputs = hidden_BTD, targets_BT, entropy_BT, logsumexp_BT, *cotangents_BT
 
-    def one(i: jax.Array, done: Arrays) -> Arrays:
-        hidden_BtD, targets_Bt, *known = (_piece(x, i, width) for x in (hidden_BTD, targets_BT, *numbers, *slopes_BT))
-        logits_BtV = _logits(table_DV, hidden_BtD, cfg, temperature)
-        slope_BtV = _slope(logits_BtV, targets_Bt, known[:2], known[2:], temperature).astype(table_DV.dtype)
-        more_DV, slope_BtD = _through(slope_BtV, table_DV, hidden_BtD)
-        return done[0] + more_DV, _put(done[1], slope_BtD, i, width)
+    def add_chunk(i: jax.Array, gradients: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        hidden_BtD, targets_Bt, entropy_Bt, logsumexp_Bt, *cotangents_Bt = (_read_chunk(x, i, width) for x in inputs)
+        logits_BtV = _logits(table_DV, hidden_BtD, config, temperature)
+        dlogits_BtV = _dlogits(logits_BtV, targets_Bt, (entropy_Bt, logsumexp_Bt), tuple(cotangents_Bt), temperature)
+        chunk_dtable_DV, dhidden_BtD = _matmul_vjp(dlogits_BtV.astype(table_DV.dtype), table_DV, hidden_BtD)
+        dtable_DV, dhidden_BTD = gradients
+        return dtable_DV + chunk_dtable_DV, _write_chunk(dhidden_BTD, dhidden_BtD, i, width)
 
-    slope_DV, slope_BTD = jax.lax.fori_loop(0, count, one, (jnp.zeros_like(table_DV), jnp.zeros_like(hidden_BTD)))
-    return slope_DV, _back(slope_BTD, order_BT, counted_BT.shape[1]), None, None
+    zeros = jnp.zeros_like(table_DV), jnp.zeros_like(hidden_BTD)
+    dtable_DV, dhidden_BTD = jax.lax.fori_loop(0, num_chunks, add_chunk, zeros)
+    return dtable_DV, _restore_order(dhidden_BTD, order_BT, loss_mask_BT.shape[1]), None, None
 
 
 _chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
-def _chunks(counted_BT: jax.Array, places: int) -> tuple[int, jax.Array, jax.Array]:
-    """Of a chunk its width in time; where each row's places come from, counted ones first; how many chunks hold some.
-
-    Chunks are cut from time, so that each holds places of every row and no chip waits for another's.
-    """
-    B, T = counted_BT.shape
-    width = min(T, max(1, places // _rows_a_chip(B)))
-    order_BT = jnp.argsort(~counted_BT, axis=1, stable=True)
+def _compaction(loss_mask_BT: jax.Array, logits_chunk: int) -> tuple[int, jax.Array, jax.Array]:
+    """(chunk width in time, each row's positions with those in the loss first, number of chunks that hold any)."""
+    B, T = loss_mask_BT.shape
+    width = min(T, max(1, logits_chunk // _rows_per_device(B)))
+    order_BT = jnp.argsort(~loss_mask_BT, axis=1, stable=True)
+    # The last chunk is filled up with index T, which `_reorder` reads as 0.
     order_BT = jnp.pad(order_BT, ((0, 0), (0, -T % width)), constant_values=T)
-    return width, order_BT, -(-counted_BT.sum(1).max() // width)
+    return width, order_BT, -(-loss_mask_BT.sum(1).max() // width)
 
 
-def _rows_a_chip(rows: int) -> int:
+def _rows_per_device(rows: int) -> int:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return rows
     return NamedSharding(mesh, partition_spec(("rows",), TRAIN_RULES, (rows,), mesh)).shard_shape((rows,))[0]
 
 
-def _front(x: jax.Array, order_BT: jax.Array) -> jax.Array:
-    """Places in that order, zeros for those past the end."""
+def _reorder(x: jax.Array, order_BT: jax.Array) -> jax.Array:
+    """The positions of x [B, T, …] in that order; 0 for indices past the end."""
     order = order_BT.reshape(*order_BT.shape, *[1] * (x.ndim - 2))
     return jnp.take_along_axis(x, order, axis=1, mode="fill", fill_value=0)
 
 
-def _back(x: jax.Array, order_BT: jax.Array, length: int) -> jax.Array:
-    """The inverse of `_front`."""
-    return _front(x, jnp.argsort(order_BT[:, :length], axis=1))
+def _restore_order(x: jax.Array, order_BT: jax.Array, length: int) -> jax.Array:
+    """The inverse of `_reorder`: [B, length, …], gathered by the inverse permutation."""
+    return _reorder(x, jnp.argsort(order_BT[:, :length], axis=1))
 
 
-def _piece(x: jax.Array, i: jax.Array, width: int) -> jax.Array:
+def _read_chunk(x: jax.Array, i: jax.Array, width: int) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(x, i * width, width, axis=1)
 
 
-def _put(x: jax.Array, part: jax.Array, i: jax.Array, width: int) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(x, part, i * width, axis=1)
+def _write_chunk(x: jax.Array, chunk: jax.Array, i: jax.Array, width: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(x, chunk, i * width, axis=1)
 
 
-def _logits(table_DV: jax.Array, hidden_BTD: jax.Array, cfg: Qwen2Config, temperature: float) -> jax.Array:
+def _logits(table_DV: jax.Array, hidden_BTD: jax.Array, config: Qwen2Config, temperature: float) -> jax.Array:
+    """Logits / temperature in at least float32; ids past the tokenizer's are masked."""
     wide = jnp.promote_types(hidden_BTD.dtype, jnp.float32)
     logits_BTV = jnp.einsum("btd,dv->btv", hidden_BTD, table_DV, preferred_element_type=wide)
-    return mask_logits(logits_BTV, cfg) / temperature
+    return mask_logits(logits_BTV, config) / temperature
 
 
-def _read(logits_BTV: jax.Array, targets_BT: jax.Array) -> Arrays:
-    """Log-probabilities of the targets, entropies, and log-sum-exps."""
-    top_BT1 = logits_BTV.max(-1, keepdims=True)
-    weights_BTV = jnp.exp(logits_BTV - top_BT1)
+def _token_stats(logits_BTV: jax.Array, targets_BT: jax.Array) -> Arrays:
+    """(log p(target), entropy, log-sum-exp), each [B, T]."""
+    max_BT1 = logits_BTV.max(-1, keepdims=True)
+    weights_BTV = jnp.exp(logits_BTV - max_BT1)
     total_BT = weights_BTV.sum(-1)
-    log_total_BT = jnp.log(total_BT) + top_BT1[..., 0]
-    # Where the vocabulary is split, each chip looks for the target among its own, and one sum tells.
-    chosen_BT = jnp.where(_is_target(logits_BTV, targets_BT), logits_BTV, 0.0).sum(-1)
-    expected_BT = (weights_BTV * logits_BTV).sum(-1) / total_BT
-    return chosen_BT - log_total_BT, log_total_BT - expected_BT, log_total_BT
+    logsumexp_BT = jnp.log(total_BT) + max_BT1[..., 0]
+    # A masked sum, not a gather: with the vocabulary sharded, each device looks for the target among its own ids, and
+    # one sum over devices finds it.
+    target_BT = jnp.where(_is_target(logits_BTV, targets_BT), logits_BTV, 0.0).sum(-1)
+    mean_BT = (weights_BTV * logits_BTV).sum(-1) / total_BT
+    return target_BT - logsumexp_BT, logsumexp_BT - mean_BT, logsumexp_BT
 
 
-def _slope(logits_BTV: jax.Array, targets_BT: jax.Array, numbers: Any, slopes: Any, temperature: float) -> jax.Array:
-    """Gradient of the logits before the temperature, from those of log-probability and entropy."""
-    (entropy_BT1, log_total_BT1), (logp_slope_BT1, entropy_slope_BT1) = (
-        [x[..., None] for x in pair] for pair in (numbers, slopes)
-    )
-    logp_BTV = logits_BTV - log_total_BT1
+def _dlogits(
+    logits_BTV: jax.Array, targets_BT: jax.Array, stats: Arrays, cotangents: Arrays, temperature: float
+) -> jax.Array:
+    """Cotangent of the logits before the temperature.
+
+    Args:
+      logits_BTV: after the temperature.
+      targets_BT: target ids.
+      stats: entropy and log-sum-exp, each [B, T].
+      cotangents: of log p(target) and of the entropy, each [B, T].
+      temperature: divides the logits.
+    """
+    entropy_BT1, logsumexp_BT1 = (x[..., None] for x in stats)
+    dlogp_BT1, dentropy_BT1 = (x[..., None] for x in cotangents)
+    logp_BTV = logits_BTV - logsumexp_BT1
     p_BTV = jnp.exp(logp_BTV)
-    slope_BTV = -p_BTV * (logp_slope_BT1 + entropy_slope_BT1 * (logp_BTV + entropy_BT1))
-    return (slope_BTV + jnp.where(_is_target(logits_BTV, targets_BT), logp_slope_BT1, 0.0)) / temperature
+    dlogits_BTV = -p_BTV * (dlogp_BT1 + dentropy_BT1 * (logp_BTV + entropy_BT1))
+    return (dlogits_BTV + jnp.where(_is_target(logits_BTV, targets_BT), dlogp_BT1, 0.0)) / temperature
 
 
 def _is_target(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
+    """onehot(target) as bools [B, T, V]."""
     return jax.lax.broadcasted_iota(targets_BT.dtype, logits_BTV.shape, 2) == targets_BT[..., None]
 
 
-def _through(slope_BTV: jax.Array, table_DV: jax.Array, hidden_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Gradients of table and hidden states from that of the logits."""
-    return jnp.einsum("btd,btv->dv", hidden_BTD, slope_BTV), jnp.einsum("btv,dv->btd", slope_BTV, table_DV)
+def _matmul_vjp(dlogits_BTV: jax.Array, table_DV: jax.Array, hidden_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cotangents of the table and of the hidden states."""
+    return jnp.einsum("btd,btv->dv", hidden_BTD, dlogits_BTV), jnp.einsum("btv,dv->btd", dlogits_BTV, table_DV)

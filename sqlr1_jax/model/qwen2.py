@@ -52,7 +52,7 @@ class Qwen2Config:
     dtype: str = "float32"  # of matmul inputs
     activation_dtype: str = "float32"  # of values between matmuls, where it is wider than dtype
     remat: str = "none"  # none; full: save only each layer's input; offload: save it in host memory
-    attention: str = "auto"  # the backend; see attention.choose
+    attention: str = "auto"  # the backend; see attention.choose_backend
     query_chunk: int = 0  # queries per block of XLA's attention; 0: all at once
     ffw_chunks: int = 1  # chunks along time of the feed-forward
     logits_chunk: int = 1024  # tokens whose logits exist at a time; 0: all at once, and saved for the backward pass
