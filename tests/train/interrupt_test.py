@@ -14,15 +14,15 @@ from sqlr1_jax.train.interrupt import Interrupt, log_while_waiting
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_is_told(number: signal.Signals, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_signal_sets_the_flag_and_logs(number: signal.Signals, caplog: pytest.LogCaptureFixture) -> None:
     with Interrupt() as interrupt:
-        assert not interrupt.asked
+        assert not interrupt.requested
         os.kill(os.getpid(), number)
-        assert interrupt.asked
+        assert interrupt.requested
     assert f"{number.name}: finishing this step" in caplog.text
 
 
-def test_handlers_are_back_after_the_context_and_after_the_first_signal() -> None:
+def test_handlers_are_restored_after_the_context_and_after_the_first_signal() -> None:
     before = [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)]
     with Interrupt():
         assert [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)] != before
@@ -36,12 +36,12 @@ def test_handlers_are_back_after_the_context_and_after_the_first_signal() -> Non
 _SCRIPT = """
 import signal, time
 from sqlr1_jax.train.interrupt import Interrupt
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born ignoring it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 with Interrupt() as interrupt:
     print("ready", flush=True)
     while True:
-        if interrupt.asked:
-            print("asked", flush=True)
+        if interrupt.requested:
+            print("requested", flush=True)
         time.sleep(0.01)
 """
 
@@ -53,26 +53,26 @@ def test_the_second_signal_ends_the_process(number: signal.Signals) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
-        assert process.stdout.readline() == "asked\n"
+        assert process.stdout.readline() == "requested\n"
         process.send_signal(number)
         process.communicate(timeout=60)
         assert process.returncode in (-number, 130)
 
 
-def test_outside_the_main_thread_signals_are_left_alone() -> None:
-    before, seen = signal.getsignal(signal.SIGTERM), []
+def test_outside_the_main_thread_handlers_stay_the_same() -> None:
+    before, observed = signal.getsignal(signal.SIGTERM), []
 
     def work() -> None:
         with Interrupt() as interrupt:
-            seen.append((signal.getsignal(signal.SIGTERM), interrupt.asked))
+            observed.append((signal.getsignal(signal.SIGTERM), interrupt.requested))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [(before, False)]
+    assert observed == [(before, False)]
 
 
-def test_a_long_wait_is_named_again_and_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_long_wait_is_logged_repeatedly(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING), log_while_waiting("SQL results", seconds=0.05):
         deadline = time.monotonic() + 20
         while len(caplog.messages) < 3 and time.monotonic() < deadline:
@@ -81,7 +81,7 @@ def test_a_long_wait_is_named_again_and_again(caplog: pytest.LogCaptureFixture) 
     assert len(caplog.messages) >= 3
 
 
-def test_a_short_wait_says_nothing_and_an_error_passes(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_short_wait_logs_nothing_and_an_error_propagates(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ZeroDivisionError), log_while_waiting("nothing"):
         _ = 1 / 0
     assert not caplog.messages
