@@ -1,4 +1,4 @@
-"""How near two results are."""
+"""Distances between arrays and between trees of arrays."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import jax
 import numpy as np
 import pytest
 
-# (dtype, tolerance) of gradients. Those of float32 show nothing that float64's don't show more closely.
+# (dtype, relative tolerance) of gradients. Errors show more clearly in float64, so float32 runs only nightly.
 PRECISIONS = (pytest.param("float32", 1e-5, marks=pytest.mark.nightly), ("float64", 1e-10))
 
 
-def assert_close(ours: jax.Array | np.ndarray, theirs: np.ndarray, relative: float) -> None:
-    """Fails where the largest difference is more than `relative` of the largest of theirs."""
-    assert np.abs(np.asarray(ours) - theirs).max() <= relative * np.abs(theirs).max()
+def assert_close(actual: jax.Array | np.ndarray, expected: np.ndarray, relative: float) -> None:
+    """Fails if the largest difference exceeds `relative` times the largest absolute value of `expected`."""
+    assert np.abs(np.asarray(actual) - expected).max() <= relative * np.abs(expected).max()
 
 
-def relative_distance(tree: Any, other: Any) -> float:
-    """‖difference‖ / ‖other‖ over all leaves."""
-    ours, theirs = ([np.asarray(x, float) for x in jax.tree.leaves(t)] for t in (tree, other))
-    gap = sum(((a - b) ** 2).sum() for a, b in zip(ours, theirs, strict=True))
-    return float((gap / sum((b**2).sum() for b in theirs)) ** 0.5)
+def relative_distance(tree: Any, expected: Any) -> float:
+    """‖tree − expected‖ / ‖expected‖ over all leaves."""
+    leaves, expected_leaves = ([np.asarray(x, float) for x in jax.tree.leaves(t)] for t in (tree, expected))
+    square_error = sum(((a - b) ** 2).sum() for a, b in zip(leaves, expected_leaves, strict=True))
+    return float((square_error / sum((b**2).sum() for b in expected_leaves)) ** 0.5)
 
 
-def largest_leaf_error(tree: Any, other: Any) -> float:
-    """The largest difference in a leaf over its largest entry, of the worst leaf; key biases, near 0, left out."""
+def largest_leaf_error(tree: Any, expected: Any) -> float:
+    """The largest max|difference| / max|expected| of a leaf, without key biases, whose gradients are near 0."""
 
     def leaf_error(path: tuple, a: jax.Array, b: jax.Array) -> float:
         return 0.0 if "k_bias" in str(path) else float(np.abs(a - b).max() / np.abs(b).max())
 
-    return max(jax.tree.leaves(jax.tree_util.tree_map_with_path(leaf_error, tree, other)))
+    return max(jax.tree.leaves(jax.tree_util.tree_map_with_path(leaf_error, tree, expected)))

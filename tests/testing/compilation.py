@@ -1,4 +1,4 @@
-"""What JAX traces and compiles."""
+"""Inspection of what JAX traces and compiles."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import numpy as np
 
 
 def largest_mask(function: Callable[..., Any], *args: jax.Array) -> int:
-    """Elements of the largest array of bools that a program makes, inside of loops and before them."""
+    """The number of elements of the largest bool array in a function's jaxpr, loop bodies included."""
     shapes = re.findall(r"bool\[([\d,]+)\]", str(jax.make_jaxpr(function)(*args)))
     return max(int(np.prod([int(size) for size in shape.split(",")])) for shape in shapes)
 
 
 @contextlib.contextmanager
 def compiled_programs() -> Iterator[list[str]]:
-    """A list that grows by each program compiled in the block, by JAX's own log: names as "jit(update)"."""
+    """Names such as "jit(update)" of the programs compiled in the block, read from JAX's log; the list grows."""
     names: list[str] = []
 
     class Names(logging.Handler):

@@ -1,4 +1,4 @@
-"""A stage of GRPO whose sampler says what a test tells it to."""
+"""A GRPO stage whose completions are scripted by a test."""
 
 from __future__ import annotations
 
@@ -26,26 +26,32 @@ SETTINGS: dict[str, Any] = {
 
 
 def with_settings(context: RunContext, **changed: Any) -> RunContext:
-    """The run under SETTINGS, samples of up to 96 tokens, and these settings of GRPO."""
+    """The context with GRPO settings `SETTINGS | changed` and completions of at most 96 tokens."""
     sampling = config.SamplingConfig(temperature=1.0, max_tokens=96)
     optimizer = config.OptimizerConfig(learning_rate=0.003)
-    cfg = dataclasses.replace(context.config.grpo, sampling=sampling, optimizer=optimizer, **(SETTINGS | changed))
-    return dataclasses.replace(context, config=dataclasses.replace(context.config, grpo=cfg))
+    settings = SETTINGS | changed
+    grpo_config = dataclasses.replace(context.config.grpo, sampling=sampling, optimizer=optimizer, **settings)
+    return dataclasses.replace(context, config=dataclasses.replace(context.config, grpo=grpo_config))
 
 
 def scripted_stage(context: RunContext, executor: Executor, say: Callable[[Example, int], str]) -> GrpoSetup:
-    """A stage whose completions are `say(example, sample)`."""
+    """The setup of a stage in which sample number g of an example is the text `say(example, g)`."""
     prompt_set = scoring.load_prompts(context)
     by_text = {prompt.text: example for example, prompt in zip(prompt_set.examples, prompt_set.prompts, strict=True)}
     engine: Any = ScriptedSampler(context, lambda text, g: say(by_text[text], g))
-    cfg = context.config.grpo
-    layout = setup.row_layout(cfg, engine)
-    rows = batch.with_row_length(cfg.rows, 96 + 96 * cfg.samples)
-    program = UpdateSpec(context.model, cfg.optimizer, cfg.steps, layout, cfg.sampling.temperature)
-    reference = init_params(context) if cfg.kl else None
-    return GrpoSetup(context, executor, prompt_set, engine, program, reference, rows, 2)
+    grpo_config = context.config.grpo
+    update_spec = UpdateSpec(
+        context.model,
+        grpo_config.optimizer,
+        grpo_config.steps,
+        setup.row_layout(grpo_config, engine),
+        grpo_config.sampling.temperature,
+    )
+    rows_config = batch.with_row_length(grpo_config.rows, 96 + 96 * grpo_config.samples)
+    reference_params = init_params(context) if grpo_config.kl else None
+    return GrpoSetup(context, executor, prompt_set, engine, update_spec, reference_params, rows_config, 2)
 
 
-def values_of(taken: loop.StepResult) -> dict[str, float]:
-    """All metrics of a step: those known on the host, and the means of those summed on the device."""
-    return dict(taken.values) | state.mean_metrics(taken.sums)
+def values_of(result: loop.StepResult) -> dict[str, float]:
+    """All metrics of a step: those on the host, and the means of those summed on the device."""
+    return dict(result.values) | state.mean_metrics(result.sums)

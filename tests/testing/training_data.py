@@ -1,4 +1,4 @@
-"""Random groups of completions, each completion as one plain text, and one microbatch of rows."""
+"""Random groups of completions, their plain texts, and a microbatch as a loss receives it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlr1_jax.train.batch import Batch
 
 
 def random_groups(prompts: int, samples: int, seed: int = 0, longest: int = 7) -> list[Group]:
-    """GRPO's groups with random tokens, lengths and sampling log-probabilities."""
+    """GRPO groups with random tokens, lengths (up to `longest`) and sampling log-probabilities."""
     rng = np.random.default_rng(seed)
 
     def segment(p: int, g: int) -> Segment:
@@ -26,7 +26,7 @@ def random_groups(prompts: int, samples: int, seed: int = 0, longest: int = 7) -
 
 
 def plain_texts(groups: Sequence[Group]) -> list[tuple[np.ndarray, int, Segment]]:
-    """Each segment as one plain text: its tokens, how many of them are the prefix's, and the segment."""
+    """Each segment's plain text, prefix included, as (token ids, length of the prefix, segment)."""
     return [
         (np.concatenate([group.prefix, segment.tokens]).astype(np.int32), len(group.prefix), segment)
         for group in groups
@@ -36,16 +36,12 @@ def plain_texts(groups: Sequence[Group]) -> list[tuple[np.ndarray, int, Segment]
 
 def microbatch(
     rows: PackedRows,
-    advantage_BT: Any = None,
-    old_BT: Any = None,
-    reference_BT: Any = None,
-) -> Any:
-    """A Batch of one microbatch as a loss is given it, its arrays [b, T] numpy's.
-
-    Advantages are 1 by default, and the reference's log-probabilities 0.
-    """
-    ones_BT: Any = np.ones(rows.tokens.shape, np.float32)
-    count: Any = np.int32(1)
+    advantage_BT: np.ndarray | None = None,
+    old_BT: np.ndarray | None = None,
+    reference_BT: np.ndarray | None = None,
+) -> Batch:
+    """A microbatch with arrays [b, T]; defaults: advantages of 1, the rows' log-probabilities, a reference of 0."""
+    ones_BT = np.ones(rows.tokens.shape, np.float32)
     return Batch(
         rows=rows,
         advantage_MBT=ones_BT if advantage_BT is None else advantage_BT,

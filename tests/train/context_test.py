@@ -35,66 +35,73 @@ def _prompt(length: int, over_budget: bool = False) -> Prompt:
     return Prompt("0", "", np.ones(length, np.int32), 0, "compact", False, over_budget)
 
 
-def test_the_model_config_is_the_folders_under_the_settings_of_the_run(context: RunContext) -> None:
+def test_the_model_config_combines_the_folder_with_the_runs_settings(context: RunContext) -> None:
     assert (context.model.num_layers, context.model.hidden_size, context.model.ffw_size) == (1, 16, 32)
     assert context.model.num_tokens == len(context.tokenizer) == context.model.vocab_size - 3
     assert context.model.logits_chunk == 0
 
 
-def test_a_preset_takes_its_vocabulary_from_the_tokenizer_only_where_it_is_made_here() -> None:
+def test_only_the_tiny_preset_takes_its_vocabulary_size_from_the_tokenizer() -> None:
     tiny = model_config(config.ModelConfig(size="tiny", dtype="bfloat16", remat="full"), 777)
     assert (tiny.vocab_size, tiny.num_tokens, tiny.dtype, tiny.remat) == (777, 777, "bfloat16", "full")
     assert tiny.num_layers == qwen2.PRESETS["tiny"].num_layers
     assert model_config(config.ModelConfig(size="7b"), 777).vocab_size == qwen2.PRESETS["7b"].vocab_size
 
 
-def test_every_setting_of_the_model_reaches_its_config() -> None:
-    changed: dict[str, Any] = {
-        "param_dtype": "bfloat16", "dtype": "bfloat16", "activation_dtype": "bfloat16", "remat": "full",
-        "attention": "xla", "query_chunk": 3, "ffw_chunks": 4, "logits_chunk": 5, "unroll": 6,
-    }  # fmt: skip
+def test_every_model_setting_reaches_the_model_config() -> None:
+    changed = {
+        "param_dtype": "bfloat16",
+        "dtype": "bfloat16",
+        "activation_dtype": "bfloat16",
+        "remat": "full",
+        "attention": "xla",
+        "query_chunk": 3,
+        "ffw_chunks": 4,
+        "logits_chunk": 5,
+        "unroll": 6,
+    }
     assert changed.keys() == {field.name for field in dataclasses.fields(config.ModelConfig)} - {"size", "path"}
     model = model_config(config.ModelConfig(size="0.5b", **changed), 777)
     assert {name: getattr(model, name) for name in changed} == changed
 
 
-def test_initial_weights_are_the_folders(context: RunContext, home: Path) -> None:
+def test_initial_weights_are_those_of_the_model_folder(context: RunContext, home: Path) -> None:
     loaded = huggingface.load_params(home / "model", context.model)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(init_params(context)), jax.device_get(loaded))
 
 
-def test_random_weights_follow_the_seed_and_not_the_mesh(context: RunContext) -> None:
-    bare = dataclasses.replace(
+def test_random_weights_depend_on_the_seed_but_not_on_the_mesh(context: RunContext) -> None:
+    one_device = dataclasses.replace(
         context, config=dataclasses.replace(context.config, model=config.ModelConfig()), model=tiny_models.MODEL
     )
-    eight = dataclasses.replace(bare, mesh=sharding.make_mesh(config.MeshConfig(fsdp=4, tensor=2)))
-    other = dataclasses.replace(bare, config=dataclasses.replace(bare.config, seed=1))
-    one, spread, unlike = (jax.device_get(init_params(r)) for r in (bare, eight, other))
-    jax.tree.map(np.testing.assert_array_equal, one, spread)
-    assert (one["embed"] != unlike["embed"]).any()
-    params, abstract = init_params(eight), abstract_params(eight.model, eight.mesh)
-    for leaf, like in zip(jax.tree.leaves(params), jax.tree.leaves(abstract), strict=True):
+    eight_devices = dataclasses.replace(one_device, mesh=sharding.make_mesh(config.MeshConfig(fsdp=4, tensor=2)))
+    other_seed = dataclasses.replace(one_device, config=dataclasses.replace(one_device.config, seed=1))
+    params, sharded, other = (jax.device_get(init_params(c)) for c in (one_device, eight_devices, other_seed))
+    jax.tree.map(np.testing.assert_array_equal, params, sharded)
+    assert (params["embed"] != other["embed"]).any()
+    abstract = abstract_params(eight_devices.model, eight_devices.mesh)
+    for leaf, like in zip(jax.tree.leaves(init_params(eight_devices)), jax.tree.leaves(abstract), strict=True):
         assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
         assert (leaf.shape, leaf.dtype) == (like.shape, like.dtype)
 
 
-def test_the_weights_of_a_run_are_the_last_stages_with_a_checkpoint(context: RunContext) -> None:
-    first = jax.device_get(init_params(context))
+def test_the_weights_of_a_run_are_those_of_its_last_stage_with_a_checkpoint(context: RunContext) -> None:
+    initial = jax.device_get(init_params(context))
 
     def shift(checkpoint: CheckpointRef | None) -> float:
-        return float(load_params(context, checkpoint)["final_norm"][0] - first["final_norm"][0])
+        return float(load_params(context, checkpoint)["final_norm"][0] - initial["final_norm"][0])
 
     assert find_checkpoint(context) is None
     assert shift(None) == 0
-    (context.workdir / "checkpoints" / "grpo").mkdir(parents=True)  # as a stage that was killed before its first step
-    for stage, number in (("sft", 1.0), ("grpo", 2.0)):
+    (context.workdir / "checkpoints" / "grpo").mkdir(parents=True)  # of a stage that was killed before its first save
+    for stage, last_shift in (("sft", 1.0), ("grpo", 2.0)):
         checkpoints = context.checkpoints(stage)
-        for step, more in ((0, 0.0), (2, 10.0), (3, number)):
-            params = jax.tree.map(lambda x, more=more: x + np.float32(more), first)
-            checkpoints.save(step, {"params": params}, score=step % 3)
+        for step, added in ((0, 0.0), (2, 10.0), (3, last_shift)):
+            params = jax.tree.map(lambda x, added=added: x + np.float32(added), initial)
+            checkpoints.save(step, {"params": params}, accuracy=step % 3)
         checkpoints.close()
         assert find_checkpoint(context) == (stage, 3)
-        assert shift(find_checkpoint(context)) == pytest.approx(number, abs=1e-5)
+        assert shift(find_checkpoint(context)) == pytest.approx(last_shift, abs=1e-5)
     assert find_checkpoint(context, "best") == ("grpo", 2)
     assert find_checkpoint(context, "0") == ("grpo", 0)
     assert find_checkpoint(context, stages=("sft",)) == ("sft", 3)
@@ -115,20 +122,20 @@ def test_the_first_checkpoint_of_a_stage_is_never_deleted(context: RunContext) -
 
 
 @pytest.mark.parametrize(("lengths", "tokens"), [([5], 16), ([16, 3], 16), ([17], 32)])
-def test_a_sampler_has_room_for_its_longest_prompt(context: RunContext, lengths: list[int], tokens: int) -> None:
+def test_an_engine_has_room_for_its_longest_prompt(context: RunContext, lengths: list[int], tokens: int) -> None:
     assert context.engine([_prompt(length) for length in lengths]).prompt_tokens == tokens
 
 
-def test_prompts_over_the_budget_widen_nothing(context: RunContext) -> None:
+def test_prompts_over_the_budget_do_not_lengthen_an_engines_prompts(context: RunContext) -> None:
     assert context.engine([_prompt(5), _prompt(5000, over_budget=True)]).prompt_tokens == 16
 
 
-def test_the_sampler_never_splits_a_key_value_head(context: RunContext) -> None:
-    wide = dataclasses.replace(context, mesh=sharding.make_mesh(config.MeshConfig(fsdp=1, tensor=8)))
-    assert dict(wide.engine([_prompt(5)]).mesh.shape) == {"replica": 1, "fsdp": 4, "tensor": 2}
+def test_an_engine_never_splits_a_key_value_head(context: RunContext) -> None:
+    tensor_parallel = dataclasses.replace(context, mesh=sharding.make_mesh(config.MeshConfig(fsdp=1, tensor=8)))
+    assert dict(tensor_parallel.engine([_prompt(5)]).mesh.shape) == {"replica": 1, "fsdp": 4, "tensor": 2}
 
 
-def test_the_embedded_splits_are_read_from_the_runs_own_data(context: RunContext, home: Path) -> None:
+def test_embedded_splits_are_read_from_the_runs_data_folder(context: RunContext, home: Path) -> None:
     for split, count in (("sft", 24), ("grpo", 12), ("heldout", 6), ("newnames", 4)):
         examples = context.examples("synth:", split)
         records = json.loads((home / "data" / f"{split}.json").read_text())
@@ -138,14 +145,16 @@ def test_the_embedded_splits_are_read_from_the_runs_own_data(context: RunContext
         assert all(e.database.is_file() for e in examples)
 
 
-def test_embedded_data_that_was_not_made_is_told_with_what_to_set(context: RunContext, tmp_path: Path) -> None:
-    bare = dataclasses.replace(context, workdir=tmp_path / "bare")
+def test_missing_embedded_data_is_an_error_that_names_the_settings(context: RunContext, tmp_path: Path) -> None:
+    no_data = dataclasses.replace(context, workdir=tmp_path / "no_data")
     with pytest.raises(ConfigError, match=r"heldout from synth:.*'data' into config\.stages.*evaluate") as error:
-        bare.examples("synth:", "heldout")
+        no_data.examples("synth:", "heldout")
     assert "\n" not in str(error.value)
 
 
-def test_another_source_is_read_from_where_it_says_and_limited(context: RunContext, pets: Path, tmp_path: Path) -> None:
+def test_other_sources_are_read_from_their_path_up_to_the_limit(
+    context: RunContext, pets: Path, tmp_path: Path
+) -> None:
     lines = [json.dumps({"db_id": "pets", "question": f"How {i}?", "sql": f"SELECT {i}"}) for i in range(5)]
     (tmp_path / "own.jsonl").write_text("\n".join(lines))
     data = dataclasses.replace(context.config.data, databases=str(pets.parents[1]), limit=3)
@@ -155,17 +164,17 @@ def test_another_source_is_read_from_where_it_says_and_limited(context: RunConte
     assert {e.database for e in examples} == {pets.absolute()}
 
 
-def test_texts_come_back_to_the_character_without_the_token_that_ended_them(context: RunContext) -> None:
+def test_decoded_texts_are_exact_and_lack_the_stop_token(context: RunContext) -> None:
     texts = ["SELECT name FROM dogs WHERE a = 'it''s' , b . c ?", " x  ,\n\t-- do n't 's\n", ""]
     stop = context.tokenizer.eos_token_id
     ids = [context.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    assert context.texts([np.array([*one, stop]) for one in ids]) == texts
+    assert context.texts([np.array([*tokens, stop]) for tokens in ids]) == texts
     assert context.texts(ids) == texts
     assert context.texts([[stop, *ids[0], stop]]) == [f"{context.tokenizer.decode([stop])}{texts[0]}"]
 
 
 @pytest.mark.parametrize("path", ["", "no/such-repository"])
-def test_a_model_that_cannot_be_had_is_an_error_with_a_fix(
+def test_a_missing_model_is_an_error_that_names_the_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -174,18 +183,20 @@ def test_a_model_that_cannot_be_had_is_an_error_with_a_fix(
     assert "\n" not in str(error.value)
 
 
-def test_one_of_several_hosts_must_be_told_so(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_of_several_processes_needs_the_distributed_flag(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     with pytest.raises(ConfigError, match=r"one of 4 hosts.*--distributed"):
         create_context(tiny_runs.tiny_config(model__path=str(home / "model")), tmp_path)
 
 
-def test_a_mesh_that_does_not_fit_the_devices_is_told_at_once(home: Path, tmp_path: Path) -> None:
+def test_a_mesh_that_does_not_fit_the_devices_is_an_error(home: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.mesh"):
         create_context(tiny_runs.tiny_config(model__path=str(home / "model"), mesh__tensor=3), tmp_path)
 
 
-def test_a_folders_weights_serve_any_mesh(context: RunContext) -> None:
-    eight = dataclasses.replace(context, mesh=sharding.make_mesh(config.MeshConfig(fsdp=4, tensor=2)))
-    ours, theirs = (jax.device_get(init_params(one)) for one in (context, eight))
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+def test_a_folders_weights_load_on_any_mesh(context: RunContext) -> None:
+    eight_devices = dataclasses.replace(context, mesh=sharding.make_mesh(config.MeshConfig(fsdp=4, tensor=2)))
+    params, sharded = (jax.device_get(init_params(c)) for c in (context, eight_devices))
+    jax.tree.map(np.testing.assert_array_equal, params, sharded)

@@ -14,11 +14,11 @@ from sqlr1_jax.train.interrupt import Interrupt, log_while_waiting
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_sets_asked_and_is_logged(number: signal.Signals, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_signal_sets_the_flag_and_logs(number: signal.Signals, caplog: pytest.LogCaptureFixture) -> None:
     with Interrupt() as interrupt:
-        before = interrupt.asked
+        assert not interrupt.requested
         os.kill(os.getpid(), number)
-        assert (before, interrupt.asked) == (False, True)
+        assert interrupt.requested
     assert f"{number.name}: finishing this step" in caplog.text
 
 
@@ -36,12 +36,12 @@ def test_handlers_are_restored_after_the_context_and_after_the_first_signal() ->
 _SCRIPT = """
 import signal, time
 from sqlr1_jax.train.interrupt import Interrupt
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born ignoring it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 with Interrupt() as interrupt:
     print("ready", flush=True)
     while True:
-        if interrupt.asked:
-            print("asked", flush=True)
+        if interrupt.requested:
+            print("requested", flush=True)
         time.sleep(0.01)
 """
 
@@ -53,23 +53,23 @@ def test_the_second_signal_ends_the_process(number: signal.Signals) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
-        assert process.stdout.readline() == "asked\n"
+        assert process.stdout.readline() == "requested\n"
         process.send_signal(number)
         process.communicate(timeout=60)
         assert process.returncode in (-number, 130)
 
 
-def test_signals_are_not_handled_outside_the_main_thread() -> None:
-    before, seen = signal.getsignal(signal.SIGTERM), []
+def test_outside_the_main_thread_handlers_stay_the_same() -> None:
+    before, observed = signal.getsignal(signal.SIGTERM), []
 
     def work() -> None:
         with Interrupt() as interrupt:
-            seen.append((signal.getsignal(signal.SIGTERM), interrupt.asked))
+            observed.append((signal.getsignal(signal.SIGTERM), interrupt.requested))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [(before, False)]
+    assert observed == [(before, False)]
 
 
 def test_a_long_wait_is_logged_repeatedly(caplog: pytest.LogCaptureFixture) -> None:
@@ -81,8 +81,7 @@ def test_a_long_wait_is_logged_repeatedly(caplog: pytest.LogCaptureFixture) -> N
     assert len(caplog.messages) >= 3
 
 
-def test_a_short_wait_logs_nothing_and_errors_pass(caplog: pytest.LogCaptureFixture) -> None:
-    before = threading.enumerate()
+def test_a_short_wait_logs_nothing_and_an_error_propagates(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ZeroDivisionError), log_while_waiting("nothing"):
         assert len(threading.enumerate()) == len(before) + 1
         _ = 1 / 0

@@ -13,8 +13,8 @@ from sqlr1_jax.train import metrics
 from sqlr1_jax.train.metrics import Metrics
 
 
-def _board(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard itself reads."""
+def _tensorboard_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of each tag, read by TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     reader = EventAccumulator(str(folder))
@@ -25,7 +25,7 @@ def _board(folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def _written(workdir: Path, stage: str, *steps: int) -> None:
+def _write_losses(workdir: Path, stage: str, *steps: int) -> None:
     with Metrics(workdir, stage) as log:
         for step in steps:
             log.write(step, {"loss": float(step)})
@@ -41,49 +41,49 @@ def test_lines_hold_stage_step_and_values(tmp_path: Path) -> None:
     ]
 
 
-def test_a_missing_file_has_no_lines(tmp_path: Path) -> None:
+def test_a_missing_file_reads_as_no_lines(tmp_path: Path) -> None:
     assert metrics.read_metrics(tmp_path / "metrics.jsonl") == []
 
 
-def test_every_line_is_valid_json_for_any_value(tmp_path: Path) -> None:
+def test_every_line_is_json_for_any_value(tmp_path: Path) -> None:
     def refuse(name: str) -> float:
         raise AssertionError(f"{name} is not JSON")
 
     with Metrics(tmp_path, "grpo") as log:
 
         @given(st.floats())
-        def written(value: float) -> None:
+        def check(value: float) -> None:
             log.write(1, {"kl": value})
             last = (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
             assert json.loads(last, parse_constant=refuse)["kl"] == (value if math.isfinite(value) else None)
 
-        written()
+        check()
 
 
-def test_cut_removes_only_this_stages_later_steps(tmp_path: Path) -> None:
-    _written(tmp_path, "sft", 1, 2, 3)
-    _written(tmp_path, "grpo", 1, 2, 3)
+def test_truncate_deletes_only_later_steps_of_the_same_stage(tmp_path: Path) -> None:
+    _write_losses(tmp_path, "sft", 1, 2, 3)
+    _write_losses(tmp_path, "grpo", 1, 2, 3)
     with Metrics(tmp_path, "grpo") as log:
-        log.cut(1)
+        log.truncate(1)
         log.write(2, {"loss": 20.0})
     lines = [(line["stage"], line["step"], line["loss"]) for line in metrics.read_metrics(tmp_path / "metrics.jsonl")]
     assert lines == [("sft", s, float(s)) for s in (1, 2, 3)] + [("grpo", 1, 1.0), ("grpo", 2, 20.0)]
 
 
-def test_tensorboard_equals_the_file_without_duplicate_steps(tmp_path: Path) -> None:
-    _written(tmp_path, "sft", 1, 2)
-    _written(tmp_path, "grpo", 1, 2, 3)
+def test_tensorboard_has_the_lines_of_the_file_and_no_step_twice(tmp_path: Path) -> None:
+    _write_losses(tmp_path, "sft", 1, 2)
+    _write_losses(tmp_path, "grpo", 1, 2, 3)
     with Metrics(tmp_path, "grpo") as log:
-        log.cut(2)
+        log.truncate(2)
         log.write(3, {"loss": 30.0, "kl": math.nan})
-    assert _board(tmp_path / "tensorboard") == {
+    assert _tensorboard_scalars(tmp_path / "tensorboard") == {
         "sft/loss": [(1, 1.0), (2, 2.0)],
         "grpo/loss": [(1, 1.0), (2, 2.0), (3, 30.0)],
     }
 
 
-def test_a_truncated_line_is_left_out_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    _written(tmp_path, "grpo", 1, 2)
+def test_an_unfinished_last_line_is_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _write_losses(tmp_path, "grpo", 1, 2)
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text()[:-5])
     with caplog.at_level(logging.WARNING):
@@ -91,21 +91,21 @@ def test_a_truncated_line_is_left_out_and_logged(tmp_path: Path, caplog: pytest.
     assert "metrics.jsonl, line 2 is not JSON" in caplog.text
     assert "cut short" in caplog.text
     with Metrics(tmp_path, "grpo") as log:
-        log.cut(1)
+        log.truncate(1)
         log.write(2, {"loss": 2.0})
     assert [line["step"] for line in metrics.read_metrics(path)] == [1, 2]
 
 
-def test_a_kill_while_cutting_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _written(tmp_path, "grpo", 1, 2, 3)
+def test_a_kill_during_truncation_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write_losses(tmp_path, "grpo", 1, 2, 3)
     before = (tmp_path / "metrics.jsonl").read_text()
 
-    def killed(self: Path, target: Path) -> None:
+    def interrupt(self: Path, target: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "replace", killed)
+    monkeypatch.setattr(Path, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        Metrics(tmp_path, "grpo").cut(1)
+        Metrics(tmp_path, "grpo").truncate(1)
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 

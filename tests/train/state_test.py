@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 PROMPTS, SAMPLES = 8, 3
 GROUPS = training_data.random_groups(PROMPTS, SAMPLES)
-# The same completions with other log-probabilities: those under a reference model.
+# The same completions with the log-probabilities of a reference model.
 REFERENCE = [
     Group(prefix, [s._replace(logprob=np.asarray(s.logprob) - 0.5 * (i % 3)) for i, s in enumerate(segments)])
     for prefix, segments in GROUPS
@@ -40,25 +40,22 @@ GRPO = config.GrpoConfig(kl=0.3, entropy=0.1)
 TEMPERATURE = 0.7
 ADAM = config.OptimizerConfig(learning_rate=0.01, weight_decay=0.1)
 
-gradients = jax.jit(state.compute_gradients, static_argnames=("loss", "settings", "program"))
-
-
-def _eight() -> jax.sharding.Mesh:
-    return sharding.make_mesh(config.MeshConfig(fsdp=4, tensor=2))
+compute_gradients = jax.jit(state.compute_gradients, static_argnames=("loss_fn", "loss_config", "spec"))
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
-    """A way to lay out the same completions."""
+class BatchCase:
+    """One of several layouts of the same completions on a mesh."""
 
-    layout: RowLayout | None
+    layout: RowLayout | None  # None: packed rows
     per_microbatch: int
     microbatches: int
-    shared: bool = True
-    eight: bool = False
+    shared: bool = True  # whether samples share a prefix
+    eight_devices: bool = False
 
     def mesh(self) -> jax.sharding.Mesh:
-        return _eight() if self.eight else tiny_models.one_device()
+        eight = config.MeshConfig(fsdp=4, tensor=2)
+        return sharding.make_mesh(eight) if self.eight_devices else tiny_models.one_device()
 
     def batch(self, groups: Sequence[Group] = GROUPS) -> Batch:
         groups = groups if self.shared else packing.unshared(groups)
@@ -66,17 +63,17 @@ class Way:
         rows = rows._replace(weight=batch.loss_weights(rows, GRPO.aggregation))
         return batch.assemble_batch(rows, self.mesh(), self.per_microbatch, self.microbatches, ADVANTAGE)
 
-    def program(self, model: Any = tiny_models.MODEL) -> UpdateSpec:
-        return UpdateSpec(model, ADAM, 10, self.layout, TEMPERATURE)
+    def spec(self, model: Any = tiny_models.MODEL, steps: int = 10) -> UpdateSpec:
+        return UpdateSpec(model, ADAM, steps, self.layout, TEMPERATURE)
 
 
-WAYS = {
-    "padded": Way(LAYOUT, 8, 1),
-    "padded, four microbatches": Way(LAYOUT, 2, 4),
-    "packed, three microbatches, the last one not full": Way(None, 2, 3),
-    "one row a sample": Way(dataclasses.replace(LAYOUT, segments=1), 24, 1, shared=False),
-    "padded, eight devices": Way(LAYOUT, 8, 1, eight=True),
-    "packed, two microbatches, eight devices": Way(None, 4, 2, eight=True),
+CASES = {
+    "shared prefix": BatchCase(LAYOUT, 8, 1),
+    "shared prefix, four microbatches": BatchCase(LAYOUT, 2, 4),
+    "packed, three microbatches, the last one not full": BatchCase(None, 2, 3),
+    "one row per sample": BatchCase(dataclasses.replace(LAYOUT, segments=1), 24, 1, shared=False),
+    "shared prefix, eight devices": BatchCase(LAYOUT, 8, 1, eight_devices=True),
+    "packed, two microbatches, eight devices": BatchCase(None, 4, 2, eight_devices=True),
 }
 NIGHTLY = "packed, two microbatches, eight devices"
 
@@ -92,235 +89,247 @@ def _model(dtype: str) -> Any:
 
 
 def _sharded(params: Any, model: Any, mesh: jax.sharding.Mesh) -> Any:
-    def one(spec: Any, leaf: jax.Array) -> jax.Array:
+    def place(spec: qwen2.ParamSpec, leaf: jax.Array) -> jax.Array:
         return jax.device_put(leaf, sharding.named_sharding(mesh, spec.logical_axes, sharding.TRAIN_RULES, spec.shape))
 
-    return jax.tree.map(one, state.qwen2.abstract_params(model), params, is_leaf=state.qwen2.is_spec)
+    return jax.tree.map(place, qwen2.abstract_params(model), params, is_leaf=qwen2.is_spec)
 
 
-def _computed(way: Way, dtype: str) -> tuple[Any, float, dict[str, float]]:
-    """Gradient, loss and metrics of GRPO by the code under test."""
-    model, mesh = _model(dtype), way.mesh()
+def _gradients(case: BatchCase, dtype: str) -> tuple[Any, float, dict[str, float]]:
+    """GRPO's gradients, loss and metrics, from the code under test."""
+    model, mesh = _model(dtype), case.mesh()
     with jax.set_mesh(mesh):
         params = _sharded(tiny_models.random_params(model), model, mesh)
-        fed = dataclasses.replace(way.batch(), reference_MBT=way.batch(REFERENCE).rows.logprob)
-        slope, value, sums = gradients(params, fed, grpo_loss, GRPO, way.program(model))
-        return jax.device_get(slope), float(value), state.mean_metrics(sums)
+        grpo_batch = case.batch().replace(reference_MBT=case.batch(REFERENCE).rows.logprob)
+        grads, value, sums = compute_gradients(params, grpo_batch, grpo_loss, GRPO, case.spec(model))
+        return jax.device_get(grads), float(value), state.mean_metrics(sums)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
 @functools.partial(jax.value_and_grad, has_aux=True)
-def _naive_loss(params: Any, fed: dict[str, jax.Array], model: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """One completion's share of the loss from one plain text, as sql-r1.md §1 writes it."""
-    logp_TV, entropy_T = naive_decoding.naive_logprobs(params, fed["text"], model, TEMPERATURE)
-    logp_T = jnp.take_along_axis(logp_TV, fed["text"][1:, None], 1)[:, 0]
-    gap_T = fed["reference"] - logp_T
-    ratio_T = jnp.exp(logp_T - fed["old"])
-    policy_T = jnp.minimum(ratio_T * fed["advantage"], jnp.clip(ratio_T, 0.8, 1.2) * fed["advantage"])
+def _naive_loss(params: Any, sample: dict[str, jax.Array], model: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """One completion's part of the loss, from its plain text, by the formulas of docs/method.md."""
+    logp_TV, entropy_T = naive_decoding.naive_logprobs(params, sample["text"], model, TEMPERATURE)
+    logp_T = jnp.take_along_axis(logp_TV, sample["text"][1:, None], 1)[:, 0]
+    gap_T = sample["reference"] - logp_T
+    ratio_T = jnp.exp(logp_T - sample["old"])
+    policy_T = jnp.minimum(ratio_T * sample["advantage"], jnp.clip(ratio_T, 0.8, 1.2) * sample["advantage"])
     kl_T = jnp.exp(gap_T) - gap_T - 1
     loss_T = -policy_T + 0.3 * kl_T - 0.1 * entropy_T
-    inside_T = fed["weight"] > 0
+    loss_mask_T = sample["weight"] > 0
     sums = {
-        "kl": (kl_T * inside_T).sum(),
-        "entropy": (entropy_T * inside_T).sum(),
-        "ratio/mean": (ratio_T * inside_T).sum(),
-        "ratio/max": (ratio_T * inside_T).max(),
-        "logprob_mismatch": (jnp.exp(jnp.abs(logp_T - fed["old"])) * inside_T).sum(),
+        "kl": (kl_T * loss_mask_T).sum(),
+        "entropy": (entropy_T * loss_mask_T).sum(),
+        "ratio/mean": (ratio_T * loss_mask_T).sum(),
+        "ratio/max": (ratio_T * loss_mask_T).max(),
+        "logprob_mismatch": (jnp.exp(jnp.abs(logp_T - sample["old"])) * loss_mask_T).sum(),
     }
-    return (loss_T * fed["weight"]).sum(), sums
+    return (loss_T * sample["weight"]).sum(), sums
 
 
 @functools.cache
-def _naive(dtype: str) -> tuple[Any, float, dict[str, float]]:
-    """The same, completion by completion, each with a prompt of its own: nothing shared, packed or cut."""
+def _naive_gradients(dtype: str) -> tuple[Any, float, dict[str, float]]:
+    """The same, computed per completion with its own copy of the prompt: no sharing, packing or microbatches."""
     with _precision(dtype):
         model = _model(dtype)
         params = tiny_models.random_params(model)
         tokens = sum(len(segment.weight) for _, _, segment in training_data.plain_texts(GROUPS))
         longest = max(len(text) for text, _, _ in training_data.plain_texts(GROUPS))
-        slope, value = jax.tree.map(np.zeros_like, jax.device_get(params)), 0.0
-        means: dict[str, float] = {}
+        grads, value, means = jax.tree.map(np.zeros_like, jax.device_get(params)), 0.0, {}
         for (text, prefix, segment), (_, _, other) in zip(
             training_data.plain_texts(GROUPS), training_data.plain_texts(REFERENCE), strict=True
         ):
             end = len(text) - 1
 
-            def placed(values: Any, prefix: int = prefix, end: int = end) -> np.ndarray:
+            def padded(values: Any, prefix: int = prefix, end: int = end) -> np.ndarray:
                 return np.concatenate([np.zeros(prefix), values, np.zeros(longest - 1 - end)]).astype(np.float32)
 
-            fed = {
+            sample = {
                 "text": np.pad(text, (0, longest - len(text))),
-                "old": placed(segment.logprob),
-                "reference": placed(other.logprob),
-                # As single a precision as in the rows.
-                "weight": placed(np.full(end - prefix, np.float32(1 / tokens))),
+                "old": padded(segment.logprob),
+                "reference": padded(other.logprob),
+                # Rounded to float32, as in the rows.
+                "weight": padded(np.full(end - prefix, np.float32(1 / tokens))),
                 "advantage": ADVANTAGE[segment.prompt, segment.sample],
             }
-            (loss, sums), part = jax.device_get(_naive_loss(params, fed, model))
-            slope, value = jax.tree.map(np.add, slope, part), value + float(loss)
+            (loss, sums), sample_grads = jax.device_get(_naive_loss(params, sample, model))
+            grads, value = jax.tree.map(np.add, grads, sample_grads), value + float(loss)
             for name, total in sums.items():
-                most = name.endswith("/max")
-                before = means.get(name, 0.0)
-                means[name] = max(before, float(total)) if most else before + float(total) / tokens
-        return slope, value, means
+                is_max, previous = name.endswith("/max"), means.get(name, 0.0)
+                means[name] = max(previous, float(total)) if is_max else previous + float(total) / tokens
+        return grads, value, means
 
 
-@pytest.mark.parametrize("way", [pytest.param(name, marks=[pytest.mark.nightly] * (name == NIGHTLY)) for name in WAYS])
-@pytest.mark.parametrize(("dtype", "close"), closeness.PRECISIONS)
-def test_gradients_do_not_depend_on_how_rows_are_laid_out(way: str, dtype: str, close: float) -> None:
-    naive_slope, naive_value, naive_means = _naive(dtype)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.nightly] * (name == NIGHTLY)) for name in CASES]
+)
+@pytest.mark.parametrize(("dtype", "tolerance"), closeness.PRECISIONS)
+def test_gradients_do_not_depend_on_the_row_layout(name: str, dtype: str, tolerance: float) -> None:
+    expected_grads, expected_value, expected_means = _naive_gradients(dtype)
     with _precision(dtype):
-        slope, value, means = _computed(WAYS[way], dtype)
-    assert closeness.relative_distance(slope, naive_slope) <= close
-    assert closeness.largest_leaf_error(slope, naive_slope) <= 1e-4
-    assert value == pytest.approx(naive_value, rel=10 * close)
-    assert {name: means[name] for name in naive_means} == pytest.approx(naive_means, rel=1e-4)
+        grads, value, means = _gradients(CASES[name], dtype)
+    assert closeness.relative_distance(grads, expected_grads) <= tolerance
+    assert closeness.largest_leaf_error(grads, expected_grads) <= 1e-4
+    assert value == pytest.approx(expected_value, rel=10 * tolerance)
+    assert {name: means[name] for name in expected_means} == pytest.approx(expected_means, rel=1e-4)
 
 
 @pytest.mark.parametrize("aggregation", ["sample", "constant"])
-def test_gradients_of_other_aggregations_do_not_depend_on_the_layout(aggregation: str) -> None:
-    """One microbatch and packed microbatches, whose denominators are the whole batch's."""
+def test_gradients_of_other_aggregations_do_not_depend_on_the_row_layout(aggregation: str) -> None:
+    """One microbatch against several packed ones: denominators are those of the whole batch."""
 
-    def slope(layout: RowLayout | None, per_microbatch: int, microbatches: int) -> Any:
+    def grads(layout: RowLayout | None, per_microbatch: int, microbatches: int) -> Any:
         rows = batch.pack_groups(GROUPS, layout, config.RowsConfig(layout="packed", length=48))
         rows = rows._replace(weight=batch.loss_weights(rows, aggregation, 16))
-        fed = batch.assemble_batch(rows, tiny_models.one_device(), per_microbatch, microbatches, ADVANTAGE)
-        program = UpdateSpec(tiny_models.MODEL, ADAM, 10, layout, TEMPERATURE)
-        return gradients(tiny_models.random_params(), fed, grpo_loss, GRPO, program)[0]
+        one_batch = batch.assemble_batch(rows, tiny_models.one_device(), per_microbatch, microbatches, ADVANTAGE)
+        spec = UpdateSpec(tiny_models.MODEL, ADAM, 10, layout, TEMPERATURE)
+        return compute_gradients(tiny_models.random_params(), one_batch, grpo_loss, GRPO, spec)[0]
 
-    assert closeness.relative_distance(slope(LAYOUT, 8, 1), slope(None, 2, 4)) <= 1e-5
+    assert closeness.relative_distance(grads(LAYOUT, 8, 1), grads(None, 2, 4)) <= 1e-5
 
 
-def test_score_equals_the_naive_log_probabilities() -> None:
-    way = WAYS["packed, three microbatches, the last one not full"]
-    fed = way.batch()
-    scored = np.asarray(state.compute_logprobs(tiny_models.random_params(), fed, way.program())).reshape(-1, 64)
-    rows = PackedRows(*(np.asarray(x).reshape(-1, 64) for x in fed.rows))
+def test_compute_logprobs_gives_the_naive_log_probability_of_each_target() -> None:
+    case = CASES["packed, three microbatches, the last one not full"]
+    packed_batch = case.batch()
+    logp_MBT = state.compute_logprobs(tiny_models.random_params(), packed_batch, case.spec())
+    logp_BT = np.asarray(logp_MBT).reshape(-1, 64)
+    rows = PackedRows(*(np.asarray(x).reshape(-1, 64) for x in packed_batch.rows))
     for text, prefix, segment in training_data.plain_texts(GROUPS):
-        here = (rows.prompt == segment.prompt) & (rows.sample == segment.sample) & (rows.segment > 0)
+        selected_BT = (rows.prompt == segment.prompt) & (rows.sample == segment.sample) & (rows.segment > 0)
         logp_TV, _ = naive_decoding.naive_logprobs(tiny_models.random_params(), text, temperature=TEMPERATURE)
-        want = [float(logp_TV[t, text[t + 1]]) for t in range(prefix, len(text) - 1)]
-        np.testing.assert_allclose(scored[here], want, rtol=1e-4, atol=1e-4)
+        expected = [float(logp_TV[t, text[t + 1]]) for t in range(prefix, len(text) - 1)]
+        np.testing.assert_allclose(logp_BT[selected_BT], expected, rtol=1e-4, atol=1e-4)
 
 
-def _alone(tokens: range) -> Segment:
+def _segment(tokens: range) -> Segment:
     count = len(tokens) - 1
     return Segment(list(tokens), np.ones(count), np.zeros(count), 0, 0)
 
 
-@pytest.mark.parametrize("layout", [RowLayout(4, 2, 4), None], ids=["padded", "packed"])
-def test_a_token_of_a_row_sees_only_its_prefix_and_its_own_segment(layout: RowLayout | None) -> None:
-    """All tokens differ, so the gradient of one hidden state by the embedding names what that place has seen."""
+@pytest.mark.parametrize("layout", [RowLayout(4, 2, 4), None], ids=["shared prefix", "packed"])
+def test_a_token_attends_to_its_prefix_and_to_its_segment_up_to_itself(layout: RowLayout | None) -> None:
+    """All tokens differ, so the embeddings with a gradient from one hidden state are the tokens it attends to."""
     model = dataclasses.replace(tiny_models.MODEL, tied=False)
     groups = [
-        Group(list(range(2, 5)), [_alone(range(5, 9)), _alone(range(9, 13))]),
-        Group(list(range(13, 16)), [_alone(range(16, 20)), _alone(range(20, 24))]),
+        Group(list(range(2, 5)), [_segment(range(5, 9)), _segment(range(9, 13))]),
+        Group(list(range(13, 16)), [_segment(range(16, 20)), _segment(range(20, 24))]),
     ]
     rows = batch.pack_groups(groups, layout, config.RowsConfig(length=24))
 
-    def summed(params: Any, row: int, place: int) -> jax.Array:
-        fixed = layout or RowLayout(0, 0, 0)
-        mask = attention.Mask(rows.prefix, rows.segment, fixed.prefix, fixed.segment)
-        return qwen2.forward(params, rows.tokens, rows.positions, mask, model)[0][row, place].sum()
+    def hidden_sum(params: Any, row: int, position: int) -> jax.Array:
+        lengths = layout or RowLayout(0, 0, 0)
+        mask = attention.Mask(rows.prefix, rows.segment, lengths.prefix, lengths.segment)
+        return qwen2.forward(params, rows.tokens, rows.positions, mask, model)[0][row, position].sum()
 
-    slope, params = jax.jit(jax.grad(summed)), tiny_models.random_params(model)
-    looked_at = 0
-    for row, place in zip(*np.nonzero(rows.prefix), strict=True):
-        seen = np.flatnonzero(np.asarray(slope(params, row, place)["embed"]).any(1))
-        group, number = groups[int(rows.tokens[row, place] > 12)], rows.segment[row, place]
+    grads_of_hidden, params = jax.jit(jax.grad(hidden_sum)), tiny_models.random_params(model)
+    checked = 0
+    for row, position in zip(*np.nonzero(rows.prefix), strict=True):
+        attended = np.flatnonzero(np.asarray(grads_of_hidden(params, row, position)["embed"]).any(1))
+        group, number = groups[int(rows.tokens[row, position] > 12)], rows.segment[row, position]
         text = [*group.prefix, *(group.segments[number - 1].tokens if number else [])]
-        assert seen.tolist() == text[: text.index(rows.tokens[row, place]) + 1]
-        looked_at += 1
-    assert looked_at == 2 * (3 + 3 + 3)
+        assert attended.tolist() == text[: text.index(rows.tokens[row, position]) + 1]
+        checked += 1
+    assert checked == 2 * (3 + 3 + 3)
 
 
-def _update(way: Way, at: TrainState, fed: Batch, steps: int = 10) -> tuple[TrainState, dict[str, float]]:
-    with jax.set_mesh(way.mesh()):
-        at, sums = state.update(at, fed, grpo_loss, GRPO, dataclasses.replace(way.program(), steps=steps))
-    return at, state.mean_metrics(sums)
+def _update(
+    case: BatchCase, train_state: TrainState, update_batch: Batch, steps: int = 10
+) -> tuple[TrainState, dict[str, float]]:
+    with jax.set_mesh(case.mesh()):
+        train_state, sums = state.update(train_state, update_batch, grpo_loss, GRPO, case.spec(steps=steps))
+    return train_state, state.mean_metrics(sums)
 
 
-def _fresh(way: Way) -> TrainState:
-    with jax.set_mesh(way.mesh()):
-        return state.create_state(_sharded(tiny_models.random_params(), tiny_models.MODEL, way.mesh()), way.program())
+def _initial_state(case: BatchCase) -> TrainState:
+    with jax.set_mesh(case.mesh()):
+        params = _sharded(tiny_models.random_params(), tiny_models.MODEL, case.mesh())
+        return state.create_state(params, case.spec())
 
 
-def test_an_update_is_one_optimizer_step() -> None:
-    way, params = WAYS["padded"], tiny_models.random_params()
+def test_an_update_is_one_optimizer_step_on_the_gradient() -> None:
+    case, params = CASES["shared prefix"], tiny_models.random_params()
     tx = optimizer.make_optimizer(ADAM, tiny_models.MODEL, 10)
-    slope = gradients(params, way.batch(), grpo_loss, GRPO, way.program())[0]
-    changes, moments = tx.update(slope, tx.init(params), params)
-    at, means = _update(way, _fresh(way), way.batch())
-    assert int(at.step) == 1
-    assert closeness.relative_distance(at.params, optax.apply_updates(params, changes)) < 1e-6
-    assert closeness.relative_distance(optax.tree.get(at.opt_state, "mu"), optax.tree.get(moments, "mu")) < 1e-5
-    assert means["grad_norm"] == pytest.approx(float(optax.global_norm(slope)), rel=1e-5)
+    grads = compute_gradients(params, case.batch(), grpo_loss, GRPO, case.spec())[0]
+    changes, opt_state = tx.update(grads, tx.init(params), params)
+    updated, means = _update(case, _initial_state(case), case.batch())
+    assert int(updated.step) == 1
+    assert closeness.relative_distance(updated.params, optax.apply_updates(params, changes)) < 1e-6
+    assert closeness.relative_distance(optax.tree.get(updated.opt_state, "mu"), optax.tree.get(opt_state, "mu")) < 1e-5
+    assert means["grad_norm"] == pytest.approx(float(optax.global_norm(grads)), rel=1e-5)
     assert means["lr"] == pytest.approx(0.01)
     assert means["not_finite"] == 0
 
 
-def _same(tree: Any, other: Any) -> None:
+def _assert_equal(tree: Any, other: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(tree), jax.device_get(other))
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_non_finite_step_changes_nothing_and_is_counted(bad: float) -> None:
-    way = WAYS["padded"]
-    at, _ = _update(way, _fresh(way), way.batch())
-    before = jax.device_get(at)
-    fed = way.batch()
-    at, means = _update(way, at, dataclasses.replace(fed, advantage_MBT=fed.advantage_MBT * bad))
-    _same((at.params, at.opt_state), (before.params, before.opt_state))
-    assert int(at.step) == 2
+@pytest.mark.parametrize("factor", [np.nan, np.inf])
+def test_a_step_that_is_not_finite_changes_no_weights_and_is_counted(factor: float) -> None:
+    case = CASES["shared prefix"]
+    train_state, _ = _update(case, _initial_state(case), case.batch())
+    before = jax.device_get(train_state)
+    bad_batch = case.batch()
+    bad_batch = bad_batch.replace(advantage_MBT=bad_batch.advantage_MBT * factor)
+    train_state, means = _update(case, train_state, bad_batch)
+    _assert_equal((train_state.params, train_state.opt_state), (before.params, before.opt_state))
+    assert int(train_state.step) == 2
     assert means["not_finite"] == 1
-    at, means = _update(way, at, way.batch())
+    train_state, means = _update(case, train_state, case.batch())
     assert means["not_finite"] == 0
-    assert closeness.relative_distance(at.params, before.params) > 0
+    assert closeness.relative_distance(train_state.params, before.params) > 0
 
 
-def _infinite_slope(logp_BT: jax.Array, entropy_BT: jax.Array, micro: Batch, settings: None) -> tuple[jax.Array, dict]:
-    del entropy_BT, micro, settings
+def _loss_with_infinite_gradient(
+    logp_BT: jax.Array, entropy_BT: jax.Array, microbatch: Batch, loss_config: None
+) -> tuple[jax.Array, dict]:
+    del entropy_BT, microbatch, loss_config
     return jnp.sqrt(logp_BT * 0).sum(), {}
 
 
-def test_a_non_finite_gradient_of_a_finite_loss_changes_nothing() -> None:
-    way = WAYS["padded"]
-    at, sums = state.update(_fresh(way), way.batch(), _infinite_slope, None, way.program())
+def test_a_gradient_that_is_not_finite_under_a_finite_loss_changes_no_weights() -> None:
+    case = CASES["shared prefix"]
+    train_state, sums = state.update(
+        _initial_state(case), case.batch(), _loss_with_infinite_gradient, None, case.spec()
+    )
     assert state.mean_metrics(sums)["loss"] == 0
     assert state.mean_metrics(sums)["not_finite"] == 1
-    _same(at.params, tiny_models.random_params())
+    _assert_equal(train_state.params, tiny_models.random_params())
 
 
-def test_an_empty_batch_changes_nothing() -> None:
-    """All groups filtered: not even weight decay or the momentum of earlier steps moves anything."""
-    way = WAYS["padded"]
-    at, _ = _update(way, _fresh(way), way.batch())
-    before = jax.device_get(at)
-    nothing = PackedRows(*(field[:0] for field in packing.shared_prefix_rows(GROUPS, LAYOUT)))
-    at, means = _update(way, at, batch.assemble_batch(nothing, way.mesh(), 8, 1))
-    _same((at.params, at.opt_state), (before.params, before.opt_state))
-    assert int(at.step) == 2
+def test_a_batch_without_rows_changes_nothing_and_counts_as_finite() -> None:
+    """As when all groups are filtered: neither weight decay nor the momentum of earlier steps changes the weights."""
+    case = CASES["shared prefix"]
+    train_state, _ = _update(case, _initial_state(case), case.batch())
+    before = jax.device_get(train_state)
+    no_rows = PackedRows(*(field[:0] for field in packing.shared_prefix_rows(GROUPS, LAYOUT)))
+    train_state, means = _update(case, train_state, batch.assemble_batch(no_rows, case.mesh(), 8, 1))
+    _assert_equal((train_state.params, train_state.opt_state), (before.params, before.opt_state))
+    assert int(train_state.step) == 2
     assert (means["not_finite"], means["loss"], means["grad_norm"]) == (0, 0, 0)
     assert "kl" not in means
 
 
 @pytest.mark.parametrize(
-    ("name", "place"), [("padded", P()), ("padded, eight devices", P(None, "fsdp", "tensor"))], ids=["one", "eight"]
+    ("name", "expected_spec"),
+    [("shared prefix", P()), ("shared prefix, eight devices", P(None, "fsdp", "tensor"))],
+    ids=["one", "eight"],
 )
-def test_moments_are_sharded_like_weights_and_update_compiles_once(name: str, place: P) -> None:
-    way = WAYS[name]
-    at = _fresh(way)
-    homes = [leaf.sharding for leaf in jax.tree.leaves(at.params)]
-    assert at.params["layers"]["q"].sharding.spec == place
+def test_moments_are_sharded_like_their_weights_and_the_update_compiles_once(name: str, expected_spec: P) -> None:
+    case = CASES[name]
+    train_state = _initial_state(case)
+    param_shardings = [leaf.sharding for leaf in jax.tree.leaves(train_state.params)]
+    assert train_state.params["layers"]["q"].sharding.spec == expected_spec
     with compiled_programs() as compiled:
         for _ in range(3):
-            for tree in (at.params, optax.tree.get(at.opt_state, "mu"), optax.tree.get(at.opt_state, "nu")):
-                for leaf, home in zip(jax.tree.leaves(tree), homes, strict=True):
-                    assert leaf.sharding.is_equivalent_to(home, leaf.ndim)
-            at, _ = _update(way, at, way.batch(), steps=11)
+            moments = (optax.tree.get(train_state.opt_state, name) for name in ("mu", "nu"))
+            for tree in (train_state.params, *moments):
+                for leaf, param_sharding in zip(jax.tree.leaves(tree), param_shardings, strict=True):
+                    assert leaf.sharding.is_equivalent_to(param_sharding, leaf.ndim)
+            train_state, _ = _update(case, train_state, case.batch(), steps=11)
     assert compiled.count("jit(update)") == 1
 
 
-def test_means_leave_out_metrics_without_a_count() -> None:
+def test_mean_metrics_divides_sums_by_counts_and_leaves_out_counts_of_zero() -> None:
     sums = {"a": (jnp.float32(6), jnp.float32(4)), "b": (jnp.float32(0), jnp.float32(0))}
     assert state.mean_metrics(sums) == {"a": 1.5}
