@@ -65,7 +65,5 @@ class ScriptedSampler:
         texts = [[self._write(text, g) for g in range(request.samples)] for text in prompt_texts]
         result = completions(self._context, texts, request.sampling.max_tokens)
         if request.on_finished:
-            request.on_finished(
-                [FinishedSample(p, g, result.ids(p, g)) for p, g in np.ndindex(result.length_PG.shape)]
-            )
+            request.on_finished([FinishedSample(p, g, result.ids(p, g)) for p, g in np.ndindex(result.length_PG.shape)])
         return result
