@@ -77,7 +77,7 @@ def forward_floor(work: Workload) -> float:
     lengths_N = work.lengths_PG().ravel().astype(float)
     keys = work.prompts * prefix * (prefix + 1) / 2 + (lengths_N * prefix + lengths_N * (lengths_N + 1) / 2).sum()
     prefixes = float(work.prompts * prefix)
-    return flops.forward_flops(work.config, prefixes + lengths_N.sum(), keys, asked=lengths_N.sum())
+    return flops.forward_flops(work.config, prefixes + lengths_N.sum(), keys, logit_tokens=lengths_N.sum())
 
 
 def rollout_floor(work: Workload) -> float:

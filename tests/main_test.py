@@ -228,7 +228,7 @@ def test_a_tokenizer_without_a_chat_template_is_a_one_line_error(home: Path, tmp
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("", "config.model.path is empty and the run made no data of its own"),
+        ("", "config.model.path is empty and the run has generated no data"),
         ("folder", "is a folder without a config.json"),
     ],
 )

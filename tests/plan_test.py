@@ -84,5 +84,5 @@ def test_half_a_billion_parameters_fit_four_chips() -> None:
     assert programs["prefill"]["arguments"] == pytest.approx(4 * weights + sampler + slots, rel=0.02)
     assert programs["update"]["temporaries"] > programs["score"]["temporaries"]
     tokens, keys = 8 * 20480, 8 * flops.row_keys(4096, 8, 2048)
-    update_flops = flops.update_flops(qwen2.PRESETS["0.5b"], tokens, keys, 8 * 8 * 2048)
+    update_flops = flops.update_flops(qwen2.PRESETS["0.5b"], tokens, keys, logit_tokens=8 * 8 * 2048)
     assert programs["update"]["flops"] == pytest.approx(update_flops)

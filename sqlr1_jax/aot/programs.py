@@ -166,7 +166,7 @@ class StepPrograms:
             return programs.prefill(params, slots, batch, step, self.config.seed, self.engine.model_config)
 
         # Prefill computes no logits.
-        prefill_flops = flops.forward_flops(self.model_config, R * S, R * flops.row_keys(S, 0, 0), 0)
+        prefill_flops = flops.forward_flops(self.model_config, R * S, R * flops.row_keys(S, 0, 0), logit_tokens=0)
         inputs, resident = (self.weights.outputs, self.init_slots.outputs, batch, step), (self.state, self.reference)
         return AotProgram(self.engine.mesh, function, inputs, resident, donated=(1,), flops=prefill_flops)
 

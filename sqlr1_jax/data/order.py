@@ -1,4 +1,4 @@
-"""Which items a step takes: a function of seed and step alone, each item once an epoch."""
+"""Data order as a function of seed and step, so that a resumed run needs no saved position in the data."""
 
 from __future__ import annotations
 
@@ -6,21 +6,28 @@ import numpy as np
 
 
 def batch_indices(count: int, per_step: int, seed: int, step: int) -> list[int]:
-    """Indices, among `count` items, of the `per_step` that belong to a step (counted from 0).
+    """Indices of the `per_step` items, out of `count`, that a step (from 0) draws.
 
-    Items stand in a fresh order each epoch; a step may span the end of one epoch and the start of the next.
+    Each epoch draws every item once, in its own random order. A batch may span the end of one epoch and the start of
+    the next.
+
+    Raises:
+      ValueError: there are no items.
     """
     if count < 1:
-        raise ValueError("there are no items to take from")
-    places = range(step * per_step, (step + 1) * per_step)
-    orders = {epoch: _order(count, seed, epoch) for epoch in {place // count for place in places}}
-    return [int(orders[place // count][place % count]) for place in places]
+        raise ValueError("cannot draw a batch: there are no items")
+    positions = range(step * per_step, (step + 1) * per_step)  # in the concatenation of all epochs
+    orders = {epoch: _permutation(count, seed, epoch) for epoch in {position // count for position in positions}}
+    return [int(orders[position // count][position % count]) for position in positions]
 
 
 def subset(count: int, size: int, seed: int) -> list[int]:
-    """A fixed random choice of at most `size` of `count` items, in their own order."""
-    return sorted(int(i) for i in _order(count, seed, -1)[:size])
+    """Indices of a random subset of at most `size` of `count` items, ascending; a function of its arguments.
+
+    A smaller subset with the same seed is contained in a larger one.
+    """
+    return sorted(int(i) for i in _permutation(count, seed, -1)[:size])
 
 
-def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch + 1]).permutation(count)

@@ -1,9 +1,26 @@
-"""Rows for training: many segments that see one shared prefix, laid out with or without holes.
+"""Rows for training: segments that share a prefix, in one of two layouts.
 
-A group is a prefix (a prompt without its last token, or a schema) and the segments that continue it. A
-segment sees the prefix and itself, and its positions go on where the prefix ends, so a row computes a
-prefix once for all its segments and gives each of them what it would have computed alone (docs/design.md,
-"A prompt is computed once"). SFT and GRPO eat the same rows.
+A group is a prefix (a prompt without its last token, or a schema) and the segments that continue it. A segment attends
+to the prefix and to itself, never to another segment, and its positions continue those of the prefix. So a row computes
+the prefix once for all segments, and each segment gets what it would get in a row of its own with a copy of the prefix.
+SFT and GRPO use the same rows.
+
+Shared-prefix row: one group per row, each part padded to a fixed length ('.': padding), so that attention needs no
+[T, T] mask. For a group with prefix p, q, r and two segments, in RowLayout(prefix=4, segments=2, segment=3):
+
+               |    prefix     | segment 1 | segment 2 |
+    tokens     | p   q   r   . | a   b   c | d   e   . |
+    prefix     | 1   1   1   0 | 1   1   1 | 1   1   0 |    group in the row, from 1
+    segment    | 0   0   0   0 | 1   1   1 | 2   2   0 |    segment in the group, from 1; 0: the prefix
+    positions  | 0   1   2   0 | 3   4   5 | 3   4   0 |
+
+Packed row: several groups per row without gaps; attention needs a [T, T] mask made from `prefix` and `segment`:
+
+               |            group 1            |    group 2    |       |
+    tokens     | p   q   r   a   b   c   d   e | u   v   f   g | .   . |
+    prefix     | 1   1   1   1   1   1   1   1 | 2   2   2   2 | 0   0 |
+    segment    | 0   0   0   1   1   1   2   2 | 0   0   1   1 | 0   0 |
+    positions  | 0   1   2   3   4   5   3   4 | 0   1   2   3 | 0   0 |
 """
 
 from __future__ import annotations
@@ -18,48 +35,48 @@ import numpy.typing as npt
 
 from sqlr1_jax.errors import Sqlr1Error
 
-Ints = Any  # int32: numpy where rows are made, JAX's once they are on the device
+Ints = Any  # int32: a numpy array, or a JAX array once it is on the device
 Floats = Any  # float32, likewise
 
 
 class Segment(NamedTuple):
-    """A continuation of a prefix: `tokens[:-1]` go in, `tokens[1:]` are asked for."""
+    """A continuation of a prefix: `tokens[:-1]` are inputs, `tokens[1:]` their targets."""
 
     tokens: Sequence[int] | npt.NDArray[np.integer]  # n + 1 ids
-    weight: Sequence[float] | npt.NDArray[np.floating]  # n: share of each target in the loss
-    logprob: Sequence[float] | npt.NDArray[np.floating]  # n: under the weights that sampled; zeros for SFT
-    prompt: int  # its place in the batch's prompts
-    sample: int  # its place in the prompt's samples
+    weight: Sequence[float] | npt.NDArray[np.floating]  # n: loss weight of each target; 0: no loss
+    logprob: Sequence[float] | npt.NDArray[np.floating]  # n: of each target under the sampler's weights; zeros in SFT
+    prompt: int  # index of its prompt in the batch
+    sample: int  # index of its sample among the prompt's
 
 
 class Group(NamedTuple):
-    """A prefix, without loss, and the segments that all see it and never each other."""
+    """A prefix, which has no loss, and the segments that attend to it but not to each other."""
 
     prefix: Sequence[int] | npt.NDArray[np.integer]
     segments: Sequence[Segment]
 
 
 class PackedRows(NamedTuple):
-    """What training eats. Every field is [B, T]; a place that holds no token is 0 in all of them."""
+    """Rows of tokens, each field [B, T] and 0 at padding; the module docstring has diagrams."""
 
-    tokens: Ints
-    targets: Ints  # the id asked for; on prefixes the next one, which weighs nothing
-    positions: Ints  # of rotary embeddings: a segment's begin at its prefix's length
-    prefix: Ints  # which of the row's groups, from 1; 0: no token
-    segment: Ints  # which of the group's segments, from 1; 0: the prefix itself
-    prompt: Ints
-    sample: Ints
-    weight: Floats
-    logprob: Floats
+    tokens: Ints  # input ids
+    targets: Ints  # id to predict; within a prefix the next one, which has no loss
+    positions: Ints  # of rotary embeddings; those of a segment start at its prefix's length
+    prefix: Ints  # number of the group in its row, from 1; 0: padding
+    segment: Ints  # number of the segment in its group, from 1; 0: the prefix (or padding)
+    prompt: Ints  # index of the prompt in the batch
+    sample: Ints  # index of the sample among the prompt's
+    weight: Floats  # loss weight of the target; 0: no loss
+    logprob: Floats  # log-probability of the target under the sampler's weights
 
 
 @dataclasses.dataclass(frozen=True)
 class RowLayout:
-    """A strided row, [prefix | segments × segment]: fixed places, so that attention needs no [T, T] mask."""
+    """Lengths of a shared-prefix row, [prefix | segments × segment]."""
 
     prefix: int  # tokens
-    segments: int  # how many
-    segment: int  # tokens each
+    segments: int  # number of segments
+    segment: int  # tokens of each
 
     @property
     def length(self) -> int:
@@ -68,91 +85,100 @@ class RowLayout:
 
 
 class PackingError(Sqlr1Error):
-    """A group that does not fit its row; the message says by how much, and what to raise."""
+    """A group does not fit its row; the message names both lengths and the setting to raise."""
 
 
-class _Piece(NamedTuple):
-    """A run of tokens and where it goes."""
+class _Placement(NamedTuple):
+    """Where a prefix or segment goes."""
 
-    group: int
+    group: int  # index among all groups
     row: int
-    start: int  # place in the row
-    prefix: int  # 1-based group number within the row
-    segment: int  # 0 for the prefix
+    start: int  # position in the row of the first token
+    group_number: int  # of the group in its row, from 1
+    segment_number: int  # of the segment in its group, from 1; 0: the prefix
 
 
 def packed_length(group: Group) -> int:
-    """Tokens the group takes in a packed row: its prefix and its segments' inputs."""
-    return len(group.prefix) + sum(len(s.tokens) - 1 for s in group.segments)
+    """Tokens that the group takes in a packed row: its prefix and its segments' inputs."""
+    return len(group.prefix) + sum(len(segment.tokens) - 1 for segment in group.segments)
 
 
 def smallest_layout(groups: Sequence[Group], multiple: int = 16) -> RowLayout:
-    """The smallest layout that takes every group, rounded up to a multiple: fewer shapes to compile."""
-    prefix = max((len(g.prefix) for g in groups), default=0)
-    segment = max((len(s.tokens) - 1 for g in groups for s in g.segments), default=0)
-    count = max((len(g.segments) for g in groups), default=0)
-    return RowLayout(_up(prefix, multiple), count, _up(segment, multiple))
+    """The smallest layout that fits every group, with lengths rounded up to a multiple: fewer shapes to compile."""
+    prefix = max((len(group.prefix) for group in groups), default=0)
+    segment = max((len(segment.tokens) - 1 for group in groups for segment in group.segments), default=0)
+    count = max((len(group.segments) for group in groups), default=0)
+    return RowLayout(_round_up(prefix, multiple), count, _round_up(segment, multiple))
 
 
 def layout_ladder(layout: RowLayout, count: int) -> tuple[RowLayout, ...]:
-    """At most `count` layouts of as many segments up to `layout`, each √2 shorter than the next; smallest first."""
-    shares = [2 ** (-i / 2) for i in reversed(range(count))]
-    sizes = [(_shorter(layout.prefix, share), _shorter(layout.segment, share)) for share in shares]
+    """At most `count` layouts up to `layout`, smallest first: parts of each are √2 shorter than those of the next."""
+    fractions = [2 ** (-i / 2) for i in reversed(range(count))]
+    sizes = [(_shorten(layout.prefix, fraction), _shorten(layout.segment, fraction)) for fraction in fractions]
     return tuple(RowLayout(prefix, layout.segments, segment) for prefix, segment in dict.fromkeys(sizes))
 
 
-def _shorter(size: int, share: float) -> int:
-    """A share of a size, rounded up to what kernels like: to 8, or where that is little to 128."""
-    return min(size, _up(math.ceil(size * share), 128 if size >= 1024 else 8))
+def _shorten(size: int, fraction: float) -> int:
+    """A fraction of a size, rounded up to a multiple that suits attention kernels: 8, or 128 for sizes from 1024."""
+    return min(size, _round_up(math.ceil(size * fraction), 128 if size >= 1024 else 8))
 
 
 def layout_fraction(group: Group, layout: RowLayout) -> float:
-    """The share of its layout that a group needs."""
-    longest = max((len(s.tokens) - 1 for s in group.segments), default=0)
+    """How much of a layout a group needs: the larger of the used fractions of its prefix and of a segment."""
+    longest = max((len(segment.tokens) - 1 for segment in group.segments), default=0)
     return max(len(group.prefix) / max(1, layout.prefix), longest / max(1, layout.segment))
 
 
 def shared_prefix_rows(groups: Sequence[Group], layout: RowLayout) -> PackedRows:
-    """One row a group, each part at its layout's place, padded behind. Raises `PackingError`."""
-    pieces = []
+    """Rows of one group each, in the order of the groups, every part at its position in the layout.
+
+    Raises:
+      PackingError: a group does not fit the layout.
+    """
+    placements = []
     for row, group in enumerate(groups):
         _check_fits(group, layout)
-        pieces.append(_Piece(row, row, 0, 1, 0))
+        placements.append(_Placement(row, row, 0, 1, 0))
         starts = [layout.prefix + i * layout.segment for i in range(len(group.segments))]
-        pieces += [_Piece(row, row, start, 1, i + 1) for i, start in enumerate(starts)]
-    return _fill(groups, pieces, len(groups), layout.length)
+        placements += [_Placement(row, row, start, 1, i + 1) for i, start in enumerate(starts)]
+    return _scatter(groups, placements, len(groups), layout.length)
 
 
 def pack_rows(groups: Sequence[Group], length: int) -> PackedRows:
-    """Groups side by side in rows of `length`, the longest first, each in the first row with room.
+    """Rows of `length` tokens with several groups each: longest group first, each in the first row with room for it.
 
-    Raises `PackingError` when one is longer than a row.
+    Raises:
+      PackingError: a group is longer than a row.
     """
     sizes = [packed_length(group) for group in groups]
     if groups and max(sizes) > length:
         worst = int(np.argmax(sizes))
         raise PackingError(f"group {worst} takes {sizes[worst]} tokens, a packed row {length}: raise rows.length.")
-    used: list[int] = []
-    count: list[int] = []
-    pieces = []
+    used: list[int] = []  # tokens of each row
+    counts: list[int] = []  # groups of each row
+    placements = []
     for index in sorted(range(len(groups)), key=lambda i: -sizes[i]):
-        row = next((r for r, n in enumerate(used) if n + sizes[index] <= length), len(used))
+        row = next((r for r, tokens in enumerate(used) if tokens + sizes[index] <= length), len(used))
         if row == len(used):
             used.append(0)
-            count.append(0)
-        count[row] += 1
-        pieces += _side_by_side(groups[index], index, row, used[row], count[row])
+            counts.append(0)
+        counts[row] += 1
+        placements += _consecutive_placements(groups[index], index, row, used[row], counts[row])
         used[row] += sizes[index]
-    return _fill(groups, pieces, len(used), length)
+    return _scatter(groups, placements, len(used), length)
 
 
 def unshared(groups: Sequence[Group]) -> list[Group]:
-    """Each segment with a prefix of its own: the rows that sharing is measured against."""
+    """The same segments, each in a group with its own copy of the prefix: the baseline for shared prefixes."""
     return [Group(group.prefix, [segment]) for group in groups for segment in group.segments]
 
 
 def pad_rows(rows: PackedRows, count: int) -> PackedRows:
-    """The rows, and empty ones behind them up to `count`."""
+    """The rows, followed by empty ones up to `count`.
+
+    Raises:
+      PackingError: there are more than `count` rows.
+    """
     missing = count - len(rows.tokens)
     if missing < 0:
         raise PackingError(f"{len(rows.tokens)} rows do not fit a batch of {count}.")
@@ -161,69 +187,73 @@ def pad_rows(rows: PackedRows, count: int) -> PackedRows:
 
 
 def padded_lengths(longest: int, sizes: int) -> list[int]:
-    """Up to `sizes` lengths to pad to, ascending in equal steps of whole 16s; the last is `longest`."""
-    return sorted({min(longest, _up(-(-longest * (i + 1) // sizes), 16)) for i in range(sizes)})
+    """At most `sizes` lengths to pad to, ascending in about equal steps: multiples of 16, and `longest` at the end."""
+    return sorted({min(longest, _round_up(-(-longest * (i + 1) // sizes), 16)) for i in range(sizes)})
 
 
-def _up(number: int, multiple: int) -> int:
+def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
 def _check_fits(group: Group, layout: RowLayout) -> None:
     if len(group.prefix) > layout.prefix:
-        raise PackingError(f"a prefix of {len(group.prefix)} tokens: raise rows.prefix past {layout.prefix}.")
+        raise PackingError(
+            f"a prefix of {len(group.prefix)} tokens does not fit a row's {layout.prefix}: raise rows.prefix."
+        )
     if len(group.segments) > layout.segments:
         raise PackingError(f"{len(group.segments)} segments do not fit a row of {layout.segments}.")
-    longest = max((len(s.tokens) - 1 for s in group.segments), default=0)
+    longest = max((len(segment.tokens) - 1 for segment in group.segments), default=0)
     if longest > layout.segment:
-        raise PackingError(f"a segment of {longest} tokens: raise rows.segment past {layout.segment}.")
+        raise PackingError(f"a segment of {longest} tokens does not fit a row's {layout.segment}: raise rows.segment.")
 
 
-def _side_by_side(group: Group, index: int, row: int, start: int, number: int) -> list[_Piece]:
-    pieces = [_Piece(index, row, start, number, 0)]
+def _consecutive_placements(group: Group, index: int, row: int, start: int, group_number: int) -> list[_Placement]:
+    """Placements of a group's prefix and segments one after another, from `start`."""
+    placements = [_Placement(index, row, start, group_number, 0)]
     start += len(group.prefix)
     for i, segment in enumerate(group.segments):
-        pieces.append(_Piece(index, row, start, number, i + 1))
+        placements.append(_Placement(index, row, start, group_number, i + 1))
         start += len(segment.tokens) - 1
-    return pieces
+    return placements
 
 
-def _fill(groups: Sequence[Group], pieces: Sequence[_Piece], count: int, length: int) -> PackedRows:
-    """Scatters all pieces at once: one flat index, one assignment a field."""
-    parts = [_part(groups[p.group], p.segment) for p in pieces]
+def _scatter(groups: Sequence[Group], placements: Sequence[_Placement], count: int, length: int) -> PackedRows:
+    """`count` rows of `length` tokens with every part at its placement; one indexed assignment per field."""
+    parts = [_prefix_or_segment(groups[p.group], p.segment_number) for p in placements]
     sizes = np.array([len(part.weight) for part in parts], np.int64)
-    within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    place = within + np.repeat(np.array([p.row * length + p.start for p in pieces], np.int64), sizes)
-    offsets = [len(groups[p.group].prefix) if p.segment else 0 for p in pieces]
+    offset = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # of each token within its part
+    # Index of each token in the flattened rows, and its part's first rotary position.
+    flat_index = offset + np.repeat(np.array([p.row * length + p.start for p in placements], np.int64), sizes)
+    first_positions = [len(groups[p.group].prefix) if p.segment_number else 0 for p in placements]
 
     def scatter(values: npt.NDArray[Any], dtype: type) -> npt.NDArray[Any]:
         field: npt.NDArray[Any] = np.zeros(count * length, dtype)
-        field[place] = values
+        field[flat_index] = values
         return field.reshape(count, length)
 
-    def each(values: Sequence[int]) -> Ints:
+    def per_part(values: Sequence[int]) -> Ints:
         return scatter(np.repeat(np.array(values, np.int32), sizes), np.int32)
 
-    def joined(arrays: Sequence[Any], dtype: type) -> npt.NDArray[Any]:
+    def per_token(arrays: Sequence[Any], dtype: type) -> npt.NDArray[Any]:
         return scatter(np.concatenate([np.zeros(0, dtype), *arrays]), dtype)
 
     return PackedRows(
-        tokens=joined([part.tokens[:-1] for part in parts], np.int32),
-        targets=joined([part.tokens[1:] for part in parts], np.int32),
-        positions=scatter(within + np.repeat(np.array(offsets, np.int64), sizes), np.int32),
-        prefix=each([p.prefix for p in pieces]),
-        segment=each([p.segment for p in pieces]),
-        prompt=each([part.prompt for part in parts]),
-        sample=each([part.sample for part in parts]),
-        weight=joined([part.weight for part in parts], np.float32),
-        logprob=joined([part.logprob for part in parts], np.float32),
+        tokens=per_token([part.tokens[:-1] for part in parts], np.int32),
+        targets=per_token([part.tokens[1:] for part in parts], np.int32),
+        positions=scatter(offset + np.repeat(np.array(first_positions, np.int64), sizes), np.int32),
+        prefix=per_part([p.group_number for p in placements]),
+        segment=per_part([p.segment_number for p in placements]),
+        prompt=per_part([part.prompt for part in parts]),
+        sample=per_part([part.sample for part in parts]),
+        weight=per_token([part.weight for part in parts], np.float32),
+        logprob=per_token([part.logprob for part in parts], np.float32),
     )
 
 
-def _part(group: Group, number: int) -> Segment:
-    """The group's segment by its 1-based number; 0 is the prefix, as a segment that weighs nothing."""
-    if number:
-        return group.segments[number - 1]
-    nothing = np.zeros(len(group.prefix), np.float32)
+def _prefix_or_segment(group: Group, segment_number: int) -> Segment:
+    """The segment of this number, from 1; for 0 the prefix as a segment without loss."""
+    if segment_number:
+        return group.segments[segment_number - 1]
+    zeros = np.zeros(len(group.prefix), np.float32)
     prompt = group.segments[0].prompt if group.segments else 0
-    return Segment(np.append(np.asarray(group.prefix, np.int32), 0), nothing, nothing, prompt, 0)
+    return Segment(np.append(np.asarray(group.prefix, np.int32), 0), zeros, zeros, prompt, 0)

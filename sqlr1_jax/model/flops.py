@@ -1,4 +1,7 @@
-"""Floating-point operations by hand: compilers count a scan's body once and no Pallas kernel at all."""
+"""Floating-point operations of the model, by formula.
+
+XLA's cost analysis counts the body of a scan once and a Pallas kernel not at all, so it cannot be used for this.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ import jax
 
 from sqlr1_jax.model.qwen2 import Qwen2Config
 
-# Dense bfloat16 operations a second of one device, by what its kind contains; vendors' figures.
-_PEAKS = {
+# Dense bfloat16 FLOP/s of one device, from the vendors; a key is a part of the device kind, and the first match counts.
+_PEAK_FLOPS = {
     "v6 lite": 918e12,
     "v6e": 918e12,
     "v5p": 459e12,
@@ -22,39 +25,56 @@ _PEAKS = {
     "h100": 989e12,
     "a100": 312e12,
 }
-_CPU_CORE = 95e9  # float32 matrix products, measured on the machine this was written on
+_CPU_CORE_FLOPS = 95e9  # FLOP/s of one core in float32 matmuls, measured on one machine
 
 
 def peak_flops(device: jax.Device) -> float:
-    """Operations a second that `device` could do at best; 0 where its kind is not known."""
-    if device.platform == "cpu":
-        return _CPU_CORE * (os.cpu_count() or 1) / jax.local_device_count()
-    kind = device.device_kind.lower()
-    return next((peak for name, peak in _PEAKS.items() if name in kind), 0.0)
+    """Peak FLOP/s of `device`; 0 for an unknown kind.
 
-
-def matmul_params(cfg: Qwen2Config) -> int:
-    """Parameters that every token is multiplied with, the unembedding among them."""
-    heads = 2 * cfg.num_heads + 2 * cfg.num_kv_heads
-    layer = cfg.hidden_size * (heads * cfg.head_size + 3 * cfg.ffw_size)
-    return cfg.num_layers * layer + cfg.vocab_size * cfg.hidden_size
-
-
-def forward_flops(cfg: Qwen2Config, tokens: float, keys: float, asked: float | None = None) -> float:
-    """Of one forward pass over `tokens`, which see `keys` keys in all (summed over the tokens).
-
-    `asked` of the tokens are asked for the next one, and need logits; None: all.
+    A CPU device counts its share of the machine's cores.
     """
-    attention = 4 * cfg.num_layers * cfg.num_heads * cfg.head_size * keys
-    silent = 0 if asked is None else tokens - asked
-    return 2 * matmul_params(cfg) * tokens + attention - 2 * cfg.vocab_size * cfg.hidden_size * silent
+    if device.platform == "cpu":
+        return _CPU_CORE_FLOPS * (os.cpu_count() or 1) / jax.local_device_count()
+    kind = device.device_kind.lower()
+    return next((peak for name, peak in _PEAK_FLOPS.items() if name in kind), 0.0)
 
 
-def update_flops(cfg: Qwen2Config, tokens: float, keys: float, asked: float | None = None) -> float:
-    """Of forward and backward, without what rematerialization does again: the model's, not the machine's."""
-    return 3 * forward_flops(cfg, tokens, keys, asked)
+def matmul_params(config: Qwen2Config) -> int:
+    """The number of parameters that multiply every token: the layers' matrices and the unembedding."""
+    heads = 2 * config.num_heads + 2 * config.num_kv_heads
+    layer = config.hidden_size * (heads * config.head_size + 3 * config.ffw_size)
+    return config.num_layers * layer + config.vocab_size * config.hidden_size
+
+
+def forward_flops(config: Qwen2Config, tokens: float, keys: float, logit_tokens: float | None = None) -> float:
+    """FLOP of one forward pass.
+
+    Args:
+      config: the model's shape.
+      tokens: tokens of the pass.
+      keys: keys that the tokens attend to, summed over the tokens.
+      logit_tokens: how many of the tokens need logits; None: all.
+    """
+    # Per key, query head and channel: a multiplication and an addition, in scores and in the weighted sum of values.
+    attention = 4 * config.num_layers * config.num_heads * config.head_size * keys
+    without_logits = 0 if logit_tokens is None else tokens - logit_tokens
+    return 2 * matmul_params(config) * tokens + attention - 2 * config.vocab_size * config.hidden_size * without_logits
+
+
+def update_flops(config: Qwen2Config, tokens: float, keys: float, logit_tokens: float | None = None) -> float:
+    """FLOP of a forward and a backward pass, arguments as in `forward_flops`.
+
+    These are the model's operations: what rematerialization repeats is not counted.
+    """
+    return 3 * forward_flops(config, tokens, keys, logit_tokens)
 
 
 def row_keys(prefix: float, segments: float, segment: float) -> float:
-    """Keys seen in a row of one prefix and its segments, each causal in itself."""
+    """Keys attended to in a row of one prefix and `segments` segments, summed over its tokens.
+
+    Args:
+      prefix: tokens of the prefix, which is causal.
+      segments: number of segments, each of which attends to the prefix and, causally, to itself.
+      segment: tokens of each segment.
+    """
     return prefix * (prefix + 1) / 2 + segments * (segment * prefix + segment * (segment + 1) / 2)

@@ -1,7 +1,10 @@
-"""Weights from Hugging Face folders and repositories, and back, bit for bit.
+"""Reads and writes Hugging Face model folders; weights keep their bits.
 
-Reading goes straight into the target sharding: each device's part is sliced out of the memory-mapped files. Writing
-goes tensor by tensor. Hugging Face keeps a matrix as [out, in] for each layer; ours are [layers, in, out], heads apart.
+Reading goes directly into the target sharding: each device's part is sliced out of the memory-mapped files. Writing
+goes tensor by tensor. The layouts differ:
+
+    Hugging Face   a tensor per layer   [out, in]       q_proj [H·h, D], o_proj [D, H·h]
+    here           layers stacked       [L, in, out]    q [L, D, H, h],  o [L, H, h, D]
 """
 
 from __future__ import annotations
@@ -24,40 +27,44 @@ from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.io import read_json
 from sqlr1_jax.model import safetensors, tokenizer
 from sqlr1_jax.model.qwen2 import Params, ParamSpec, Qwen2Config, abstract_params, is_spec
-from sqlr1_jax.model.safetensors import Tensor, WeightsError
+from sqlr1_jax.model.safetensors import LazyTensor, WeightsError
 
 _log = logging.getLogger(__name__)
 
 
-class _Name(NamedTuple):
-    """Where a parameter lives in a Hugging Face file."""
+class _HfName(NamedTuple):
+    """The name and layout of a parameter in Hugging Face files."""
 
     template: str  # with {} for the layer
-    inputs: int | None  # how many of our axes (after the layers') are summed over; None: stored in our own shape
+    in_axes: int | None  # our leading axes (after the layers') that a matmul sums over; None: stored in our shape
 
 
 _LAYER = "model.layers.{}."
-_NAMES: dict[str, _Name] = {
-    "embed": _Name("model.embed_tokens.weight", None),
-    "final_norm": _Name("model.norm.weight", None),
-    "unembed": _Name("lm_head.weight", 1),
-    "layers/attention_norm": _Name(_LAYER + "input_layernorm.weight", None),
-    "layers/q": _Name(_LAYER + "self_attn.q_proj.weight", 1),
-    "layers/k": _Name(_LAYER + "self_attn.k_proj.weight", 1),
-    "layers/v": _Name(_LAYER + "self_attn.v_proj.weight", 1),
-    "layers/q_bias": _Name(_LAYER + "self_attn.q_proj.bias", 0),
-    "layers/k_bias": _Name(_LAYER + "self_attn.k_proj.bias", 0),
-    "layers/v_bias": _Name(_LAYER + "self_attn.v_proj.bias", 0),
-    "layers/o": _Name(_LAYER + "self_attn.o_proj.weight", 2),
-    "layers/ffw_norm": _Name(_LAYER + "post_attention_layernorm.weight", None),
-    "layers/gate": _Name(_LAYER + "mlp.gate_proj.weight", 1),
-    "layers/up": _Name(_LAYER + "mlp.up_proj.weight", 1),
-    "layers/down": _Name(_LAYER + "mlp.down_proj.weight", 1),
+_HF_NAMES: dict[str, _HfName] = {
+    "embed": _HfName("model.embed_tokens.weight", None),
+    "final_norm": _HfName("model.norm.weight", None),
+    "unembed": _HfName("lm_head.weight", 1),
+    "layers/attention_norm": _HfName(_LAYER + "input_layernorm.weight", None),
+    "layers/q": _HfName(_LAYER + "self_attn.q_proj.weight", 1),
+    "layers/k": _HfName(_LAYER + "self_attn.k_proj.weight", 1),
+    "layers/v": _HfName(_LAYER + "self_attn.v_proj.weight", 1),
+    "layers/q_bias": _HfName(_LAYER + "self_attn.q_proj.bias", 0),
+    "layers/k_bias": _HfName(_LAYER + "self_attn.k_proj.bias", 0),
+    "layers/v_bias": _HfName(_LAYER + "self_attn.v_proj.bias", 0),
+    "layers/o": _HfName(_LAYER + "self_attn.o_proj.weight", 2),
+    "layers/ffw_norm": _HfName(_LAYER + "post_attention_layernorm.weight", None),
+    "layers/gate": _HfName(_LAYER + "mlp.gate_proj.weight", 1),
+    "layers/up": _HfName(_LAYER + "mlp.up_proj.weight", 1),
+    "layers/down": _HfName(_LAYER + "mlp.down_proj.weight", 1),
 }
 
 
 def resolve_folder(source: str | Path) -> Path:
-    """The folder of a model: `source` itself, or the Hub repository of that id, downloaded (or found in the cache)."""
+    """The folder of a model: `source` itself, or a Hub repository, downloaded or found in the Hub's cache.
+
+    Raises:
+      ConfigError: `source` is a folder without a config.json, or no such repository can be fetched.
+    """
     folder = Path(source)
     if (folder / "config.json").is_file():
         return folder
@@ -69,25 +76,30 @@ def resolve_folder(source: str | Path) -> Path:
         return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"]))
     except Exception as error:
         raise ConfigError(
-            f"config.model.path={source} is neither a folder here nor a repository that can be fetched from the "
+            f"config.model.path={source} is neither a local folder nor a repository that can be fetched from the "
             f"Hugging Face Hub ({type(error).__name__}: {str(error).splitlines()[0]}). Check the name, or download the "
             "model and name its folder."
         ) from error
 
 
 def config_from_folder(folder: str | Path) -> Qwen2Config:
-    """The shape that config.json names; ids past the folder's tokenizer are masked.
+    """The model's shape, from config.json; `num_tokens` comes from the folder's tokenizer.
 
-    Raises ConfigError for what is no plain Qwen2, JsonError for a file that is broken.
+    Raises:
+      ConfigError: the model is not a plain Qwen2, or its tokenizer has more ids than the vocabulary.
+      JsonError: config.json is broken.
     """
     path = Path(folder) / "config.json"
     record = read_json(path)
-    _refuse_unknown(path, record)
+    _check_supported(path, record)
     heads = record["num_attention_heads"]
     rope = record.get("rope_parameters") or {}
     vocab_size, tokens = record["vocab_size"], tokenizer.count_tokens(folder)
     if tokens > vocab_size:
-        raise ConfigError(f"{path}: vocab_size {vocab_size} is less than the {tokens} ids of the tokenizer beside it.")
+        raise ConfigError(
+            f"{path}: vocab_size {vocab_size} is less than the {tokens} ids of the tokenizer in the same folder; use "
+            "the tokenizer that belongs to this model."
+        )
     return Qwen2Config(
         vocab_size=vocab_size,
         hidden_size=record["hidden_size"],
@@ -104,143 +116,170 @@ def config_from_folder(folder: str | Path) -> Qwen2Config:
     )
 
 
-def _refuse_unknown(path: Path, record: Mapping[str, Any]) -> None:
+def _check_supported(path: Path, record: Mapping[str, Any]) -> None:
     rope = record.get("rope_parameters") or record.get("rope_scaling") or {}
-    unknown = {
+    unsupported = {
         "model_type": record.get("model_type") != "qwen2",
         "hidden_act": record.get("hidden_act", "silu") != "silu",
         "use_sliding_window": bool(record.get("use_sliding_window")),
         "quantization_config": bool(record.get("quantization_config")),
         "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
     }
-    for key, found in unknown.items():
-        if found:
+    for key, is_unsupported in unsupported.items():
+        if is_unsupported:
             raise ConfigError(
-                f"{path}: {key} is {record.get(key)!r}, which this stack does not compute. It takes plain Qwen2 models "
-                "(Qwen2, Qwen2.5, Qwen2.5-Coder) without sliding windows, scaled positions or quantization."
+                f"{path}: {key} is {record.get(key)!r}, which is not supported. Use a plain Qwen2 model (Qwen2, "
+                "Qwen2.5, Qwen2.5-Coder) without sliding windows, RoPE scaling or quantization."
             )
 
 
 def load_params(
-    source: str | Path, cfg: Qwen2Config, mesh: jax.sharding.Mesh | None = None, rules: Rules = TRAIN_RULES
+    source: str | Path, config: Qwen2Config, mesh: jax.sharding.Mesh | None = None, rules: Rules = TRAIN_RULES
 ) -> Params:
-    """Parameters in cfg.param_dtype, each device reading its own part; without a mesh, all on the first device.
+    """Loads parameters in config.param_dtype.
 
-    Raises WeightsError naming the file and the tensor where one is missing or has another shape.
+    Args:
+      source: a folder or a Hub repository id, as `resolve_folder` takes it.
+      config: the model's shape.
+      mesh: each device of it reads only its own part; None: all goes to the first device.
+      rules: the sharding rules.
+
+    Raises:
+      ConfigError: there is no such folder or repository.
+      WeightsError: a tensor is missing or has another shape; the message names the file and the tensor.
     """
     folder = resolve_folder(source)
-    tensors = _open(folder)
-    specs = flax.traverse_util.flatten_dict(abstract_params(cfg), sep="/", is_leaf=lambda _, leaf: is_spec(leaf))
-    loaded = {path: _load_one(folder, tensors, path, spec, mesh, rules) for path, spec in specs.items()}
-    known = {name for path, spec in specs.items() for name in _tensor_names(path, spec)}
-    ignored = sorted(set(tensors) - known - {"lm_head.weight"})
-    if ignored:
-        names = ", ".join(ignored[:5])
-        _log.warning("%s: %d tensors are not Qwen2's and were left out: %s", folder, len(ignored), names)
-    return flax.traverse_util.unflatten_dict(loaded, sep="/")
+    tensors = _open_tensors(folder)
+    specs = flax.traverse_util.flatten_dict(abstract_params(config), sep="/", is_leaf=lambda _, leaf: is_spec(leaf))
+    params = {path: _load_param(folder, tensors, path, spec, mesh, rules) for path, spec in specs.items()}
+    known = {name for path, spec in specs.items() for name in _hf_names(path, spec)}
+    # Tied models may store their unembedding all the same; it equals the embedding.
+    unknown = sorted(set(tensors) - known - {"lm_head.weight"})
+    if unknown:
+        names = ", ".join(unknown[:5])
+        _log.warning("%s: ignored %d tensors that a Qwen2 model does not have: %s", folder, len(unknown), names)
+    return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
-def _open(folder: Path) -> dict[str, np.ndarray]:
+def _open_tensors(folder: Path) -> dict[str, np.ndarray]:
     files = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
-        what = f"lacks {', '.join(missing[:3])} of its index" if missing else "has no *.safetensors file"
-        raise WeightsError(f"{folder} {what}; download the model again, in safetensors form.")
+        problem = f"lacks {', '.join(missing[:3])} of its index" if missing else "has no *.safetensors file"
+        raise WeightsError(f"{folder} {problem}; download the model again, in safetensors form.")
     return {name: tensor for file in files for name, tensor in safetensors.open_file(file).items()}
 
 
-def _tensor_names(path: str, spec: ParamSpec) -> list[str]:
-    template = _NAMES[path].template
+def _hf_names(path: str, spec: ParamSpec) -> list[str]:
+    template = _HF_NAMES[path].template
     return [template.format(i) for i in range(spec.shape[0])] if path.startswith("layers/") else [template]
 
 
-def _load_one(
+def _load_param(
     folder: Path, tensors: Mapping[str, np.ndarray], path: str, spec: ParamSpec, mesh: Any, rules: Rules
 ) -> jax.Array:
     layered = path.startswith("layers/")
-    shape = spec.shape[1:] if layered else spec.shape
-    names = _tensor_names(path, spec)
+    shape, in_axes = spec.shape[1:] if layered else spec.shape, _HF_NAMES[path].in_axes
+    names = _hf_names(path, spec)
     for name in names:
-        _check(folder, tensors, name, _stored_shape(shape, _NAMES[path].inputs))
+        _check_tensor(folder, tensors, name, _hf_shape(shape, in_axes))
 
-    def part(index: tuple[slice, ...] | None) -> np.ndarray:
-        """What one device holds, in our order of axes."""
+    def read_shard(index: tuple[slice, ...] | None) -> np.ndarray:
+        """One device's part, in our layout."""
         index = index or (slice(None),) * len(spec.shape)
         if not layered:
-            return _read(tensors[names[0]], index, shape, _NAMES[path].inputs).astype(spec.dtype)
-        inner = [_read(tensors[name], index[1:], shape, _NAMES[path].inputs) for name in names[index[0]]]
-        return np.stack(inner).astype(spec.dtype)
+            return _read_slice(tensors[names[0]], index, shape, in_axes).astype(spec.dtype)
+        layers = [_read_slice(tensors[name], index[1:], shape, in_axes) for name in names[index[0]]]
+        return np.stack(layers).astype(spec.dtype)
 
     if mesh is None:
-        return jax.device_put(part(None))
-    return jax.make_array_from_callback(spec.shape, named_sharding(mesh, spec.logical_axes, rules, spec.shape), part)
+        return jax.device_put(read_shard(None))
+    sharding = named_sharding(mesh, spec.logical_axes, rules, spec.shape)
+    return jax.make_array_from_callback(spec.shape, sharding, read_shard)
 
 
-def _stored_shape(shape: tuple[int, ...], inputs: int | None) -> tuple[int, ...]:
-    """As Hugging Face keeps one layer's tensor of our `shape`: [out, in], or [out] where nothing is summed over."""
-    if inputs is None:
+def _hf_shape(shape: tuple[int, ...], in_axes: int | None) -> tuple[int, ...]:
+    """The shape in Hugging Face files of one layer's parameter: [out, in] of a matrix, [out] of a bias."""
+    if in_axes is None:
         return shape
-    out = (math.prod(shape[inputs:]),)
-    return (*out, math.prod(shape[:inputs])) if inputs else out
+    out = (math.prod(shape[in_axes:]),)
+    return (*out, math.prod(shape[:in_axes])) if in_axes else out
 
 
-def _check(folder: Path, tensors: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> None:
+def _check_tensor(folder: Path, tensors: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> None:
     if name not in tensors:
         raise WeightsError(
-            f"{folder}: no file holds {name}; the download is incomplete, or config.json is another model's."
+            f"{folder}: no safetensors file contains {name}; the download is incomplete, or config.json belongs to "
+            "another model."
         )
     if tensors[name].shape != shape:
-        raise WeightsError(f"{folder}: {name} is {tensors[name].shape}, but config.json makes it {shape}.")
+        raise WeightsError(
+            f"{folder}: {name} has shape {tensors[name].shape}, but config.json implies {shape}; one of them belongs "
+            "to another model."
+        )
 
 
-def _read(tensor: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...], inputs: int | None) -> np.ndarray:
-    """The part `index` of one layer's tensor, in our own order of axes."""
-    if inputs is None:
+def _read_slice(
+    tensor: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...], in_axes: int | None
+) -> np.ndarray:
+    """The slice `index` of one layer's parameter of our `shape`, read from its Hugging Face tensor."""
+    if in_axes is None:
         return np.asarray(tensor[index])
-    part = tensor[_flat(index[inputs:], shape[inputs:])]
-    if inputs:
-        part = part[:, _flat(index[:inputs], shape[:inputs])].T
-    return part.reshape([len(range(size)[one]) for one, size in zip(index, shape, strict=True)])
+    part = tensor[_flat_slice(index[in_axes:], shape[in_axes:])]
+    if in_axes:
+        part = part[:, _flat_slice(index[:in_axes], shape[:in_axes])].T
+    return part.reshape([len(range(size)[axis]) for axis, size in zip(index, shape, strict=True)])
 
 
-def _flat(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
-    """Of several axes stored as one; only the first of them is ever split over devices."""
+def _flat_slice(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
+    """The slice of an axis that stores several of ours as one; shardings split only the first of them."""
     start, stop, _ = index[0].indices(shape[0])
     inner = math.prod(shape[1:])
     return slice(start * inner, stop * inner)
 
 
-def _stored(values: np.ndarray, inputs: int | None) -> np.ndarray:
-    """The inverse of `_read` on a whole layer's tensor."""
-    if inputs is None:
+def _to_hf_layout(values: np.ndarray, in_axes: int | None) -> np.ndarray:
+    """The inverse of `_read_slice` for the whole of one layer's parameter."""
+    if in_axes is None:
         return values
-    if not inputs:
+    if not in_axes:
         return values.reshape(-1)
-    return values.reshape(math.prod(values.shape[:inputs]), -1).T
+    return values.reshape(math.prod(values.shape[:in_axes]), -1).T
 
 
 def save_model(
     folder: str | Path,
     params: Params,
-    cfg: Qwen2Config,
+    config: Qwen2Config,
     tokenizer_folder: str | Path = "",
     dtype: str = "",
     shard_gigabytes: float = 5.0,
     card: str = "",
 ) -> list[str]:
-    """Writes a Hugging Face folder: weights, config.json, generation_config.json, the tokenizer's files, a model card.
+    """Writes a Hugging Face folder: weights, config.json, generation_config.json, tokenizer files and model card.
 
-    `dtype` empty keeps the parameters' own, so that loading gives the same bits. On several hosts all take part and the
-    first one writes. Gives the names of the files written.
+    Every process must call it, since fetching sharded weights is a collective; only the primary process writes.
+
+    Args:
+      folder: created if it does not exist; weights of an earlier export in it are deleted.
+      params: the parameters, with stacked layers.
+      config: their shape.
+      tokenizer_folder: the folder to copy tokenizer files from; empty: none.
+      dtype: of the stored weights; empty: config.param_dtype, so that loading gives the same bits.
+      shard_gigabytes: the most a weights file holds, unless a single tensor is larger.
+      card: text of README.md; empty: a short model card.
+
+    Returns:
+      The names of the files written; an empty list on other processes.
     """
     folder = Path(folder)
-    tensors = _tensors(params, cfg, np.dtype(dtype or cfg.param_dtype))
+    tensors = _lazy_tensors(params, config, np.dtype(dtype or config.param_dtype))
     if not collectives.is_primary():
         for tensor in tensors:
-            tensor.make()
+            tensor.load()
         return []
     folder.mkdir(parents=True, exist_ok=True)
     for stale in (*folder.glob("model*.safetensors"), *folder.glob("model.safetensors.index.json")):
@@ -250,32 +289,32 @@ def save_model(
         if (Path(tokenizer_folder) / name).is_file() and Path(tokenizer_folder).resolve() != folder.resolve():
             shutil.copyfile(Path(tokenizer_folder) / name, folder / name)
             written.append(name)
-    for name, text in _texts(cfg, tokenizer_folder, dtype or cfg.param_dtype, card).items():
+    for name, text in _text_files(config, tokenizer_folder, dtype or config.param_dtype, card).items():
         (folder / name).write_text(text, encoding="utf-8")
         written.append(name)
     return written
 
 
-def _tensors(params: Params, cfg: Qwen2Config, dtype: np.dtype) -> list[Tensor]:
-    """In the order of the layers, so that a shard holds whole layers next to each other."""
+def _lazy_tensors(params: Params, config: Qwen2Config, dtype: np.dtype) -> list[LazyTensor]:
+    """All tensors of the export, layer by layer, so that a file holds whole layers."""
     flat = flax.traverse_util.flatten_dict(params, sep="/")
-    outer = [path for path in _NAMES if path in flat and not path.startswith("layers/")]
-    inner = [path for path in _NAMES if path in flat and path.startswith("layers/")]
-    tensors = [_tensor(flat[path], path, None, dtype) for path in outer]
-    return tensors + [_tensor(flat[path], path, layer, dtype) for layer in range(cfg.num_layers) for path in inner]
+    outer = [path for path in _HF_NAMES if path in flat and not path.startswith("layers/")]
+    layered = [path for path in _HF_NAMES if path in flat and path.startswith("layers/")]
+    tensors = [_lazy_tensor(flat[path], path, None, dtype) for path in outer]
+    return tensors + [_lazy_tensor(flat[path], path, i, dtype) for i in range(config.num_layers) for path in layered]
 
 
-def _tensor(values: jax.Array, path: str, layer: int | None, dtype: np.dtype) -> Tensor:
-    name = _NAMES[path]
+def _lazy_tensor(values: jax.Array, path: str, layer: int | None, dtype: np.dtype) -> LazyTensor:
+    template, in_axes = _HF_NAMES[path]
     shape = values.shape if layer is None else values.shape[1:]
 
-    def make() -> np.ndarray:
-        return _stored(_fetch(values if layer is None else values[layer]).astype(dtype), name.inputs)
+    def load() -> np.ndarray:
+        return _to_hf_layout(_to_host(values if layer is None else values[layer]).astype(dtype), in_axes)
 
-    return Tensor(name.template.format(layer), dtype, _stored_shape(shape, name.inputs), make)
+    return LazyTensor(template.format(layer), dtype, _hf_shape(shape, in_axes), load)
 
 
-def _fetch(values: jax.Array) -> np.ndarray:
+def _to_host(values: jax.Array) -> np.ndarray:
     if values.is_fully_addressable:
         return np.asarray(values)
     from jax.experimental import multihost_utils
@@ -283,49 +322,50 @@ def _fetch(values: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(values, tiled=True))
 
 
-def _texts(cfg: Qwen2Config, tokenizer_folder: str | Path, dtype: str, card: str) -> dict[str, str]:
-    ends = _ends(tokenizer_folder)
+def _text_files(config: Qwen2Config, tokenizer_folder: str | Path, dtype: str, card: str) -> dict[str, str]:
+    end_ids = _end_ids(tokenizer_folder)
     record = {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
-        "vocab_size": cfg.vocab_size,
-        "hidden_size": cfg.hidden_size,
-        "intermediate_size": cfg.ffw_size,
-        "num_hidden_layers": cfg.num_layers,
-        "num_attention_heads": cfg.num_heads,
-        "num_key_value_heads": cfg.num_kv_heads,
-        "head_dim": cfg.head_size,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.ffw_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_size,
         "hidden_act": "silu",
-        "max_position_embeddings": cfg.max_positions,
-        "rope_theta": cfg.rope_theta,
-        "rms_norm_eps": cfg.norm_eps,
-        "tie_word_embeddings": cfg.tied,
+        "max_position_embeddings": config.max_positions,
+        "rope_theta": config.rope_theta,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied,
         "use_sliding_window": False,
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "use_cache": True,
         "torch_dtype": dtype,
-        **({"eos_token_id": ends["eos_token_id"][0]} if "eos_token_id" in ends else {}),
+        **({"eos_token_id": end_ids["eos_token_id"][0]} if "eos_token_id" in end_ids else {}),
     }
     return {
         "config.json": json.dumps(record, indent=2) + "\n",
-        "generation_config.json": json.dumps({"do_sample": False, **ends}, indent=2) + "\n",
-        "README.md": card or _card(cfg, dtype),
+        "generation_config.json": json.dumps({"do_sample": False, **end_ids}, indent=2) + "\n",
+        "README.md": card or _model_card(config, dtype),
     }
 
 
-def _ends(folder: str | Path) -> dict[str, Any]:
-    """eos_token_id, the tokenizer's own end first, and pad_token_id; empty without a tokenizer."""
+def _end_ids(folder: str | Path) -> dict[str, Any]:
+    """eos_token_id, with the tokenizer's own id first, and pad_token_id; empty without a tokenizer."""
     if not folder:
         return {}
     loaded = tokenizer.load(folder)
-    stops = tokenizer.stop_ids(loaded, folder)
-    first = loaded.eos_token_id if loaded.eos_token_id is not None else stops[0]
-    others = [stop for stop in stops if stop != first]
+    stop_ids = tokenizer.stop_ids(loaded, folder)
+    # config.json takes only one id, the first.
+    first = loaded.eos_token_id if loaded.eos_token_id is not None else stop_ids[0]
+    others = [stop_id for stop_id in stop_ids if stop_id != first]
     return {"eos_token_id": [first, *others], "pad_token_id": tokenizer.pad_id(loaded)}
 
 
-def _card(cfg: Qwen2Config, dtype: str) -> str:
+def _model_card(config: Qwen2Config, dtype: str) -> str:
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -333,13 +373,13 @@ tags: [text-to-sql, qwen2, sqlr1_jax]
 ---
 # A text-to-SQL model trained with sqlr1_jax
 
-Qwen2 form: {cfg.num_layers} layers, hidden size {cfg.hidden_size}, {cfg.num_heads} heads ({cfg.num_kv_heads} for keys
-and values), {dtype}. It answers a question about an SQLite database with reasoning and SQL, as SQL-R1 does
-(arXiv 2504.08600).
+A Qwen2 model with {config.num_layers} layers, hidden size {config.hidden_size}, {config.num_heads} query heads and
+{config.num_kv_heads} key-value heads; its weights are {dtype}. It answers a question about an SQLite database with
+reasoning and SQL, as SQL-R1 does (arXiv 2504.08600).
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
-Prompts go through the tokenizer's chat template; `python -m sqlr1_jax.ask --model=<this folder> --database=<file>`
-writes them as they were in training. Run the SQL it answers with on a read-only connection.
+Prompts use the tokenizer's chat template; `python -m sqlr1_jax.ask --model=<this folder> --database=<file>` formats
+them as in training. Run the SQL of an answer on a read-only connection.
 """

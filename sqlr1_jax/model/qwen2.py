@@ -1,6 +1,6 @@
 """Qwen2.5 as functions over one abstract parameter tree.
 
-Shapes are in names: B rows, T query time, S key time, D model, H query heads, K key-value heads, g query heads a
+Shapes are in names: B rows, T query time, S key time, D model, H query heads, K key-value heads, g query heads per
 key-value head, h head size, F feed-forward, V vocabulary, L layers, P prompts, G samples per prompt.
 """
 
@@ -20,50 +20,52 @@ from sqlr1_jax.model import attention, ops
 from sqlr1_jax.model import kv_cache as caches
 from sqlr1_jax.model.attention import Mask
 from sqlr1_jax.model.kv_cache import KVCache
-from sqlr1_jax.model.norm import rms_norm
 from sqlr1_jax.model.ops import Transposed
 from sqlr1_jax.model.quantize import CONTRACTING_AXES
 
 Params = dict[str, Any]
-Layers = Params | tuple[Params, ...]  # stacked, or one by one: `apart`
-MATMUL_PARAMS = frozenset((*CONTRACTING_AXES, "embed", "unembed"))  # parameters that take part in products, in `dtype`
-LAYER_INPUT = "layer_input"  # its name under rematerialization
-MASKED_LOGIT = -1e30  # of ids past the tokenizer's; finite, so that 0 · log 0 never arises
+# Parameters of the layers in one of two forms. Stacked: one dict whose leaves are [L, …], for jax.lax.scan. Unstacked:
+# one dict per layer, made by `unstack_layers` for decoding on XLA:CPU, which copies each layer's slice out of a stack.
+Layers = Params | tuple[Params, ...]
+MATMUL_PARAMS = frozenset((*CONTRACTING_AXES, "embed", "unembed"))  # inputs of matmuls, which take them in `dtype`
+LAYER_INPUT = "layer_input"  # the checkpoint_name of each layer's input
+MASKED_LOGIT = -1e30  # of ids that the tokenizer lacks; finite, so that 0 · log 0 never arises
 
 
 @dataclasses.dataclass(frozen=True)
 class Qwen2Config:
-    """The shape of a model, and how it is computed with; hashable, so a static argument of jax.jit."""
+    """The shape of a model and how it is computed; hashable, so it can be a static argument of jax.jit."""
 
-    vocab_size: int  # rows of the embedding, padded past the tokenizer's
+    vocab_size: int  # rows of the embedding, padded beyond the tokenizer's ids
     hidden_size: int
     num_layers: int
     num_heads: int
     num_kv_heads: int
     head_size: int
     ffw_size: int
-    tied: bool
-    num_tokens: int = 0  # the tokenizer's ids; those past them are never predicted; 0: all
+    tied: bool  # the unembedding is the transposed embedding
+    num_tokens: int = 0  # the tokenizer's ids; ids beyond them are never predicted; 0: all are predicted
     rope_theta: float = 1e6
     norm_eps: float = 1e-6
-    max_positions: int = 32768  # what the model was trained for; written into an export
+    max_positions: int = 32768  # the context length of pretraining, in tokens; written into an export
     param_dtype: str = "float32"
-    dtype: str = "float32"
-    activation_dtype: str = "float32"  # precision of what stands between matrix products, where it is above dtype's
-    remat: str = "none"  # or full: keep each layer's input alone; offload: in the host's memory
-    attention: str = "auto"  # the backend: attention.choose
-    query_chunk: int = 0  # queries at a time in XLA's attention; 0: all
-    ffw_chunks: int = 1  # time chunks of the feed-forward
-    logits_chunk: int = 1024  # places at a time whose logits exist; 0: all at once, and kept for the backward pass
+    dtype: str = "float32"  # of matmul inputs
+    activation_dtype: str = "float32"  # of values between matmuls, where it is wider than dtype
+    remat: str = "none"  # none; full: save only each layer's input; offload: save it in host memory
+    attention: str = "auto"  # the backend; see attention.choose
+    query_chunk: int = 0  # queries per block of XLA's attention; 0: all at once
+    ffw_chunks: int = 1  # chunks along time of the feed-forward
+    logits_chunk: int = 1024  # tokens whose logits exist at a time; 0: all at once, and saved for the backward pass
     embed_init: float = 0.02  # standard deviation of random embeddings
-    init: str = "normal"  # or lookup: random weights with heads that look names up (random_weights.py)
-    unroll: int = 1  # layers in one turn of the scan
+    init: str = "normal"  # or induction_heads: random weights with induction heads added (init.py)
+    unroll: int = 1  # layers per iteration of the scan over layers
 
     @property
     def matmul_output_dtype(self) -> jnp.dtype:
-        """Of the residual stream, of gates and of heads until they are turned: what matrix products make.
+        """Dtype of the values between matmuls: residual stream, gates, heads before RoPE.
 
-        Products take `dtype`. Made in bfloat16 too, these are what most parts sampler and trainer.
+        Matmuls take their inputs in `dtype`. Rounding these outputs to bfloat16 as well is the largest cause of the
+        difference between the sampler's and the trainer's log-probabilities.
         """
         return jnp.promote_types(self.dtype, self.activation_dtype)
 
@@ -81,7 +83,7 @@ def _preset(layers: int, hidden: int, heads: int, kv_heads: int, ffw: int, vocab
     )
 
 
-# Shapes of Qwen2.5-Coder's config.json files; tiny's vocabulary is its tokenizer's.
+# Shapes from the config.json files of Qwen2.5-Coder; the vocabulary of `tiny` is that of its own tokenizer.
 PRESETS: dict[str, Qwen2Config] = {
     "tiny": dataclasses.replace(
         _preset(3, 128, 4, 2, 384, 2048, True),
@@ -99,25 +101,27 @@ PRESETS: dict[str, Qwen2Config] = {
 
 
 class ParamSpec(NamedTuple):
-    """What a parameter is before it has values."""
+    """A parameter without values: shape, dtype, logical axes and how to initialize it."""
 
     shape: tuple[int, ...]
     dtype: str
-    logical_axes: tuple[str | None, ...]
-    init: str  # normal (0.02), residual (0.02 / √(2 L)), embedding (cfg.embed_init), ones, zeros
+    logical_axes: tuple[str | None, ...]  # names in the sharding rules; None: never split
+    init: str  # normal (0.02), residual (0.02 / √(2 L)), embedding (config.embed_init), ones, zeros
 
 
 def is_spec(leaf: Any) -> bool:
-    """For jax.tree.map over `abstract`'s tree, whose leaves are tuples."""
+    """Whether `leaf` is a ParamSpec; jax.tree.map needs it as `is_leaf`, since a ParamSpec is a tuple."""
     return isinstance(leaf, ParamSpec)
 
 
-def abstract_params(cfg: Qwen2Config) -> Params:
-    """The tree of ParamSpec from which initialization, shardings, names and planning derive."""
-    L, D, H, K, h, F = cfg.num_layers, cfg.hidden_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_size, cfg.ffw_size
+def abstract_params(config: Qwen2Config) -> Params:
+    """The tree of ParamSpec that initialization, shardings, Hugging Face names and planning derive from."""
+    L, D, H, K = config.num_layers, config.hidden_size, config.num_heads, config.num_kv_heads
+    h, F, V = config.head_size, config.ffw_size, config.vocab_size
 
+    # No sharding rule names the axis "layers": each device holds its part of every layer.
     def layered(shape: tuple[int, ...], axes: tuple[str | None, ...], init: str) -> ParamSpec:
-        return ParamSpec((L, *shape), cfg.param_dtype, ("layers", *axes), init)
+        return ParamSpec((L, *shape), config.param_dtype, ("layers", *axes), init)
 
     layers = {
         "attention_norm": layered((D,), (None,), "ones"),
@@ -134,18 +138,18 @@ def abstract_params(cfg: Qwen2Config) -> Params:
         "down": layered((F, D), ("ffw", "embed"), "residual"),
     }
     tree: Params = {
-        "embed": ParamSpec((cfg.vocab_size, D), cfg.param_dtype, ("vocab", "embed"), "embedding"),
+        "embed": ParamSpec((V, D), config.param_dtype, ("vocab", "embed"), "embedding"),
         "layers": layers,
-        "final_norm": ParamSpec((D,), cfg.param_dtype, (None,), "ones"),
+        "final_norm": ParamSpec((D,), config.param_dtype, (None,), "ones"),
     }
-    if not cfg.tied:
-        tree["unembed"] = ParamSpec((D, cfg.vocab_size), cfg.param_dtype, ("embed", "vocab"), "normal")
+    if not config.tied:
+        tree["unembed"] = ParamSpec((D, V), config.param_dtype, ("embed", "vocab"), "normal")
     return tree
 
 
-def count_params(cfg: Qwen2Config) -> int:
-    """Parameters of the whole model, tied embeddings once."""
-    return sum(math.prod(spec.shape) for spec in jax.tree.leaves(abstract_params(cfg), is_leaf=is_spec))
+def count_params(config: Qwen2Config) -> int:
+    """The number of parameters; tied embeddings count once."""
+    return sum(math.prod(spec.shape) for spec in jax.tree.leaves(abstract_params(config), is_leaf=is_spec))
 
 
 def forward(
@@ -153,72 +157,93 @@ def forward(
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
     mask: Mask | None,
-    cfg: Qwen2Config,
+    config: Qwen2Config,
     cache: KVCache | None = None,
     slot_B: jax.Array | None = None,
 ) -> tuple[jax.Array, KVCache | None]:
-    """The model up to its final norm: hidden [B, T, D] in cfg.dtype, and the cache.
+    """Runs the model from tokens to its final norm, in one of three modes.
 
-    Without a cache: rows, as trained on. With a mask and a cache: prefill: the rows' keys and values become prefixes of
-    the cache, in the slots that `slot_B` names (None: row i in slot i). With a cache alone: one decode step, in which
-    rows are prompts and time is their samples.
+        mask   cache   mode
+        yes    no      training rows
+        yes    yes     prefill: the rows' keys and values become prefixes in the cache
+        no     yes     one decode step: B is the prompts P and T is their samples G
+
+    Args:
+      params: the parameters; `params["layers"]` is stacked or unstacked (`Layers`).
+      tokens_BT: token ids.
+      positions_BT: RoPE positions.
+      mask: which keys each query attends to; None for a decode step.
+      config: the model's shape.
+      cache: the KV cache, or None.
+      slot_B: for prefill, the cache slot of each row; None: row i goes to slot i.
+
+    Returns:
+      Hidden states [B, T, D] in config.dtype, and the updated cache or None.
     """
     rules = TRAIN_RULES if cache is None else SAMPLE_RULES
-    # First to dtype, as the sampler's copy of the table is.
+    # With tied embeddings, `unstack_layers` wraps the table; as [V, D] it is already outputs first, so rows are tokens.
     embed = params["embed"]
     table_VD = embed.values if isinstance(embed, Transposed) else embed
-    x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(cfg.dtype).astype(cfg.matmul_output_dtype)
+    # The first cast, to dtype, rounds as the sampler's copy of the table does: both then embed tokens equally.
+    x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(config.dtype).astype(config.matmul_output_dtype)
     x_BTD = constrain(x_BTD, ("rows", "time", None), rules)
-    rope = _rope_table(positions_BT, cfg)
+    rope = _rope_table(positions_BT, config)
     if cache is not None and mask is None:
-        x_BTD, cache = _decode_layers(params["layers"], x_BTD, rope, cache, cfg)
+        x_BTD, cache = _decode_layers(params["layers"], x_BTD, rope, cache, config)
     else:
         assert mask is not None
-        x_BTD, kept = _row_layers(params["layers"], x_BTD, rope, mask, cfg, rules, cache is not None)
+        x_BTD, kv_LBTKh = _forward_layers(params["layers"], x_BTD, rope, mask, config, rules, cache is not None)
         if cache is not None:
             slot_B = jnp.arange(tokens_BT.shape[0]) if slot_B is None else slot_B
-            cache = caches.insert(cache, kept, (mask.prefix_BT > 0).sum(1, dtype=jnp.int32), slot_B)
-    return _norm(x_BTD, params["final_norm"], cfg), cache
+            cache = caches.insert(cache, kv_LBTKh, (mask.prefix_BT > 0).sum(1, dtype=jnp.int32), slot_B)
+    return _norm(x_BTD, params["final_norm"], config), cache
 
 
-def unstack_layers(params: Params, cfg: Qwen2Config) -> Params:
-    """The same weights, their layers one by one and their matrices turned (matmul.Turned), the unembedding among them.
+def unstack_layers(params: Params, config: Qwen2Config) -> Params:
+    """The same weights with one dict per layer and `Transposed` matrices, the unembedding included.
 
-    For sampling on CPU with all layers unrolled: XLA there copies out of a stack what a turn of the loop takes, which
-    costs a decode step half of its time.
+    This form is for sampling on CPU with `config.unroll` equal to `config.num_layers`. XLA:CPU copies each layer's
+    slice out of a stack before it multiplies, which takes half the time of a decode step. Separate arrays are read in
+    place.
     """
-    several = [jax.tree.map(lambda x: x[i], params["layers"]) for i in range(cfg.num_layers)]  # noqa: B023
-    made = tuple({name: ops.transpose_weight(name, w) for name, w in layer.items()} for layer in several)
-    return {**params, "layers": made, _unembedding_name(cfg): Transposed(unembedding(params, cfg).T)}
+    sliced = [_layer_params(params["layers"], i) for i in range(config.num_layers)]
+    layers = tuple({name: ops.transpose_weight(name, w) for name, w in layer.items()} for layer in sliced)
+    return {**params, "layers": layers, _unembedding_name(config): Transposed(unembedding(params, config).T)}
 
 
-def _row_layers(
-    layers: Layers, x_BTD: jax.Array, rope: Rope, mask: Mask, cfg: Qwen2Config, rules: Rules, keep: bool
+def _layer_params(layers: Layers, index: int) -> Params:
+    return layers[index] if isinstance(layers, tuple) else jax.tree.map(lambda leaf: leaf[index], layers)
+
+
+def _forward_layers(
+    layers: Layers, x_BTD: jax.Array, rope: Rope, mask: Mask, config: Qwen2Config, rules: Rules, return_kv: bool
 ) -> tuple[jax.Array, Any]:
-    """Hidden states [B, T, D] and, to `keep`, each layer's keys and values [L, B, T, K, h]."""
+    """Hidden states [B, T, D] and, with `return_kv`, all layers' keys and values, each [L, B, T, K, h]."""
 
     def layer(x_BTD: jax.Array, w: Params) -> tuple[jax.Array, Any]:
         x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
-        q_BTHh, k_BTKh, v_BTKh = _project(x_BTD, w, rope, cfg)
-        o_BTHh = attention.attend(q_BTHh, k_BTKh, v_BTKh, mask, cfg.query_chunk, cfg.attention)
-        x_BTD = _after_attention(x_BTD, o_BTHh, w, cfg, rules)
-        return x_BTD, (k_BTKh, v_BTKh) if keep else (None, None)
+        q_BTHh, k_BTKh, v_BTKh = _project(x_BTD, w, rope, config)
+        o_BTHh = attention.attend(q_BTHh, k_BTKh, v_BTKh, mask, config.query_chunk, config.attention)
+        x_BTD = _after_attention(x_BTD, o_BTHh, w, config, rules)
+        return x_BTD, (k_BTKh, v_BTKh) if return_kv else (None, None)
 
-    if cfg.remat != "none":
-        layer = jax.checkpoint(layer, prevent_cse=False, policy=_kept_by(cfg.remat))
+    if config.remat != "none":
+        # Inside a scan XLA cannot undo rematerialization by CSE, so the barriers of prevent_cse are unnecessary.
+        layer = jax.checkpoint(layer, prevent_cse=False, policy=_remat_policy(config.remat))
     if isinstance(layers, tuple):
-        kept = []
+        kv_per_layer = []
         for w in layers:
-            x_BTD, of_layer = layer(x_BTD, w)
-            kept.append(of_layer)
-        return x_BTD, jax.tree.map(lambda *parts: jnp.stack(parts), *kept)
-    return jax.lax.scan(layer, x_BTD, layers, unroll=min(cfg.unroll, cfg.num_layers))
+            x_BTD, kv_BTKh = layer(x_BTD, w)
+            kv_per_layer.append(kv_BTKh)
+        return x_BTD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kv_per_layer)
+    return jax.lax.scan(layer, x_BTD, layers, unroll=min(config.unroll, config.num_layers))
 
 
-def _kept_by(remat: str) -> Callable[..., Any] | None:
-    """What the backward pass finds of a layer: its input, on the device or, asynchronously copied, on the host."""
+def _remat_policy(remat: str) -> Callable[..., Any] | None:
+    """Where jax.checkpoint saves a layer's input, all that it saves: on the device (full) or on the host (offload)."""
     if remat == "full":
         return None
+    # The copies in both directions are asynchronous, so they overlap with other layers' computation.
     return jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=[LAYER_INPUT],
@@ -228,133 +253,153 @@ def _kept_by(remat: str) -> Callable[..., Any] | None:
 
 
 def _decode_layers(
-    layers: Layers, x_PGD: jax.Array, rope: Rope, cache: KVCache, cfg: Qwen2Config
+    layers: Layers, x_PGD: jax.Array, rope: Rope, cache: KVCache, config: Qwen2Config
 ) -> tuple[jax.Array, KVCache]:
-    stacks, depth = _stacks(cfg)
+    """All layers for one decode step: hidden states [P, G, D], and the cache with the step's keys and values."""
+    # The cache keeps layer i as entry i // U of stack i % U. An iteration of the scan runs U consecutive layers, one
+    # of each stack, so it takes the same entry of every stack:
+    #
+    #                stack 0    stack 1     …    stack U-1
+    #     entry 0    layer 0    layer 1     …    layer U-1
+    #     entry 1    layer U    layer U+1   …    layer 2U-1
+    stacks, depth = _stacks(config)
 
-    def turn(carry: tuple[jax.Array, KVCache], inputs: tuple[jax.Array, Any]) -> tuple[tuple[jax.Array, KVCache], None]:
-        (x_PGD, cache), (entry, several) = carry, inputs
+    def iteration(
+        carry: tuple[jax.Array, KVCache], inputs: tuple[jax.Array, Any]
+    ) -> tuple[tuple[jax.Array, KVCache], None]:
+        (x_PGD, cache), (entry, group) = carry, inputs
         for stack in range(stacks):
-            w = _layer(several, stack)
-            q_PGHh, k_PGKh, v_PGKh = _project(x_PGD, w, rope, cfg)
+            w = _layer_params(group, stack)
+            q_PGHh, k_PGKh, v_PGKh = _project(x_PGD, w, rope, config)
             cache = caches.write(cache, stack, entry, k_PGKh, v_PGKh)
             o_PGHh = attention.attend_cached(q_PGHh, cache, stack, entry)
-            x_PGD = _after_attention(x_PGD, o_PGHh, w, cfg, SAMPLE_RULES)
+            x_PGD = _after_attention(x_PGD, o_PGHh, w, config, SAMPLE_RULES)
         return (x_PGD, cache), None
 
-    if depth == 1:  # a loop of one turn would copy the cache into itself and out again
-        (x_PGD, cache), _ = turn((x_PGD, cache), (jnp.int32(0), layers))
+    # A scan of one iteration would copy the cache into the loop and out of it again.
+    if depth == 1:
+        (x_PGD, cache), _ = iteration((x_PGD, cache), (jnp.int32(0), layers))
     else:
-        by_turn = jax.tree.map(lambda leaf: leaf.reshape(depth, stacks, *leaf.shape[1:]), layers)
-        (x_PGD, cache), _ = jax.lax.scan(turn, (x_PGD, cache), (jnp.arange(depth, dtype=jnp.int32), by_turn))
+        groups = jax.tree.map(lambda leaf: leaf.reshape(depth, stacks, *leaf.shape[1:]), layers)
+        (x_PGD, cache), _ = jax.lax.scan(iteration, (x_PGD, cache), (jnp.arange(depth, dtype=jnp.int32), groups))
     return x_PGD, cache.replace(step=cache.step + 1)  # type: ignore[attr-defined]
 
 
-def _layer(several: Layers, place: int) -> Params:
-    return several[place] if isinstance(several, tuple) else jax.tree.map(lambda leaf: leaf[place], several)
+def _stacks(config: Qwen2Config) -> tuple[int, int]:
+    """The number of stacks of the cache, and of layers in each; one stack if `unroll` does not divide the layers."""
+    stacks = min(config.unroll, config.num_layers)
+    return (1, config.num_layers) if config.num_layers % stacks else (stacks, config.num_layers // stacks)
 
 
-def _stacks(cfg: Qwen2Config) -> tuple[int, int]:
-    """Stacks of the cache and layers in each: a turn of the loop over layers takes one of every stack."""
-    stacks = min(cfg.unroll, cfg.num_layers)
-    return (1, cfg.num_layers) if cfg.num_layers % stacks else (stacks, cfg.num_layers // stacks)
-
-
-def _project(x_BTD: jax.Array, w: Params, rope: Rope, cfg: Qwen2Config) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x_BTD = _norm(x_BTD, w["attention_norm"], cfg)
-    made = ops.matmuls(x_BTD, [w[name] for name in "qkv"], cfg.matmul_output_dtype)
-    q_BTHh, k_BTKh, v_BTKh = (_heads(y_BTN, w[f"{name}_bias"]) for name, y_BTN in zip("qkv", made, strict=True))
+def _project(x_BTD: jax.Array, w: Params, rope: Rope, config: Qwen2Config) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries [B, T, H, h], keys and values [B, T, K, h] of a layer, in config.dtype."""
+    x_BTD = _norm(x_BTD, w["attention_norm"], config)
+    qkv_BTN = ops.matmuls(x_BTD, [w[name] for name in "qkv"], config.matmul_output_dtype)
+    q_BTHh, k_BTKh, v_BTKh = (
+        _split_heads(y_BTN, w[f"{name}_bias"]) for name, y_BTN in zip("qkv", qkv_BTN, strict=True)
+    )
+    # Bias and RoPE take the wider matmul_output_dtype; heads are rounded to dtype once, as inputs of attention.
     q_BTHh, k_BTKh = _rotate(q_BTHh, rope), _rotate(k_BTKh, rope)
-    return q_BTHh.astype(cfg.dtype), k_BTKh.astype(cfg.dtype), v_BTKh.astype(cfg.dtype)
+    return q_BTHh.astype(config.dtype), k_BTKh.astype(config.dtype), v_BTKh.astype(config.dtype)
 
 
-def _heads(y_BTN: jax.Array, bias_Nh: jax.Array) -> jax.Array:
+def _split_heads(y_BTN: jax.Array, bias_Nh: jax.Array) -> jax.Array:
     return y_BTN.reshape(*y_BTN.shape[:2], *bias_Nh.shape) + bias_Nh[None, None].astype(y_BTN.dtype)
 
 
-def _after_attention(x_BTD: jax.Array, o_BTHh: jax.Array, w: Params, cfg: Qwen2Config, rules: Rules) -> jax.Array:
+def _after_attention(x_BTD: jax.Array, o_BTHh: jax.Array, w: Params, config: Qwen2Config, rules: Rules) -> jax.Array:
+    """Attention's output projection and the feed-forward, each added to the residual stream."""
     B, T, _ = x_BTD.shape
-    x_BTD = x_BTD + ops.matmul(o_BTHh.reshape(B, T, -1), w["o"], cfg.matmul_output_dtype)
+    # In training, TRAIN_RULES split the residual stream along time over the tensor axis: norms run on a part of the
+    # tokens, and each layer's saved input takes a part of the memory.
+    x_BTD = x_BTD + ops.matmul(o_BTHh.reshape(B, T, -1), w["o"], config.matmul_output_dtype)
     x_BTD = constrain(x_BTD, ("rows", "time", None), rules)
-    x_BTD = x_BTD + _feed_forward(_norm(x_BTD, w["ffw_norm"], cfg), w, cfg)
+    x_BTD = x_BTD + _feed_forward(_norm(x_BTD, w["ffw_norm"], config), w, config)
     return constrain(x_BTD, ("rows", "time", None), rules)
 
 
-def _feed_forward(x_BTD: jax.Array, w: Params, cfg: Qwen2Config) -> jax.Array:
+def _feed_forward(x_BTD: jax.Array, w: Params, config: Qwen2Config) -> jax.Array:
     def swiglu(x_BTD: jax.Array) -> jax.Array:
-        return ops.swiglu(x_BTD, w["gate"], w["up"], w["down"], cfg.matmul_output_dtype)
+        return ops.swiglu(x_BTD, w["gate"], w["up"], w["down"], config.matmul_output_dtype)
 
     B, T, D = x_BTD.shape
-    if cfg.ffw_chunks == 1 or T % cfg.ffw_chunks:
+    if config.ffw_chunks == 1 or T % config.ffw_chunks:
         return swiglu(x_BTD)
-    x_NBTD = x_BTD.reshape(B, cfg.ffw_chunks, T // cfg.ffw_chunks, D).swapaxes(0, 1)
+    # In N chunks along time, only one chunk's gates [B, T/N, F] exist at a time, in the backward pass too.
+    x_NBTD = x_BTD.reshape(B, config.ffw_chunks, T // config.ffw_chunks, D).swapaxes(0, 1)
     return jax.lax.map(jax.checkpoint(swiglu), x_NBTD).swapaxes(0, 1).reshape(B, T, D)
 
 
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _norm(x_BTD: jax.Array, scale_D: jax.Array, cfg: Qwen2Config) -> jax.Array:
-    return rms_norm(x_BTD, scale_D, cfg.norm_eps, cfg.dtype)
+def _norm(x_BTD: jax.Array, scale_D: jax.Array, config: Qwen2Config) -> jax.Array:
+    return ops.rms_norm(x_BTD, scale_D, config.norm_eps, config.dtype)
 
 
 class Rope(NamedTuple):
-    """Cosines and sines of each place's angles [B, T, 1, h/2]."""
+    """Cosines and sines of each position's angles, [B, T, 1, h/2]."""
 
     cos: jax.Array
     sin: jax.Array
 
 
-def _rope_table(positions_BT: jax.Array, cfg: Qwen2Config) -> Rope:
-    half = cfg.head_size // 2
-    frequency_h = cfg.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+def _rope_table(positions_BT: jax.Array, config: Qwen2Config) -> Rope:
+    # Angles are float32 under any dtype: bfloat16 is not exact for positions above 256.
+    half = config.head_size // 2
+    frequency_h = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle_BT1h = positions_BT[:, :, None, None].astype(jnp.float32) * frequency_h[None, None, None]
     return Rope(jnp.cos(angle_BT1h), jnp.sin(angle_BT1h))
 
 
 def _rotate(x_BTNh: jax.Array, rope: Rope) -> jax.Array:
-    """Rotates the pairs (i, i + h/2), as Hugging Face stores Qwen2."""
-    first, second = jnp.split(_wide(x_BTNh), 2, axis=-1)
-    turned = [first * rope.cos - second * rope.sin, second * rope.cos + first * rope.sin]
-    return jnp.concatenate(turned, axis=-1).astype(x_BTNh.dtype)
+    """Applies RoPE to heads [B, T, N, h]: rotates the pairs (i, i + h/2), the order of Hugging Face's Qwen2 weights."""
+    wide_BTNh = x_BTNh.astype(jnp.promote_types(x_BTNh.dtype, jnp.float32))
+    first, second = jnp.split(wide_BTNh, 2, axis=-1)
+    rotated = [first * rope.cos - second * rope.sin, second * rope.cos + first * rope.sin]
+    return jnp.concatenate(rotated, axis=-1).astype(x_BTNh.dtype)
 
 
-def unembedding(params: Params, cfg: Qwen2Config) -> jax.Array:
-    """[V, D] or its transpose's own leaf, as [D, V]."""
-    return params["embed"].T if cfg.tied else params["unembed"]
+def unembedding(params: Params, config: Qwen2Config) -> jax.Array:
+    """The unembedding matrix [D, V]; with tied embeddings, the transposed embedding."""
+    return params["embed"].T if config.tied else params["unembed"]
 
 
-def _unembedding_name(cfg: Qwen2Config) -> str:
-    return "embed" if cfg.tied else "unembed"
+def _unembedding_name(config: Qwen2Config) -> str:
+    return "embed" if config.tied else "unembed"
 
 
-def unembed(params: Params, hidden: jax.Array, cfg: Qwen2Config) -> jax.Array:
-    """Logits […, V] in at least float32; ids that the tokenizer lacks get MASKED_LOGIT."""
+def unembed(params: Params, hidden: jax.Array, config: Qwen2Config) -> jax.Array:
+    """Logits […, V] of hidden states […, D], in at least float32; ids that the tokenizer lacks get MASKED_LOGIT."""
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    table = params[_unembedding_name(cfg)]
-    if isinstance(table, Transposed):
-        return mask_logits(ops.matmul(hidden, table, wide), cfg)
-    table_DV = unembedding(params, cfg).astype(hidden.dtype)
+    table = params[_unembedding_name(config)]
+    if isinstance(table, Transposed):  # decoding on CPU
+        return mask_logits(ops.matmul(hidden, table, wide), config)
+    table_DV = unembedding(params, config).astype(hidden.dtype)
     logits = jnp.einsum("...d,dv->...v", hidden, table_DV, preferred_element_type=wide)
-    return mask_logits(logits, cfg)
+    return mask_logits(logits, config)
 
 
-def mask_logits(logits: jax.Array, cfg: Qwen2Config) -> jax.Array:
-    """MASKED_LOGIT in place of the logits of ids past the tokenizer's."""
-    if not cfg.num_tokens or cfg.num_tokens >= cfg.vocab_size:
+def mask_logits(logits: jax.Array, config: Qwen2Config) -> jax.Array:
+    """Logits […, V] with MASKED_LOGIT for ids that the tokenizer lacks (those from config.num_tokens on)."""
+    if not config.num_tokens or config.num_tokens >= config.vocab_size:
         return logits
-    known = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) < cfg.num_tokens
+    known = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) < config.num_tokens
     return jnp.where(known, logits, MASKED_LOGIT)
 
 
-def init_cache(cfg: Qwen2Config, prompts: int, samples: int, prefix: int, steps: int, dtype: str = "") -> KVCache:
-    """An empty cache for `samples` of each of `prompts`, prefixes of up to `prefix` tokens and `steps` steps."""
-    return caches.zeros(cache_shapes(cfg, prompts, samples, prefix, steps, dtype))
+def init_cache(config: Qwen2Config, prompts: int, samples: int, prefix: int, steps: int, dtype: str = "") -> KVCache:
+    """An empty KV cache; arguments as `cache_shapes` takes them."""
+    return caches.zeros(cache_shapes(config, prompts, samples, prefix, steps, dtype))
 
 
-def cache_shapes(cfg: Qwen2Config, prompts: int, samples: int, prefix: int, steps: int, dtype: str = "") -> KVCache:
-    """The same, shapes alone."""
-    kind = jnp.dtype(dtype or cfg.dtype)
-    heads = cfg.num_kv_heads, cfg.head_size
-    return caches.shapes(_stacks(cfg), prompts, samples, prefix, steps, heads, kind)
+def cache_shapes(config: Qwen2Config, prompts: int, samples: int, prefix: int, steps: int, dtype: str = "") -> KVCache:
+    """The KV cache as jax.ShapeDtypeStruct.
+
+    Args:
+      config: the model's shape; its `unroll` sets the number of stacks.
+      prompts: slots.
+      samples: samples per prompt.
+      prefix: tokens that a prompt's prefix may have.
+      steps: tokens that a sample may have.
+      dtype: of keys and values; "int8" adds scales; empty: config.dtype.
+    """
+    heads = config.num_kv_heads, config.head_size
+    return caches.shapes(_stacks(config), prompts, samples, prefix, steps, heads, jnp.dtype(dtype or config.dtype))

@@ -1,6 +1,7 @@
-"""Safetensors files: read lazily, a slice at a time, and written tensor by tensor, so that neither holds a whole file.
+"""Reads and writes safetensors files without holding a whole file in memory.
 
-The format: eight bytes with the header's length, a JSON header of {name: dtype, shape, data_offsets}, then the bytes.
+The format: eight bytes with the header's length, a JSON header of {name: dtype, shape, data_offsets}, then the bytes of
+the tensors.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ _DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class WeightsError(Sqlr1Error):
     """Weights that cannot be read; the message names the file, the tensor and the fix."""
 
 
-class Tensor(NamedTuple):
-    """One tensor to be written; `make` gives its values when its turn comes."""
+class LazyTensor(NamedTuple):
+    """A tensor to write; `load` returns its values and is called only when they are written."""
 
     name: str
     dtype: np.dtype
     shape: tuple[int, ...]
-    make: Callable[[], np.ndarray]
+    load: Callable[[], np.ndarray]
 
     @property
     def nbytes(self) -> int:
@@ -45,56 +46,74 @@ class Tensor(NamedTuple):
 
 
 def open_file(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a file as a memory map; nothing is read before it is sliced."""
+    """Opens every tensor of a file as a memory map, which reads only what is sliced.
+
+    Raises:
+      WeightsError: the file is cut short, its header is not JSON, or a tensor is stored in an unsupported dtype.
+    """
     size = path.stat().st_size
     with open(path, "rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
         if 8 + length > size:
-            raise WeightsError(f"{path} is cut short: its header alone is past its {size} bytes; download it again.")
+            raise WeightsError(f"{path} is cut short: its header extends past its {size} bytes; download it again.")
         try:
             header = json.loads(file.read(length))
         except ValueError as error:
             raise WeightsError(f"{path}: its header is not JSON ({error}); download it again.") from error
     header.pop("__metadata__", None)
-    return {name: _map(path, name, record, 8 + length, size) for name, record in header.items()}
+    return {name: _memory_map(path, name, record, 8 + length, size) for name, record in header.items()}
 
 
-def _map(path: Path, name: str, record: Mapping, start: int, size: int) -> np.ndarray:
+def _memory_map(path: Path, name: str, record: Mapping, start: int, size: int) -> np.ndarray:
     begin, end = record["data_offsets"]
     if start + end > size:
         raise WeightsError(f"{path} is cut short: {name} ends past its {size} bytes; download it again.")
     dtype = _DTYPES.get(record["dtype"])
     if dtype is None:
         raise WeightsError(
-            f"{path}: {name} is stored as {record['dtype']}; only {', '.join(_DTYPES)} are read, so take weights that "
+            f"{path}: {name} is stored as {record['dtype']}; only {', '.join(_DTYPES)} can be read. Use weights that "
             "are not quantized."
         )
+    # An empty file region cannot be mapped.
     if begin == end:
         return np.zeros(record["shape"], dtype)
     return np.memmap(path, dtype=dtype, mode="r", offset=start + begin, shape=tuple(record["shape"]))
 
 
-def write_file(path: Path, tensors: list[Tensor]) -> None:
-    """Writes the tensors in order; the file appears under its name once it is whole."""
+def write_file(path: Path, tensors: list[LazyTensor]) -> None:
+    """Writes the tensors in order, one in memory at a time; `path` appears only when the file is complete."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    place = 0
+    offset = 0
     for tensor in tensors:
-        offsets = [place, place + tensor.nbytes]
-        header[tensor.name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
-        place += tensor.nbytes
+        offsets = [offset, offset + tensor.nbytes]
+        header[tensor.name] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": offsets,
+        }
+        offset += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
     partial = path.with_name(path.name + ".partial")
     with open(partial, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors:
-            file.write(np.ascontiguousarray(tensor.make(), tensor.dtype).tobytes())
+            file.write(np.ascontiguousarray(tensor.load(), tensor.dtype).tobytes())
     os.replace(partial, path)
 
 
-def write_folder(folder: Path, tensors: list[Tensor], shard_bytes: float) -> list[str]:
-    """One model.safetensors, or shards of at most `shard_bytes` and their index; gives the files' names."""
+def write_folder(folder: Path, tensors: list[LazyTensor], shard_bytes: float) -> list[str]:
+    """Writes model.safetensors, or several shards and their index.
+
+    Args:
+      folder: an existing folder.
+      tensors: in the order in which to write them.
+      shard_bytes: the most a shard holds, unless a single tensor is larger.
+
+    Returns:
+      The names of the files written.
+    """
     shards = _shards(tensors, shard_bytes)
     if len(shards) == 1:
         write_file(folder / "model.safetensors", tensors)
@@ -102,19 +121,19 @@ def write_folder(folder: Path, tensors: list[Tensor], shard_bytes: float) -> lis
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     for name, shard in zip(names, shards, strict=True):
         write_file(folder / name, shard)
-    where = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-    index = {"metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)}, "weight_map": where}
+    weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+    index = {"metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
     return [*names, "model.safetensors.index.json"]
 
 
-def _shards(tensors: list[Tensor], shard_bytes: float) -> list[list[Tensor]]:
-    shards: list[list[Tensor]] = [[]]
-    room = shard_bytes
+def _shards(tensors: list[LazyTensor], shard_bytes: float) -> list[list[LazyTensor]]:
+    shards: list[list[LazyTensor]] = [[]]
+    free_bytes = shard_bytes
     for tensor in tensors:
-        if shards[-1] and tensor.nbytes > room:
+        if shards[-1] and tensor.nbytes > free_bytes:
             shards.append([])
-            room = shard_bytes
+            free_bytes = shard_bytes
         shards[-1].append(tensor)
-        room -= tensor.nbytes
+        free_bytes -= tensor.nbytes
     return shards

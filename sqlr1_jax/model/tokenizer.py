@@ -1,4 +1,4 @@
-"""Tokenizers from Hugging Face folders, with what the stack asks of them checked once."""
+"""Tokenizers from Hugging Face folders, checked for what this package needs of them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 from sqlr1_jax.errors import ConfigError
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torch is absent, which is meant
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # transformers warns that torch is missing, which is intended
 
-# Files that make up a tokenizer; an export copies those that are there.
+# Files of a tokenizer; an export copies those that exist.
 FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -22,13 +22,14 @@ FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
-_STOPS = ("<|im_end|>", "<|endoftext|>")  # Qwen2.5's ends of a turn and of a text
+_STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")  # Qwen2.5's ends of a chat message and of a text
 
 
 def load(folder: str | Path) -> Any:
-    """The folder's tokenizer.json as a transformers fast tokenizer (no torch needed).
+    """Loads the folder's tokenizer.json as a fast tokenizer of transformers; torch is not needed.
 
-    Raises ConfigError where there is none, or one that is broken or has no chat template, which renders all prompts.
+    Raises:
+      ConfigError: there is no tokenizer.json, it is broken, or it has no chat template, which all prompts need.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -41,15 +42,21 @@ def load(folder: str | Path) -> Any:
         raise ConfigError(f"The tokenizer in {folder} cannot be read ({error}): download the model again.") from error
     if not tokenizer.chat_template:
         raise ConfigError(
-            f"The tokenizer in {folder} has no chat template. Take the Instruct variant of the model, or put the "
-            'template into tokenizer_config.json as "chat_template" or into chat_template.jinja beside it.'
+            f"The tokenizer in {folder} has no chat template. Use the Instruct variant of the model, or add the "
+            'template as "chat_template" in tokenizer_config.json or as the file chat_template.jinja.'
         )
     return tokenizer
 
 
 def stop_ids(tokenizer: Any, folder: str | Path = "") -> tuple[int, ...]:
-    """Every id that ends a completion: the tokenizer's end, Qwen2.5's ends and those of generation_config.json."""
-    ids = {tokenizer.eos_token_id} | {tokenizer.get_vocab().get(text) for text in _STOPS}
+    """All token ids that end a completion, sorted.
+
+    They are the tokenizer's end token, Qwen2.5's stop tokens, and the ids in `folder`/generation_config.json.
+
+    Raises:
+      ConfigError: there is no such id.
+    """
+    ids = {tokenizer.eos_token_id} | {tokenizer.get_vocab().get(text) for text in _STOP_TOKENS}
     path = Path(folder) / "generation_config.json"
     if folder and path.is_file():
         listed = json.loads(path.read_text()).get("eos_token_id")
@@ -61,28 +68,36 @@ def stop_ids(tokenizer: Any, folder: str | Path = "") -> tuple[int, ...]:
 
 
 class StopTextMatcher:
-    """Tells how many of a completion's tokens reach the end of the first text that ends it; None: not there yet."""
+    """Finds the first stop text in a completion.
+
+    A call takes token ids and returns the number of tokens up to and including the one that completes a stop text, or
+    None if the completion contains none.
+    """
 
     def __init__(self, tokenizer: Any, texts: tuple[str, ...]):
         self._tokenizer, self._texts = tokenizer, texts
 
     def __call__(self, ids: Any) -> int | None:
-        if not self._ended(ids):
+        if not self._contains_stop_text(ids):
             return None
-        return bisect.bisect_left(range(len(ids) + 1), True, key=lambda count: self._ended(ids[:count]))
+        # A token may hold a part of a stop text, so prefixes are decoded as a whole, and bisected.
+        return bisect.bisect_left(range(len(ids) + 1), True, key=lambda count: self._contains_stop_text(ids[:count]))
 
-    def _ended(self, ids: Any) -> bool:
+    def _contains_stop_text(self, ids: Any) -> bool:
         text = self._tokenizer.decode(list(map(int, ids)), clean_up_tokenization_spaces=False)
-        return any(end in text for end in self._texts)
+        return any(stop in text for stop in self._texts)
 
 
 def pad_id(tokenizer: Any) -> int:
-    """The id that fills rows; lengths, not ids, say what is padding, so any id does where none is named."""
+    """The id that pads rows; lengths say what is padding, so without a pad token id 0 serves."""
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
 
 def count_tokens(folder: str | Path) -> int:
-    """Ids that the folder's tokenizer can make, 0 where it has no tokenizer.json; embeddings are padded past them."""
+    """The number of ids of the folder's tokenizer, added tokens included; 0 without a tokenizer.json.
+
+    Embeddings usually have more rows than that.
+    """
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         return 0

@@ -41,10 +41,12 @@ def train(context: RunContext, executor: Executor) -> TrainState:
             STAGE,
             context.config.grpo.steps,
             initial_state,
-            take=functools.partial(train_step, setup),
-            evaluate=lambda state: evaluation.greedy_accuracy(context, setup.engine, executor, state.params, heldout),
-            rewind=lambda step: rollout_log.truncate(context.workdir, step),
-            prepare=functools.partial(compile_programs, setup),
+            step_fn=functools.partial(train_step, setup),
+            evaluate_fn=lambda state: evaluation.greedy_accuracy(
+                context, setup.engine, executor, state.params, heldout
+            ),
+            on_resume=lambda step: rollout_log.truncate(context.workdir, step),
+            compile_fn=functools.partial(compile_programs, setup),
         )
 
 

@@ -1,4 +1,4 @@
-"""From groups to what an update eats: rows, their weights in the loss, and microbatches on the mesh."""
+"""Turns groups into the batch of one update: rows, their loss weights, and microbatches on the mesh."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from sqlr1_jax import config
+from sqlr1_jax.config import RowsConfig
 from sqlr1_jax.data import packing
 from sqlr1_jax.data.packing import Group, PackedRows, RowLayout
 from sqlr1_jax.distributed import collectives, sharding
@@ -19,71 +19,97 @@ from sqlr1_jax.model import flops, qwen2
 
 @flax.struct.dataclass
 class Batch:
-    """One step's microbatches; arrays are [M, b, T] but for `count`."""
+    """The microbatches of one update; every array except `count` is [M, b, T].
 
-    rows: PackedRows  # rows.logprob: under the weights that sampled
-    advantage_MBT: jax.Array  # of each place's completion; ones where the loss has none
-    old_MBT: jax.Array  # log-probabilities that the ratio is taken to
-    reference_MBT: jax.Array  # log-probabilities of the reference model; zeros where unused
-    count: jax.Array  # microbatches that hold rows, from the front
-
-
-def choose_layout(groups: Sequence[Group], cfg: config.RowsConfig) -> RowLayout | None:
-    """The strided layout that every batch of a stage shares (None where rows are packed): sizes 0 mean the longest.
-
-    A prefix takes a place even where nothing is shared, since attention to nothing has no maximum.
+    A loss receives one microbatch as a Batch whose arrays are [b, T].
     """
-    if cfg.layout == "packed":
+
+    rows: PackedRows  # rows.logprob: log-probabilities under the weights that sampled
+    advantage_MBT: jax.Array  # of the completion that a token belongs to
+    old_MBT: jax.Array  # log-probabilities under the old policy, the denominator of the ratio
+    reference_MBT: jax.Array  # log-probabilities under the reference model; zeros if the loss does not use them
+    count: jax.Array  # int32 []: microbatches that hold rows; they come first
+
+
+def choose_layout(groups: Sequence[Group], rows_config: RowsConfig) -> RowLayout | None:
+    """The layout of shared-prefix rows for all batches of a stage; None if rows are packed.
+
+    A setting of 0 means the longest prefix or segment among `groups`. The prefix has at least one position, because
+    attention over no keys is undefined.
+    """
+    if rows_config.layout == "packed":
         return None
     longest = packing.smallest_layout(groups)
-    return RowLayout(cfg.prefix or max(1, longest.prefix), longest.segments, cfg.segment or longest.segment)
+    prefix = rows_config.prefix or max(1, longest.prefix)
+    return RowLayout(prefix, longest.segments, rows_config.segment or longest.segment)
 
 
-def with_row_length(cfg: config.RowsConfig, longest: int) -> config.RowsConfig:
-    """The settings with a packed row's length filled in: one for all of a stage's steps, so that they compile once."""
-    return dataclasses.replace(cfg, length=cfg.length or longest)
+def with_row_length(rows_config: RowsConfig, longest: int) -> RowsConfig:
+    """The settings with `length`, if it is 0, set to `longest`: one length for all steps, which compile once."""
+    return dataclasses.replace(rows_config, length=rows_config.length or longest)
 
 
-def max_microbatches(groups: int, cfg: config.RowsConfig, on: int) -> int:
-    """Most microbatches of a batch of `groups`, of which each of `on` hosts feeds its share."""
-    return -(-groups // (cfg.per_microbatch * on))
+def max_microbatches(num_groups: int, rows_config: RowsConfig, num_processes: int) -> int:
+    """An upper bound on the microbatches of a batch of `num_groups` groups, shared evenly by the processes."""
+    return -(-num_groups // (rows_config.per_microbatch * num_processes))
 
 
-def pack_groups(groups: Sequence[Group], layout: RowLayout | None, cfg: config.RowsConfig) -> PackedRows:
-    """Groups in rows of the stage's layout, short ones first, so that those of a microbatch fit one bucket.
+def pack_groups(groups: Sequence[Group], layout: RowLayout | None, rows_config: RowsConfig) -> PackedRows:
+    """Rows of the groups in the stage's layout (None: packed).
+
+    Shared-prefix rows are sorted by length, so that rows of one microbatch fit one length bucket.
 
     Raises:
       packing.PackingError: a group does not fit; the message names the setting to raise.
     """
-    if layout is not None:
-        return packing.shared_prefix_rows(
-            sorted(groups, key=lambda group: packing.layout_fraction(group, layout)), layout
-        )
-    return packing.pack_rows(groups, cfg.length)
+    if layout is None:
+        return packing.pack_rows(groups, rows_config.length)
+    short_first = sorted(groups, key=lambda group: packing.layout_fraction(group, layout))
+    return packing.shared_prefix_rows(short_first, layout)
 
 
 def loss_weights(rows: PackedRows, aggregation: str, constant: int = 1) -> npt.NDArray[np.float32]:
-    """Weights [B, T] that sum a loss over places as `aggregation` says, divided by the global batch's denominator.
+    """Weights [B, T] by which the sum of the token losses is the aggregate over the global batch.
 
-    token: each token 1 / all tokens (the paper's). sample: each completion's mean, then their mean (the original GRPO).
-    constant: each token 1 / (completions · constant), so that a long answer is not diluted (Dr. GRPO).
+    A token with loss (rows.weight > 0) gets 1 / denominator, all others 0.
+
+    Args:
+      rows: this process's rows; every process must call with its own.
+      aggregation: "token": the mean over all tokens (the paper's). "sample": the mean over completions of each
+        completion's mean (the original GRPO). "constant": each completion's sum divided by `constant`, averaged over
+        completions, so that tokens of long answers weigh as much as others (Dr. GRPO).
+      constant: the length that "constant" divides by.
+
+    Raises:
+      ValueError: `aggregation` has another value.
     """
-    counted = rows.weight > 0
+    loss_mask_BT = rows.weight > 0
+    denominator_BT: float | npt.NDArray[np.float64]
     if aggregation == "token":
-        return (counted / max(1.0, collectives.global_sum(int(counted.sum())))).astype(np.float32)
-    width = int(rows.sample.max(initial=0)) + 1
-    name = rows.prompt.astype(np.int64) * width + rows.sample
-    lengths = np.bincount(name[counted])
-    completions = max(1.0, collectives.global_sum(int(np.count_nonzero(lengths))))
-    each = lengths[np.minimum(name, len(lengths) - 1)] if aggregation == "sample" and len(lengths) else constant
-    return np.where(counted, 1.0 / (np.maximum(each, 1) * completions), 0.0).astype(np.float32)
+        denominator_BT = max(1.0, collectives.global_sum(int(loss_mask_BT.sum())))
+    elif aggregation in ("sample", "constant"):
+        lengths_BT, completions = _completion_lengths(rows, loss_mask_BT)
+        tokens_BT = lengths_BT if aggregation == "sample" else constant
+        denominator_BT = np.maximum(tokens_BT, 1) * max(1.0, collectives.global_sum(completions))
+    else:
+        raise ValueError(f"grpo.aggregation is {aggregation!r}; it must be 'token', 'sample' or 'constant'.")
+    return np.where(loss_mask_BT, 1.0 / denominator_BT, 0.0).astype(np.float32)
+
+
+def _completion_lengths(rows: PackedRows, loss_mask_BT: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], int]:
+    """Tokens with loss in the completion of each position, int64 [B, T], and how many completions have any."""
+    max_samples = int(rows.sample.max(initial=0)) + 1
+    completion_BT = rows.prompt.astype(np.int64) * max_samples + rows.sample
+    lengths = np.bincount(completion_BT[loss_mask_BT], minlength=int(completion_BT.max(initial=0)) + 1)
+    return lengths[completion_BT], int(np.count_nonzero(lengths))
 
 
 def forward_flops(rows: PackedRows, model: qwen2.Qwen2Config) -> float:
-    """Floating-point operations of one forward pass over the rows' tokens: no padding, logits where they are asked."""
-    held, asked = rows.prefix > 0, float((rows.weight > 0).sum())
-    # A token sees its prefix and its own segment up to itself, so as many keys as its position says.
-    return flops.forward_flops(model, float(held.sum()), float((rows.positions[held] + 1).sum()), asked)
+    """Floating-point operations of one forward pass over the rows: no padding, logits only at positions with loss."""
+    is_token = rows.prefix > 0
+    # A token attends to its prefix and to its own segment up to itself: as many keys as its position says, and itself.
+    keys = float((rows.positions[is_token] + 1).sum())
+    return flops.forward_flops(model, float(is_token.sum()), keys, float((rows.weight > 0).sum()))
 
 
 def assemble_batch(
@@ -93,9 +119,17 @@ def assemble_batch(
     microbatches: int,
     advantage_PG: npt.NDArray[np.float32] | None = None,
 ) -> Batch:
-    """Rows cut into at most `microbatches` of `per_microbatch` rows each, on the mesh, empty ones behind.
+    """Splits rows into microbatches and moves them to the mesh; every process must call with its own rows.
 
-    Every host passes its own rows; `per_microbatch` is one host's share.
+    Args:
+      rows: this process's rows, whose weights are loss weights; empty rows are appended to fill the batch.
+      mesh: the training mesh.
+      per_microbatch: rows of this process in a microbatch.
+      microbatches: M, the same in all steps.
+      advantage_PG: advantages of this process's prompts and samples; None: 1 everywhere.
+
+    Raises:
+      packing.PackingError: there are more rows than microbatches can hold.
     """
     count = -(-len(rows.tokens) // per_microbatch)
     rows = packing.pad_rows(rows, per_microbatch * microbatches)
@@ -103,13 +137,14 @@ def assemble_batch(
     if advantage_PG is not None:
         advantage_BT = np.asarray(advantage_PG, np.float32)[rows.prompt, rows.sample]
 
-    def cut(x_BT: np.ndarray) -> jax.Array:
+    def to_microbatches(x_BT: np.ndarray) -> jax.Array:
         return sharding.to_global_arrays(x_BT.reshape(microbatches, per_microbatch, -1), mesh, (None, "rows", None))
 
     return Batch(
-        rows=PackedRows(*map(cut, rows)),
-        advantage_MBT=cut(advantage_BT),
-        old_MBT=cut(rows.logprob),
-        reference_MBT=cut(np.zeros(rows.tokens.shape, np.float32)),
+        rows=PackedRows(*map(to_microbatches, rows)),
+        advantage_MBT=to_microbatches(advantage_BT),
+        old_MBT=to_microbatches(rows.logprob),
+        reference_MBT=to_microbatches(np.zeros(rows.tokens.shape, np.float32)),
+        # The update runs the same number of microbatches on all processes; one with fewer rows computes empty ones.
         count=sharding.to_global_arrays(np.int32(collectives.global_max(count)), mesh, ()),
     )

@@ -1,8 +1,12 @@
-"""Length buckets: a microbatch is computed in the smallest of a few layouts that takes it, chosen on the device.
+"""Length buckets: each microbatch is computed in the smallest of a few row layouts that fits it.
 
-Rows reach the device in the longest layout, and one program holds all sizes as branches, so that nothing compiles
-later and hosts need not agree: they choose by the same global array. What is cut off is padding, so that gradients
-stay the same but for the order of sums.
+Rows arrive on the device in the largest layout, and one program contains all sizes as branches:
+
+    layout   | prefix . . . . | segment . . . | segment . . . |
+    cropped  | prefix . . | segment . | segment . |                   '.': padding
+
+The device picks the branch from the global array of rows. So nothing compiles after the first step, and all processes
+pick the same branch without communication. Only padding is cropped, so gradients are equal up to the order of sums.
 """
 
 from __future__ import annotations
@@ -18,52 +22,58 @@ from sqlr1_jax.data import packing
 from sqlr1_jax.data.packing import PackedRows, RowLayout
 
 
-def on_smallest_layout(
+def apply_in_smallest_layout(
     compute: Callable[[Callable[[Any], Any], RowLayout], Any], rows: PackedRows, layout: RowLayout, buckets: int
 ) -> Any:
-    """What `compute` gives for the smallest layout that takes `rows` [b, T]; it is told the layout, and how to cut."""
+    """Calls `compute(crop_tree, smaller)` with the smallest layout of the ladder that fits `rows` [b, T].
+
+    Args:
+      compute: a function whose result has the same shapes for every layout. `crop_tree` crops a tree of arrays [b, T]
+        from `layout` to `smaller`.
+      rows: rows laid out by `layout`.
+      layout: the largest layout.
+      buckets: how many layouts there are at most.
+    """
     ladder = packing.layout_ladder(layout, buckets)
 
-    def branch(chosen: RowLayout) -> Callable[[], Any]:
-        return lambda: compute(lambda tree: jax.tree.map(lambda x_BT: crop(x_BT, layout, chosen), tree), chosen)
+    def branch(smaller: RowLayout) -> Callable[[], Any]:
+        return lambda: compute(lambda tree: jax.tree.map(lambda x_BT: crop(x_BT, layout, smaller), tree), smaller)
 
     if len(ladder) == 1:
         return branch(layout)()
-    return jax.lax.switch(smallest_layout_index(rows, layout, ladder), [branch(chosen) for chosen in ladder])
+    return jax.lax.switch(smallest_layout_index(rows, layout, ladder), [branch(smaller) for smaller in ladder])
 
 
 def smallest_layout_index(rows: PackedRows, layout: RowLayout, ladder: Sequence[RowLayout]) -> jax.Array:
-    """The place in the ladder of the smallest layout that takes rows laid out by `layout`."""
-    place_1T = jnp.asarray(_places(layout))[None]
-    used_BT = jnp.where(rows.prefix > 0, place_1T + 1, 0)
+    """Index in the ladder of the smallest layout that fits rows laid out by `layout`, int32 []."""
+    # Position within the prefix or segment that a token belongs to; + 1 makes it the length needed up to there.
+    segments_T = np.arange(layout.segments * layout.segment, dtype=np.int32) % max(1, layout.segment)
+    position_1T = jnp.asarray(np.concatenate([np.arange(layout.prefix, dtype=np.int32), segments_T]))[None]
+    used_BT = jnp.where(rows.prefix > 0, position_1T + 1, 0)
     prefix, segment = used_BT[:, : layout.prefix].max(), used_BT[:, layout.prefix :].max(initial=0)
-    too_small = [(prefix > one.prefix) | (segment > one.segment) for one in ladder[:-1]]
+    too_small = [(prefix > smaller.prefix) | (segment > smaller.segment) for smaller in ladder[:-1]]
     return jnp.sum(jnp.stack(too_small), dtype=jnp.int32)
 
 
-def _places(layout: RowLayout) -> np.ndarray:
-    """The place of each of a row's places in its part."""
-    segments = np.arange(layout.segments * layout.segment, dtype=np.int32) % max(1, layout.segment)
-    return np.concatenate([np.arange(layout.prefix, dtype=np.int32), segments])
-
-
 def crop(x_BT: jax.Array, layout: RowLayout, smaller: RowLayout) -> jax.Array:
-    """From places of one layout to those of a smaller one."""
-    prefix, segments = _parts(x_BT, layout)
-    return _joined(prefix[:, : smaller.prefix], segments[:, :, : smaller.segment])
+    """An array [b, T] moved from one layout to a smaller one, without the trailing positions of each part."""
+    prefix, segments = _split(x_BT, layout)
+    return _join(prefix[:, : smaller.prefix], segments[:, :, : smaller.segment])
 
 
 def uncrop(x_BT: jax.Array, layout: RowLayout, smaller: RowLayout) -> jax.Array:
-    """The inverse of `cut`, zeros where something was cut off."""
-    prefix, segments = _parts(x_BT, smaller)
+    """The inverse of `crop`, with zeros at the cropped positions."""
+    prefix, segments = _split(x_BT, smaller)
     prefix = jnp.pad(prefix, ((0, 0), (0, layout.prefix - smaller.prefix)))
-    return _joined(prefix, jnp.pad(segments, ((0, 0), (0, 0), (0, layout.segment - smaller.segment))))
+    return _join(prefix, jnp.pad(segments, ((0, 0), (0, 0), (0, layout.segment - smaller.segment))))
 
 
-def _parts(x_BT: jax.Array, layout: RowLayout) -> tuple[jax.Array, jax.Array]:
+def _split(x_BT: jax.Array, layout: RowLayout) -> tuple[jax.Array, jax.Array]:
+    """Prefixes [b, prefix] and segments [b, segments, segment] of rows [b, T]."""
     segments = x_BT[:, layout.prefix :].reshape(x_BT.shape[0], layout.segments, layout.segment)
     return x_BT[:, : layout.prefix], segments
 
 
-def _joined(prefix: jax.Array, segments: jax.Array) -> jax.Array:
+def _join(prefix: jax.Array, segments: jax.Array) -> jax.Array:
+    """The inverse of `_split`."""
     return jnp.concatenate([prefix, segments.reshape(len(prefix), -1)], axis=1)

@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax, one folder a stage: <workdir>/checkpoints/<stage>/<step>. Nothing else here knows Orbax."""
+"""Checkpoints of a stage in <workdir>/checkpoints/<stage>/<step>; the only module that knows Orbax."""
 
 from __future__ import annotations
 
@@ -11,73 +11,85 @@ from orbax.checkpoint import v1 as ocp
 
 from sqlr1_jax.errors import Sqlr1Error
 
+ACCURACY_KEY = "score"  # of the accuracy in a checkpoint's metadata; a part of the file format
+
 
 class CheckpointNotFoundError(Sqlr1Error):
-    """A step that was asked for and is not there; the message lists those there are."""
+    """The requested checkpoint does not exist; the message lists those that do."""
 
 
 class Checkpoints:
-    """A stage's checkpoints: the last `keep`, the best by `score`, and each step in `always` are kept."""
+    """The checkpoints of a stage.
 
-    def __init__(self, folder: Path, keep: int = 2, always: tuple[int, ...] = ()):
+    Keeps the last `keep`, the one with the highest accuracy, and the steps in `pinned`; deletes all others.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, pinned: tuple[int, ...] = ()):
         policies = ocp.training.preservation_policies
         self.folder = folder
-        self._writing: Any = None  # what Orbax has not finished
-        self._manager = ocp.training.Checkpointer(
+        self._pending_save: Any = None  # Orbax's handle of a save that may not be on disk yet
+        self._checkpointer = ocp.training.Checkpointer(
             folder.absolute(),
             preservation_policy=policies.AnyPreservationPolicy(
                 [
                     policies.LatestN(keep),
-                    policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
-                    policies.CustomSteps(list(always)),
+                    policies.BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False),
+                    policies.CustomSteps(list(pinned)),
                 ]
             ),
             cleanup_tmp_directories=True,
         )
 
-    def save(self, step: int, trees: dict[str, Any], score: float | None = None) -> None:
-        """Writes named pytrees under `step`, all or none; `score` (higher is better) ranks the step for best().
+    def save(self, step: int, trees: dict[str, Any], accuracy: float | None = None) -> None:
+        """Saves named pytrees as the checkpoint of `step`; the checkpoint appears once all of them are on disk.
 
-        Returns once they are copied to the host, so that they may be donated; the disk gets them meanwhile, and `wait`
-        or whatever asks for a step waits for it. An error of the disk is raised there.
+        Returns once they are copied to the host, so the caller may donate their buffers. The write to disk continues in
+        the background; every other method waits for it, and raises what went wrong in it.
+
+        Args:
+          step: completed steps; an existing checkpoint of this step is replaced.
+          trees: pytrees of arrays by name.
+          accuracy: higher is better; ranks the checkpoint for `best`. None: it was not evaluated.
         """
         self.wait()
-        if jax.default_backend() == "cpu":  # there the host's copy would be the array itself
+        if jax.default_backend() == "cpu":  # there the host copy would be the donated buffer itself
             trees = jax.tree.map(jnp.copy, trees)
-        metrics = None if score is None else {"score": score}
-        self._writing = self._manager.save_checkpointables_async(
+        metrics = None if accuracy is None else {ACCURACY_KEY: accuracy}
+        self._pending_save = self._checkpointer.save_checkpointables_async(
             step, trees, force=True, overwrite=True, metrics=metrics
         )
 
     def wait(self) -> None:
-        """Until all that was saved is on disk."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        """Blocks until the last save is on disk."""
+        pending, self._pending_save = self._pending_save, None
+        if pending is not None:
+            pending.result()
 
     def load(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
-        """Those of the pytrees saved under `step` that `like` names, in its shapes, dtypes and shardings.
+        """Loads the pytrees that `like` names, with the shapes, dtypes and shardings of its arrays.
 
         Raises:
-          CheckpointNotFoundError: there is no such step; the message lists those there are.
+          CheckpointNotFoundError: there is no such step; the message lists the existing ones.
         """
         if step not in self.steps():
             raise CheckpointNotFoundError(f"{self.folder} has no step {step}; it has {self.steps() or 'none'}.")
-        return self._manager.load_checkpointables(step, jax.tree.map(_abstract, like))
+        return self._checkpointer.load_checkpointables(step, jax.tree.map(_abstract_array, like))
 
     def steps(self) -> list[int]:
-        return sorted(c.step for c in self._whole())
+        """Steps with a checkpoint, ascending."""
+        return sorted(checkpoint.step for checkpoint in self._completed())
 
     def latest(self) -> int | None:
+        """The last step with a checkpoint; None if there is none."""
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """The step with the highest score, of equals the latest (which is kept); the latest if none is scored."""
-        scored = [(_score(c.metrics), c.step) for c in self._whole() if c.metrics]
-        return max(scored)[1] if scored else self.latest()
+        """The step with the highest accuracy, the later one of equals; the latest step if none was evaluated."""
+        evaluated = [(_accuracy(c.metrics), c.step) for c in self._completed() if c.metrics]
+        return max(evaluated)[1] if evaluated else self.latest()
 
     def resolve(self, which: str) -> int:
-        """The step that 'best', 'last' or a number stands for.
+        """The step that 'best', 'last' or a number stands for. A number is not checked; `load` does.
 
         Raises:
           CheckpointNotFoundError: the stage has no checkpoint at all.
@@ -87,18 +99,19 @@ class Checkpoints:
             raise CheckpointNotFoundError(f"{self.folder} holds no checkpoint yet; run the stage first.")
         return step
 
-    def _whole(self) -> Any:
-        self.wait()
-        return self._manager.checkpoints
-
     def close(self) -> None:
+        """Waits for the last save and frees Orbax's resources."""
         self.wait()
-        self._manager.close()
+        self._checkpointer.close()
+
+    def _completed(self) -> Any:
+        self.wait()
+        return self._checkpointer.checkpoints
 
 
-def _score(metrics: Any) -> float:
-    return float(metrics["score"]) if metrics and "score" in metrics else float("-inf")
+def _accuracy(metrics: Any) -> float:
+    return float(metrics[ACCURACY_KEY]) if metrics and ACCURACY_KEY in metrics else float("-inf")
 
 
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+def _abstract_array(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))

@@ -1,4 +1,4 @@
-"""RunContext: the settings, folder, mesh, tokenizer and model config that all stages of a run share."""
+"""What all stages of a run share: settings, workdir, mesh, tokenizer and model config, and the run's weights."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from sqlr1_jax.rollout.engine import Engine, Request
 from sqlr1_jax.train.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
-TRAINING_STAGES = ("sft", "grpo")  # in order: each begins with the weights that the one before it left
+TRAINING_STAGES = ("sft", "grpo")  # in order; each starts from the last weights of the one before it
 
 
 class CheckpointRef(NamedTuple):
-    """A step of a stage; as text what evaluations and exports call their weights."""
+    """A stage and a step of it; str() is the description of these weights in evaluations and exports."""
 
     stage: str
     step: int
@@ -37,51 +37,56 @@ class CheckpointRef(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RunContext:
-    """What all stages of a run share; immutable. `create_context` makes it, after the data stage."""
+    """What all stages of a run share. Made by `create_context` once the data stage is done."""
 
     config: Config
     workdir: Path
     mesh: Mesh
-    tokenizer: Any  # of transformers
+    tokenizer: Any  # a transformers tokenizer
     model: qwen2.Qwen2Config
 
     @property
     def data_dir(self) -> Path:
-        """Folder of the embedded data set and its tokenizer."""
+        """The folder of the embedded data set and its tokenizer."""
         return self.workdir / "data"
 
     @property
     def tokenizer_dir(self) -> Path:
-        """Folder of the model's tokenizer."""
+        """The folder of the model's tokenizer."""
         return _tokenizer_dir(self.config, self.workdir)
 
     def checkpoints(self, stage: str) -> Checkpoints:
-        """A stage's checkpoints; step 0 is never deleted, since the reference model is read from it."""
-        return Checkpoints(self.workdir / "checkpoints" / stage, self.config.checkpoint.keep, always=(0,))
+        """The stage's checkpoints. Step 0 is never deleted, because the reference model is loaded from it."""
+        return Checkpoints(self.workdir / "checkpoints" / stage, self.config.checkpoint.keep, pinned=(0,))
 
     def engine(self, prompts: Sequence[Prompt]) -> Engine:
-        """A sampler with room for the longest of `prompts` that is within the token budget."""
+        """A sampling engine for prompts as long as the longest of `prompts` within the token budget."""
         longest = max((len(prompt.ids) for prompt in prompts if not prompt.over_budget), default=1)
+        prompt_tokens = -(-longest // 16) * 16
         mesh = sharding.sampling_mesh(self.mesh, self.model.num_kv_heads)
-        return Engine(self.model, mesh, tokenizer.stop_ids(self.tokenizer), -(-longest // 16) * 16, self.config.rollout)
+        return Engine(self.model, mesh, tokenizer.stop_ids(self.tokenizer), prompt_tokens, self.config.rollout)
 
-    def request(self, prompts: Sequence[Prompt], samples: int, settings: SamplingConfig, step: int) -> Request:
-        """An engine's request for `samples` completions of each prompt; `step` is folded into the sampling keys."""
-        ends = tokenizer.StopTextMatcher(self.tokenizer, settings.stop) if settings.stop else None
-        return Request([prompt.ids for prompt in prompts], samples, settings, self.config.seed, step, stop_fn=ends)
+    def request(self, prompts: Sequence[Prompt], samples: int, sampling: SamplingConfig, step: int) -> Request:
+        """A request for `samples` completions of each prompt; `step` is folded into the sampling keys."""
+        stop_fn = tokenizer.StopTextMatcher(self.tokenizer, sampling.stop) if sampling.stop else None
+        return Request([prompt.ids for prompt in prompts], samples, sampling, self.config.seed, step, stop_fn=stop_fn)
 
     def examples(self, spec: str, split: str) -> list[Example]:
-        """The examples of a source, PREFIX:PATH; `split` picks a part of the embedded data set and of no other.
+        """Reads the examples of a data source.
+
+        Args:
+          spec: the source, as PREFIX:PATH.
+          split: which split of the embedded data set (`synth:`) to read; other sources ignore it.
 
         Raises:
-          ConfigError: `spec` names the embedded data set, and this run has not made it.
+          ConfigError: `spec` names the embedded data set, and this run has not generated it.
           example.ExampleError: the source cannot be read.
         """
         data = self.config.data
         if spec.startswith("synth:"):
             if not self.data_dir.exists():
                 raise ConfigError(
-                    f"config.data takes {split} from {spec}, the embedded data, which this run has not made: put "
+                    f"config.data takes {split} from {spec}, the embedded data, which this run has not generated: put "
                     "'data' into config.stages, or name sources in config.data.train, sft and evaluate."
                 )
             spec, databases = f"synsql:{self.data_dir / split}.json", str(self.data_dir / "databases")
@@ -92,97 +97,104 @@ class RunContext:
         )
 
     def prompts(self, examples: Sequence[Example]) -> list[Prompt]:
-        """The examples' prompts: the same text in training, evaluation and `ask`."""
+        """The examples' prompts; training, evaluation and `ask` all render them here."""
         return PromptRenderer(self.tokenizer, self.config.data).render_many(list(examples))
 
     def texts(self, ids: Sequence[Any]) -> list[str]:
-        """Completions decoded to text, without their stop token."""
-        stop = set(tokenizer.stop_ids(self.tokenizer))
+        """Decodes completions, each a sequence of token ids, without a stop token at the end."""
+        stop_ids = set(tokenizer.stop_ids(self.tokenizer))
         return self.tokenizer.batch_decode(
-            [list(one[:-1] if len(one) and int(one[-1]) in stop else one) for one in ids],
-            clean_up_tokenization_spaces=False,  # it would change the spaces inside SQL strings
+            [list(tokens[:-1] if len(tokens) and int(tokens[-1]) in stop_ids else tokens) for tokens in ids],
+            clean_up_tokenization_spaces=False,  # cleaning up would change spaces inside SQL strings
         )
 
 
-def create_context(cfg: Config, workdir: Path) -> RunContext:
-    """Makes the mesh, loads the tokenizer and settles the model config; loads no weights.
+def create_context(config: Config, workdir: Path) -> RunContext:
+    """Makes the mesh, loads the tokenizer and builds the model config. Loads no weights.
 
     Raises:
-      ConfigError: no setting names a model, the mesh does not suit the devices, or a batch does not divide
-        evenly among the hosts.
+      ConfigError: no setting names a model, the mesh does not fit the devices, or a batch does not divide evenly among
+        the processes.
     """
     if jax.process_count() > collectives.process_count():
         raise ConfigError(f"this is one of {jax.process_count()} hosts: start it on each, with --distributed.")
-    mesh = sharding.make_mesh(cfg.mesh)
-    folder = _tokenizer_dir(cfg, workdir)
-    if not folder.exists():
+    mesh = sharding.make_mesh(config.mesh)
+    tokenizer_dir = _tokenizer_dir(config, workdir)
+    if not tokenizer_dir.exists():
         raise ConfigError(
-            "config.model.path is empty and the run made no data of its own: name a Hugging Face folder or repository, "
+            "config.model.path is empty and the run has generated no data: name a Hugging Face folder or repository, "
             "or put 'data' in config.stages."
         )
-    tokens = tokenizer.load(folder)
-    model = model_config(cfg.model, len(tokens))
+    run_tokenizer = tokenizer.load(tokenizer_dir)
+    model = model_config(config.model, len(run_tokenizer))
     log.info("mesh %s over %d hosts", dict(mesh.shape), collectives.process_count())
-    collectives.check_batch_sizes(cfg, mesh, sharding.sampling_mesh(mesh, model.num_kv_heads))
-    return RunContext(cfg, workdir, mesh, tokens, model)
+    collectives.check_batch_sizes(config, mesh, sharding.sampling_mesh(mesh, model.num_kv_heads))
+    return RunContext(config, workdir, mesh, run_tokenizer, model)
 
 
-def _tokenizer_dir(cfg: Config, workdir: Path) -> Path:
-    return huggingface.resolve_folder(cfg.model.path) if cfg.model.path else workdir / "data" / "tokenizer"
+def _tokenizer_dir(config: Config, workdir: Path) -> Path:
+    return huggingface.resolve_folder(config.model.path) if config.model.path else workdir / "data" / "tokenizer"
 
 
-def model_config(cfg: ModelConfig, num_tokens: int) -> qwen2.Qwen2Config:
-    """The shape of the model's folder or preset, computed with as `cfg` says, for a tokenizer of `num_tokens` ids."""
-    model = (
-        huggingface.config_from_folder(huggingface.resolve_folder(cfg.path)) if cfg.path else qwen2.PRESETS[cfg.size]
-    )
-    if not cfg.path and cfg.size == "tiny":
-        model = dataclasses.replace(model, vocab_size=num_tokens)
+def model_config(config: ModelConfig, num_tokens: int) -> qwen2.Qwen2Config:
+    """The architecture of `config.path`, or of the preset `config.size`, with the other settings of `config`.
+
+    Args:
+      config: the model settings.
+      num_tokens: ids of the tokenizer. The `tiny` preset takes them as its vocabulary size; in other models the
+        embedding may have more rows, as padding.
+    """
+    if config.path:
+        model = huggingface.config_from_folder(huggingface.resolve_folder(config.path))
+    else:
+        model = qwen2.PRESETS[config.size]
+        if config.size == "tiny":
+            model = dataclasses.replace(model, vocab_size=num_tokens)
     return dataclasses.replace(
         model,
         num_tokens=num_tokens,
-        param_dtype=cfg.param_dtype,
-        dtype=cfg.dtype,
-        activation_dtype=cfg.activation_dtype,
-        remat=cfg.remat,
-        attention=cfg.attention,
-        query_chunk=cfg.query_chunk,
-        ffw_chunks=cfg.ffw_chunks,
-        logits_chunk=cfg.logits_chunk,
-        unroll=cfg.unroll,
+        param_dtype=config.param_dtype,
+        dtype=config.dtype,
+        activation_dtype=config.activation_dtype,
+        remat=config.remat,
+        attention=config.attention,
+        query_chunk=config.query_chunk,
+        ffw_chunks=config.ffw_chunks,
+        logits_chunk=config.logits_chunk,
+        unroll=config.unroll,
     )
 
 
 def find_checkpoint(
     context: RunContext, step: str = "last", stages: Sequence[str] = TRAINING_STAGES
 ) -> CheckpointRef | None:
-    """The checkpoint of the run's weights: `step` of the last of `stages` that has any; None where none has.
+    """The checkpoint of the run's weights: `step` of the last of `stages` that has a checkpoint; None if none has.
 
-    Nothing else decides which weights are the run's: evaluation, export and the next stage all ask here.
+    Evaluation, export and the next stage all call it, so they agree on which weights are the run's.
 
     Args:
       context: the run.
-      step: "last", "best" or a number, as in config.export.step; a number is not checked.
+      step: "last", "best" or a number, as in config.export.step. A number is not checked; `load_params` does.
       stages: in the order in which they train.
     """
-    found = None
+    latest = None
     for stage in stages:
         if (context.workdir / "checkpoints" / stage).exists():
             checkpoints = context.checkpoints(stage)
-            found = CheckpointRef(stage, checkpoints.resolve(step)) if checkpoints.steps() else found
-    return collectives.broadcast(found)
+            latest = CheckpointRef(stage, checkpoints.resolve(step)) if checkpoints.steps() else latest
+    return collectives.broadcast(latest)  # processes may see the shared folder at different times
 
 
 def describe_weights(context: RunContext, checkpoint: CheckpointRef | None) -> str:
-    """A checkpoint's name, or model.path for the weights that the run starts from ("" where these are random)."""
+    """The checkpoint's description; without one, model.path, which is "" if the initial weights are random."""
     return str(checkpoint) if checkpoint else context.config.model.path
 
 
 def load_params(context: RunContext, checkpoint: CheckpointRef | None) -> Any:
-    """A checkpoint's weights in the training layout; for None those that the run starts from.
+    """The checkpoint's weights, or without one the run's initial weights, sharded for training.
 
     Raises:
-      CheckpointNotFoundError: the stage has no such step; the message lists those it has.
+      CheckpointNotFoundError: the stage has no such step; the message lists the existing ones.
     """
     if checkpoint is None:
         return init_params(context)
@@ -192,7 +204,7 @@ def load_params(context: RunContext, checkpoint: CheckpointRef | None) -> Any:
 
 
 def init_params(context: RunContext) -> Any:
-    """The weights that the run starts from, in the training layout: those of model.path, or random from the seed."""
+    """The run's initial weights, sharded for training: those of model.path, or random ones from the seed."""
     if context.config.model.path:
         return huggingface.load_params(context.config.model.path, context.model, context.mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(context.model, context.mesh))
@@ -201,10 +213,10 @@ def init_params(context: RunContext) -> Any:
 
 
 def abstract_params(model: qwen2.Qwen2Config, mesh: Mesh) -> Any:
-    """Shapes, dtypes and shardings of the training weights: what they are loaded into, or compiled for."""
+    """Shapes, dtypes and shardings of the training weights, as a tree of jax.ShapeDtypeStruct."""
 
     def abstract_leaf(spec: qwen2.ParamSpec) -> jax.ShapeDtypeStruct:
-        layout = sharding.named_sharding(mesh, spec.logical_axes, sharding.TRAIN_RULES, spec.shape)
-        return jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=layout)
+        leaf_sharding = sharding.named_sharding(mesh, spec.logical_axes, sharding.TRAIN_RULES, spec.shape)
+        return jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=leaf_sharding)
 
     return jax.tree.map(abstract_leaf, qwen2.abstract_params(model), is_leaf=qwen2.is_spec)

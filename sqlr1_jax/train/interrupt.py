@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM finish the step; a watchdog names what a stalled run waits for."""
+"""A graceful stop on Ctrl-C or SIGTERM, and warnings while a run waits for something."""
 
 from __future__ import annotations
 
@@ -15,41 +15,44 @@ log = logging.getLogger(__name__)
 
 
 class Interrupted(Sqlr1Error):
-    """The run was asked to stop and its state is saved; the message holds the command that resumes it."""
+    """A signal stopped the run and its state is saved; the message has the command that resumes it."""
 
-    prefix = ""  # it is no error
+    prefix = ""  # the user asked for it, so the command's last line does not say "error"
 
 
 class Interrupt:
-    """A context in which the first Ctrl-C or SIGTERM sets `asked`, and the second ends the process as usual."""
+    """A context in which the first Ctrl-C or SIGTERM sets `requested`; the second acts as it does outside.
+
+    In any other thread than the main one it leaves signals as they are, since Python allows no handler there.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[signal.Signals, object] = {}
-
-    def _ask(self, number: int, _: FrameType | None) -> None:
-        self.asked = True
-        log.warning("%s: finishing this step, then saving. Again to stop at once.", signal.Signals(number).name)
-        self._restore()
-
-    def _restore(self) -> None:
-        for kind, handler in self._before.items():
-            signal.signal(kind, handler)  # type: ignore[arg-type]
-        self._before = {}
+        self.requested = False
+        self._previous_handlers: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
             for kind in (signal.SIGINT, signal.SIGTERM):
-                self._before[kind] = signal.signal(kind, self._ask)
+                self._previous_handlers[kind] = signal.signal(kind, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        self._restore_handlers()
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        self.requested = True
+        log.warning("%s: finishing this step, then saving. Again to stop at once.", signal.Signals(number).name)
+        self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
+        for kind, handler in self._previous_handlers.items():
+            signal.signal(kind, handler)  # type: ignore[arg-type]
+        self._previous_handlers = {}
 
 
 @contextmanager
 def log_while_waiting(what: str, seconds: float = 60.0) -> Iterator[None]:
-    """Logs `what` is being waited for, each time another `seconds` pass without it."""
+    """Logs a warning that names `what` after every `seconds` that the block takes."""
     done = threading.Event()
 
     def watch() -> None:

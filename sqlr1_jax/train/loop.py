@@ -1,4 +1,4 @@
-"""The loop around a stage's step: resume, metrics one step late, checkpoints, what is not finite, interruption."""
+"""The training loop of a stage: resume, deferred metrics, evaluation, checkpoints, non-finite steps, interruption."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from tqdm import tqdm
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.model import flops
+from sqlr1_jax.train.checkpoint import Checkpoints
 from sqlr1_jax.train.context import RunContext
 from sqlr1_jax.train.interrupt import Interrupt, Interrupted
 from sqlr1_jax.train.metrics import Metrics
 from sqlr1_jax.train.state import TrainState, mean_metrics
 
 log = logging.getLogger(__name__)
-MAX_NOT_FINITE = 3  # in a row
+MAX_NOT_FINITE = 3  # consecutive steps with a loss or gradient that is not finite, before the run stops
 
 
 class NotFiniteError(Sqlr1Error):
-    """Loss or gradient was not finite several steps in a row; the message names the step and what it was fed."""
+    """Loss or gradient was not finite for several consecutive steps; the message names the last step and its batch."""
 
 
 class StepResult(NamedTuple):
-    """What one step hands to the loop."""
+    """What one step returns to the loop."""
 
     state: TrainState
-    sums: Mapping[str, Any]  # on the device: (sum, count) of each metric, read one step late
-    values: dict[str, float]  # on the host already; flops, of all the step's useful work, becomes mfu
-    items: Sequence[str]  # ids of what the step was fed
+    sums: Mapping[str, Any]  # metrics on the device, as (sum, count); fetched one step late
+    values: dict[str, float]  # metrics on the host; from `flops`, the step's useful operations, the loop computes `mfu`
+    items: Sequence[str]  # ids of the batch's items
 
 
 def run_steps(
@@ -42,137 +43,160 @@ def run_steps(
     stage: str,
     steps: int,
     state: TrainState,
-    take: Callable[[TrainState, int], StepResult],
-    evaluate: Callable[[TrainState], float] | None = None,
-    rewind: Callable[[int], None] = lambda step: None,
-    prepare: Callable[[TrainState], TrainState] = lambda state: state,
+    step_fn: Callable[[TrainState, int], StepResult],
+    evaluate_fn: Callable[[TrainState], float] | None = None,
+    on_resume: Callable[[int], None] = lambda step: None,
+    compile_fn: Callable[[TrainState], TrainState] = lambda state: state,
 ) -> TrainState:
-    """Runs `take` from where the stage's checkpoints end up to `steps`.
+    """Trains a stage from its latest checkpoint, or from `state` if it has none, to its last step.
 
     Args:
       context: the run's workdir, settings and checkpoints.
-      stage: its name in checkpoints and metrics.
+      stage: the stage's name in checkpoints and metrics.
       steps: the stage's length.
-      state: a fresh state; its layout is what a checkpoint is loaded into.
-      take: one step, by state and step number from 0.
-      evaluate: scores the weights every cfg.evaluate.every steps and at the end; the best step is kept.
-      rewind: told the step that the stage goes on from, to drop what lies past it.
-      prepare: compiles what the steps run, where there are steps left; gives the state back as it was.
+      state: a fresh state; a checkpoint is restored into its shapes, dtypes and shardings.
+      step_fn: runs one step, given the state and the number of completed steps.
+      evaluate_fn: returns the accuracy of the state's weights. It is called every config.evaluate.every steps and after
+        the last step; the checkpoint with the highest accuracy is kept.
+      on_resume: called once before the first step with the number of completed steps, to delete what a killed run
+        recorded of later ones.
+      compile_fn: compiles what a step runs and returns an equal state; called unless all steps are completed.
+
+    Returns:
+      The state after the last step.
 
     Raises:
-      Interrupted: after a signal, once the state is saved.
-      NotFiniteError: three steps in a row were not finite.
+      Interrupted: a signal stopped the run; its state is saved.
+      NotFiniteError: MAX_NOT_FINITE consecutive steps were not finite.
     """
-    # Whatever ends it, what was saved gets to disk.
-    with contextlib.closing(context.checkpoints(stage)) as checkpoints:
-        state, done = _resume(checkpoints, state)
-        rewind(done)
-        state = prepare(state) if done < steps else state
-        every, due = context.config.evaluate.every, context.config.checkpoint.every
+    config = context.config
+    with contextlib.closing(context.checkpoints(stage)) as checkpoints:  # closing waits until the last save is on disk
+        state, completed = _resume(checkpoints, state)
+        on_resume(completed)
+        state = compile_fn(state) if completed < steps else state
         metrics = Metrics(context.workdir, stage, collectives.is_primary())
-        with metrics, Interrupt() as interrupt, _bar(stage, done, steps) as bar:
-            metrics.cut(done)
-            writer = _DeferredMetrics(metrics)
-            for step in range(done, steps):
-                taken = take(state, step)
-                state, last = taken.state, step + 1 == steps
-                writer.push(step + 1, taken)
-                score, asked = None, bool(collectives.global_max(interrupt.asked))
-                if evaluate and (last or (every and (step + 1) % every == 0)):
-                    score = writer.timed("evaluate", evaluate, state)
-                    writer.record("evaluate/ex", score)
-                if last or asked or (due and (step + 1) % due == 0) or score is not None:
-                    writer.flush()
-                    writer.timed("checkpoint", _save, checkpoints, state, score)
+        with metrics, Interrupt() as interrupt, _progress_bar(stage, completed, steps) as bar:
+            metrics.truncate(completed)
+            deferred = DeferredMetrics(metrics)
+            for step in range(completed + 1, steps + 1):
+                result = step_fn(state, step - 1)
+                state, is_last, accuracy = result.state, step == steps, None
+                deferred.push(step, result)
+                # A signal may reach only one process; all of them must stop after the same step.
+                interrupted = bool(collectives.global_max(interrupt.requested))
+                if evaluate_fn and (is_last or _is_due(step, config.evaluate.every)):
+                    accuracy = deferred.timed("evaluate", evaluate_fn, state)
+                    deferred.record("evaluate/ex", accuracy)
+                if is_last or interrupted or _is_due(step, config.checkpoint.every) or accuracy is not None:
+                    deferred.flush()
+                    deferred.timed("checkpoint", _save, checkpoints, state, accuracy)
                 bar.update()
-                if asked:
+                if interrupted:
                     break
-            if collectives.global_max(interrupt.asked):
-                raise Interrupted(f"stopped after step {int(state.step)} of {stage}, saved. To go on: {_command()}")
+            if collectives.global_max(interrupt.requested):
+                command = " ".join(sys.orig_argv)
+                raise Interrupted(f"stopped after step {int(state.step)} of {stage}, saved. To resume: {command}")
         return state
 
 
-def _command() -> str:
-    return " ".join(sys.orig_argv)
+def _is_due(step: int, interval: int) -> bool:
+    """Whether something that happens every `interval` steps (0: never) happens after `step`."""
+    return interval > 0 and step % interval == 0
 
 
-def _bar(stage: str, done: int, steps: int) -> tqdm:
-    return tqdm(initial=done, total=steps, desc=stage, unit="step", dynamic_ncols=True, disable=None)
+def _progress_bar(stage: str, completed: int, steps: int) -> tqdm:
+    return tqdm(initial=completed, total=steps, desc=stage, unit="step", dynamic_ncols=True, disable=None)
 
 
-def _resume(checkpoints: Any, state: TrainState) -> tuple[TrainState, int]:
+def _resume(checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, int]:
+    """The state of the latest checkpoint and its step; without one, saves `state` as step 0 and returns it."""
     step = collectives.broadcast(checkpoints.latest())
     if step is None:
         _save(checkpoints, state, None)
         return state, 0
-    saved = checkpoints.load(step, _trees(state))
-    count, opt_state = saved["optimizer"]
+    saved = checkpoints.load(step, _to_trees(state))
+    step_count, opt_state = saved["optimizer"]
     if step:
         log.info("resuming at step %d of %s", step, checkpoints.folder)
-    return TrainState(count, saved["params"], opt_state), step
+    return TrainState(step_count, saved["params"], opt_state), step
 
 
-def _save(checkpoints: Any, state: TrainState, score: float | None) -> None:
-    checkpoints.save(int(state.step), _trees(state), score)
+def _save(checkpoints: Checkpoints, state: TrainState, accuracy: float | None) -> None:
+    checkpoints.save(int(state.step), _to_trees(state), accuracy)
 
 
-def _trees(state: TrainState) -> dict[str, Any]:
+def _to_trees(state: TrainState) -> dict[str, Any]:
+    """The state as the pytrees that a checkpoint stores; `params` can be loaded without the optimizer state."""
     return {"params": state.params, "optimizer": (state.step, state.opt_state)}
 
 
-class _DeferredMetrics:
-    """Holds each step's sums until the next step is on its way, so that reading them does not wait for the device.
+class DeferredMetrics:
+    """Writes each step's metrics after the next step is dispatched, so that fetching them does not stall the device.
 
-    A step's line is written before its checkpoint: a run killed between the two goes back further and writes the line
-    again, where the other order would leave it out. So a checkpoint's seconds stand in the line of the step after it.
+    A step's line is written before its checkpoint. A run killed between the two resumes from the previous checkpoint
+    and writes the line again; in the other order it would never write it. So the seconds of a checkpoint appear in the
+    line of the following step.
     """
 
     def __init__(self, metrics: Metrics):
-        self._metrics, self._bad, self._since, self._away = metrics, 0, time.perf_counter(), 0.0
-        self._held: tuple[int, StepResult] | None = None
-        self._values: dict[str, float] = {}  # of the line to come
-        self._newest: Any = None  # there once the device is done with the step just pushed
+        self._metrics = metrics
+        self._pending: tuple[int, StepResult] | None = None
+        self._values: dict[str, float] = {}  # host values of the next line
+        self._device_step: Any = None  # the newest state's step; ready once the device finishes that step
+        self._last_flush, self._seconds_outside_step = time.perf_counter(), 0.0
+        self._not_finite_steps = 0  # consecutive, up to the last line
 
-    def push(self, step: int, taken: StepResult) -> None:
-        """Holds a step, and writes the one before it."""
+    def push(self, step: int, result: StepResult) -> None:
+        """Writes the pending step and makes this one pending."""
         self.flush()
-        self._held = step, taken
-        self._values |= taken.values
-        self._newest = taken.state.step
+        self._pending = step, result
+        self._values |= result.values
+        self._device_step = result.state.step
 
-    def timed(self, name: str, action: Callable[..., Any], *arguments: Any) -> Any:
-        """Runs an action between steps, the device idle, and records its seconds as time/<name>."""
-        jax.block_until_ready(self._newest)
+    def timed(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Calls a function once the device is idle and records its seconds as time/<name>, not as part of time/step."""
+        jax.block_until_ready(self._device_step)
         begin = time.perf_counter()
-        result = action(*arguments)
+        result = function(*args)
         seconds = time.perf_counter() - begin
         self.record(f"time/{name}", seconds)
-        self._away += seconds
+        self._seconds_outside_step += seconds
         return result
 
     def record(self, name: str, value: float) -> None:
-        """A number for the line that is written next."""
+        """Adds a value to the next line."""
         self._values[name] = value
 
     def flush(self) -> None:
-        """Writes the step that is held, once the device is done with it."""
-        if self._held is None:
+        """Waits for the pending step, if there is one, and writes its line.
+
+        Raises:
+          NotFiniteError: it is the last of MAX_NOT_FINITE consecutive steps that were not finite.
+        """
+        if self._pending is None:
             return
-        (step, taken), self._held = self._held, None
-        values, self._values = self._values | mean_metrics(taken.sums), {}
+        (step, result), self._pending = self._pending, None
+        values, self._values = self._values | mean_metrics(result.sums), {}
         now = time.perf_counter()
-        seconds = max(now - self._since - self._away, 1e-9)
-        self._since, self._away = now, 0.0
-        values["time/step"] = seconds
-        values["tokens_per_second"] = values["tokens"] / seconds
-        values["tokens_per_second_per_chip"] = values["tokens_per_second"] / jax.device_count()
-        spent, peak = values.pop("flops", 0.0), flops.peak_flops(jax.devices()[0])
-        if spent and peak:
-            values["mfu"] = spent / (seconds * peak * jax.device_count())
-        self._bad = self._bad + 1 if values["not_finite"] else 0
-        self._metrics.write(step, values)
-        if self._bad >= MAX_NOT_FINITE:
+        seconds = max(now - self._last_flush - self._seconds_outside_step, 1e-9)
+        self._last_flush, self._seconds_outside_step = now, 0.0
+        self._not_finite_steps = self._not_finite_steps + 1 if values["not_finite"] else 0
+        self._metrics.write(step, _with_throughput(values, seconds))
+        if self._not_finite_steps >= MAX_NOT_FINITE:
             raise NotFiniteError(
-                f"step {step} and the {MAX_NOT_FINITE - 1} before it were not finite and were not taken; "
-                f"the last was fed {', '.join(taken.items[:8])}. Lower the learning rate or look at these records."
+                f"step {step} and the {MAX_NOT_FINITE - 1} before it had a loss or gradient that is not finite, so "
+                f"they changed no weights. The last batch held {', '.join(result.items[:8])}. Lower the learning rate "
+                "or look at these records."
             )
+
+
+def _with_throughput(values: dict[str, float], seconds: float) -> dict[str, float]:
+    """A step's metrics with its seconds, tokens per second and, on chips of known peak, mfu in place of flops."""
+    values = dict(values)
+    step_flops, peak_flops = values.pop("flops", 0.0), flops.peak_flops(jax.devices()[0])
+    values["time/step"] = seconds
+    values["tokens_per_second"] = values["tokens"] / seconds
+    values["tokens_per_second_per_chip"] = values["tokens_per_second"] / jax.device_count()
+    if step_flops and peak_flops:
+        values["mfu"] = step_flops / (seconds * peak_flops * jax.device_count())
+    return values

@@ -1,4 +1,4 @@
-"""Optimizers by name, from optax: AdamW, or Muon on the layers' matrices."""
+"""Optimizers from optax by name: AdamW, or Muon for the layers' matrices and AdamW for all other parameters."""
 
 from __future__ import annotations
 
@@ -7,79 +7,81 @@ from typing import Any
 import jax
 import optax
 
-from sqlr1_jax import config
+from sqlr1_jax.config import OptimizerConfig
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import qwen2
 
 
-def make_optimizer(cfg: config.OptimizerConfig, model: qwen2.Qwen2Config, steps: int) -> optax.GradientTransformation:
-    """The gradient transformation of a stage of `steps` steps; clipping by global norm comes first.
+def make_optimizer(config: OptimizerConfig, model: qwen2.Qwen2Config, steps: int) -> optax.GradientTransformation:
+    """The gradient transformation of a stage of `steps` steps: clipping by global norm, then the optimizer.
 
-    Building it costs nothing, so a jitted function makes its own from static settings.
+    It is cheap to build, so a jitted function builds it from its static arguments.
+
+    Raises:
+      ConfigError: `config.frozen` names a parameter that the model does not have.
     """
     specs = qwen2.abstract_params(model)
-    rate = schedule(cfg, steps)
-    if cfg.name == "muon":
-        inner = _muon(cfg, rate, specs)
+    learning_rate = schedule(config, steps)
+    if config.name == "muon":
+        tx = _muon(config, learning_rate, specs)
     else:
-        inner = optax.adamw(rate, b1=cfg.b1, b2=cfg.b2, eps=cfg.eps, weight_decay=cfg.weight_decay)
-    if cfg.frozen:
-        labels = _labels(specs, cfg.frozen)
-        inner = optax.partition({"trained": inner, "frozen": optax.set_to_zero()}, labels)
-    clip = optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity()
-    return optax.chain(clip, inner)
+        tx = optax.adamw(learning_rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay)
+    if config.frozen:
+        tx = optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, _frozen_labels(specs, config.frozen))
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, tx)
 
 
-def schedule(cfg: config.OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: a linear warm-up, then constant, or cosine or linear down to end_fraction."""
-    peak, decay = cfg.learning_rate, max(1, steps - cfg.warmup_steps)
-    if cfg.schedule == "cosine":
-        body = optax.cosine_decay_schedule(peak, decay, cfg.end_fraction)
-    elif cfg.schedule == "linear":
-        body = optax.linear_schedule(peak, peak * cfg.end_fraction, decay)
+def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate by step: a linear warmup, then constant, or cosine or linear decay to end_fraction of the peak."""
+    peak, decay_steps = config.learning_rate, max(1, steps - config.warmup_steps)
+    if config.schedule == "cosine":
+        decay = optax.cosine_decay_schedule(peak, decay_steps, config.end_fraction)
+    elif config.schedule == "linear":
+        decay = optax.linear_schedule(peak, peak * config.end_fraction, decay_steps)
     else:
-        body = optax.constant_schedule(peak)
-    # The first step of a warm-up takes a rate of 1/warmup, not 0: a step that changes nothing is a wasted step.
-    warm = optax.linear_schedule(peak / max(1, cfg.warmup_steps), peak, max(1, cfg.warmup_steps - 1))
-    return optax.join_schedules([warm, body], [cfg.warmup_steps])
+        decay = optax.constant_schedule(peak)
+    # Warmup starts at peak / warmup_steps: with a rate of 0 the first step would change nothing.
+    warmup = optax.linear_schedule(peak / max(1, config.warmup_steps), peak, max(1, config.warmup_steps - 1))
+    return optax.join_schedules([warmup, decay], [config.warmup_steps])
 
 
-def _muon(cfg: config.OptimizerConfig, rate: optax.Schedule, specs: Any) -> optax.GradientTransformation:
-    dimensions = jax.tree.map(_matrix, specs, is_leaf=qwen2.is_spec)
-    share = (cfg.adam_learning_rate or cfg.learning_rate) / cfg.learning_rate
+def _muon(config: OptimizerConfig, learning_rate: optax.Schedule, specs: Any) -> optax.GradientTransformation:
+    adam_ratio = (config.adam_learning_rate or config.learning_rate) / config.learning_rate
     return optax.contrib.muon(
-        rate,
-        adam_learning_rate=lambda step: share * rate(step),
-        weight_decay=cfg.weight_decay,
-        eps=cfg.eps,
-        adam_b1=cfg.b1,
-        adam_b2=cfg.b2,
-        adam_weight_decay=cfg.weight_decay,
-        consistent_rms=0.2,
-        muon_weight_dimension_numbers=dimensions,
+        learning_rate,
+        adam_learning_rate=lambda step: adam_ratio * learning_rate(step),
+        weight_decay=config.weight_decay,
+        eps=config.eps,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        adam_weight_decay=config.weight_decay,
+        consistent_rms=0.2,  # scales updates to the RMS of Adam's, so that one learning rate suits both (Moonlight)
+        muon_weight_dimension_numbers=jax.tree.map(_muon_dimensions, specs, is_leaf=qwen2.is_spec),
     )
 
 
-def _matrix(spec: qwen2.ParamSpec) -> optax.contrib.MuonDimensionNumbers | None:
-    """How a stacked layer weight is a batch of matrices between the residual stream and something else."""
+def _muon_dimensions(spec: qwen2.ParamSpec) -> optax.contrib.MuonDimensionNumbers | None:
+    """How Muon sees a stacked layer weight: a batch of matrices from or to `embed`. None: the weight is Adam's."""
     axes = spec.logical_axes
     if "layers" not in axes or "embed" not in axes or len(axes) < 3:
         return None
     embed = (axes.index("embed"),)
     other = tuple(i for i, name in enumerate(axes) if name not in ("layers", "embed"))
-    reads = embed < other
-    return optax.contrib.MuonDimensionNumbers(*((embed, other) if reads else (other, embed)))
+    inputs, outputs = (embed, other) if embed < other else (other, embed)
+    return optax.contrib.MuonDimensionNumbers(inputs, outputs)
 
 
-def _labels(specs: Any, frozen: tuple[str, ...]) -> Any:
-    found: set[str] = set()
+def _frozen_labels(specs: Any, frozen: tuple[str, ...]) -> Any:
+    """A tree of labels: "frozen" for parameters whose path contains a name in `frozen`, else "trained"."""
+    matched: set[str] = set()
 
     def label(path: tuple, _: Any) -> str:
-        names = {part.key for part in path}
-        found.update(names & set(frozen))
-        return "frozen" if names & set(frozen) else "trained"
+        names = {key.key for key in path} & set(frozen)
+        matched.update(names)
+        return "frozen" if names else "trained"
 
     labels = jax.tree_util.tree_map_with_path(label, specs, is_leaf=qwen2.is_spec)
-    if missing := set(frozen) - found:
+    if missing := set(frozen) - matched:
         raise ConfigError(f"optimizer.frozen names {sorted(missing)}, which the model's parameters don't have.")
     return labels

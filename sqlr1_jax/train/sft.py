@@ -1,8 +1,13 @@
-"""The cold start: supervised steps over rows of one schema and its questions, loss on the answers alone."""
+"""The SFT stage (the paper's cold start): supervised fine-tuning on questions with answers.
+
+A row holds one schema as its prefix and questions on it with their answers as segments. Only answer tokens have loss.
+"""
 
 from __future__ import annotations
 
 import collections
+import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Sequence
@@ -13,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from sqlr1_jax.config import RowsConfig
 from sqlr1_jax.data import answer, order, packing
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.packing import Group, Segment
@@ -23,111 +29,158 @@ from sqlr1_jax.model import tokenizer
 from sqlr1_jax.train import batch, loop, state
 from sqlr1_jax.train.batch import Batch
 from sqlr1_jax.train.context import RunContext, init_params
-from sqlr1_jax.train.state import TrainState
+from sqlr1_jax.train.loop import StepResult
+from sqlr1_jax.train.state import Sums, TrainState, UpdateSpec
 
 log = logging.getLogger(__name__)
 STAGE = "sft"
 
 
-def train(context: RunContext) -> TrainState:
-    """Trains from the run's first weights to the stage's last step, or goes on from its last checkpoint."""
-    cfg = context.config.sft
-    examples = context.examples(context.config.data.sft, STAGE)
-    groups, names = make_groups(context, examples)
-    layout = batch.choose_layout(groups, cfg.rows)
-    rows_cfg = batch.with_row_length(cfg.rows, max(map(packing.packed_length, groups)))
-    program = state.UpdateSpec(context.model, cfg.optimizer, cfg.steps, layout, length_buckets=cfg.rows.length_buckets)
-    microbatches = batch.max_microbatches(cfg.databases, cfg.rows, collectives.process_count())
-    asked = sum(len(group.segments) for group in groups)
-    log.info("cold start: %d examples in %d groups, rows %s", asked, len(groups), layout or "packed")
+@dataclasses.dataclass(frozen=True)
+class SftSetup:
+    """What stays the same from step to step."""
 
-    def take(at: TrainState, step: int) -> loop.StepResult:
-        begin = time.perf_counter()
-        chosen = order.batch_indices(len(groups), cfg.databases, context.config.seed, step)
-        mine = chosen[collectives.local_slice(len(chosen))]
-        rows = batch.pack_groups([_numbered(groups[i], n) for n, i in enumerate(mine)], layout, rows_cfg)
-        rows = rows._replace(weight=batch.loss_weights(rows, "token"))
-        fed = batch.assemble_batch(rows, context.mesh, cfg.rows.per_microbatch, microbatches)
-        # Told before the update is on its way, for which all that is told after it waits.
-        tokens = collectives.global_sum(int(np.count_nonzero(rows.weight)))
-        values = {"tokens": tokens, "flops": collectives.global_sum(3 * batch.forward_flops(rows, context.model))}
-        packed = time.perf_counter()
-        at, sums = state.update(at, fed, sft_loss, None, program)
-        values |= {"time/pack": packed - begin, "time/update": time.perf_counter() - packed}
-        return loop.StepResult(at, sums, values, [names[i] for i in chosen])
-
-    with jax.set_mesh(context.mesh):
-        no_rows = batch.pack_groups([], layout, rows_cfg)
-        nothing = batch.assemble_batch(no_rows, context.mesh, cfg.rows.per_microbatch, microbatches)
-        return loop.run_steps(
-            context, STAGE, cfg.steps, state.create_state(init_params(context), program), take,
-            prepare=lambda at: state.compile_update(at, nothing, sft_loss, None, program),
-        )  # fmt: skip
+    context: RunContext
+    groups: Sequence[Group]  # the items that a step draws from
+    group_ids: Sequence[str]  # the id of each group's first example
+    update_spec: UpdateSpec
+    rows_config: RowsConfig
+    max_microbatches: int  # of one update
 
 
-def sft_loss(
-    logp_BT: jax.Array, entropy_BT: jax.Array, micro: Batch, settings: None
-) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
-    """Negative log-likelihood of the answers' tokens, whose weights sum to one over the global batch."""
-    del settings
-    counted_BT = micro.rows.weight > 0
-    count = counted_BT.sum().astype(jnp.float32)
-    entropy = jnp.where(counted_BT, jax.lax.stop_gradient(entropy_BT), 0.0).sum()
-    return -(logp_BT * micro.rows.weight).sum(), {"entropy": (entropy, count)}
-
-
-def make_groups(context: RunContext, examples: Sequence[Example]) -> tuple[list[Group], list[str]]:
-    """Groups of questions that share a prompt prefix (their schema), and the first example's id of each.
-
-    Raises:
-      ConfigError: the reasoning form was asked of a source without reasoning, or nothing is left to train on.
-    """
-    cfg = context.config.sft
-    shared: dict[tuple, list[Taught]] = collections.defaultdict(list)
-    for taught in teachable(context, examples):
-        cut = taught.prompt.prefix_length
-        shared[(taught.example.db_id, tuple(taught.prompt.ids[:cut]))].append(taught)
-    parts = [
-        members[start : start + cfg.questions]
-        for members in shared.values()
-        for start in range(0, len(members), cfg.questions)
-    ]
-    return [_group(part) for part in parts], [part[0].example.id for part in parts]
-
-
-class Taught(NamedTuple):
-    """An example as it is learned."""
+class SftExample(NamedTuple):
+    """An example with its prompt and the answer to learn."""
 
     example: Example
     prompt: Prompt
-    answer: npt.NDArray[np.int32]  # token ids, the stop token behind
+    answer: npt.NDArray[np.int32]  # token ids, ending with the stop token
 
 
-def teachable(context: RunContext, examples: Sequence[Example]) -> list[Taught]:
-    """The examples with prompts and answers in the run's form; what can't be learned from is counted and left out."""
+def train(context: RunContext) -> TrainState:
+    """Trains to the stage's last step, from its latest checkpoint or the run's initial weights.
+
+    Raises:
+      ConfigError: the stage's data have no example to learn from, or no reasoning where the form needs it.
+      packing.PackingError: a group does not fit a row; the message names the setting to raise.
+    """
+    setup = prepare(context)
+    with jax.set_mesh(context.mesh):
+        return loop.run_steps(
+            context,
+            STAGE,
+            context.config.sft.steps,
+            state.create_state(init_params(context), setup.update_spec),
+            step_fn=functools.partial(train_step, setup),
+            compile_fn=functools.partial(compile_update, setup),
+        )
+
+
+def prepare(context: RunContext) -> SftSetup:
+    """Reads the stage's examples and fixes one row layout for all of its steps, so that the update compiles once."""
+    sft_config = context.config.sft
+    examples = context.examples(context.config.data.sft, STAGE)
+    groups, group_ids = make_groups(context, examples)
+    layout = batch.choose_layout(groups, sft_config.rows)
+    rows_config = batch.with_row_length(sft_config.rows, max(map(packing.packed_length, groups)))
+    update_spec = UpdateSpec(
+        context.model, sft_config.optimizer, sft_config.steps, layout, length_buckets=sft_config.rows.length_buckets
+    )
+    max_microbatches = batch.max_microbatches(sft_config.databases, sft_config.rows, collectives.process_count())
+    num_examples = sum(len(group.segments) for group in groups)
+    log.info("cold start: %d examples in %d groups, rows %s", num_examples, len(groups), layout or "packed")
+    return SftSetup(context, groups, group_ids, update_spec, rows_config, max_microbatches)
+
+
+def train_step(setup: SftSetup, train_state: TrainState, step: int) -> StepResult:
+    """One step of SFT on `sft.databases` groups; each process packs its own share of them."""
+    begin = time.perf_counter()
+    context, rows_config = setup.context, setup.rows_config
+    indices = order.batch_indices(len(setup.groups), context.config.sft.databases, context.config.seed, step)
+    local_indices = indices[collectives.local_slice(len(indices))]
+    groups = [_with_prompt_index(setup.groups[i], position) for position, i in enumerate(local_indices)]
+    rows = batch.pack_groups(groups, setup.update_spec.layout, rows_config)
+    rows = rows._replace(weight=batch.loss_weights(rows, "token"))
+    update_batch = batch.assemble_batch(rows, context.mesh, rows_config.per_microbatch, setup.max_microbatches)
+    # Collectives run on the devices in order of dispatch: called after the update, these two would wait for it.
+    tokens = collectives.global_sum(int(np.count_nonzero(rows.weight)))
+    useful_flops = collectives.global_sum(3 * batch.forward_flops(rows, context.model))
+    packed = time.perf_counter()
+    train_state, sums = state.update(train_state, update_batch, sft_loss, None, setup.update_spec)
+    metrics = {"tokens": tokens, "flops": useful_flops, "time/pack": packed - begin}
+    metrics["time/update"] = time.perf_counter() - packed
+    return StepResult(train_state, sums, metrics, [setup.group_ids[i] for i in indices])
+
+
+def compile_update(setup: SftSetup, train_state: TrainState) -> TrainState:
+    """Compiles the stage's update on a batch without rows; returns an equal state."""
+    no_rows = batch.pack_groups([], setup.update_spec.layout, setup.rows_config)
+    empty_batch = batch.assemble_batch(
+        no_rows, setup.context.mesh, setup.rows_config.per_microbatch, setup.max_microbatches
+    )
+    return state.compile_update(train_state, empty_batch, sft_loss, None, setup.update_spec)
+
+
+def sft_loss(logp_BT: jax.Array, entropy_BT: jax.Array, microbatch: Batch, loss_config: None) -> tuple[jax.Array, Sums]:
+    """Negative log-likelihood of the answers' tokens; the loss weights sum to one over the global batch."""
+    del loss_config
+    loss_mask_BT = microbatch.rows.weight > 0
+    count = loss_mask_BT.sum().astype(jnp.float32)
+    entropy = jnp.where(loss_mask_BT, jax.lax.stop_gradient(entropy_BT), 0.0).sum()
+    return -(logp_BT * microbatch.rows.weight).sum(), {"entropy": (entropy, count)}
+
+
+def make_groups(context: RunContext, examples: Sequence[Example]) -> tuple[list[Group], list[str]]:
+    """Groups of at most `sft.questions` examples that share a prompt prefix (their schema).
+
+    Returns:
+      The groups, and the id of each group's first example.
+
+    Raises:
+      ConfigError: see `make_sft_examples`.
+    """
+    size = context.config.sft.questions
+    by_prefix: dict[tuple, list[SftExample]] = collections.defaultdict(list)
+    for sft_example in make_sft_examples(context, examples):
+        prompt = sft_example.prompt
+        by_prefix[(sft_example.example.db_id, tuple(prompt.ids[: prompt.prefix_length]))].append(sft_example)
+    chunks = [members[start : start + size] for members in by_prefix.values() for start in range(0, len(members), size)]
+    return [_make_group(chunk) for chunk in chunks], [chunk[0].example.id for chunk in chunks]
+
+
+def make_sft_examples(context: RunContext, examples: Sequence[Example]) -> list[SftExample]:
+    """The examples with prompts and answers in the form `data.form`.
+
+    Examples whose prompt exceeds the token budget, or whose answer the form cannot express, are left out; the log says
+    how many and why.
+
+    Raises:
+      ConfigError: the form is `reasoning` and no example has any, or no example is left to learn from.
+    """
     form, source = context.config.data.form, context.config.data.sft
-    if form == "reasoning" and examples and not any(e.reasoning for e in examples):
+    if form == "reasoning" and examples and not any(example.reasoning for example in examples):
         raise ConfigError(
             f"record {examples[0].id} of {source}, like all others, has no reasoning: it gives a direct cold "
             "start. Set --config.data.form=direct, or name a source with reasoning (synsql:)."
         )
-    prompts, texts = context.prompts(examples), [_written(e, form) for e in examples]
-    left_out = collections.Counter(
-        "has a prompt over the budget" if p.over_budget else "has no answer in this form" if t is None else "kept"
-        for p, t in zip(prompts, texts, strict=True)
-    )
-    kept = [(e, p, t) for e, p, t in zip(examples, prompts, texts, strict=True) if t is not None and not p.over_budget]
+    prompts, texts = context.prompts(examples), [_answer_text(example, form) for example in examples]
+    usable, left_out = [], collections.Counter[str]()
+    for example, prompt, text in zip(examples, prompts, texts, strict=True):
+        if prompt.over_budget:
+            left_out["has a prompt over the budget"] += 1
+        elif text is None:
+            left_out["has no answer in this form"] += 1
+        else:
+            usable.append((example, prompt, text))
     for reason, count in left_out.items():
-        if reason != "kept":
-            log.warning("%s: %d of %d examples left out: each %s", source, count, len(examples), reason)
-    if not kept:
+        log.warning("%s: %d of %d examples left out: each %s", source, count, len(examples), reason)
+    if not usable:
         raise ConfigError(f"config.data.sft={source} gives no example to learn from: {dict(left_out)}.")
-    ids = answer_ids(context, [t for _, _, t in kept])
-    return [Taught(e, p, one) for (e, p, _), one in zip(kept, ids, strict=True)]
+    answers = _tokenize_answers(context, [text for _, _, text in usable])
+    return [SftExample(example, prompt, ids) for (example, prompt, _), ids in zip(usable, answers, strict=True)]
 
 
-def _written(example: Example, form: str) -> str | None:
-    """The answer's text; None where the record has no reasoning, or says something that the form can't carry."""
+def _answer_text(example: Example, form: str) -> str | None:
+    """The answer's text; None if the record lacks reasoning that the form needs, or has text that breaks the form."""
     if form == "reasoning" and not example.reasoning:
         return None
     try:
@@ -137,28 +190,31 @@ def _written(example: Example, form: str) -> str | None:
         return None
 
 
-def answer_ids(context: RunContext, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-    """Token ids of answers, the stop token behind."""
-    stop = context.tokenizer.eos_token_id
-    if stop is None:
-        stop = tokenizer.stop_ids(context.tokenizer)[-1]
-    encoded = context.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-    return [np.asarray([*ids, stop], np.int32) for ids in encoded]
+def _tokenize_answers(context: RunContext, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+    """Token ids of each answer, with the stop token appended."""
+    stop_id = context.tokenizer.eos_token_id
+    if stop_id is None:
+        stop_id = tokenizer.stop_ids(context.tokenizer)[-1]
+    encoded = context.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return [np.asarray([*ids, stop_id], np.int32) for ids in encoded]
 
 
-def _group(members: Sequence[Taught]) -> Group:
-    """One prefix and its questions with answers; a segment's question is read, its answer is learned."""
-    first = members[0].prompt
-    cut = first.prefix_length
-    return Group(first.ids[:cut], [_segment(one.prompt.ids[cut:], one.answer) for one in members])
+def _make_group(members: Sequence[SftExample]) -> Group:
+    """The shared prefix, and a segment for each question with its answer."""
+    prompt = members[0].prompt
+    length = prompt.prefix_length
+    return Group(prompt.ids[:length], [_make_segment(m.prompt.ids[length:], m.answer) for m in members])
 
 
-def _segment(question: np.ndarray, ids: np.ndarray) -> Segment:
-    tokens = np.concatenate([question, ids]).astype(np.int32)
+def _make_segment(question: np.ndarray, answer_ids: np.ndarray) -> Segment:
+    """A question and its answer as one segment, with loss on the answer's tokens only."""
+    tokens = np.concatenate([question, answer_ids]).astype(np.int32)
     weight = np.zeros(len(tokens) - 1, np.float32)
-    weight[len(question) - 1 :] = 1.0
-    return Segment(tokens, weight, np.zeros_like(weight), 0, 0)
+    weight[len(question) - 1 :] = 1.0  # targets are the tokens shifted by one
+    return Segment(tokens, weight, np.zeros_like(weight), prompt=0, sample=0)
 
 
-def _numbered(group: Group, prompt: int) -> Group:
-    return Group(group.prefix, [s._replace(prompt=prompt, sample=i) for i, s in enumerate(group.segments)])
+def _with_prompt_index(group: Group, prompt: int) -> Group:
+    """The group as the batch's prompt number `prompt`, its segments numbered as that prompt's samples."""
+    segments = [segment._replace(prompt=prompt, sample=i) for i, segment in enumerate(group.segments)]
+    return Group(group.prefix, segments)

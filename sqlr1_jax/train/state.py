@@ -1,8 +1,8 @@
-"""The training state and the one update that both stages share; they differ in the loss they pass.
+"""The training state and the update that all stages share; stages differ in the loss function they pass.
 
-A batch reaches the device as microbatches [M, b, T] of rows; how many of the M hold anything is a traced number, so
-that a step with fewer rows costs less and compiles nothing new. Each loss is a sum over places whose weights carry
-the global denominator, so gradients do not change with the number of microbatches, packing, padding or the mesh.
+A batch is an array of M microbatches of rows, [M, b, T]. How many of the M hold rows is a traced number, so a step with
+fewer rows costs less and compiles nothing new. A loss is a sum over tokens whose weights contain the denominator of the
+global batch, so its gradient does not depend on the number of microbatches, on padding, on packing or on the mesh.
 """
 
 from __future__ import annotations
@@ -25,135 +25,154 @@ from sqlr1_jax.train import buckets, optimizer
 from sqlr1_jax.train.batch import Batch
 
 Value = TypeVar("Value")
-# name -> (sum, count), divided once, on the host, after all microbatches and hosts are added.
+# Metric name -> (sum, count). Added over microbatches and devices; the host divides once, at the end.
 Sums = dict[str, tuple[jax.Array, jax.Array]]
+# (logp_BT, entropy_BT, a microbatch with arrays [b, T], loss_config) -> (objective, sums)
+LossFn = Callable[[jax.Array, jax.Array, Batch, Any], tuple[jax.Array, Sums]]
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a run carries from step to step; the data cursor is the step itself."""
+    """Everything that changes from step to step; `step` is also the position in the data."""
 
-    step: jax.Array
+    step: jax.Array  # int32 []: completed steps
     params: Any
     opt_state: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class UpdateSpec:
-    """The static half of an update: what XLA compiles for."""
+    """The static arguments of an update; XLA compiles one program for each value."""
 
     model: qwen2.Qwen2Config
     optimizer: config.OptimizerConfig
-    steps: int  # of the stage, for the schedule
-    layout: RowLayout | None = None  # of strided rows
+    steps: int  # length of the stage, for the learning rate schedule
+    layout: RowLayout | None = None  # of shared-prefix rows; None if rows are packed
     temperature: float = 1.0  # log-probabilities are those of logits / temperature
-    length_buckets: int = 1  # sizes of shared-prefix rows, the layout the longest
+    length_buckets: int = 1  # how many sizes of shared-prefix rows are compiled; `layout` is the largest
 
 
-# (logp_BT, entropy_BT, a microbatch with arrays [b, T], settings) -> (objective, sums)
-Loss = Callable[[jax.Array, jax.Array, Batch, Any], tuple[jax.Array, Sums]]
-
-
-def create_state(params: Any, program: UpdateSpec) -> TrainState:
-    """A state at step 0 with a fresh optimizer."""
-    tx = optimizer.make_optimizer(program.optimizer, program.model, program.steps)
+def create_state(params: Any, spec: UpdateSpec) -> TrainState:
+    """A state at step 0 with a fresh optimizer state, sharded as the parameters are."""
+    tx = optimizer.make_optimizer(spec.optimizer, spec.model, spec.steps)
     init = jax.jit(tx.init, out_shardings=opt_state_shardings(params, jax.eval_shape(tx.init, params)))
     return TrainState(jnp.zeros((), jnp.int32), params, init(params))
 
 
 def opt_state_shardings(params: Any, opt_state: Any) -> Any:
-    """Shardings of an optimizer's state: a moment lies where its parameter does (zeros would go to every device)."""
-    homes = dict(jax.tree_util.tree_leaves_with_path(params))
+    """A sharding for each leaf of an optimizer state: that of its parameter, or None if it belongs to none.
 
-    def one(path: tuple, leaf: jax.ShapeDtypeStruct) -> Any:
-        ends = (homes.get(path[i:]) for i in range(len(path)))
-        return next((home.sharding for home in ends if home is not None and home.shape == leaf.shape), None)
-
-    return jax.tree_util.tree_map_with_path(one, opt_state)
-
-
-@functools.partial(jax.jit, static_argnames=("loss", "settings", "program"), donate_argnames=("state",))
-def update(
-    state: TrainState, batch: Batch, loss: Loss, settings: Any, program: UpdateSpec
-) -> tuple[TrainState, dict[str, Any]]:
-    """One optimizer step over all microbatches.
-
-    Returns the new state and its sums. Where loss or gradient is not finite, or no row was fed, weights and optimizer
-    stay as they were, and only the step advances; the first is told by the sum `not_finite`.
+    Without them, XLA would replicate the zeros that moments start from on every device.
     """
-    grads, value, sums = compute_gradients(state.params, batch, loss, settings, program)
-    tx = optimizer.make_optimizer(program.optimizer, program.model, program.steps)
+    params_by_path = dict(jax.tree_util.tree_leaves_with_path(params))
+
+    def leaf_sharding(path: tuple, leaf: jax.ShapeDtypeStruct) -> Any:
+        # optax nests a copy of the parameter tree in its state, so a suffix of the path is the parameter's path.
+        suffixes = (params_by_path.get(path[i:]) for i in range(len(path)))
+        return next((param.sharding for param in suffixes if param is not None and param.shape == leaf.shape), None)
+
+    return jax.tree_util.tree_map_with_path(leaf_sharding, opt_state)
+
+
+@functools.partial(jax.jit, static_argnames=("loss_fn", "loss_config", "spec"), donate_argnames=("state",))
+def update(
+    state: TrainState, batch: Batch, loss_fn: LossFn, loss_config: Any, spec: UpdateSpec
+) -> tuple[TrainState, dict[str, Any]]:
+    """One optimizer step over all microbatches. Donates the buffers of `state`.
+
+    If the loss or the gradient is not finite, or the batch holds no rows, parameters and optimizer state stay the same
+    and only `step` advances.
+
+    Returns:
+      The new state, and metrics as (sum, count). `not_finite` counts steps with a loss or gradient that is not finite.
+    """
+    grads, objective, sums = compute_gradients(state.params, batch, loss_fn, loss_config, spec)
+    tx = optimizer.make_optimizer(spec.optimizer, spec.model, spec.steps)
     norm = optax.global_norm(grads)
-    finite = jnp.isfinite(value) & jnp.isfinite(norm)
+    finite = jnp.isfinite(objective) & jnp.isfinite(norm)
     changes, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, changes)
-    taken = finite & (batch.count > 0)
-    keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(taken, new, old))
-    new = TrainState(state.step + 1, keep(params, state.params), keep(opt_state, state.opt_state))
+    accepted = finite & (batch.count > 0)
+    select = functools.partial(jax.tree.map, lambda new, old: jnp.where(accepted, new, old))
+    new_state = TrainState(state.step + 1, select(params, state.params), select(opt_state, state.opt_state))
     one = jnp.ones(())
-    rate = optimizer.schedule(program.optimizer, program.steps)(state.step)
-    sums |= {"loss": (value, one), "grad_norm": (norm, one), "lr": (jnp.asarray(rate, jnp.float32), one)}
-    return new, sums | {"not_finite": (1.0 - finite, one)}
+    rate = optimizer.schedule(spec.optimizer, spec.steps)(state.step)
+    sums |= {"loss": (objective, one), "grad_norm": (norm, one), "lr": (jnp.asarray(rate, jnp.float32), one)}
+    return new_state, sums | {"not_finite": (1.0 - finite, one)}
 
 
-def compile_update(state: TrainState, nothing: Batch, loss: Loss, settings: Any, program: UpdateSpec) -> TrainState:
-    """The same state, now that `update` is compiled for what a stage feeds, of which `nothing` holds no row."""
-    state, _ = update(state, nothing, loss, settings, program)
+def compile_update(
+    state: TrainState, empty_batch: Batch, loss_fn: LossFn, loss_config: Any, spec: UpdateSpec
+) -> TrainState:
+    """Compiles `update` by running it on a batch without rows, which changes nothing; returns an equal state.
+
+    `empty_batch` must have the shapes and shardings of the stage's batches. The buffers of `state` are donated.
+    """
+    state, _ = update(state, empty_batch, loss_fn, loss_config, spec)
     return state.replace(step=state.step - 1)  # type: ignore[attr-defined]
 
 
 def compute_gradients(
-    params: Any, batch: Batch, loss: Loss, settings: Any, program: UpdateSpec
+    params: Any, batch: Batch, loss_fn: LossFn, loss_config: Any, spec: UpdateSpec
 ) -> tuple[Any, jax.Array, Sums]:
-    """Gradient tree, objective and sums of a batch: what `update` feeds the optimizer."""
+    """The gradient tree, the objective and the metric sums of a batch, added over its microbatches."""
 
-    def compute(micro: Batch, program: UpdateSpec) -> tuple[tuple[jax.Array, Sums], Any]:
+    def compute(microbatch: Batch, spec: UpdateSpec) -> tuple[tuple[jax.Array, Sums], Any]:
         def objective(params: Any) -> tuple[jax.Array, Sums]:
-            logp_BT, entropy_BT = _logprobs(params, micro.rows, program)
-            return loss(logp_BT, entropy_BT, micro, settings)
+            logp_BT, entropy_BT = _logprobs(params, microbatch.rows, spec)
+            return loss_fn(logp_BT, entropy_BT, microbatch, loss_config)
 
         return jax.value_and_grad(objective, has_aux=True)(params)
 
     def body(i: jax.Array, carry: tuple) -> tuple:
-        (value, sums), grads = _bucketed(compute, _microbatch(batch, i), program)
-        total_grads, total, total_sums = carry
+        (value, sums), grads = _compute_bucketed(compute, _microbatch(batch, i), spec)
+        total_grads, total_value, total_sums = carry
         grads = jax.tree.map(jnp.add, total_grads, grads)
-        return grads, total + value, {name: _add(name, total_sums[name], sums[name]) for name in sums}
+        return grads, total_value + value, {name: _add_sums(name, total_sums[name], sums[name]) for name in sums}
 
-    shapes = jax.eval_shape(lambda: compute(_microbatch(batch, 0), program))
+    shapes = jax.eval_shape(lambda: compute(_microbatch(batch, 0), spec))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), ((shapes[1]), *shapes[0]))
     return jax.lax.fori_loop(0, batch.count, body, zeros)
 
 
-@functools.partial(jax.jit, static_argnames=("program",))
-def compute_logprobs(params: Any, batch: Batch, program: UpdateSpec) -> jax.Array:
-    """Log-probabilities [M, b, T] of a batch's targets under other weights (the reference, or the old policy)."""
+@functools.partial(jax.jit, static_argnames=("spec",))
+def compute_logprobs(params: Any, batch: Batch, spec: UpdateSpec) -> jax.Array:
+    """Log-probabilities [M, b, T] of a batch's targets under `params` (the reference's, or the old policy's).
 
-    def compute(micro: Batch, cut: UpdateSpec) -> jax.Array:
-        logp_BT, _ = _logprobs(params, micro.rows, cut)
-        return buckets.uncrop(logp_BT, program.layout, cut.layout) if program.layout and cut.layout else logp_BT
+    Zero at positions without loss.
+    """
 
-    def body(i: jax.Array, out: jax.Array) -> jax.Array:
-        logp_BT = _bucketed(compute, _microbatch(batch, i), program)
-        return jax.lax.dynamic_update_index_in_dim(out, logp_BT, i, 0)
+    def compute(microbatch: Batch, smaller: UpdateSpec) -> jax.Array:
+        logp_BT, _ = _logprobs(params, microbatch.rows, smaller)
+        return buckets.uncrop(logp_BT, spec.layout, smaller.layout) if spec.layout and smaller.layout else logp_BT
 
-    wide = jnp.promote_types(program.model.dtype, jnp.float32)
-    return jax.lax.fori_loop(0, batch.count, body, jnp.zeros(batch.rows.tokens.shape, wide))
+    def body(i: jax.Array, logp_MBT: jax.Array) -> jax.Array:
+        logp_BT = _compute_bucketed(compute, _microbatch(batch, i), spec)
+        return jax.lax.dynamic_update_index_in_dim(logp_MBT, logp_BT, i, 0)
+
+    logp_dtype = jnp.promote_types(spec.model.dtype, jnp.float32)
+    return jax.lax.fori_loop(0, batch.count, body, jnp.zeros(batch.rows.tokens.shape, logp_dtype))
 
 
-def _add(name: str, a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Sums and counts add up; of a maximum (its count is 1) the larger stays."""
+def mean_metrics(sums: Mapping[str, Any]) -> dict[str, float]:
+    """Fetches metrics from the device and divides sums by counts; leaves out metrics with a count of 0."""
+    fetched = jax.device_get(dict(sums))
+    return {name: float(total) / float(count) for name, (total, count) in fetched.items() if count}
+
+
+def _add_sums(name: str, a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Adds sums and counts; a metric named */max keeps the larger value, with a count of 1."""
     return (jnp.maximum(a[0], b[0]), jnp.ones(())) if name.endswith("/max") else (a[0] + b[0], a[1] + b[1])
 
 
 def _microbatch(batch: Batch, i: Any) -> Batch:
     """Microbatch i, its arrays [b, T]."""
 
-    def one(x_MBT: jax.Array) -> jax.Array:
+    def select(x_MBT: jax.Array) -> jax.Array:
         x_BT = jax.lax.dynamic_index_in_dim(x_MBT, i, 0, keepdims=False)
         return constrain(x_BT, ("rows", None), TRAIN_RULES)
 
-    rows, advantage_BT, old_BT, reference_BT = jax.tree.map(one, _arrays(batch))
+    rows, advantage_BT, old_BT, reference_BT = jax.tree.map(select, _arrays(batch))
     return Batch(rows, advantage_BT, old_BT, reference_BT, batch.count)
 
 
@@ -161,32 +180,32 @@ def _arrays(batch: Batch) -> tuple[PackedRows, jax.Array, jax.Array, jax.Array]:
     return batch.rows, batch.advantage_MBT, batch.old_MBT, batch.reference_MBT
 
 
-def _bucketed(compute: Callable[[Batch, UpdateSpec], Value], micro: Batch, program: UpdateSpec) -> Value:
-    """`compute` on a microbatch cut to the smallest layout that takes it."""
-    if program.layout is None:
-        return compute(micro, program)
+def _compute_bucketed(compute: Callable[[Batch, UpdateSpec], Value], microbatch: Batch, spec: UpdateSpec) -> Value:
+    """Calls `compute` on a microbatch cropped to the smallest layout that fits it."""
+    if spec.layout is None:
+        return compute(microbatch, spec)
 
-    def one(cut: Callable[[Any], Any], layout: RowLayout) -> Any:
-        rows, advantage_BT, old_BT, reference_BT = cut(_arrays(micro))
-        part = Batch(rows, advantage_BT, old_BT, reference_BT, micro.count)
-        return compute(part, dataclasses.replace(program, layout=layout))
+    def compute_cropped(crop: Callable[[Any], Any], layout: RowLayout) -> Any:
+        rows, advantage_BT, old_BT, reference_BT = crop(_arrays(microbatch))
+        cropped = Batch(rows, advantage_BT, old_BT, reference_BT, microbatch.count)
+        return compute(cropped, dataclasses.replace(spec, layout=layout))
 
-    return buckets.on_smallest_layout(one, micro.rows, program.layout, program.length_buckets)
+    return buckets.apply_in_smallest_layout(compute_cropped, microbatch.rows, spec.layout, spec.length_buckets)
 
 
-def _logprobs(params: Any, rows: PackedRows, program: UpdateSpec) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities and entropies [b, T] of the places that count, 0 elsewhere."""
-    layout = program.layout or RowLayout(0, 0, 0)
+def _logprobs(params: Any, rows: PackedRows, spec: UpdateSpec) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities and entropies [b, T] at positions with loss, 0 elsewhere."""
+    layout = spec.layout or RowLayout(0, 0, 0)
     mask = attention.Mask(rows.prefix, rows.segment, layout.prefix, layout.segment)
-    hidden_BTD, _ = qwen2.forward(params, rows.tokens, rows.positions, mask, program.model)
-    behind = layout.prefix  # which asks for nothing
-    asked = hidden_BTD[:, behind:], rows.targets[:, behind:], program.model, program.temperature
-    found = logprobs.token_logprobs(params, *asked, rows.weight[:, behind:] > 0)
-    logp_BT, entropy_BT = (jnp.pad(x_BT, ((0, 0), (behind, 0))) for x_BT in found)
-    return logp_BT, entropy_BT
-
-
-def mean_metrics(sums: Mapping[str, Any]) -> dict[str, float]:
-    """Sums fetched from the device, divided; a metric with nothing to count is left out."""
-    fetched = jax.device_get(dict(sums))
-    return {name: float(total) / float(count) for name, (total, count) in fetched.items() if count}
+    hidden_BTD, _ = qwen2.forward(params, rows.tokens, rows.positions, mask, spec.model)
+    # No prefix position has loss, so logits are computed for the segments only.
+    prefix = layout.prefix
+    logp_BT, entropy_BT = logprobs.token_logprobs(
+        params,
+        hidden_BTD[:, prefix:],
+        rows.targets[:, prefix:],
+        spec.model,
+        spec.temperature,
+        rows.weight[:, prefix:] > 0,
+    )
+    return jnp.pad(logp_BT, ((0, 0), (prefix, 0))), jnp.pad(entropy_BT, ((0, 0), (prefix, 0)))

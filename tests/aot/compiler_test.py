@@ -59,7 +59,7 @@ def test_resident_arrays_count_as_arguments(report: dict[str, Any]) -> None:
 
 def test_flops_are_the_models_and_divide_among_the_chips(report: dict[str, Any]) -> None:
     score, keys = report["programs"]["score"], 2 * flops.row_keys(16, 2, 8)
-    assert score["flops"] == flops.forward_flops(qwen2.PRESETS["tiny"], 2 * 32, keys, 2 * 16)
+    assert score["flops"] == flops.forward_flops(qwen2.PRESETS["tiny"], tokens=2 * 32, keys=keys, logit_tokens=2 * 16)
     assert score["arithmetic_seconds"] == score["flops"] / (2 * flops.peak_flops(jax.devices()[0]))
 
 

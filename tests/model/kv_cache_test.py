@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("compiles_fast")
 PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [10, 11, 12, 13, 14, 15, 16]]
 SAMPLES, STEPS = 2, 20
 WIDEST = 28
-forward = jax.jit(qwen2.forward, static_argnames="cfg")
+forward = jax.jit(qwen2.forward, static_argnames="config")
 
 
 def samples(prompts: int, seed: int = 0) -> np.ndarray:

@@ -29,15 +29,15 @@ def kill_after_taking(stage: str, at: int) -> None:
 
     def train_and_kill(*arguments: Any, **named: Any) -> Any:
         call = inspect.signature(train).bind(*arguments, **named)
-        take = call.arguments["take"]
+        step_fn = call.arguments["step_fn"]
 
-        def take_and_kill(state: Any, step: int) -> loop.StepResult:
-            taken: loop.StepResult = take(state, step)
+        def step_and_kill(state: Any, step: int) -> loop.StepResult:
+            result: loop.StepResult = step_fn(state, step)
             if (call.arguments["stage"], step + 1) == (stage, at):
                 kill()
-            return taken
+            return result
 
-        call.arguments["take"] = take_and_kill
+        call.arguments["step_fn"] = step_and_kill
         return train(*call.args, **call.kwargs)
 
     loop.run_steps = train_and_kill
