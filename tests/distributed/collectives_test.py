@@ -235,8 +235,8 @@ def assert_same_run(workdir: Path, finished: Path) -> None:
             for name in ("text", "outcome", "reward"):
                 assert [sample[name] for sample in group["samples"]] == [sample[name] for sample in expected["samples"]]
     weights, expected_weights = (load_file(folder / "export" / "model.safetensors") for folder in (workdir, finished))
-    for name, expected in expected_weights.items():
-        np.testing.assert_allclose(weights[name], expected, rtol=1e-3, atol=1e-4, err_msg=name)
+    for name, values in expected_weights.items():
+        np.testing.assert_allclose(weights[name], values, rtol=1e-3, atol=1e-4, err_msg=name)
     for name in ("evaluation/final/greedy.jsonl", "evaluation/final/vote2.jsonl"):
         assert (workdir / name).read_text() == (finished / name).read_text()
     summaries = [json.loads((folder / "summary.json").read_text())["final"] for folder in (workdir, finished)]
