@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs a command on every worker of a TPU slice: makes the slice unless it is there, installs this tree, streams the logs.
+# Runs a command on every worker of a TPU slice: creates the slice if needed, installs this repository, streams the logs.
 #
 #   launch/tpu_pod.sh --name=sqlr1 --type=v5litepod-16 --zone=us-west4-a --bucket=gs://mine/runs -- \
 #       python -m sqlr1_jax.main --distributed --config=configs/grpo.py:7b --workdir=/runs/first --config.mesh.tensor=4 \
 #       --config.model.path=/runs/qwen7b --config.data.train=synsql:/runs/synsql --config.data.evaluate=spider:/runs/spider
 #
-# The bucket is mounted at /runs on every worker, so that all hosts share one workdir. The run outlives this script:
-# started again with the same arguments it follows a run that is going, or goes on with the same workdir. The slice costs
+# The bucket is mounted at /runs on every worker, so that all hosts share one workdir. The run outlives this script.
+# Started again with the same arguments, the script follows a run in progress, or resumes one that ended. The slice costs
 # money until it is deleted (--delete).
 set -euo pipefail
 
@@ -14,15 +14,15 @@ usage() {
     cat <<'TEXT'
 usage: launch/tpu_pod.sh --name=NAME --type=TYPE --zone=ZONE [options] -- COMMAND ...
 
-  --name=NAME        of the TPU slice; one of that name is used as it is
-  --type=TYPE        accelerator type, as in v5litepod-16, v5p-32, v6e-16
-  --zone=ZONE        as in us-west4-a
-  --project=PROJECT  Google Cloud project (default: gcloud's own)
-  --version=VERSION  TPU software (default: by type)
-  --bucket=gs://...  mounted at /runs on every worker; a slice of several hosts needs it for its workdir
-  --spot             a slice that may be taken away; run this again to go on
-  --delete           delete the slice when the command has ended well
-  --dry-run          print each command, ready to be pasted, and run none
+  --name=NAME        of the TPU slice; an existing slice of this name is used
+  --type=TYPE        accelerator type, such as v5litepod-16, v5p-32 or v6e-16
+  --zone=ZONE        such as us-west4-a
+  --project=PROJECT  Google Cloud project (default: gcloud's)
+  --version=VERSION  TPU software version (default: chosen by type)
+  --bucket=gs://...  mounted at /runs on every worker; several hosts need it for their shared workdir
+  --spot             create a preemptible slice; run this again to resume
+  --delete           delete the slice after the command has succeeded
+  --dry-run          print the commands, ready to paste, and run none
   --help
 TEXT
 }
@@ -32,7 +32,7 @@ fail() {
     exit 2
 }
 
-# Words as one line that a shell reads back as the same words.
+# Quotes its arguments as one line of shell code.
 quoted() {
     local word separator=''
     for word in "$@"; do
@@ -62,7 +62,7 @@ software() {
         v5litepod-*) echo v2-alpha-tpuv5-lite ;;
         v5p-*) echo v2-alpha-tpuv5 ;;
         v6e-*) echo v2-alpha-tpuv6e ;;
-        *) fail "--type=$1 is of no kind known here (v4-N, v5litepod-N, v5p-N, v6e-N): name its software by --version." ;;
+        *) fail "--type=$1 is unknown (known: v4-N, v5litepod-N, v5p-N, v6e-N). Set its software version with --version." ;;
     esac
 }
 
@@ -80,17 +80,17 @@ while [[ $# -gt 0 ]]; do
         --dry-run) dry_run=1 ;;
         --help) usage; exit 0 ;;
         --) shift; break ;;
-        --name | --type | --zone | --project | --version | --bucket) fail "$1 takes its value behind =, as in $1=VALUE." ;;
-        *) fail "$1 is no option here; the command to run comes behind --. See --help." ;;
+        --name | --type | --zone | --project | --version | --bucket) fail "$1 takes its value after =, as in $1=VALUE." ;;
+        *) fail "$1 is not an option. Put the command to run after --. See --help." ;;
     esac
     shift
 done
-[[ -n $name ]] || fail "--name is missing: what is the slice called?"
+[[ -n $name ]] || fail "--name is missing, as in --name=sqlr1."
 [[ -n $type ]] || fail "--type is missing, as in --type=v5litepod-16."
 [[ -n $zone ]] || fail "--zone is missing, as in --zone=us-west4-a."
-[[ $# -gt 0 ]] || fail "no command: put it behind --, as in -- python -m sqlr1_jax.main --distributed --config=configs/grpo.py:7b …"
-[[ -z $bucket || $bucket == gs://?* ]] || fail "--bucket=$bucket: it takes gs://NAME or gs://NAME/FOLDER."
-[[ $dry_run == 1 ]] || command -v gcloud > /dev/null || fail "gcloud is not here: https://cloud.google.com/sdk/docs/install"
+[[ $# -gt 0 ]] || fail "no command. Put it after --, as in -- python -m sqlr1_jax.main --distributed --config=configs/grpo.py:7b …"
+[[ -z $bucket || $bucket == gs://?* ]] || fail "--bucket=$bucket takes gs://NAME or gs://NAME/FOLDER."
+[[ $dry_run == 1 ]] || command -v gcloud > /dev/null || fail "gcloud is not installed: https://cloud.google.com/sdk/docs/install"
 if [[ -z $version ]]; then
     version=$(software "$type")
 fi
@@ -108,29 +108,29 @@ fi
 remove=("${tpu[@]}" delete "$name" "${place[@]}" --quiet)
 describe=("${tpu[@]}" describe "$name" "${place[@]}" '--format=value(state,acceleratorType.basename())')
 
-# 1. The slice.
+# 1. Create the slice.
 if [[ $dry_run == 1 ]]; then
-    printf '# unless this says READY: %s\n' "$(quoted "${describe[@]}")"
+    printf '# Skip the next command if this prints READY: %s\n' "$(quoted "${describe[@]}")"
     run "${create[@]}"
 else
-    read -r state there <<< "$("${describe[@]}" 2> /dev/null || true)" || true
+    read -r state actual_type <<< "$("${describe[@]}" 2> /dev/null || true)" || true
     case $state in
-        READY) [[ $there == "$type" ]] || fail "slice $name is a $there, not a $type: choose another --name or --type." ;;
+        READY) [[ $actual_type == "$type" ]] || fail "slice $name is a $actual_type, not a $type. Change --name or --type." ;;
         '') "${create[@]}" ;;
         PREEMPTED | TERMINATED) "${remove[@]}" && "${create[@]}" ;;
-        *) fail "slice $name is $state: wait until it is READY, or delete it: $(quoted "${remove[@]}")" ;;
+        *) fail "slice $name is $state. Wait until it is READY, or delete it: $(quoted "${remove[@]}")" ;;
     esac
 fi
 
-# 2. This tree, as git knows it: run folders and environments stay here.
+# 2. Copy the files that git tracks; runs and virtual environments are not copied.
 if [[ -n $(git -C "$repository" status --porcelain --untracked-files=no) ]]; then
-    echo "note: changes that are not committed stay here" >&2
+    echo "note: uncommitted changes are not copied" >&2
 fi
 archive=${TMPDIR:-/tmp}/sqlr1_jax.tar.gz
 run git -C "$repository" archive --format=tar.gz "--output=$archive" HEAD
 run "${tpu[@]}" scp "$archive" "$name:sqlr1_jax.tar.gz" "${place[@]}" --worker=all
 
-# 3. Its environment. uv brings a Python: some images have one older than 3.11.
+# 3. Install. uv provides Python 3.11, since some images have an older one.
 on_workers 'set -e
 if kill -0 "$(cat run.pid 2> /dev/null)" 2> /dev/null; then exit 0; fi
 rm -rf sqlr1_jax && mkdir sqlr1_jax && tar -xzf sqlr1_jax.tar.gz -C sqlr1_jax
@@ -138,21 +138,21 @@ test -x .local/bin/uv || curl -LsSf https://astral.sh/uv/install.sh | sh
 test -d venv || .local/bin/uv venv --python=3.11 venv
 VIRTUAL_ENV=$HOME/venv .local/bin/uv pip install --quiet -e "./sqlr1_jax[tpu]"'
 
-# 4. The folder that all workers share.
+# 4. Mount the folder that all workers share.
 if [[ -n $bucket ]]; then
     inside=${bucket#gs://}
-    mount=(gcsfuse --implicit-dirs --rename-dir-limit=200000) # a checkpoint appears by a rename
+    mount=(gcsfuse --implicit-dirs --rename-dir-limit=200000) # checkpoints are written by renaming a folder
     if [[ $inside == */?* ]]; then
         mount+=("--only-dir=${inside#*/}")
     fi
     mount+=("${inside%%/*}" /runs)
     on_workers "set -e
-command -v gcsfuse > /dev/null || { echo 'gcsfuse is not on this image: https://cloud.google.com/storage/docs/gcsfuse-install' >&2; exit 1; }
+command -v gcsfuse > /dev/null || { echo 'gcsfuse is not installed on this image: https://cloud.google.com/storage/docs/gcsfuse-install' >&2; exit 1; }
 sudo mkdir -p /runs && sudo chown \"\$USER\" /runs
 mountpoint -q /runs || $(quoted "${mount[@]}")"
 fi
 
-# 5. The command, under a process of its own that a lost connection does not end; its log is followed to its end.
+# 5. Run the command in its own session, which a lost connection does not end, and follow its log to the end.
 job="$(quoted "$@"); echo \$? > ~/run.status"
 on_workers "cd sqlr1_jax || exit
 if ! kill -0 \"\$(cat ~/run.pid 2> /dev/null)\" 2> /dev/null; then

@@ -1,4 +1,4 @@
-"""glibc malloc settings for compiled CPU programs."""
+"""Settings of glibc's malloc that make XLA for CPU faster."""
 
 import ctypes
 import platform
@@ -6,7 +6,7 @@ import platform
 # Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _SETTINGS = {
-    _M_ARENA_MAX: 1,  # all threads share one heap, so each can reuse what another one freed
+    _M_ARENA_MAX: 1,  # one heap for all threads, so a thread can reuse what another one freed
     _M_MMAP_MAX: 0,  # large blocks come from the heap too; glibc unmaps a mapped block when it is freed
     _M_TRIM_THRESHOLD: 2**31 - 1,  # bytes; mallopt takes an int
     _M_TOP_PAD: 2**26,  # bytes by which the heap grows beyond each request
@@ -14,14 +14,15 @@ _SETTINGS = {
 
 
 def tune_malloc() -> bool:
-    """Makes glibc reuse freed memory instead of returning it to the system. Call it before any thread starts.
+    """Makes glibc reuse freed memory instead of returning it to the system. Must be called before any thread starts.
 
-    XLA for CPU allocates a program's temporaries in one block at each call. By default glibc returns the block when it
-    is freed, and the next call faults all its pages in again: measured in an update of the tiny model, 92,000 page
-    faults and 0.2 of 0.95 CPU seconds. Freed memory at the end of the heap is still returned once it reaches 2 GiB.
+    XLA for CPU allocates a program's temporaries in one block at each call. By default glibc returns the block to the
+    system when it is freed, and the next call faults all its pages in again. In an update of the tiny model that was
+    92,000 page faults, and 0.2 of 0.95 CPU seconds. Freed memory at the end of the heap is still returned once it
+    reaches 2 GiB.
 
     Returns:
-      Whether the settings apply: False where the C library is not glibc, or if it refuses one.
+      Whether the settings apply: False if the C library is not glibc, or if it refuses one of them.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

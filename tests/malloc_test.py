@@ -8,7 +8,7 @@ import pytest
 
 from sqlr1_jax import malloc
 
-requires_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+requires_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 
 _PAGE_FAULTS = """
 import resource, sys
@@ -24,7 +24,7 @@ page_faults()
 print(page_faults())
 """
 
-# Pages that are never written take no memory: the heap's address range alone tells what was returned.
+# The block's pages are never written, so they take no memory; only the heap's end shows what was returned.
 _HEAP_SIZE = """
 import ctypes, sys
 from sqlr1_jax import malloc
@@ -55,6 +55,6 @@ def test_two_gibibytes_of_freed_memory_at_the_end_of_the_heap_are_returned(size:
     assert left < 2**28 if returned else left > size
 
 
-def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_c_libraries_are_not_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert not malloc.tune_malloc()

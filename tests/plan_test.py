@@ -1,4 +1,4 @@
-"""The command: its table, and with libtpu a run that compiles 0.5b for four chips."""
+"""The plan command: its table and, if libtpu is installed, a run that compiles the 0.5b model for four chips."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ REPORT = {
 }  # fmt: skip
 
 
-def test_the_table_has_a_line_for_each_program() -> None:
+def test_the_table_has_a_line_per_program() -> None:
     assert plan.table(REPORT).splitlines() == [
         "tiny on v5e:2x1: 2 chips of 4.00 GiB, mesh replica 1 × fsdp 2 × tensor 1",
-        "full fine-tuning, the only kind for now; compiled, never run",
+        "full fine-tuning, the only kind of training; compiled, not run",
         "a step: 2 prompts × 4 samples; 1 microbatches of 2 rows of 32 tokens",
         "program    peak GiB   inputs  temporary    PFLOP  compute s  compiled s",
         "update         3.00     2.00       1.00    4.000      1.500           7  fits",
-        "fits: 25.0% of HBM free at the peak, 5% asked",
+        "fits: 25.0% of HBM free at the peak, 5% required",
     ]
 
 
 @pytest.mark.parametrize(
-    ("facts", "verdict"),
+    ("changed", "verdict"),
     [
         ({}, "TOO LARGE"),
         ({"host": 1}, "OFFLOADED to the host"),
@@ -52,20 +52,20 @@ def test_the_table_has_a_line_for_each_program() -> None:
         ({"refused": "RESOURCE_EXHAUSTED: Used 5G"}, "REFUSED: RESOURCE_EXHAUSTED: Used 5G"),
     ],
 )
-def test_the_table_says_why_a_program_does_not_fit(facts: dict[str, Any], verdict: str) -> None:
-    report = REPORT | {"programs": {"update": PROGRAM | facts | {"fits": False}}, "fits": False}
+def test_the_table_says_why_a_program_does_not_fit(changed: dict[str, Any], verdict: str) -> None:
+    report = REPORT | {"programs": {"update": PROGRAM | changed | {"fits": False}}, "fits": False}
     lines = plan.table(report).splitlines()
     assert lines[4].endswith(f"7  {verdict}") and lines[-1].startswith("does not fit: ")
 
 
-def test_the_table_notes_rows_that_chips_repeat() -> None:
-    assert "chips repeat one another's work" in plan.table(REPORT | {"repeated_rows": True})
-    assert "repeat" not in plan.table(REPORT)
+def test_the_table_notes_rows_that_several_chips_compute() -> None:
+    assert "several chips compute the same rows" in plan.table(REPORT | {"repeated_rows": True})
+    assert "same rows" not in plan.table(REPORT)
 
 
 @requires_compiler
-def test_half_a_billion_fit_four_small_chips() -> None:
-    """With little effort, which takes a tenth of the time of training's own compilation and gives nearly its peaks."""
+def test_half_a_billion_parameters_fit_four_chips() -> None:
+    """With little compiler effort, which takes a tenth of the time and gives nearly the same peaks."""
     command = [sys.executable, "-m", "sqlr1_jax.plan", "--config=configs/grpo.py:0.5b", "--topology=v5e:2x2", "--json"]
     effort = {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"}
     settings = ["--config.grpo.rows.per_microbatch=4"]
@@ -76,11 +76,11 @@ def test_half_a_billion_fit_four_small_chips() -> None:
     assert list(report["programs"]) == ["weights", "prefill", "decode", "score", "update"]
     assert (report["chips"], report["hosts"], report["repeated_rows"]) == (4, 1, False)
 
-    programs, weights = report["programs"], 494_032_768 * 4 / 4  # bytes of the float32 weights on a chip
-    rows = 10 * 4 * 2 * 20480  # bytes on a chip: ten fields, two microbatches of one row
+    programs, weights = report["programs"], 494_032_768 * 4 / 4  # bytes per chip, float32
+    rows = 10 * 4 * 2 * 20480  # bytes per chip: ten fields, two microbatches of one row
     assert programs["update"]["arguments"] == pytest.approx(4 * weights + 1.2 * rows, rel=0.02)
-    sampler = 494_032_768 * 2  # bfloat16, whole on every chip
-    slots = 2 * 24 * 20480 * 2 * 2 * 64 * 2  # bytes on a chip: two prompts' keys and values in bfloat16
+    sampler = 494_032_768 * 2  # bfloat16, replicated
+    slots = 2 * 24 * 20480 * 2 * 2 * 64 * 2  # bytes per chip: keys and values of two prompts in bfloat16
     assert programs["prefill"]["arguments"] == pytest.approx(4 * weights + sampler + slots, rel=0.02)
     assert programs["update"]["temporaries"] > programs["score"]["temporaries"]
     tokens, keys = 8 * 20480, 8 * flops.row_keys(4096, 8, 2048)

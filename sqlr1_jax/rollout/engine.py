@@ -147,7 +147,7 @@ class Engine:
                 if len(in_flight) == 1:
                     continue  # dispatch the next call before reading this one
                 assigned_P, decoded = in_flight.popleft()
-                recorder.record(assigned_P, decoded)  # waits for that call to finish; the next one is queued behind it
+                recorder.record(assigned_P, decoded)  # waits for that call; the next one is already queued
                 scheduler.release(sharding.to_local_array(decoded.busy_P), assigned_P)
                 slots = self._prefill_free_slots(weights, slots, scheduler, request, length_N)
         return recorder.completions

@@ -1,15 +1,14 @@
 """The sampler's jitted programs: create the slots, prefill prompts into them, and decode several steps at once.
 
-A slot is room for one prompt and its G samples. Prefill and decoding split a prompt at its last token:
+A slot is room for one prompt and its G samples. Prefill and decoding split a prompt t(0) … t(n-1) at its last token:
 
-    prompt         t0  t1  …  t(n-2) | t(n-1)
-    prefill        computes keys and values of t0 … t(n-2)
-    decode step 0                      feeds t(n-1) to all G samples and samples token 0 of each
-    decode step i                      feeds token i-1 of each sample and samples token i
+    prefill         input t(0) … t(n-2)                         → keys and values, without logits
+    decode step 0   input t(n-1), the same for all G samples    → token 0 of each sample
+    decode step i   input token i-1 of each sample              → token i of each sample
 
-The first decode step makes the first logits, so prefill makes none. Training rows split prompts in the same way.
+So every logit comes from a decode step, and prefill computes none. Training rows split prompts in the same way.
 
-`decode_steps` is one program with a while loop over the slots, without host synchronization:
+`decode_steps` is one program, a while loop over decode steps without host synchronization:
 
     ┌─► forward(token_PG)                              writes one column of the KV cache → logits_PGV
     │   next_token(logits_PGV, uniform_PGT[:, :, t])   → token_PG, logprob_PG; 0 where the sample was already done

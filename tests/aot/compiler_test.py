@@ -1,4 +1,4 @@
-"""The report of compile_step, with CPU devices in place of chips."""
+"""The report of compile_step, with CPU devices as chips."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def _cpu_topology(count: int) -> Topology:
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
-    """The report of two of the tiny model's programs on two devices."""
+    """The report of two programs of the tiny model, on two devices."""
     sampling = config.SamplingConfig(temperature=1.0, max_tokens=8)
     grpo = config.GrpoConfig(prompts=2, samples=2, sampling=sampling, rows=config.RowsConfig(per_microbatch=2))
-    cfg = config.Config(
+    tiny = config.Config(
         model=config.ModelConfig(logits_chunk=0), data=config.DataConfig(max_prompt_tokens=16), grpo=grpo
     )
-    return compiler.compile_step(cfg, _cpu_topology(2), ["weights", "score"])
+    return compiler.compile_step(tiny, _cpu_topology(2), ["weights", "score"])
 
 
-def test_the_report_has_the_fields_of_the_reference(report: dict[str, Any]) -> None:
-    """docs/plan.md lists them."""
+def test_the_report_has_the_documented_fields(report: dict[str, Any]) -> None:
+    """As in docs/plan.md."""
     assert set(report) == {
         "topology", "chips", "hosts", "model", "training", "mesh", "prompts", "samples", "rows", "repeated_rows",
         "programs", "hbm", "headroom", "fits",
@@ -45,19 +45,19 @@ def test_the_report_has_the_fields_of_the_reference(report: dict[str, Any]) -> N
             "peak", "arguments", "temporaries", "host", "offloads", "flops", "arithmetic_seconds", "compile_seconds",
             "refused", "fits",
         }  # fmt: skip
-    worst = max(program["peak"] for program in report["programs"].values())
-    assert report["headroom"] == pytest.approx(1 - worst / GIB, abs=1e-4)
+    highest_peak = max(program["peak"] for program in report["programs"].values())
+    assert report["headroom"] == pytest.approx(1 - highest_peak / GIB, abs=1e-4)
     assert json.loads(json.dumps(report)) == report
 
 
 def test_resident_arrays_count_as_arguments(report: dict[str, Any]) -> None:
-    """`score` reads the reference alone, but weights and two moments, all float32, are in memory too."""
+    """`score` reads only the reference; the weights and two moments, all float32, are resident."""
     half = 4 * qwen2.count_params(qwen2.PRESETS["tiny"]) / 2
     assert report["programs"]["score"]["arguments"] == pytest.approx(4 * half, rel=0.02)
     assert report["programs"]["weights"]["arguments"] == pytest.approx(4 * half, rel=0.02)
 
 
-def test_flops_are_those_of_the_model_and_divide_over_the_chips(report: dict[str, Any]) -> None:
+def test_flops_are_the_models_and_divide_among_the_chips(report: dict[str, Any]) -> None:
     score, keys = report["programs"]["score"], 2 * flops.row_keys(16, 2, 8)
     assert score["flops"] == flops.forward_flops(qwen2.PRESETS["tiny"], tokens=2 * 32, keys=keys, logit_tokens=2 * 16)
     assert score["arithmetic_seconds"] == score["flops"] / (2 * flops.peak_flops(jax.devices()[0]))
@@ -73,7 +73,7 @@ def test_flops_are_those_of_the_model_and_divide_over_the_chips(report: dict[str
         (ProgramReport(peak=10, refused="RESOURCE_EXHAUSTED"), False),
     ],
 )
-def test_a_program_fits_with_five_percent_free_and_nothing_offloaded_unasked(report: ProgramReport, fits: bool) -> None:
+def test_a_program_fits_with_five_percent_free_and_no_unwanted_offloading(report: ProgramReport, fits: bool) -> None:
     assert report.fits(hbm=100) is fits
 
 
@@ -88,20 +88,20 @@ def test_a_program_fits_with_five_percent_free_and_nothing_offloaded_unasked(rep
         ("RESOURCE_EXHAUSTED: in other words", 0),
     ],
 )
-def test_a_refusal_is_reported_with_the_memory_that_its_message_names(message: str, peak: float) -> None:
-    refused = compiler.compile_program(_Failing(message), "update")  # type: ignore[arg-type]
-    assert refused.peak == int(peak)
-    assert not refused.fits(10**15)
-    assert refused.refused == message
+def test_a_refusal_is_reported_with_the_memory_in_its_message(message: str, peak: float) -> None:
+    report = compiler.compile_program(_FailingPrograms(message), "update")  # type: ignore[arg-type]
+    assert report.peak == int(peak)
+    assert not report.fits(10**15)
+    assert report.refused == message
 
 
-def test_another_failure_of_the_compiler_is_raised() -> None:
+def test_other_compiler_errors_are_raised() -> None:
     with pytest.raises(RuntimeError, match="INTERNAL"):
-        compiler.compile_program(_Failing("INTERNAL: a bug"), "update")  # type: ignore[arg-type]
+        compiler.compile_program(_FailingPrograms("INTERNAL: a bug"), "update")  # type: ignore[arg-type]
 
 
-class _Failing:
-    """Stands for StepPrograms: the compiler fails with a message."""
+class _FailingPrograms:
+    """StepPrograms whose compilation fails with this message."""
 
     def __init__(self, message: str):
         self._message = message
@@ -112,12 +112,12 @@ class _Failing:
 
 
 def test_an_unknown_program_is_an_error() -> None:
-    cfg = config.Config(mesh=config.MeshConfig(fsdp=1))
+    one_chip = config.Config(mesh=config.MeshConfig(fsdp=1))
     with pytest.raises(ConfigError, match="there are weights, prefill, decode, score, update"):
-        compiler.compile_step(cfg, _cpu_topology(1), ["evaluate"])
+        compiler.compile_step(one_chip, _cpu_topology(1), ["evaluate"])
 
 
 def test_a_mesh_that_does_not_fit_the_chips_is_an_error() -> None:
-    cfg = config.Config(mesh=config.MeshConfig(fsdp=3))
+    three_chips = config.Config(mesh=config.MeshConfig(fsdp=3))
     with pytest.raises(ConfigError, match="doesn't make 4 devices"):
-        compiler.compile_step(cfg, _cpu_topology(4))
+        compiler.compile_step(three_chips, _cpu_topology(4))

@@ -22,19 +22,19 @@ def test_an_unknown_topology_is_an_error(name: str) -> None:
         topology.describe(name)
 
 
-def test_without_libtpu_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_libtpu_is_an_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install -e '\.\[tpu\]'"):
         topology.describe("v5e:2x2")
 
 
-def test_seconds_are_those_of_all_chips_at_their_peak() -> None:
-    two = Topology("cpu:2", jax.devices()[:2], hosts=1, hbm=GIB)
-    assert two.seconds(6 * flops.peak_flops(jax.devices()[0])) == pytest.approx(3.0)
+def test_seconds_are_of_all_chips_at_their_peak() -> None:
+    two_chips = Topology("cpu:2", jax.devices()[:2], hosts=1, hbm=GIB)
+    assert two_chips.seconds(6 * flops.peak_flops(jax.devices()[0])) == pytest.approx(3.0)
 
 
 @requires_compiler
 @pytest.mark.parametrize(("name", "chips", "hosts"), [("v5e:4x4", 16, 4), ("v5p:2x2x4", 16, 4), ("v6e:2x4", 8, 2)])
-def test_a_topology_has_the_chips_and_hosts_of_its_shape(name: str, chips: int, hosts: int) -> None:
-    found = topology.describe(name)
-    assert (len(found.devices), found.hosts) == (chips, hosts)
+def test_a_topology_has_the_chips_and_hosts_of_its_name(name: str, chips: int, hosts: int) -> None:
+    described = topology.describe(name)
+    assert (len(described.devices), described.hosts) == (chips, hosts)

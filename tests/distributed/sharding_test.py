@@ -16,17 +16,17 @@ from testing import tiny_models
 pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 
-def mesh(fsdp: int = 4, tensor: int = 2) -> jax.sharding.Mesh:
+def _mesh(fsdp: int = 4, tensor: int = 2) -> jax.sharding.Mesh:
     return sharding.make_mesh(config.MeshConfig(fsdp=fsdp, tensor=tensor), jax.devices()[: fsdp * tensor])
 
 
 def test_minus_one_takes_the_remaining_devices() -> None:
-    made = sharding.make_mesh(config.MeshConfig(replica=2, fsdp=-1, tensor=2), jax.devices()[:8])
-    assert dict(made.shape) == {"replica": 2, "fsdp": 2, "tensor": 2}
+    mesh = sharding.make_mesh(config.MeshConfig(replica=2, fsdp=-1, tensor=2), jax.devices()[:8])
+    assert dict(mesh.shape) == {"replica": 2, "fsdp": 2, "tensor": 2}
 
 
 @pytest.mark.parametrize("sizes", [(1, 3, 2), (-1, -1, 1), (16, -1, 1)])
-def test_sizes_that_do_not_make_the_devices_are_refused(sizes: tuple[int, int, int]) -> None:
+def test_sizes_whose_product_is_not_the_number_of_devices_are_refused(sizes: tuple[int, int, int]) -> None:
     with pytest.raises(ConfigError, match=r"config\.mesh is .* which doesn't make 8 devices"):
         sharding.make_mesh(config.MeshConfig(*sizes), jax.devices()[:8])
 
@@ -42,8 +42,8 @@ def test_partition_specs_follow_the_rules() -> None:
 
 def test_an_indivisible_dimension_is_not_sharded() -> None:
     axes = ("embed", "kv_heads", None)
-    assert sharding.partition_spec(axes, TRAIN_RULES, (16, 2, 4), mesh()) == PartitionSpec("fsdp", "tensor")
-    assert sharding.partition_spec(axes, TRAIN_RULES, (18, 2, 4), mesh(2, 4)) == PartitionSpec("fsdp")
+    assert sharding.partition_spec(axes, TRAIN_RULES, (16, 2, 4), _mesh()) == PartitionSpec("fsdp", "tensor")
+    assert sharding.partition_spec(axes, TRAIN_RULES, (18, 2, 4), _mesh(2, 4)) == PartitionSpec("fsdp")
 
 
 def test_a_mesh_axis_is_used_once() -> None:
@@ -52,19 +52,19 @@ def test_a_mesh_axis_is_used_once() -> None:
 
 
 @pytest.mark.parametrize(("kv_heads", "shape"), [(2, (1, 4, 2)), (4, (1, 2, 4)), (1, (1, 8, 1)), (3, (1, 8, 1))])
-def test_sampling_splits_heads_at_most_into_key_value_heads(kv_heads: int, shape: tuple[int, ...]) -> None:
-    training = mesh(2, 4)
-    sampling = sharding.sampling_mesh(training, kv_heads)
-    assert tuple(sampling.shape.values()) == shape
-    assert sampling.devices.ravel().tolist() == training.devices.ravel().tolist()
+def test_the_sampling_meshs_tensor_axis_divides_the_key_value_heads(kv_heads: int, shape: tuple[int, ...]) -> None:
+    training_mesh = _mesh(2, 4)
+    sampling_mesh = sharding.sampling_mesh(training_mesh, kv_heads)
+    assert tuple(sampling_mesh.shape.values()) == shape
+    assert sampling_mesh.devices.ravel().tolist() == training_mesh.devices.ravel().tolist()
 
 
-def test_put_splits_rows_and_keeps_values() -> None:
-    rows = {"tokens": np.arange(24, dtype=np.int32).reshape(8, 3), "count": np.float32(7)}
-    placed = sharding.to_global_arrays(rows, mesh())
-    assert placed["tokens"].addressable_shards[0].data.shape == (2, 3)
-    np.testing.assert_array_equal(placed["tokens"], rows["tokens"])
-    assert float(placed["count"]) == 7 and placed["count"].sharding.is_fully_replicated
+def test_to_global_arrays_splits_rows_and_keeps_values() -> None:
+    local = {"tokens": np.arange(24, dtype=np.int32).reshape(8, 3), "count": np.float32(7)}
+    arrays = sharding.to_global_arrays(local, _mesh())
+    assert arrays["tokens"].addressable_shards[0].data.shape == (2, 3)
+    np.testing.assert_array_equal(arrays["tokens"], local["tokens"])
+    assert float(arrays["count"]) == 7 and arrays["count"].sharding.is_fully_replicated
 
 
 def test_constrain_does_nothing_without_a_mesh() -> None:
@@ -81,11 +81,14 @@ def test_forward_on_eight_devices_equals_one() -> None:
         mask = attention.causal_mask(tokens_BT, jnp.full(8, 12))
         return qwen2.forward(params, tokens_BT, positions_BT, mask, tiny_models.MODEL)[0]
 
-    one = jax.jit(hidden)(params, tokens_BT, positions_BT)
+    expected = jax.jit(hidden)(params, tokens_BT, positions_BT)
     specs = qwen2.abstract_params(tiny_models.MODEL)
-    place = lambda spec, x: jax.device_put(x, sharding.named_sharding(mesh(), spec.logical_axes, TRAIN_RULES, x.shape))  # noqa: E731
-    with jax.set_mesh(mesh()):
-        split = jax.tree.map(place, specs, params, is_leaf=qwen2.is_spec)
-        eight = jax.jit(hidden)(split, *sharding.to_global_arrays((tokens_BT, positions_BT), mesh()))
-    assert eight.sharding.num_devices == 8
-    assert np.abs(np.asarray(one) - np.asarray(eight)).max() < 1e-4 * np.abs(np.asarray(one)).max()
+
+    def shard(spec: qwen2.ParamSpec, x: jax.Array) -> jax.Array:
+        return jax.device_put(x, sharding.named_sharding(_mesh(), spec.logical_axes, TRAIN_RULES, x.shape))
+
+    with jax.set_mesh(_mesh()):
+        sharded_params = jax.tree.map(shard, specs, params, is_leaf=qwen2.is_spec)
+        result = jax.jit(hidden)(sharded_params, *sharding.to_global_arrays((tokens_BT, positions_BT), _mesh()))
+    assert result.sharding.num_devices == 8
+    assert np.abs(np.asarray(expected) - np.asarray(result)).max() < 1e-4 * np.abs(np.asarray(expected)).max()

@@ -1,4 +1,4 @@
-"""The launcher, against a gcloud that notes what it is told and takes this machine for the workers."""
+"""The launcher, with a fake gcloud that records its arguments and runs the workers' commands on this machine."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SCRIPT = Path(__file__).parents[2] / "launch" / "tpu_pod.sh"
 SLICE = ("--name=pod", "--type=v5litepod-16", "--zone=us-west4-a")
 GCLOUD = """#!/usr/bin/env python3
 import json, os, shutil, subprocess, sys
-with open(os.environ["NOTES"], "a") as notes:
-    notes.write(json.dumps(sys.argv[1:]) + "\\n")
+with open(os.environ["GCLOUD_LOG"], "a") as log:
+    log.write(json.dumps(sys.argv[1:]) + "\\n")
 verb, rest = sys.argv[4], sys.argv[5:]
 if verb == "describe":
     print(os.environ.get("DESCRIBED", ""))
@@ -29,28 +29,29 @@ if verb == "ssh":
     sys.exit(subprocess.run(["bash", "-c", command], cwd=worker, env=os.environ | {"HOME": worker}).returncode)
 """
 
-pytestmark = pytest.mark.skipif(not (shutil.which("bash") and shutil.which("git")), reason="takes bash and git")
+pytestmark = pytest.mark.skipif(not (shutil.which("bash") and shutil.which("git")), reason="needs bash and git")
 
 
 class Cloud(NamedTuple):
-    """A repository with the script, a worker's home, and the notes of the fake gcloud."""
+    """A repository with the script, a worker's home folder, and the log of the fake gcloud."""
 
     repository: Path
     worker: Path
-    notes: Path
+    gcloud_log: Path
     environment: dict[str, str]
 
     def launch(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return self.bash(str(self.repository / "launch" / "tpu_pod.sh"), *arguments, **environment)
 
     def bash(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        everything = self.environment | environment
-        return subprocess.run(["bash", *arguments], env=everything, capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            ["bash", *arguments], env=self.environment | environment, capture_output=True, text=True, timeout=300
+        )
 
-    def told(self) -> list[list[str]]:
-        """What gcloud was told since the last time, behind `compute tpus tpu-vm`."""
-        lines = self.notes.read_text().splitlines() if self.notes.exists() else []
-        self.notes.unlink(missing_ok=True)
+    def gcloud_calls(self) -> list[list[str]]:
+        """Arguments of gcloud since the last call of this method, after `compute tpus tpu-vm`."""
+        lines = self.gcloud_log.read_text().splitlines() if self.gcloud_log.exists() else []
+        self.gcloud_log.unlink(missing_ok=True)
         return [json.loads(line)[3:] for line in lines]
 
 
@@ -60,42 +61,46 @@ def cloud(tmp_path: Path) -> Cloud:
     for folder in (repository / "launch", worker / "venv", worker / ".local" / "bin", programs):
         folder.mkdir(parents=True)
     shutil.copy(SCRIPT, repository / "launch")
-    _program(programs / "gcloud", GCLOUD)
-    _program(worker / ".local" / "bin" / "uv", "#!/bin/sh\necho uv in $VIRTUAL_ENV: $*\n")
-    me = ["git", "-C", str(repository), "-c", "user.name=me", "-c", "user.email=me@here"]
-    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "the script"]):
-        subprocess.run([*me, *words], check=True)
-    paths = {"PATH": f"{programs}:{os.environ['PATH']}", "NOTES": str(tmp_path / "notes"), "WORKER": str(worker)}
+    _write_executable(programs / "gcloud", GCLOUD)
+    _write_executable(worker / ".local" / "bin" / "uv", "#!/bin/sh\necho uv in $VIRTUAL_ENV: $*\n")
+    git = ["git", "-C", str(repository), "-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "the script"]):
+        subprocess.run([*git, *arguments], check=True)
+    paths = {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "GCLOUD_LOG": str(tmp_path / "gcloud.log"),
+        "WORKER": str(worker),
+    }
     environment = dict(os.environ) | paths | {"TMPDIR": str(tmp_path)}
-    return Cloud(repository, worker, tmp_path / "notes", environment)
+    return Cloud(repository, worker, tmp_path / "gcloud.log", environment)
 
 
-def _program(path: Path, text: str) -> None:
+def _write_executable(path: Path, text: str) -> None:
     path.write_text(text)
     path.chmod(0o755)
 
 
 def test_pasting_the_dry_run_runs_the_same_commands(cloud: Cloud) -> None:
-    command = ("bash", "-c", "echo \"it's\" '$HOME' > said; exit 0")
+    command = ("bash", "-c", "echo \"it's\" '$HOME' > output; exit 0")
     dry = cloud.launch(*SLICE, "--project=mine", "--dry-run", "--delete", "--spot", "--", *command)
     assert dry.returncode == 0, dry.stderr
-    assert cloud.told() == [], "a dry run runs nothing"
+    assert cloud.gcloud_calls() == [], "a dry run calls nothing"
 
     real = cloud.launch(*SLICE, "--project=mine", "--delete", "--spot", "--", *command)
     assert real.returncode == 0, real.stderr
-    described, *ran = cloud.told()
-    assert [words[0] for words in ran] == ["create", "scp", "ssh", "ssh", "delete"]
-    assert described[0] == "describe"
+    describe, *calls = cloud.gcloud_calls()
+    assert [call[0] for call in calls] == ["create", "scp", "ssh", "ssh", "delete"]
+    assert describe[0] == "describe"
 
     pasted = cloud.bash("-c", dry.stdout)
     assert pasted.returncode == 0, pasted.stderr
-    assert cloud.told() == ran
-    assert (cloud.worker / "sqlr1_jax" / "said").read_text() == "it's $HOME\n"
+    assert cloud.gcloud_calls() == calls
+    assert (cloud.worker / "sqlr1_jax" / "output").read_text() == "it's $HOME\n"
 
 
 def test_the_slice_is_created_with_the_given_flags(cloud: Cloud) -> None:
     cloud.launch(*SLICE, "--project=mine", "--spot", "--", "true")
-    create = next(words for words in cloud.told() if words[0] == "create")
+    create = next(call for call in cloud.gcloud_calls() if call[0] == "create")
     assert create == [
         "create", "pod", "--zone=us-west4-a", "--project=mine", "--accelerator-type=v5litepod-16",
         "--version=v2-alpha-tpuv5-lite", "--spot",
@@ -105,28 +110,28 @@ def test_the_slice_is_created_with_the_given_flags(cloud: Cloud) -> None:
 def test_an_existing_slice_is_used(cloud: Cloud) -> None:
     done = cloud.launch(*SLICE, "--", "true", DESCRIBED="READY\tv5litepod-16")
     assert done.returncode == 0, done.stderr
-    assert [words[0] for words in cloud.told()] == ["describe", "scp", "ssh", "ssh"]
+    assert [call[0] for call in cloud.gcloud_calls()] == ["describe", "scp", "ssh", "ssh"]
 
 
 def test_a_preempted_slice_is_created_again(cloud: Cloud) -> None:
     cloud.launch(*SLICE, "--", "true", DESCRIBED="PREEMPTED\tv5litepod-16")
-    assert [words[0] for words in cloud.told()][:3] == ["describe", "delete", "create"]
+    assert [call[0] for call in cloud.gcloud_calls()][:3] == ["describe", "delete", "create"]
 
 
 @pytest.mark.parametrize(
-    ("described", "says"),
+    ("described", "message"),
     [("READY\tv5litepod-8", "slice pod is a v5litepod-8"), ("CREATING\tv5litepod-16", "slice pod is CREATING")],
 )
-def test_a_slice_of_another_type_or_state_is_refused(cloud: Cloud, described: str, says: str) -> None:
+def test_a_slice_of_another_type_or_state_is_refused(cloud: Cloud, described: str, message: str) -> None:
     done = cloud.launch(*SLICE, "--", "true", DESCRIBED=described)
     assert done.returncode == 2
-    assert says in done.stderr
-    assert [words[0] for words in cloud.told()] == ["describe"]
+    assert message in done.stderr
+    assert [call[0] for call in cloud.gcloud_calls()] == ["describe"]
 
 
 def test_workers_get_the_files_that_git_tracks(cloud: Cloud) -> None:
     (cloud.repository / "runs").mkdir()
-    (cloud.repository / "runs" / "secret").write_text("stays here")
+    (cloud.repository / "runs" / "secret").write_text("not tracked")
     done = cloud.launch(*SLICE, "--", "true", DESCRIBED="READY\tv5litepod-16")
     assert f"uv in {cloud.worker}/venv: pip install --quiet -e ./sqlr1_jax[tpu]" in done.stdout
     assert (cloud.worker / "sqlr1_jax" / "launch" / "tpu_pod.sh").read_text() == SCRIPT.read_text()
@@ -138,18 +143,20 @@ def test_the_log_is_streamed_and_the_exit_status_returned(cloud: Cloud) -> None:
     done = cloud.launch(*SLICE, "--delete", "--", *command, DESCRIBED="READY\tv5litepod-16")
     assert done.returncode == 7
     assert [line.partition(": ")[2] for line in done.stdout.splitlines()][-2:] == ["first", "last"]
-    assert "delete" not in [words[0] for words in cloud.told()], "a run that failed leaves its slice to be looked at"
+    assert "delete" not in [call[0] for call in cloud.gcloud_calls()], "a failed run keeps its slice for inspection"
 
 
-def test_a_running_run_is_followed(cloud: Cloud) -> None:
+def test_a_run_in_progress_is_followed(cloud: Cloud) -> None:
     (cloud.worker / "sqlr1_jax").mkdir()
     (cloud.worker / "run.log").write_text("step 12\n")
-    # Nobody's child: one that ended but was not waited for would look alive.
+    # Started in a shell that exits, so that it does not become a zombie, which `kill -0` would find alive.
     cloud.bash("-c", f"cd {cloud.worker}; (sleep 1; echo 0 > run.status) > /dev/null 2>&1 & echo $! > run.pid")
     done = cloud.launch(*SLICE, "--", "touch", "again", DESCRIBED="READY\tv5litepod-16")
     assert done.returncode == 0, done.stderr
     assert "step 12" in done.stdout
-    assert not list((cloud.worker / "sqlr1_jax").iterdir()), "the tree under a run is left alone, and no other begins"
+    assert not list((cloud.worker / "sqlr1_jax").iterdir()), (
+        "the run's files are not replaced, and no second run starts"
+    )
 
 
 def test_a_bucket_is_mounted_on_every_worker(cloud: Cloud) -> None:
@@ -159,20 +166,20 @@ def test_a_bucket_is_mounted_on_every_worker(cloud: Cloud) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ((*SLICE[1:], "--", "true"), "--name is missing"),
         ((*SLICE[:1], *SLICE[2:], "--", "true"), "--type is missing"),
         ((*SLICE[:2], "--", "true"), "--zone is missing"),
         (SLICE, "no command"),
         ((*SLICE, "--bucket=mine", "--", "true"), "takes gs://NAME"),
-        ((*SLICE, "--zones=here", "--", "true"), "--zones=here is no option"),
+        ((*SLICE, "--zones=here", "--", "true"), "--zones=here is not an option"),
         (("--name", "pod"), "as in --name=VALUE"),
-        (("--name=pod", "--type=h100-8", "--zone=z", "--dry-run", "--", "true"), "--type=h100-8 is of no kind"),
+        (("--name=pod", "--type=h100-8", "--zone=z", "--dry-run", "--", "true"), "--type=h100-8 is unknown"),
     ],
 )
-def test_wrong_arguments_are_named(cloud: Cloud, arguments: tuple[str, ...], says: str) -> None:
+def test_wrong_arguments_are_named(cloud: Cloud, arguments: tuple[str, ...], message: str) -> None:
     done = cloud.launch(*arguments)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and says in done.stderr
-    assert cloud.told() == []
+    assert done.stderr.startswith("error: ") and message in done.stderr
+    assert cloud.gcloud_calls() == []
