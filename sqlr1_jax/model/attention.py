@@ -40,7 +40,8 @@ class Mask:
 
     Two layouts:
       shared-prefix rows (`prefix_width` > 0): [prefix | segment | segment | …], where only the end of each part is
-        padding. Scores are computed part by part and need no [T, T]. A plain text is such a row without segments.
+        padding. Scores are computed part by part and need no [T, T]. A plain text is such a row without segments;
+        XLA then computes its scores as those of a packed row.
       packed rows (`prefix_width` = 0): several groups one after another; the mask is built from the two id arrays.
     """
 
