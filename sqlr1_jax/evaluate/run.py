@@ -79,7 +79,7 @@ def greedy_accuracy(context: RunContext, engine: Engine, executor: Executor, par
     """Greedy execution accuracy on a fixed subset of `evaluate.subset` questions: the curve shown during training."""
     indices = order.subset(len(heldout.examples), context.config.evaluate.subset, context.config.seed)
     prompts, examples = [heldout.prompts[i] for i in indices], [heldout.examples[i] for i in indices]
-    texts = sample_texts(context, engine, engine.weights(params), prompts, 1, 0.0)
+    texts = sample_texts(context, engine, engine.prepare_weights(params), prompts, 1, 0.0)
     candidates = execute_texts(context, executor, examples, texts)
     return accuracy.fraction_correct(group[0].correct for group in candidates)
 
@@ -100,7 +100,7 @@ def evaluate(context: RunContext, name: str, params: Any, weights_of: str, execu
     begin = time.perf_counter()
     sets = load_heldout_sets(context)
     engine = context.engine([prompt for heldout in sets for prompt in heldout.prompts])
-    weights = engine.weights(params)
+    weights = engine.prepare_weights(params)
     votes = context.config.evaluate.votes
     evaluations, figures = [], {}
     for heldout in sets:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,6 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 
 from sqlr1_jax import config
-from sqlr1_jax.aot.topology import describe
 from sqlr1_jax.distributed import sharding
 from sqlr1_jax.model import attention, kernels, kv_cache
 from sqlr1_jax.model.attention import Mask, attend

@@ -137,7 +137,7 @@ def influence(mask: attention.Mask, positions: list[int]) -> np.ndarray:
     return np.abs(np.asarray(jacobian_TDVD)[:, :, 2 : 2 + len(positions)]).max(axis=(1, 3)) > 0
 
 
-@pytest.mark.parametrize("layout", [{}, {"prefix": 8, "segment": 4}])
+@pytest.mark.parametrize("layout", [{}, {"prefix_width": 8, "segment_width": 4}])
 def test_tokens_attend_causally_and_never_to_another_segment(layout: dict[str, int]) -> None:
     prefix, segment = np.array(SHARED_PREFIX_ROW["prefix"]), np.array(SHARED_PREFIX_ROW["segment"])
     mask = attention.Mask(jnp.asarray(prefix)[None], jnp.asarray(segment)[None], **layout)
@@ -160,7 +160,7 @@ def float64_gradient(**changes: Any) -> Any:
     """The gradient of a loss of a shared-prefix row's hidden states, with the config changed."""
     config = dataclasses.replace(tiny_models.MODEL, param_dtype="float64", dtype="float64", **changes)
     row = {key: jnp.asarray(values, jnp.int32)[None] for key, values in SHARED_PREFIX_ROW.items()}
-    mask = attention.Mask(row["prefix"], row["segment"], prefix=8, segment=4)
+    mask = attention.Mask(row["prefix"], row["segment"], prefix_width=8, segment_width=4)
 
     def loss(params: Any) -> jax.Array:
         tokens_BT = jnp.arange(2, 18, dtype=jnp.int32)[None]
@@ -200,7 +200,7 @@ def test_float32_activations_reduce_the_error_of_bfloat16_logits() -> None:
 def test_float32_activations_reduce_the_error_of_bfloat16_gradients() -> None:
     params = tiny_models.random_params(scale=3.0)
     row = {key: jnp.asarray(values, jnp.int32)[None] for key, values in SHARED_PREFIX_ROW.items()}
-    mask = attention.Mask(row["prefix"], row["segment"], prefix=8, segment=4)
+    mask = attention.Mask(row["prefix"], row["segment"], prefix_width=8, segment_width=4)
     tokens_1T = jnp.asarray(np.random.default_rng(0).integers(2, 37, (1, 16)), jnp.int32)
 
     def gradient(**changes: str) -> jax.Array:
@@ -229,7 +229,7 @@ def test_float32_activations_reduce_the_error_of_bfloat16_gradients() -> None:
 def test_the_residual_stream_is_never_narrower_than_dtype(dtype: str, activation_dtype: str, stream_dtype: str) -> None:
     config = dataclasses.replace(tiny_models.MODEL, dtype=dtype, activation_dtype=activation_dtype, remat="full")
     row = {key: jnp.asarray(values, jnp.int32)[None] for key, values in SHARED_PREFIX_ROW.items()}
-    mask = attention.Mask(row["prefix"], row["segment"], prefix=8, segment=4)
+    mask = attention.Mask(row["prefix"], row["segment"], prefix_width=8, segment_width=4)
 
     def hidden(params: Any) -> jax.Array:
         return qwen2.forward(params, jnp.ones((1, 16), jnp.int32), row["positions"], mask, config)[0].sum()

@@ -82,7 +82,7 @@ def read_predictions(path: Path, golds: Sequence[Gold]) -> Predictions:
 
 def default_databases(path: Path) -> Path:
     """The folder of databases next to a gold file, under one of its usual names."""
-    return sources.databases_beside(path, ("databases", "database", "dev_databases", "train_databases"))
+    return sources.database_folder(path, ("databases", "database", "dev_databases", "train_databases"))
 
 
 def find_databases(golds: Iterable[Gold], folder: Path, lenient: bool = False) -> dict[str, Path]:
