@@ -14,19 +14,21 @@ from sqlr1_jax.evaluate.benchmarks import r_ves
     ("tau", "reward"),
     [(2.0, 1.25), (1.999, 1.0), (1.0, 1.0), (0.5, 0.75), (0.4999, 0.5), (0.25, 0.5), (0.2, 0.25), (0, 0)],
 )
-def test_reward_of(tau: float, reward: float) -> None:
+def test_the_reward_follows_the_thresholds(tau: float, reward: float) -> None:
     assert r_ves.reward_of(tau) == reward
 
 
-def test_the_filter_keeps_what_is_strictly_within_three_sigma() -> None:
+def test_the_filter_bounds_are_strict() -> None:
     assert r_ves.within_three_sigma([1.0] * 10 + [100.0]) == [1.0] * 10
     assert r_ves.within_three_sigma([1.0, 2.0, 3.0]) == [1.0, 2.0, 3.0]
     assert r_ves.within_three_sigma([1.0, 1.0]) == []
 
 
-def test_reward_is_of_the_mean_of_ratios() -> None:
-    assert r_ves.reward(r_ves.ratios([(1.0, 0.1), (10.0, 100.0)])) == 1.25  # 5.05; of sums it would be 0.11
-    assert r_ves.reward([2.0, 2.0]) == 0.0  # nothing is left to average
+def test_the_reward_uses_the_mean_of_ratios() -> None:
+    assert (
+        r_ves.reward(r_ves.ratios([(1.0, 0.1), (10.0, 100.0)])) == 1.25
+    )  # mean ratio 5.05; the ratio of sums would be 0.11
+    assert r_ves.reward([2.0, 2.0]) == 0.0  # the filter removes equal ratios
     assert r_ves.reward([]) == 0.0
     assert r_ves.ratios([(1.0, 1.0), (1.0, 0.0)]) == []
 
@@ -36,7 +38,7 @@ def table(shared_data: Path) -> dict[str, Any]:
     return json.loads((shared_data / "oracles/r_ves_table.json").read_text())
 
 
-def test_the_official_table_exactly(table: dict[str, Any]) -> None:
+def test_rewards_and_filter_equal_the_official_table(table: dict[str, Any]) -> None:
     assert [r_ves.reward_of(float(e["tau"])) for e in table["reward_of_tau"]] == [
         entry["reward"] for entry in table["reward_of_tau"]
     ]
@@ -47,7 +49,7 @@ def test_the_official_table_exactly(table: dict[str, Any]) -> None:
         assert score == pytest.approx(case["score"], rel=1e-12)
 
 
-def test_the_official_timings_exactly(table: dict[str, Any]) -> None:
+def test_rewards_equal_the_official_ones_on_recorded_times(table: dict[str, Any]) -> None:
     for case in table["timing_lists"]:
         ratios = r_ves.ratios(list(zip(case["gold_times"], case["pred_times"], strict=True)))
         kept = r_ves.within_three_sigma(ratios) if ratios else []
