@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from markupsafe import Markup, escape
 
 _TOKEN = re.compile(r"\s+|'(?:[^']|'')*'|\"[^\"]*\"|`[^`]*`|--[^\n]*|\d+(?:\.\d+)?|\w+|<=|>=|<>|!=|\|\||.", re.DOTALL)
-_KEYWORD_TEXT = """all and as asc avg between by case cast count cross desc distinct else end except exists from group having
+_WORDS = """all and as asc avg between by case cast count cross desc distinct else end except exists from group having
     in inner intersect is join left like limit max min not null on or order outer over partition rank row_number select
     sum then union using when where with"""
-_KEYWORDS = frozenset(_KEYWORD_TEXT.split())
+_KEYWORDS = frozenset(_WORDS.split())
 
 
 def tokens(sql: str) -> list[str]:

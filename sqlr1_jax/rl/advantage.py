@@ -29,7 +29,7 @@ def compute_advantages(
     Args:
       rewards_PGR: weighted reward parts, float32.
       correct_PG: whether a completion's result counts as a match.
-      gold_ran_P: False if the gold query failed. Such a group is never kept: nothing can be judged by its gold.
+      gold_ran_P: False if the gold query failed. Such a group is never kept, as it has no gold result.
       weights_R: weights of the parts. normalize="parts" multiplies by them again, since dividing a part by its
         standard deviation removes its weight.
       key: permutes the advantages if config.shuffled is set.

@@ -43,7 +43,7 @@ class PromptSet:
         Args:
           size: P, the prompts of a step on all processes.
           seed: of the order of the data.
-          step: counted from 0; the order is a function of seed and step alone.
+          step: counted from 0; the order depends only on seed and step.
         """
         indices = order.batch_indices(len(self.examples), size, seed, step)
         local = indices[collectives.local_slice(size)]
