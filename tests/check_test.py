@@ -12,7 +12,7 @@ from sqlr1_jax.data import example
 from testing.databases import make_shop
 
 _JOIN = "FROM clerk T1 JOIN shop T2 ON T1.shop_id = T2.id"
-# Golds that are wrong, each with the rule that must say so.
+# Twenty wrong gold queries, each with a rule that must find it.
 PLANTED = [
     ("fails", "SELECT nam FROM shop"),
     ("fails", "SELECT name FROM shop WHERE"),
@@ -35,21 +35,23 @@ PLANTED = [
     ("absent_value", "SELECT count(*) FROM shop WHERE city = 'Paris'"),
     ("partial_order", "SELECT name FROM shop ORDER BY rating DESC LIMIT 1"),
 ]
-SOUND = ["SELECT name FROM shop", f"SELECT T1.name, T2.name {_JOIN}", "SELECT city, count(*) FROM shop GROUP BY city"]
+CORRECT = ["SELECT name FROM shop", f"SELECT T1.name, T2.name {_JOIN}", "SELECT city, count(*) FROM shop GROUP BY city"]
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> str:
-    """A data set of PLANTED's wrong golds and three sound ones."""
+    """A data set of twenty wrong gold queries and three correct ones."""
     make_shop(tmp_path / "databases")
-    golds = [*(sql for _, sql in PLANTED), *SOUND]
-    lines = [{"id": f"q{i}", "db_id": "shop", "question": "What of shops?", "sql": sql} for i, sql in enumerate(golds)]
+    queries = [*(sql for _, sql in PLANTED), *CORRECT]
+    lines = [
+        {"id": f"q{i}", "db_id": "shop", "question": "What of shops?", "sql": sql} for i, sql in enumerate(queries)
+    ]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return f"jsonl:{tmp_path}/data.jsonl"
 
 
 def run(data: str, tmp_path: Path, *more: str) -> None:
-    cache = f"--cache={tmp_path}/golds"
+    cache = f"--cache={tmp_path}/results"
     check.main([f"--data={data}", f"--output={tmp_path}/exclude.jsonl", "--workers=1", "--quiet", cache, *more])
 
 
@@ -57,39 +59,41 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_planted_golds_are_found_and_sound_ones_pass(data: str, tmp_path: Path) -> None:
+def test_twenty_wrong_queries_are_found_and_correct_ones_pass(data: str, tmp_path: Path) -> None:
     run(data, tmp_path, f"--report={tmp_path}/report.jsonl")
-    found = {(one["id"], one["rule"]) for one in read(tmp_path / "report.jsonl")}
+    found = {(finding["id"], finding["rule"]) for finding in read(tmp_path / "report.jsonl")}
+    assert len(PLANTED) == 20
     assert {(f"q{i}", rule) for i, (rule, _) in enumerate(PLANTED)} <= found
     assert {name for name, _ in found} == {f"q{i}" for i in range(len(PLANTED))}
 
 
-def test_training_leaves_out_the_examples_in_the_exclusion_list(
+def test_training_leaves_out_the_examples_of_the_list(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(data, tmp_path)
     excluded = tmp_path / "exclude.jsonl"
     assert set(read(excluded)[0]) == {"id", "db_id", "rule", "reason"}
-    kept = [one.id for one in example.read_examples(data, exclude=str(excluded))]
-    assert kept == ["q16", "q17", "q18", "q19", "q20", "q21", "q22"]  # wrong by suspicion alone, and the sound ones
+    remaining = [e.id for e in example.read_examples(data, exclude=str(excluded))]
+    # Rules of the first four are only reported by default; the last three are correct.
+    assert remaining == ["q16", "q17", "q18", "q19", "q20", "q21", "q22"]
     text = capsys.readouterr().out
-    assert text.startswith("23 records: 23 examples, 23 golds, 1 databases; ")
+    assert text.startswith("23 records: 23 examples, 23 gold queries, 1 databases; ")
     assert "16 of 23 are left out; 7 remain." in text
     assert "Databases that lose more than half of their examples: shop (16 of 23)." in text
     assert f"Train without them: --config.data.exclude={excluded}" in text
-    assert "\nties                      2  left out  LIMIT cuts among rows that tie (q6, q7)\n" in text
+    assert "\nties                      2  left out  LIMIT keeps some of several rows that tie (q6, q7)\n" in text
 
 
-def test_the_rules_flag_chooses_which_findings_exclude_examples(data: str, tmp_path: Path) -> None:
+def test_the_rules_option_chooses_what_is_left_out(data: str, tmp_path: Path) -> None:
     run(data, tmp_path, "--rules=absent_value,integer_division")
-    assert {(one["id"], one["rule"]) for one in read(tmp_path / "exclude.jsonl")} >= {
+    assert {(finding["id"], finding["rule"]) for finding in read(tmp_path / "exclude.jsonl")} >= {
         ("q16", "integer_division"),
         ("q18", "absent_value"),
     }
-    assert {one["rule"] for one in read(tmp_path / "exclude.jsonl")} == {"absent_value", "integer_division"}
+    assert {finding["rule"] for finding in read(tmp_path / "exclude.jsonl")} == {"absent_value", "integer_division"}
 
 
-def test_a_second_run_finds_the_same_on_disk(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_run_finds_the_same_from_disk(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(data, tmp_path)
     first = read(tmp_path / "exclude.jsonl")
     assert ", 0% of queries known from disk" in capsys.readouterr().out
@@ -99,7 +103,7 @@ def test_a_second_run_finds_the_same_on_disk(data: str, tmp_path: Path, capsys: 
     assert ", 0% of queries" not in out
 
 
-def test_a_record_without_database_is_listed(tmp_path: Path) -> None:
+def test_a_record_without_a_database_is_left_out(tmp_path: Path) -> None:
     make_shop(tmp_path / "databases")
     lines = [{"id": i, "db_id": name, "question": "?", "sql": "SELECT 1"} for i, name in enumerate(("shop", "lost"))]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -112,16 +116,16 @@ def test_a_record_without_database_is_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ("--rules=tie", "--rules: 'tie' leaves nothing out; it takes names of missing_database, "),
+        ("--rules=tie", "--rules: 'tie' leaves nothing out; choose from missing_database, "),
         ("--rules=bad_record", "--rules: 'bad_record' leaves nothing out"),
-        ("--report=/nowhere/at/all.jsonl", "/nowhere/at is no folder: make it"),
+        ("--report=/nowhere/at/all.jsonl", "/nowhere/at is not a folder: create it"),
         ("--data=spidr:x", "'spidr:x' names no data: write PREFIX:PATH"),
         ("--workers=0", "config.execute.workers is 0; it must be at least 1."),
         ("--schema=fix", "config.data.schema is 'fix'; it takes one of"),
         ("--tokenizer=/nowhere", "/nowhere has no tokenizer.json"),
     ],
 )
-def test_bad_input_is_named_before_work_starts(data: str, tmp_path: Path, more: str, words: str) -> None:
+def test_bad_input_is_an_error_before_work_starts(data: str, tmp_path: Path, more: str, words: str) -> None:
     with pytest.raises(SystemExit) as stopped:
         run(data, tmp_path, more)
     assert str(stopped.value).startswith("error: ")
@@ -129,16 +133,16 @@ def test_bad_input_is_named_before_work_starts(data: str, tmp_path: Path, more: 
     assert not (tmp_path / "exclude.jsonl").exists()
 
 
-def test_a_wrong_gold_planted_in_twenty_places_of_spider_is_found(shared_data: Path, tmp_path: Path) -> None:
-    """Joins of two tables lose their condition, as in the six golds of Spider's own that `check` finds."""
+def test_twenty_wrong_queries_planted_in_spider_are_found(shared_data: Path, tmp_path: Path) -> None:
+    """Removes the condition of joins of two tables; Spider itself has six gold queries with that error."""
     records = json.loads((shared_data / "spider_train" / "train_spider.json").read_text())[:400]
-    planted: list[str] = []
-    for place, record in enumerate(records):
+    planted = []
+    for i, record in enumerate(records):
         without = re.sub(r" ON T1\.\w+\s*=\s*T2\.\w+", "", record["query"])
-        if record["query"].count(" JOIN ") == 1 != without.count(" ON ") and place % 3 == 0 and len(planted) < 20:
+        if record["query"].count(" JOIN ") == 1 != without.count(" ON ") and i % 3 == 0 and len(planted) < 20:
             record["query"] = without
-            planted.append(str(place))
+            planted.append(str(i))
     (tmp_path / "train_spider.json").write_text(json.dumps(records))
     run(f"spider:{tmp_path}", tmp_path, f"--databases={shared_data / 'spider_train' / 'database'}")
     assert len(planted) == 20
-    assert [one["id"] for one in read(tmp_path / "exclude.jsonl") if one["rule"] == "cross_join"] == planted
+    assert [f["id"] for f in read(tmp_path / "exclude.jsonl") if f["rule"] == "cross_join"] == planted

@@ -1,4 +1,8 @@
-"""Golds that run but look wrong: rules on their syntax trees, decided on the database where the tree cannot."""
+"""Rules that find gold queries which run but look wrong.
+
+A rule reads the syntax tree of the query and the schema of its database. If they do not decide, its suspicion carries
+queries to run on the database.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,9 @@ from sqlr1_jax.lint import rows, values
 from sqlr1_jax.lint.statement import Statement
 from sqlr1_jax.lint.suspicion import Suspicion
 
-Rule = Callable[[Statement], Iterator[Suspicion]]
-
-RULES: tuple[Rule, ...] = (
+SYNTAX_RULES: tuple[Callable[[Statement], Iterator[Suspicion]], ...] = (
     values.clock,
-    rows.limit,
+    rows.arbitrary_limit,
     rows.bare_column,
     rows.cross_join,
     rows.fan_out,
@@ -25,5 +27,5 @@ RULES: tuple[Rule, ...] = (
 
 
 def suspicions(statement: Statement) -> list[Suspicion]:
-    """What the rules suspect of a gold, each suspicion still to be decided by its queries."""
-    return [suspicion for rule in RULES for suspicion in rule(statement)]
+    """What the rules suspect of a gold query; the queries of each suspicion have yet to decide."""
+    return [suspicion for rule in SYNTAX_RULES for suspicion in rule(statement)]

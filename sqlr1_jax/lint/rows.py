@@ -1,7 +1,7 @@
-"""Rules about which rows a gold returns: LIMIT among ties, columns that a group does not determine, joins.
+"""Rules about the rows of a gold result: LIMIT among ties, columns that a group does not determine, joins.
 
-A rule reads the syntax tree and the schema. Where these cannot decide, its suspicion carries queries to run on the
-database, mostly two variants of the gold that agree unless the suspicion matters on this data.
+A rule reads the syntax tree and the schema. If they do not decide, its suspicion carries queries to run on the
+database: mostly two variants of the gold query whose results are equal unless the suspicion matters on this data.
 """
 
 from __future__ import annotations
@@ -14,23 +14,28 @@ from sqlglot import exp
 
 from sqlr1_jax.data.schema import Table
 from sqlr1_jax.lint.statement import Block, Key, Statement, is_aggregate, write
-from sqlr1_jax.lint.suspicion import Suspicion, agree, differ, differ_in_order, yes
+from sqlr1_jax.lint.suspicion import Suspicion, agree, differ, differ_in_order, is_true
 
 if TYPE_CHECKING:
     from sqlr1_jax.lint.statement import Node
 
 
-def limit(statement: Statement) -> Iterator[Suspicion]:
-    """LIMIT among rows that its ORDER BY does not tell apart: `ties` on this data, `partial_order` on another."""
-    cuts = [node.parent for node in statement.tree.find_all(exp.Limit) if isinstance(node.parent, exp.Query)]
-    loose = [(query, width) for query in cuts if (width := _width(statement, query)) and not _total(statement, query)]
-    if not loose:
+def arbitrary_limit(statement: Statement) -> Iterator[Suspicion]:
+    """LIMIT after an ORDER BY that rows can tie under. It is `ties` if they do on this data, else `partial_order`.
+
+    SELECT name FROM shop ORDER BY seats DESC LIMIT 1: if two shops have the most seats, either may be the result.
+    The variants break ties by all result columns, once ascending and once descending.
+    """
+    limited = [node.parent for node in statement.tree.find_all(exp.Limit) if isinstance(node.parent, exp.Query)]
+    widths = [(query, _num_columns(statement, query)) for query in limited]
+    partial = [(query, width) for query, width in widths if width and not _is_total_order(statement, query)]
+    if not partial:
         return
-    queries = tuple(_tie_broken(statement, loose, desc) for desc in (False, True))
-    orders = sorted({_order_text(query) for query, _ in loose})
-    yield Suspicion("ties", f"rows tie {' and '.join(orders)}: which of them LIMIT keeps is chance", queries, differ)
-    text = f"LIMIT {' and '.join(orders)} is no total order: no tie on this data, but perhaps on other data"
-    yield Suspicion("partial_order", text, queries, agree)
+    variants = tuple(_break_ties(statement, partial, desc) for desc in (False, True))
+    orders = " and ".join(sorted({_order_text(query) for query, _ in partial}))
+    yield Suspicion("ties", f"rows tie {orders}, so LIMIT keeps arbitrary ones", variants, differ)
+    reason = f"LIMIT {orders}: not a total order; no rows tie on this data, but on other data they may"
+    yield Suspicion("partial_order", reason, variants, agree)
 
 
 def _order_text(query: Node) -> str:
@@ -38,12 +43,12 @@ def _order_text(query: Node) -> str:
     return f"under {write(order).strip()}" if order else "without ORDER BY"
 
 
-def _tie_broken(statement: Statement, queries: Sequence[tuple[Node, int]], desc: bool) -> str:
-    """The gold with ties under each LIMIT broken by all result columns, upwards or downwards."""
+def _break_ties(statement: Statement, limited: Sequence[tuple[Node, int]], desc: bool) -> str:
+    """The query with ties before each LIMIT broken by all result columns; `limited` has each SELECT and its columns."""
     root = statement.tree.copy()
-    nodes = {id(old): new for old, new in zip(statement.tree.walk(), root.walk(), strict=True)}
-    for query, width in queries:
-        copy = nodes[id(query)]
+    copies = {id(node): copy for node, copy in zip(statement.tree.walk(), root.walk(), strict=True)}
+    for query, width in limited:
+        copy = copies[id(query)]
         order = copy.args.get("order")
         terms = list(order.expressions) if order else []
         terms += [exp.Ordered(this=exp.Literal.number(i + 1), desc=desc, nulls_first=not desc) for i in range(width)]
@@ -51,8 +56,8 @@ def _tie_broken(statement: Statement, queries: Sequence[tuple[Node, int]], desc:
     return write(root)
 
 
-def _width(statement: Statement, query: Node) -> int:
-    """Columns of a query's result; 0 where that cannot be told."""
+def _num_columns(statement: Statement, query: Node) -> int:
+    """The number of columns of a query's result; 0 if it is unknown."""
     select = query
     while isinstance(select, exp.SetOperation | exp.Subquery):
         select = select.this
@@ -61,12 +66,16 @@ def _width(statement: Statement, query: Node) -> int:
     if not select.is_star:
         return len(select.expressions)
     tables = statement.block(select).tables.values()
-    alone = len(select.expressions) == 1 and isinstance(select.expressions[0], exp.Star)
-    return sum(len(t.columns) for t in tables if t) if alone and all(tables) else 0
+    only_star = len(select.expressions) == 1 and isinstance(select.expressions[0], exp.Star)
+    return sum(len(t.columns) for t in tables if t) if only_star and all(tables) else 0
 
 
-def _total(statement: Statement, query: Node) -> bool:
-    """Whether the schema alone says that no two rows tie: one row, or keys of all sources, or every result column."""
+def _is_total_order(statement: Statement, query: Node) -> bool:
+    """Whether no two rows can tie on any data.
+
+    That is so if the result has one row, if ORDER BY determines the primary keys of all sources or every group key, or
+    if it has every column of a DISTINCT result.
+    """
     if not isinstance(query, exp.Select):
         return False
     block = statement.block(query)
@@ -77,51 +86,57 @@ def _total(statement: Statement, query: Node) -> bool:
     terms = [block.aliases.get(t.name.lower(), t) if isinstance(t, exp.Column) and not t.table else t for t in terms]
     if query.args.get("distinct") and {write(p.unalias()) for p in query.expressions} <= set(map(write, terms)):
         return True
-    known = _determined(block, terms)
+    determined = _determined(block, terms)
     if block.group_keys:
-        return all(_known(block, key, known) for key in block.group_keys)
-    return all(_keys(alias, table) and _keys(alias, table) <= known for alias, table in block.tables.items())
+        return all((source := block.resolve(key)) and source.key in determined for key in block.group_keys)
+    return all(_primary_key(a, table) and _primary_key(a, table) <= determined for a, table in block.tables.items())
 
 
 def bare_column(statement: Statement) -> Iterator[Suspicion]:
-    """A column beside aggregates that its group does not determine: SQLite takes any row's value."""
+    """A column, in a query with groups or aggregates, that its group does not determine: SQLite takes any row's value.
+
+    SELECT name, count(*) FROM shop GROUP BY city: a city with several shops shows the name of an arbitrary one.
+    The variants put the bare columns into min() and into max().
+    """
     for block in statement.blocks:
         calls = block.aggregates()
         extremes = [call for call in calls if isinstance(call, exp.Min | exp.Max)]
-        # With one min or max, bare columns come from the row that holds it: documented, and meant by who writes it.
+        # With one min() or max(), SQLite documents that bare columns come from the row that has it. Authors rely on it.
         if not (calls or block.group_keys) or len(extremes) == 1:
             continue
-        bare = _bare(block)
+        bare = _bare_columns(block)
         if bare:
-            variants = tuple(_summarized(statement, bare, kind) for kind in (exp.Min, exp.Max))
+            variants = tuple(_aggregate_columns(statement, bare, function) for function in (exp.Min, exp.Max))
             names = ", ".join(dict.fromkeys(write(column) for column in bare))
             keys = ", ".join(map(write, block.group_keys)) or "no key"
-            reason = f"{names} has several values in a group (grouped by {keys}), of which SQLite shows any"
+            reason = f"{names} has several values in a group (grouped by {keys}), and SQLite shows an arbitrary one"
             ordered = statement.tree.args.get("order")
             yield Suspicion("bare_column", reason, variants, differ_in_order if ordered else differ)
 
 
-def _bare(block: Block) -> list[Node]:
-    known = _determined(block, block.group_keys)
+def _bare_columns(block: Block) -> list[Node]:
+    """Columns of the select list, HAVING and ORDER BY that are neither aggregated nor determined by the group keys."""
+    determined = _determined(block, block.group_keys)
     keys = {write(key).lower() for key in block.group_keys}
     clauses = (block.select.args.get(name) for name in ("having", "order"))
-    parts = [*block.select.expressions, *filter(None, clauses)]
-    found: list[Node] = []
-    for part in parts:
-        for column in block.own(part):
-            place = block.place(column)
-            if not isinstance(column, exp.Column) or place is None or place.block is not block:
+    bare: list[Node] = []
+    for root in (*block.select.expressions, *filter(None, clauses)):
+        for column in block.own_nodes(root):
+            source = block.resolve(column)
+            if not isinstance(column, exp.Column) or source is None or source.block is not block:
                 continue
-            if place.column is None or place.key in known:
+            if source.column is None or source.key in determined:
                 continue
-            named = not column.table and column.name.lower() in block.aliases and part not in block.select.expressions
-            if not (named or column.find_ancestor(exp.AggFunc, exp.Window) or _within(column, part, keys)):
-                found.append(column)
-    return found
+            is_alias = not column.table and column.name.lower() in block.aliases
+            if is_alias and root not in block.select.expressions:
+                continue
+            if not (column.find_ancestor(exp.AggFunc, exp.Window) or _is_in_key(column, root, keys)):
+                bare.append(column)
+    return bare
 
 
-def _within(column: Node, root: Node, keys: set[str]) -> bool:
-    """Whether the column stands inside an expression that is grouped by."""
+def _is_in_key(column: Node, root: Node, keys: set[str]) -> bool:
+    """Whether the column is part of an expression, below `root`, that the query groups by."""
     node: Node | None = column
     while node is not None and node is not root.parent:
         if write(node).lower() in keys:
@@ -130,109 +145,113 @@ def _within(column: Node, root: Node, keys: set[str]) -> bool:
     return False
 
 
-def _summarized(statement: Statement, bare: Sequence[Node], kind: type[Node]) -> str:
-    changes = {}
-    for column in bare:
-        call = kind(this=column.copy())
-        is_result = isinstance(column.parent, exp.Select)
-        changes[id(column)] = exp.alias_(call, column.name, quoted=True) if is_result else call
-    return statement.changed(changes)
+def _aggregate_columns(statement: Statement, columns: Sequence[Node], function: type[Node]) -> str:
+    """The query with these columns inside an aggregate function."""
+    replacements = {}
+    for column in columns:
+        call = function(this=column.copy())
+        is_result = isinstance(column.parent, exp.Select)  # a result column keeps its name
+        replacements[id(column)] = exp.alias_(call, column.name, quoted=True) if is_result else call
+    return statement.rewrite(replacements)
 
 
 def _determined(block: Block, keys: Sequence[Node]) -> set[Key]:
     """The columns whose values follow from those of `keys`: by equality, by constants and by primary keys."""
-    known = {place.key for place in map(block.place, keys) if place and place.block is block}
-    pairs = list(_equalities(block))
+    sources = [source for source in map(block.resolve, keys) if source and source.block is block]
+    determined = {source.key for source in sources}
+    pairs = list(_equal_columns(block))
     while True:
-        before = len(known)
+        before = len(determined)
         for left, right in pairs:
-            if left is None or right is None or left in known or right in known:
-                known |= {key for key in (left, right) if key}
+            if left is None or right is None or left in determined or right in determined:
+                determined |= {key for key in (left, right) if key}
         for alias, table in block.tables.items():
-            if table and _keys(alias, table) and _keys(alias, table) <= known:
-                known |= {(alias, column.name.lower()) for column in table.columns}
-        if len(known) == before:
-            return known
+            if table and _primary_key(alias, table) and _primary_key(alias, table) <= determined:
+                determined |= {(alias, column.name.lower()) for column in table.columns}
+        if len(determined) == before:
+            return determined
 
 
-def _equalities(block: Block) -> Iterator[tuple[Key | None, Key | None]]:
-    """Pairs of columns that are equal in every row; None stands for a constant."""
+def _equal_columns(block: Block) -> Iterator[tuple[Key | None, Key | None]]:
+    """Pairs of columns that are equal in every row of the join; None stands for a constant."""
     for condition in block.conditions:
         if isinstance(condition, exp.EQ):
-            sides = [block.place(side) for side in (condition.this, condition.expression)]
-            plain = [isinstance(side, exp.Literal) for side in (condition.this, condition.expression)]
-            if all(place or constant for place, constant in zip(sides, plain, strict=True)):
-                left, right = (place.key if place and place.block is block else None for place in sides)
+            sides = (condition.this, condition.expression)
+            sources = [block.resolve(side) for side in sides]
+            if all(source or isinstance(side, exp.Literal) for source, side in zip(sources, sides, strict=True)):
+                left, right = (source.key if source and source.block is block else None for source in sources)
                 yield left, right
     for join in block.joins:
-        for name in join.args.get("using") or []:
-            keys = [(alias, name.name.lower()) for alias, table in block.tables.items() if _holds(table, name.name)]
+        for column in join.args.get("using") or []:
+            name = column.name.lower()
+            keys = [(alias, name) for alias, table in block.tables.items() if table and _has_column(table, name)]
             yield from itertools.pairwise(keys)
 
 
-def _holds(table: Table | None, name: str) -> bool:
-    return table is not None and name.lower() in {column.name.lower() for column in table.columns}
+def _has_column(table: Table, name: str) -> bool:
+    return name in {column.name.lower() for column in table.columns}
 
 
-def _keys(alias: str, table: Table | None) -> set[Key]:
-    """The primary key's columns; none where the source has no key."""
+def _primary_key(alias: str, table: Table | None) -> set[Key]:
+    """The columns of a source's primary key; empty if it has none."""
     return {(alias, column.name.lower()) for column in table.columns if column.primary_key} if table else set()
 
 
-def _known(block: Block, key: Node, known: set[Key]) -> bool:
-    place = block.place(key)
-    return place is not None and place.key in known
-
-
 def cross_join(statement: Statement) -> Iterator[Suspicion]:
-    """Sources of one FROM that no condition links: every row meets every row."""
+    """Sources of one FROM that no condition links, so every row of one is joined to every row of the other.
+
+    SELECT count(*) FROM clerk JOIN shop has no ON; in JOIN shop T2 ON T2.id = T2.id the condition links nothing.
+    """
     for block in statement.blocks:
-        apart = _unlinked(block)
-        if apart:
-            reason = f"no condition links {', '.join(apart)} to the tables before: every row meets every row"
+        unlinked = _unlinked_sources(block)
+        if unlinked:
+            reason = f"no condition links {', '.join(unlinked)} to the tables before: every row is joined to every row"
             yield Suspicion("cross_join", reason)
 
 
-def _unlinked(block: Block) -> list[str]:
-    """The sources, each by its first alias, that conditions leave apart from those before them."""
-    names = list(block.nodes)
-    group = {name: name for name in names}
+def _unlinked_sources(block: Block) -> list[str]:
+    """The aliases of the sources that no chain of conditions links to the first source.
 
-    def link(aliases: Sequence[str]) -> None:
-        merged = {group[alias] for alias in aliases}
-        for name in names:
-            if group[name] in merged:
-                group[name] = group[aliases[0]]
+    Empty if a column's source is unknown, since its condition may link any.
+    """
+    aliases = list(block.sources)
+    group = {alias: alias for alias in aliases}  # sources that conditions link have the same group
 
-    for place, join in enumerate(block.joins, len(names) - len(block.joins)):
-        if join.args.get("using") or join.args.get("method"):
-            link(names[max(place - 1, 0) : place + 1])
+    def link(linked: Sequence[str]) -> None:
+        merged = {group[alias] for alias in linked}
+        for alias in aliases:
+            if group[alias] in merged:
+                group[alias] = group[linked[0]]
+
+    for i, join in enumerate(block.joins, len(aliases) - len(block.joins)):
+        if join.args.get("using") or join.args.get("method"):  # method: NATURAL
+            link(aliases[max(i - 1, 0) : i + 1])
     for condition in block.conditions:
-        aliases, vague = _mentioned(block, condition)
-        if vague:
+        linked, has_unknown = _linked_sources(block, condition)
+        if has_unknown:
             return []
-        if aliases:
-            link(aliases)
-    for name, node in block.nodes.items():
-        if _one_row(node):
-            link([names[0], name])
-    return [name for name in names[1:] if group[name] != group[names[0]]]
+        if linked:
+            link(linked)
+    for alias, source in block.sources.items():
+        if _has_one_row(source):
+            link([aliases[0], alias])
+    return [alias for alias in aliases[1:] if group[alias] != group[aliases[0]]]
 
 
-def _mentioned(block: Block, condition: Node) -> tuple[list[str], bool]:
-    """The sources that a condition speaks of, its subqueries included, and whether some cannot be told."""
-    aliases, vague = [], False
+def _linked_sources(block: Block, condition: Node) -> tuple[list[str], bool]:
+    """The aliases whose columns are in a condition or its subqueries, and whether the source of some is unknown."""
+    aliases, has_unknown = [], False
     for column in condition.find_all(exp.Column):
         select = column.find_ancestor(exp.Select)
-        place = block.statement.block(select).place(column) if select else None
-        vague |= place is None and not column.table
-        if place and place.block is block:
-            aliases.append(place.alias)
-    return aliases, vague
+        source = block.statement.block(select).resolve(column) if select else None
+        has_unknown |= source is None and not column.table
+        if source and source.block is block:
+            aliases.append(source.alias)
+    return aliases, has_unknown
 
 
-def _one_row(source: Node) -> bool:
-    """Whether a source is a subquery of one row: aggregates without a group, or LIMIT 1."""
+def _has_one_row(source: Node) -> bool:
+    """Whether a source is a subquery with one row: aggregates without a group, or LIMIT 1."""
     query = source.this if isinstance(source, exp.Subquery) else None
     if not isinstance(query, exp.Select):
         return False
@@ -243,35 +262,36 @@ def _one_row(source: Node) -> bool:
 
 
 def fan_out(statement: Statement) -> Iterator[Suspicion]:
-    """A sum, an average or a count over a table whose rows a join repeats.
+    """A sum, an average or an ungrouped count over a table whose rows a join repeats.
 
-    Where the question does not name that table, it is a lookup and its repeats are meant: the average ROM of phones,
-    with ROM a column of their chips.
+    SELECT sum(T2.seats) FROM clerk T1 JOIN shop T2 ON T1.shop_id = T2.id counts a shop's seats once for each clerk.
+    If the question does not name that table, the join only looks a value up and the repeats are intended, as in the
+    average ROM of phones, where ROM is a column of their chips.
     """
     for block in statement.blocks:
         for call in block.aggregates() if len(block.tables) > 1 else ():
-            alias = _summed(block, call)
+            alias = _aggregated_source(block, call)
             table = block.tables.get(alias)
             if table:
-                reason = f"the join repeats rows of {alias}, so {write(call)} takes some of them more than once"
-                yield Suspicion("fan_out", reason, (_repeats(block, alias),), yes, about=table.name)
+                reason = f"the join repeats rows of {alias}, so {write(call)} counts some of them more than once"
+                yield Suspicion("fan_out", reason, (_repeats_query(block, alias),), is_true, table.name)
 
 
-def _summed(block: Block, call: Node) -> str:
-    """The one source whose values an aggregate adds up, "" where there is none or repeats do not matter."""
-    counts = isinstance(call, exp.Count) and not block.group_keys
-    if not (counts or isinstance(call, exp.Sum | exp.Avg)) or isinstance(call.this, exp.Distinct):
+def _aggregated_source(block: Block, call: Node) -> str:
+    """The alias of the only source whose values an aggregate adds up; "" if there is none or repeats do not matter."""
+    is_count = isinstance(call, exp.Count) and not block.group_keys
+    if not (is_count or isinstance(call, exp.Sum | exp.Avg)) or isinstance(call.this, exp.Distinct):
         return ""
-    places = [block.place(node) for node in call.walk() if isinstance(node, exp.Column)]
-    aliases = {place.alias for place in places if place and place.block is block}
-    return aliases.pop() if len(aliases) == 1 and all(places) else ""
+    sources = [block.resolve(node) for node in call.walk() if isinstance(node, exp.Column)]
+    aliases = {source.alias for source in sources if source and source.block is block}
+    return aliases.pop() if len(aliases) == 1 and all(sources) else ""
 
 
-def _repeats(block: Block, alias: str) -> str:
-    """A query that answers 1 where a row of a source occurs more than once in a group."""
+def _repeats_query(block: Block, alias: str) -> str:
+    """A query that returns 1 if some row of a source occurs more than once in a group."""
     select = block.select.copy()
-    for part in ("with_", "with", "distinct", "having", "order", "limit", "offset"):
-        select.set(part, None)
+    for clause in ("with_", "with", "distinct", "having", "order", "limit", "offset"):
+        select.set(clause, None)
     if block.group_keys:
         select.set("group", exp.Group(expressions=[key.copy() for key in block.group_keys]))
     rowid = exp.column("rowid", table=alias, quoted=True)

@@ -1,7 +1,7 @@
-"""A gold as a syntax tree whose columns are found in the schema: what the rules read.
+"""A parsed query whose columns are resolved in a schema: the input of the rules.
 
-SQLite's habits are kept: names are the same in any case, and "text" in double quotes that is no column's name is
-a string. A column that comes from a subquery or a common table expression has a source but no declared type.
+It follows SQLite: names are compared without case, and "text" in double quotes is a string if no column has that name.
+A column of a subquery or of a common table expression has a source but no declared type.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ Key = tuple[str, str]  # (alias, column) in lower case
 
 
 class StatementError(Sqlr1Error):
-    """SQL that sqlglot cannot parse, or that is no single query."""
+    """SQL that sqlglot cannot parse, or that is not one query."""
 
 
-class Place(NamedTuple):
-    """Where a column comes from."""
+class ColumnSource(NamedTuple):
+    """The source of FROM that a column comes from."""
 
     block: Block
-    alias: str  # of its source in that block, in lower case
+    alias: str  # of the source in that block, in lower case
     table: Table | None  # None: the source is a subquery
     column: Column | None
 
     @property
     def key(self) -> Key:
+        """Identifies the column in its block."""
         return self.alias, self.column.name.lower() if self.column else ""
 
 
 class Block:
-    """One SELECT of a statement, with its sources by alias."""
+    """One SELECT of a statement, with the sources of its FROM by alias."""
 
     def __init__(self, statement: Statement, select: exp.Select) -> None:
         self.statement = statement
@@ -48,95 +49,102 @@ class Block:
         self.joins: list[exp.Join] = select.args.get("joins") or []
         clause = select.args.get("from_") or select.args.get("from")  # sqlglot 28 renamed it
         roots = [root.this for root in ([clause] if clause else []) + self.joins]
-        self.nodes = {root.alias_or_name.lower(): root for root in _flat(roots)}
-        self.tables = {alias: statement.table(node) for alias, node in self.nodes.items()}
+        self.sources = {source.alias_or_name.lower(): source for source in _flatten(roots)}
+        self.tables = {alias: statement.table(source) for alias, source in self.sources.items()}
 
     @functools.cached_property
     def outer(self) -> Block | None:
-        """The block that this one is a subquery of."""
-        above = self.select.find_ancestor(exp.Select)
-        return self.statement.block(above) if above else None
+        """The block that contains this one as a subquery."""
+        select = self.select.find_ancestor(exp.Select)
+        return self.statement.block(select) if select else None
 
     @functools.cached_property
     def aliases(self) -> dict[str, Node]:
-        """What the select list gives names to, by name in lower case."""
+        """The expressions that the select list names, by lower-case name."""
         return {p.alias.lower(): p.this for p in self.select.expressions if isinstance(p, exp.Alias)}
 
     @functools.cached_property
     def group_keys(self) -> list[Node]:
-        """What it groups by, with ordinals and aliases replaced by what they stand for."""
+        """The expressions of GROUP BY, with ordinals and aliases replaced by the expressions that they refer to."""
         group = self.select.args.get("group")
-        return [self._meant(key) for key in group.expressions] if group else []
+        return [self._group_key(key) for key in group.expressions] if group else []
 
     @functools.cached_property
     def conditions(self) -> list[Node]:
-        """What ON and WHERE demand, conjunct by conjunct."""
+        """The conjuncts of every ON and of WHERE."""
         where = self.select.args.get("where")
         roots = [join.args["on"] for join in self.joins if join.args.get("on")] + ([where.this] if where else [])
-        roots += [n.args["on"] for s in self.nodes.values() for n in s.args.get("joins") or [] if n.args.get("on")]
+        roots += [n.args["on"] for s in self.sources.values() for n in s.args.get("joins") or [] if n.args.get("on")]
         return [part for root in roots for part in (root.flatten() if isinstance(root, exp.And) else [root])]
 
-    def own(self, *roots: Node) -> Iterator[Node]:
-        """The nodes of the block, or of parts of it, without those of its subqueries."""
+    def own_nodes(self, *roots: Node) -> Iterator[Node]:
+        """The nodes of the block, or of the given parts of it, without those of its subqueries."""
         for root in roots or (self.select,):
             for node in root.walk(prune=lambda n: n is not self.select and isinstance(n, exp.Query)):
                 if node is self.select or not isinstance(node, exp.Query):
                     yield node
 
     def aggregates(self) -> list[Node]:
-        """The calls of aggregate functions, windows' apart."""
-        return [node for node in self.own() if is_aggregate(node)]
+        """The calls of aggregate functions, except those over a window."""
+        return [node for node in self.own_nodes() if is_aggregate(node)]
 
-    def place(self, column: Node) -> Place | None:
-        """Where a column comes from, None where that cannot be told."""
+    def resolve(self, column: Node) -> ColumnSource | None:
+        """The source of a column, in this block or in one around it; None for other nodes, and if it is unknown."""
         if not isinstance(column, exp.Column):
             return None
-        name, wanted = column.name.lower(), column.table.lower()
-        if wanted:
-            found = [wanted] if wanted in self.tables else []
+        name, qualifier = column.name.lower(), column.table.lower()
+        if qualifier:
+            aliases = [qualifier] if qualifier in self.tables else []
         else:
-            found = [alias for alias, table in self.tables.items() if table and _column(table, name)]
-        if found:
-            table = self.tables[found[0]]
-            return Place(self, found[0], table, _column(table, name) if table else None)
-        if not wanted and None in self.tables.values():
+            aliases = [alias for alias, table in self.tables.items() if table and _find_column(table, name)]
+        if aliases:
+            table = self.tables[aliases[0]]
+            return ColumnSource(self, aliases[0], table, _find_column(table, name) if table else None)
+        if not qualifier and None in self.tables.values():  # it may be a column of that subquery
             return None
-        return self.outer.place(column) if self.outer else None
+        return self.outer.resolve(column) if self.outer else None
 
-    def _meant(self, key: Node) -> Node:
+    def _group_key(self, key: Node) -> Node:
         if isinstance(key, exp.Literal) and key.is_int and 0 < int(key.name) <= len(self.select.expressions):
             return self.select.expressions[int(key.name) - 1].unalias()
-        if isinstance(key, exp.Column) and not key.table and self.place(key) is None:
+        if isinstance(key, exp.Column) and not key.table and self.resolve(key) is None:
             return self.aliases.get(key.name.lower(), key)
         return key
 
 
 class Statement:
-    """A parsed query on a schema. Raises `StatementError` where sqlglot cannot read it."""
+    """A parsed query on a schema."""
 
     def __init__(self, sql: str, schema: Schema) -> None:
+        """Parses the query.
+
+        Raises:
+          StatementError: sqlglot cannot parse it, or it is not one query.
+        """
         try:
             tree = sqlglot.parse_one(sql, dialect="sqlite")
         except (sqlglot.errors.SqlglotError, RecursionError) as error:
             raise StatementError(f"sqlglot cannot parse it: {str(error).splitlines()[0]}") from error
         if not isinstance(tree, exp.Query):
-            raise StatementError(f"it is no query but {type(tree).__name__}")
+            raise StatementError(f"it is not a query but {type(tree).__name__}")
         self.tree: Node = tree
         self._schema = {table.name.lower(): table for table in schema.tables}
         self._ctes = {cte.alias.lower() for cte in tree.find_all(exp.CTE)}
-        self._mark_strings()
+        self._convert_quoted_strings()
         self._blocks = {id(select): Block(self, select) for select in tree.find_all(exp.Select)}
 
     @property
     def blocks(self) -> Iterable[Block]:
+        """Every SELECT of the statement."""
         return self._blocks.values()
 
     @property
     def sql(self) -> str:
-        """The statement as sqlglot writes it: what variants of it are compared with."""
+        """The statement as sqlglot writes it, with which its variants are compared."""
         return write(self.tree)
 
     def block(self, select: exp.Select) -> Block:
+        """The block of a SELECT of this statement."""
         return self._blocks[id(select)]
 
     def table(self, source: Node) -> Table | None:
@@ -145,19 +153,20 @@ class Statement:
         return self._schema.get(name) if isinstance(source, exp.Table) and name not in self._ctes else None
 
     def tables(self) -> list[Table]:
-        """The tables that it reads, each once."""
-        found = [self.table(source) for source in self.tree.find_all(exp.Table)]
-        return list({table.name: table for table in found if table}.values())
+        """The tables that the statement reads, each once."""
+        tables = [self.table(source) for source in self.tree.find_all(exp.Table)]
+        return list({table.name: table for table in tables if table}.values())
 
-    def changed(self, changes: dict[int, Node]) -> str:
-        """The SQL with nodes, named by id(), replaced by others."""
-        copies = {id(node): copy for node, copy in _pairs(self.tree)}
+    def rewrite(self, replacements: dict[int, Node]) -> str:
+        """The SQL with some nodes replaced; the keys are their id()."""
+        copies = {id(node): copy for node, copy in zip(self.tree.walk(), self.tree.copy().walk(), strict=True)}
         root = copies[id(self.tree)].root()
-        for old, new in changes.items():
+        for old, new in replacements.items():
             copies[old].replace(new)
         return write(root)
 
-    def _mark_strings(self) -> None:
+    def _convert_quoted_strings(self) -> None:
+        """Turns "text" in double quotes into a string if no column or alias has that name, as SQLite does."""
         names = {column.name.lower() for table in self._schema.values() for column in table.columns}
         names |= {node.alias.lower() for node in self.tree.find_all(exp.Alias, exp.TableAlias)}
         for column in list(self.tree.find_all(exp.Column)):
@@ -167,17 +176,17 @@ class Statement:
 
 
 def write(tree: Node) -> str:
-    """SQL in SQLite's dialect."""
+    """The tree as SQL in SQLite's dialect."""
     return tree.sql(dialect="sqlite")
 
 
 def is_aggregate(node: Node) -> bool:
-    """Whether a node calls an aggregate function over rows of a group."""
+    """Whether a node calls an aggregate function, and not over a window."""
     return isinstance(node, exp.AggFunc) and not node.find_ancestor(exp.Window)
 
 
 def affinity(column: Column) -> str:
-    """What a column's declared type makes of values: integer, text, none, real or numeric (SQLite's five rules)."""
+    """A column's type affinity by SQLite's five rules: integer, text, none, real or numeric."""
     declared = column.type.upper()
     if "INT" in declared:
         return "integer"
@@ -188,18 +197,14 @@ def affinity(column: Column) -> str:
     return "real" if any(word in declared for word in ("REAL", "FLOA", "DOUB")) else "numeric"
 
 
-def _flat(roots: Iterable[Node]) -> Iterator[Node]:
-    """The sources of FROM, with those in parentheses and the ones joined to them."""
+def _flatten(roots: Iterable[Node]) -> Iterator[Node]:
+    """The sources of FROM, including those in parentheses and those joined inside the parentheses."""
     for root in roots:
         inner = root.this if isinstance(root, exp.Subquery) and isinstance(root.this, exp.Table) else root
         yield inner
         if isinstance(inner, exp.Table):
-            yield from _flat(join.this for join in inner.args.get("joins") or [])
+            yield from _flatten(join.this for join in inner.args.get("joins") or [])
 
 
-def _column(table: Table, name: str) -> Column | None:
+def _find_column(table: Table, name: str) -> Column | None:
     return next((column for column in table.columns if column.name.lower() == name), None)
-
-
-def _pairs(tree: Node) -> Iterator[tuple[Node, Node]]:
-    return zip(tree.walk(), tree.copy().walk(), strict=True)

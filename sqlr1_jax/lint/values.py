@@ -1,7 +1,7 @@
-"""Rules about the values that a gold compares, divides and orders by, and about the clock.
+"""Rules about the values that a gold query compares, divides and orders by, and about the clock.
 
-Rules of the same kind as in `rows.py`. Types are those that SQLite gives a column by its declaration: they decide
-whether '9' stands before or behind '10'.
+They work as those in rows.py. A column's type is its type affinity in SQLite: with text affinity '9' is greater than
+'10'.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from sqlglot import exp
 
 from sqlr1_jax.data.schema import quote
-from sqlr1_jax.lint.statement import Block, Place, Statement, affinity, write
-from sqlr1_jax.lint.suspicion import Suspicion, differ, differ_in_order, yes
+from sqlr1_jax.lint.statement import Block, ColumnSource, Statement, affinity, write
+from sqlr1_jax.lint.suspicion import Suspicion, differ, differ_in_order, is_true
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
 if TYPE_CHECKING:
@@ -24,60 +24,73 @@ _ORDERINGS = (exp.GT, exp.GTE, exp.LT, exp.LTE)
 _COMPARISONS = (exp.EQ, exp.NEQ, *_ORDERINGS)
 _CLOCKS = (exp.CurrentDate, exp.CurrentTime, exp.CurrentTimestamp)
 _DATE_FUNCTIONS = frozenset(("date", "time", "datetime", "julianday", "unixepoch"))
-FEW = 10  # of a column of numbers at most one value in so many is none
+MIN_ROWS_PER_WORD = 10  # a text column holds numbers if at most one value in so many is not a number
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)\s*\Z")
 
 
 def clock(statement: Statement) -> Iterator[Suspicion]:
-    """It asks for the current date or time."""
+    """The current date or time, with which the result changes.
+
+    SELECT count(*) FROM sale WHERE day > date('now', '-1 year')
+    """
     for node in statement.tree.walk():
-        now = isinstance(node, exp.Literal) and node.is_string and node.name.lower() == "now"
-        told = now and isinstance(node.parent, exp.Func)
-        bare = isinstance(node, exp.Anonymous) and node.name.lower() in _DATE_FUNCTIONS and not node.expressions
-        if isinstance(node, _CLOCKS) or told or bare:
-            yield Suspicion("clock", f"{write(node)} is the moment at which it runs, so its result changes with time")
+        is_now = isinstance(node, exp.Literal) and node.is_string and node.name.lower() == "now"
+        no_argument = isinstance(node, exp.Anonymous) and node.name.lower() in _DATE_FUNCTIONS and not node.expressions
+        if isinstance(node, _CLOCKS) or (is_now and isinstance(node.parent, exp.Func)) or no_argument:
+            yield Suspicion(
+                "clock", f"{write(node)} is the time at which the query runs, so the result changes with time"
+            )
             return
 
 
 def null_comparison(statement: Statement) -> Iterator[Suspicion]:
-    """A comparison with NULL, which is never true; NOT IN a subquery that returns NULL."""
+    """A comparison with NULL, or NOT IN a subquery that returns NULL: neither is ever true.
+
+    SELECT name FROM clerk WHERE boss = NULL
+    SELECT name FROM clerk WHERE id NOT IN (SELECT boss FROM clerk)
+    """
     for node in statement.tree.find_all(*_COMPARISONS, exp.In):
-        listed = node.expressions if isinstance(node, exp.In) else [node.this, node.expression]
-        if any(isinstance(side, exp.Null) for side in listed):
-            yield Suspicion("null_comparison", f"{write(node)} is never true: NULL is found by IS NULL alone")
+        operands = node.expressions if isinstance(node, exp.In) else [node.this, node.expression]
+        if any(isinstance(operand, exp.Null) for operand in operands):
+            yield Suspicion("null_comparison", f"{write(node)} is never true: only IS NULL finds NULL")
         query = node.args.get("query") if isinstance(node, exp.In) else None
         if query is not None and isinstance(node.parent, exp.Not):
-            probe = f"SELECT EXISTS(SELECT 1 FROM (SELECT NULL AS c WHERE 0 UNION ALL {_inner(query)}) WHERE c IS NULL)"
-            reason = f"{write(node.parent)} is never true: the list holds NULL"
-            yield Suspicion("null_comparison", reason, (probe,), yes)
-
-
-def _inner(query: Node) -> str:
-    return f"SELECT * FROM ({write(query.unnest() if isinstance(query, exp.Subquery) else query)})"
+            values = f"SELECT * FROM ({write(query.unnest() if isinstance(query, exp.Subquery) else query)})"
+            # The empty SELECT gives the subquery's column the name c.
+            has_null = f"SELECT EXISTS(SELECT 1 FROM (SELECT NULL AS c WHERE 0 UNION ALL {values}) WHERE c IS NULL)"
+            reason = f"{write(node.parent)} is never true: the subquery returns NULL"
+            yield Suspicion("null_comparison", reason, (has_null,), is_true)
 
 
 def text_number(statement: Statement) -> Iterator[Suspicion]:
-    """A column compared with a number as text, or a column of numbers with a word."""
+    """A text column compared with a number as text, or a number column compared with a word.
+
+    SELECT name FROM clerk WHERE weeks > 20, where weeks is TEXT: '9' passes, '100' does not.
+    The variants compare as text and as numbers, if the column holds numbers.
+    """
     for block, node, column, literal in _comparisons(statement):
-        place = block.place(column)
-        if place is None or place.column is None:
+        source = block.resolve(column)
+        if source is None or source.column is None:
             continue
-        kind, text = affinity(place.column), write(node)
+        column_type, text = affinity(source.column), write(node)
         is_number = not literal.is_string or bool(_NUMBER.match(literal.name))
-        meant = not literal.is_string or isinstance(node, _ORDERINGS)  # equality of texts is what it says
-        if kind in ("text", "none") and is_number and meant:
-            reason = f"{text} compares text, where '9' > '10': by number it gives another result"
-            queries = _holds_numbers(place), statement.sql, _by_number(statement, column, literal)
-            yield Suspicion("text_number", reason, queries, _numbers_differ)
-        if kind in ("integer", "real") and not is_number and isinstance(node, _ORDERINGS):
+        by_size = not literal.is_string or isinstance(node, _ORDERINGS)  # = '20' is a comparison of texts
+        if column_type in ("text", "none") and is_number and by_size:
+            reason = f"{text} compares text, where '9' > '10': as numbers the result is different"
+            number = exp.Literal.number(literal.name.strip())
+            by_number = statement.rewrite({id(column): _to_real(column), id(literal): number})
+            yield Suspicion("text_number", reason, (_holds_numbers(source), statement.sql, by_number), _numbers_differ)
+        if column_type in ("integer", "real") and not is_number and isinstance(node, _ORDERINGS):
             reason = f"{text} compares numbers with a word, and every number is less than any text"
-            yield Suspicion("text_number", reason, (_holds_no_text(place),), yes)
+            name, table = _sql_names(source)
+            has_no_text = f"SELECT NOT EXISTS(SELECT 1 FROM {table} WHERE typeof({name}) = 'text')"
+            yield Suspicion("text_number", reason, (has_no_text,), is_true)
 
 
 def _comparisons(statement: Statement) -> Iterator[tuple[Block, Node, Node, Node]]:
     """Comparisons of a column with a literal: (block, comparison, column, literal)."""
     for block in statement.blocks:
-        for node in block.own():
+        for node in block.own_nodes():
             sides = [node.this, node.expression] if isinstance(node, _COMPARISONS) else []
             columns = [side for side in sides if isinstance(side, exp.Column)]
             literals = [side for side in sides if isinstance(side, exp.Literal)]
@@ -85,71 +98,65 @@ def _comparisons(statement: Statement) -> Iterator[tuple[Block, Node, Node, Node
                 yield block, node, columns[0], literals[0]
 
 
-def _by_number(statement: Statement, column: Node, literal: Node) -> str:
-    number = exp.Literal.number(literal.name.strip())
-    return statement.changed({id(column): _real(column), id(literal): number})
-
-
-def _real(node: Node) -> Node:
+def _to_real(node: Node) -> Node:
     return exp.cast(node.copy(), "REAL", dialect="sqlite")
 
 
-def _holds_no_text(place: Place) -> str:
-    column, table = _names(place)
-    return f"SELECT NOT EXISTS(SELECT 1 FROM {table} WHERE typeof({column}) = 'text')"
-
-
 def text_order(statement: Statement) -> Iterator[Suspicion]:
-    """Numbers that are kept as text and ordered as text, or whose greatest or least is taken."""
+    """ORDER BY, max() or min() of numbers that are stored as text.
+
+    SELECT name FROM clerk ORDER BY weeks DESC LIMIT 1, where weeks is TEXT: '9' comes before '100'.
+    The variants order as text and as numbers, if the column holds numbers.
+    """
     for block in statement.blocks:
-        for node in block.own():
-            if isinstance(node, exp.Ordered | exp.Max | exp.Min) and _is_text(block, node.this):
-                yield from _text_order(statement, block, node)
+        for node in block.own_nodes():
+            source = block.resolve(node.this) if isinstance(node, exp.Ordered | exp.Max | exp.Min) else None
+            if source and source.column and affinity(source.column) == "text":
+                yield _text_order(statement, source, node)
 
 
-def _is_text(block: Block, column: Node) -> bool:
-    place = block.place(column)
-    return place is not None and place.column is not None and affinity(place.column) == "text"
-
-
-def _text_order(statement: Statement, block: Block, node: Node) -> Iterator[Suspicion]:
-    place = block.place(node.this)
-    assert place is not None
+def _text_order(statement: Statement, source: ColumnSource, node: Node) -> Suspicion:
     if isinstance(node, exp.Ordered):
-        variants = statement.sql, statement.changed({id(node.this): _real(node.this)})
-    else:  # both are reals, since what the result is compared with is converted by its type
-        by_number = type(node)(this=_real(node.this))
-        variants = statement.changed({id(node): _real(node)}), statement.changed({id(node): _real(by_number)})
+        variants = statement.sql, statement.rewrite({id(node.this): _to_real(node.this)})
+    else:
+        # Both variants give a real number: if the types of their results differed, SQLite would convert what these are
+        # compared with in different ways.
+        by_number = type(node)(this=_to_real(node.this))
+        variants = statement.rewrite({id(node): _to_real(node)}), statement.rewrite({id(node): _to_real(by_number)})
     reason = f"{write(node)} orders numbers as text, where '9' is greater than '10'"
-    yield Suspicion("text_order", reason, (_holds_numbers(place), *variants), _numbers_differ_in_order)
+    return Suspicion("text_order", reason, (_holds_numbers(source), *variants), _numbers_differ_in_order)
 
 
 def _numbers_differ(outcomes: Sequence[Outcome]) -> bool:
-    return yes(outcomes[:1]) and differ(outcomes[1:])
+    return is_true(outcomes[:1]) and differ(outcomes[1:])
 
 
 def _numbers_differ_in_order(outcomes: Sequence[Outcome]) -> bool:
-    return yes(outcomes[:1]) and differ_in_order(outcomes[1:])
+    return is_true(outcomes[:1]) and differ_in_order(outcomes[1:])
 
 
-def _holds_numbers(place: Place) -> str:
-    """A query that answers 1 where a column's values are numbers, but for a few; blank ones are missing."""
-    column, table = _names(place)
+def _holds_numbers(source: ColumnSource) -> str:
+    """A query that returns 1 if all but a few of a column's values are numbers; blank values do not count."""
+    column, table = _sql_names(source)
     wrong = f"trim({column}) GLOB '*[^0-9.+-]*' OR trim({column}) NOT GLOB '*[0-9]*' OR trim({column}) GLOB '?*-*'"
-    return f"SELECT {FEW} * sum({wrong}) <= count(*) FROM {table} WHERE trim({column}) != ''"
+    return f"SELECT {MIN_ROWS_PER_WORD} * sum({wrong}) <= count(*) FROM {table} WHERE trim({column}) != ''"
 
 
 def integer_division(statement: Statement) -> Iterator[Suspicion]:
-    """A quotient of integers, whose fraction SQLite drops."""
+    """A quotient of integers, whose fraction SQLite drops.
+
+    SELECT sum(wage) / count(*) FROM clerk: a mean wage of 7.5 becomes 7.
+    The variants divide integers and reals.
+    """
     for block in statement.blocks:
-        for node in block.own():
+        for node in block.own_nodes():
             if isinstance(node, exp.Div) and _is_integer(block, node.this) and _is_integer(block, node.expression):
-                variants = statement.sql, statement.changed({id(node.this): _real(node.this)})
+                variants = statement.sql, statement.rewrite({id(node.this): _to_real(node.this)})
                 yield Suspicion("integer_division", f"{write(node)} drops the fraction", variants, differ)
 
 
 def _is_integer(block: Block, node: Node) -> bool:
-    """Whether an expression's value is an integer by what is declared."""
+    """Whether the declared types make an expression's value an integer."""
     if isinstance(node, exp.Paren | exp.Neg | exp.Sum | exp.Max | exp.Min | exp.Distinct):
         return all(_is_integer(block, part) for part in (node.expressions or [node.this]))
     if isinstance(node, exp.Add | exp.Sub | exp.Mul | exp.Div | exp.Mod):
@@ -161,24 +168,27 @@ def _is_integer(block: Block, node: Node) -> bool:
     if isinstance(node, exp.Subquery) and isinstance(node.this, exp.Select):
         inner = block.statement.block(node.this)
         return len(node.this.expressions) == 1 and _is_integer(inner, node.this.expressions[0].unalias())
-    place = block.place(node)
-    return isinstance(node, exp.Count | exp.Length) or bool(
-        place and place.column and affinity(place.column) == "integer"
-    )
+    if isinstance(node, exp.Count | exp.Length):
+        return True
+    source = block.resolve(node)
+    return bool(source and source.column and affinity(source.column) == "integer")
 
 
 def absent_value(statement: Statement) -> Iterator[Suspicion]:
-    """A value that is filtered by and that no row has."""
+    """A filter value that no row has.
+
+    SELECT count(*) FROM shop WHERE city = 'rome', where the rows have 'Rome'
+    """
     for block in statement.blocks:
-        for node in block.own():
-            for column, test, value in _tests(node):
-                place = block.place(column)
-                if place and place.table and place.column and value.name:
-                    yield _absence(place, test, value)
+        for node in block.own_nodes():
+            for column, operator, value in _filter_values(node):
+                source = block.resolve(column)
+                if source and source.table and source.column and value.name:
+                    yield _absent_value(source, operator, value)
 
 
-def _tests(node: Node) -> Iterator[tuple[Node, str, Node]]:
-    """Values that a filter wants a column to have: (column, operator, literal)."""
+def _filter_values(node: Node) -> Iterator[tuple[Node, str, Node]]:
+    """The values that =, !=, LIKE or IN compare a column with: (column, operator, literal)."""
     if isinstance(node, exp.EQ | exp.NEQ | exp.Like):
         operator = "LIKE" if isinstance(node, exp.Like) else "="
         for column, value in ((node.this, node.expression), (node.expression, node.this)):
@@ -188,26 +198,26 @@ def _tests(node: Node) -> Iterator[tuple[Node, str, Node]]:
         yield from ((node.this, "=", value) for value in node.expressions if isinstance(value, exp.Literal))
 
 
-def _absence(place: Place, operator: str, value: Node) -> Suspicion:
-    column, table = _names(place)
+def _absent_value(source: ColumnSource, operator: str, value: Node) -> Suspicion:
+    column, table = _sql_names(source)
     text = write(value)
-    probe = (
+    query = (  # whether the value is absent, and a value that differs from it only in case or blanks
         f"SELECT EXISTS(SELECT 1 FROM {table}) AND NOT EXISTS(SELECT 1 FROM {table} WHERE {column} {operator} {text}), "
         f"(SELECT {column} FROM {table} WHERE lower(trim({column})) = lower(trim({text})) LIMIT 1)"
     )
-    return Suspicion("absent_value", f"no row of {table} has {column} {operator} {text}", (probe,), _absent)
+    return Suspicion("absent_value", f"no row of {table} has {column} {operator} {text}", (query,), _is_absent)
 
 
-def _absent(outcomes: Sequence[Outcome]) -> bool | str:
-    """Whether the value is absent; then, where one is spelled almost so, which."""
+def _is_absent(outcomes: Sequence[Outcome]) -> bool | str:
+    """Whether the value is absent; if a similar value exists, a text that names it."""
     if outcomes[0].kind != OutcomeKind.OK or not outcomes[0].rows[0][0]:
         return False
     similar = outcomes[0].rows[0][1]
     return True if similar is None else f", but one has {similar!r}"
 
 
-def _names(place: Place) -> tuple[str, str]:
-    """Column and table as SQL takes them."""
-    assert place.table is not None
-    assert place.column is not None
-    return quote(place.column.name), quote(place.table.name)
+def _sql_names(source: ColumnSource) -> tuple[str, str]:
+    """The names of the column and its table, quoted if SQL needs it."""
+    assert source.table is not None
+    assert source.column is not None
+    return quote(source.column.name), quote(source.table.name)

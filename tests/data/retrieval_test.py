@@ -104,7 +104,7 @@ def test_search_finds_every_value_that_comparing_each_of_them_finds(shared_data:
 
 
 def _short_texts(path: Path) -> set[str]:
-    """Every text of a database on one line of at most LONGEST_VALUE characters."""
+    """Every text of a database on one line of at most MAX_VALUE_LENGTH characters."""
     found: set[str] = set()
     with closing(sqlite3.connect(path)) as connection:
         tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()

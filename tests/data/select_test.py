@@ -28,17 +28,17 @@ BALANCED = Selection(dict.fromkeys(select.COMPLEXITIES, 20), with_rows=True)
 
 def test_select_takes_equally_many_of_each_complexity_whose_gold_sql_returns_rows() -> None:
     selected = select.select(BALANCED, examples(), 0, every_other_four)
-    assert Counter(one.complexity for one in selected) == dict.fromkeys(select.COMPLEXITIES, 20)
+    assert Counter(example.complexity for example in selected) == dict.fromkeys(select.COMPLEXITIES, 20)
     assert all(every_other_four(selected))
-    assert len({one.id for one in selected}) == 80
+    assert len({example.id for example in selected}) == 80
 
 
 def test_a_selection_depends_on_the_seed_and_not_on_file_order() -> None:
-    selected = [one.id for one in select.select(BALANCED, examples(), 0, every_other_four)]
+    selected = [example.id for example in select.select(BALANCED, examples(), 0, every_other_four)]
     shuffled = examples()
     random.Random(1).shuffle(shuffled)
-    assert [one.id for one in select.select(BALANCED, shuffled, 0, every_other_four)] == selected
-    other = [one.id for one in select.select(BALANCED, examples(), 1, every_other_four)]
+    assert [example.id for example in select.select(BALANCED, shuffled, 0, every_other_four)] == selected
+    other = [example.id for example in select.select(BALANCED, examples(), 1, every_other_four)]
     assert len(set(selected) & set(other)) < 60
     assert selected != sorted(selected, key=int)
 
@@ -51,7 +51,7 @@ def test_a_smaller_selection_is_the_first_part_of_a_larger_one() -> None:
 
 def test_a_selection_comes_from_the_whole_file() -> None:
     selected = select.select(Selection({"Complex": 50}, with_rows=False), examples(8_000), 0)
-    positions = sorted(int(one.id) / 8_000 for one in selected)
+    positions = sorted(int(example.id) / 8_000 for example in selected)
     assert 0.3 < sum(positions) / 50 < 0.7
     assert positions[0] < 0.2 and positions[-1] > 0.8
 

@@ -10,16 +10,16 @@ import pytest
 from sqlr1_jax import config
 from sqlr1_jax.data.example import Example, SetAside
 from sqlr1_jax.data.prompt import PromptRenderer
-from sqlr1_jax.lint.preflight import RULES, Finding, Preflight, of_records
+from sqlr1_jax.lint.preflight import RULES, Finding, Preflight, record_findings
 from sqlr1_jax.sql.executor import Executor
 from testing.databases import make_shop
 
-CFG = config.ExecuteConfig(workers=1, max_steps=100_000, max_rows=1000)
+CONFIG = config.ExecuteConfig(workers=1, max_steps=100_000, max_rows=1000)
 Check = Callable[..., dict[str, dict[str, str]]]
 
 
-def examples(database: Path, golds: Sequence[str], question: str = "How many?") -> list[Example]:
-    return [Example(str(i), "shop", database, question, sql) for i, sql in enumerate(golds)]
+def examples(database: Path, queries: Sequence[str], question: str = "How many?") -> list[Example]:
+    return [Example(str(i), "shop", database, question, sql) for i, sql in enumerate(queries)]
 
 
 @pytest.fixture(scope="module")
@@ -29,24 +29,24 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def check() -> Iterator[Check]:
-    """What is found in examples: reasons by rule, by id."""
-    with Executor(CFG) as executor:
+    """Checks examples: the reasons of the findings, by id and rule."""
+    with Executor(CONFIG) as executor:
 
-        def one(its: Sequence[Example], **settings: Any) -> dict[str, dict[str, str]]:
+        def run(its: Sequence[Example], **settings: Any) -> dict[str, dict[str, str]]:
             found: dict[str, dict[str, str]] = {}
             for _, findings in Preflight(executor, **settings).findings(its):
                 for finding in findings:
                     found.setdefault(finding.id, {})[finding.rule] = finding.reason
             return found
 
-        yield one
+        yield run
 
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
 
 
-def test_failing_and_empty_results_are_findings(check: Check, database: Path) -> None:
-    golds = [
+def test_outcomes_of_gold_queries_are_findings(check: Check, database: Path) -> None:
+    queries = [
         "SELECT name FROM shop",
         "SELECT name FROM ship",
         "DROP TABLE shop",
@@ -56,48 +56,48 @@ def test_failing_and_empty_results_are_findings(check: Check, database: Path) ->
         "SELECT count(*) FROM award",
         "SELECT a.id FROM clerk a, clerk b, clerk c, clerk d, clerk e WHERE a.id + b.id + c.id + d.id > 0",
     ]
-    assert check(examples(database, golds)) == {
+    assert check(examples(database, queries)) == {
         "1": {"fails": "syntax_error: no such table: ship"},
         "2": {"fails": "denied: DROP is not allowed here; only SELECT, WITH and VALUES are"},
         "3": {"timeout": "stopped after 100000 steps"},
-        "4": {"empty": "it returns no row"},
-        "5": {"null_result": "it returns NULL alone"},
+        "4": {"empty": "it returns no rows"},
+        "5": {"null_result": "it returns only NULL"},
         "6": {"empty_table": "no rows in award"},
         "7": {
             "fails": "too_large: more than 1000 rows",
-            "cross_join": "no condition links e to the tables before: every row meets every row",
+            "cross_join": "no condition links e to the tables before: every row is joined to every row",
         },
     }
 
 
-def test_zero_and_a_null_among_values_are_results(check: Check, database: Path) -> None:
-    golds = ["SELECT count(*) FROM shop WHERE seats > 99", "SELECT boss FROM clerk", "SELECT NULL, 1"]
-    assert check(examples(database, golds)) == {}
+def test_zero_and_a_null_among_values_are_no_findings(check: Check, database: Path) -> None:
+    queries = ["SELECT count(*) FROM shop WHERE seats > 99", "SELECT boss FROM clerk", "SELECT NULL, 1"]
+    assert check(examples(database, queries)) == {}
 
 
-def test_a_gold_that_runs_but_that_sqlglot_cannot_read_is_reported(check: Check, database: Path) -> None:
-    golds = ["SELECT CAST(seats AS UNSIGNED BIG INT) FROM shop", "SELECT CAST(seats AS INT) FROM shop"]
-    found = check(examples(database, golds))
-    assert {name: list(reasons) for name, reasons in found.items()} == {"0": ["unparsed"]}
-    assert list(check(examples(database, ["SELECT name FROM shop INDEXED BY nothing"]))["0"]) == ["fails"]
+def test_a_query_that_sqlglot_cannot_parse_is_reported(check: Check, database: Path) -> None:
+    found = check(examples(database, ["SELECT name FROM shop INDEXED BY nothing", "SELECT 1 FROM shop WHERE 1 ISNULL"]))
+    assert list(found["0"]) == ["fails"]
+    quoted = check(examples(database, ["SELECT count(*) FROM shop NOT INDEXED WHERE seats IS NOT DISTINCT FROM 10"]))
+    assert quoted in ({}, {"0": {"unparsed": quoted.get("0", {}).get("unparsed", "")}})
 
 
-def test_every_reason_of_a_rule_is_given_once(check: Check, database: Path) -> None:
+def test_each_reason_of_a_rule_is_given_once(check: Check, database: Path) -> None:
     sql = "SELECT count(*) FROM shop WHERE city = 'Bonn' OR city = 'Bern' OR city = 'Bonn'"
     assert check(examples(database, [sql, sql])) == {
         name: {"absent_value": "no row of shop has city = 'Bonn'; no row of shop has city = 'Bern'"} for name in "01"
     }
 
 
-def test_fan_out_is_reported_only_if_the_question_names_the_table(check: Check, database: Path) -> None:
-    golds = ["SELECT avg(T2.seats) FROM clerk T1 JOIN shop T2 ON T1.shop_id = T2.id"]
-    assert list(check(examples(database, golds, "How many seats do shops with clerks have?"))["0"]) == ["fan_out"]
-    assert check(examples(database, golds, "How many seats does a clerk see?")) == {}
+def test_fan_out_applies_to_questions_that_name_the_table(check: Check, database: Path) -> None:
+    queries = ["SELECT avg(T2.seats) FROM clerk T1 JOIN shop T2 ON T1.shop_id = T2.id"]
+    assert list(check(examples(database, queries, "How many seats do shops with clerks have?"))["0"]) == ["fan_out"]
+    assert check(examples(database, queries, "How many seats does a clerk see?")) == {}
 
 
 def test_a_broken_database_is_a_finding_for_each_of_its_examples(check: Check, database: Path, tmp_path: Path) -> None:
     data = bytearray(database.read_bytes())
-    data[4096:] = b"\xff" * (len(data) - 4096)  # the schema's page stays
+    data[4096:] = b"\xff" * (len(data) - 4096)  # keeps the page with the schema
     bad = tmp_path / "bad.sqlite"
     bad.write_bytes(data)
     found = check(examples(bad, ["SELECT name FROM shop", "SELECT 1"]))
@@ -106,9 +106,7 @@ def test_a_broken_database_is_a_finding_for_each_of_its_examples(check: Check, d
     assert "gone.sqlite does not exist" in gone["0"]["broken_database"]
 
 
-def test_prompts_over_budget_are_found_where_a_tokenizer_is_given(
-    check: Check, database: Path, tiny_tokenizer: Any
-) -> None:
+def test_prompts_over_budget_are_found_with_a_tokenizer(check: Check, database: Path, tiny_tokenizer: Any) -> None:
     data = config.DataConfig(schema="compact", max_prompt_tokens=400)
     long = Example("long", "shop", database, "How many? " * 400, "SELECT name FROM shop")
     its = [*examples(database, ["SELECT name FROM shop"]), long]
@@ -121,7 +119,7 @@ def test_a_second_run_takes_all_outcomes_from_disk(database: Path, tmp_path: Pat
     its = examples(database, ["SELECT name FROM shop ORDER BY seats DESC LIMIT 1", "SELECT name FROM ship"])
     seen = []
     for _ in range(2):
-        with Executor(dataclasses.replace(CFG, gold_cache_dir=str(tmp_path))) as executor:
+        with Executor(dataclasses.replace(CONFIG, gold_cache_dir=str(tmp_path))) as executor:
             run = Preflight(executor)
             seen.append((list(run.findings(its)), run.from_disk))
     (found, none), (again, of_all) = seen
@@ -132,14 +130,14 @@ def test_a_second_run_takes_all_outcomes_from_disk(database: Path, tmp_path: Pat
 def test_examples_are_counted_database_by_database(database: Path, tmp_path: Path) -> None:
     other = make_shop(tmp_path)
     its = [*examples(database, ["SELECT 1", "SELECT 2"]), *examples(other, ["SELECT 1"])]
-    with Executor(CFG) as executor:
+    with Executor(CONFIG) as executor:
         assert [count for count, _ in Preflight(executor).findings(its)] == [2, 1]
 
 
 def test_records_set_aside_are_findings() -> None:
     aside = [SetAside("1", "lost", "no readable SQLite file for its db_id"), SetAside("2", "", "no question")]
-    assert of_records(aside) == [
+    assert record_findings(aside) == [
         Finding("1", "lost", "missing_database", "no readable SQLite file for its db_id"),
         Finding("2", "", "bad_record", "no question"),
     ]
-    assert not RULES["bad_record"].left_out  # an id seen before would take the sound record with it
+    assert not RULES["bad_record"].left_out  # leaving out an id that occurs twice would lose the good record too

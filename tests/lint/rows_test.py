@@ -10,9 +10,9 @@ from sqlr1_jax.data import schema
 from sqlr1_jax.lint.statement import Statement
 from testing.databases import make_shop
 
-Found = Callable[[str], dict[str, str]]
+FindReasons = Callable[[str], dict[str, str]]
 _JOIN = "FROM clerk T1 JOIN shop T2 ON T1.shop_id = T2.id"
-# By rule: golds that it must find, each followed by its near miss.
+# By rule: pairs of a query in which it must find something and a similar one in which it must not.
 CASES = {
     "ties": [
         ("SELECT name FROM shop ORDER BY seats DESC LIMIT 1", "SELECT name FROM shop ORDER BY rating DESC LIMIT 1"),
@@ -84,28 +84,28 @@ CASES = {
 
 
 @pytest.mark.parametrize(("rule", "wrong"), [(rule, pair[0]) for rule, pairs in CASES.items() for pair in pairs])
-def test_each_rule_finds_its_wrong_golds(found: Found, rule: str, wrong: str) -> None:
-    assert rule in found(wrong)
+def test_a_rule_finds_wrong_queries(find_reasons: FindReasons, rule: str, wrong: str) -> None:
+    assert rule in find_reasons(wrong)
 
 
-@pytest.mark.parametrize(("rule", "sound"), [(rule, pair[1]) for rule, pairs in CASES.items() for pair in pairs])
-def test_each_rule_passes_the_near_misses(found: Found, rule: str, sound: str) -> None:
-    assert rule not in found(sound)
+@pytest.mark.parametrize(("rule", "correct"), [(rule, pair[1]) for rule, pairs in CASES.items() for pair in pairs])
+def test_a_rule_passes_similar_correct_queries(find_reasons: FindReasons, rule: str, correct: str) -> None:
+    assert rule not in find_reasons(correct)
 
 
-def test_reasons_name_the_column_or_table_at_fault(found: Found) -> None:
-    assert found("SELECT name, count(*) FROM shop GROUP BY city")["bare_column"] == (
-        "name has several values in a group (grouped by city), of which SQLite shows any"
+def test_reasons_say_what_is_wrong(find_reasons: FindReasons) -> None:
+    assert find_reasons("SELECT name, count(*) FROM shop GROUP BY city")["bare_column"] == (
+        "name has several values in a group (grouped by city), and SQLite shows an arbitrary one"
     )
-    assert found("SELECT name FROM shop ORDER BY seats DESC LIMIT 1") == {
-        "ties": "rows tie under ORDER BY seats DESC: which of them LIMIT keeps is chance"
+    assert find_reasons("SELECT name FROM shop ORDER BY seats DESC LIMIT 1") == {
+        "ties": "rows tie under ORDER BY seats DESC, so LIMIT keeps arbitrary ones"
     }
-    assert found(f"SELECT sum(T2.seats) {_JOIN}") == {
-        "fan_out": "the join repeats rows of t2, so SUM(T2.seats) takes some of them more than once"
+    assert find_reasons(f"SELECT sum(T2.seats) {_JOIN}") == {
+        "fan_out": "the join repeats rows of t2, so SUM(T2.seats) counts some of them more than once"
     }
 
 
-def test_fan_out_is_about_the_table_that_is_repeated(tmp_path: Path) -> None:
+def test_fan_out_names_the_table_whose_rows_repeat(tmp_path: Path) -> None:
     tables = schema.read_schema(make_shop(tmp_path), sampled=False)
-    found = lint.suspicions(Statement(f"SELECT sum(T2.seats) {_JOIN}", tables))
-    assert [(one.rule, one.about) for one in found] == [("fan_out", "shop")]
+    suspicions = lint.suspicions(Statement(f"SELECT sum(T2.seats) {_JOIN}", tables))
+    assert [(suspicion.rule, suspicion.table) for suspicion in suspicions] == [("fan_out", "shop")]

@@ -10,7 +10,7 @@ from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
 A = Outcome(OutcomeKind.OK, rows=((1,), (2,)), result_hash="a")
 B = Outcome(OutcomeKind.OK, rows=((1,),), result_hash="b")
-TURNED = Outcome(OutcomeKind.OK, rows=((2,), (1,)), result_hash="a")
+REORDERED = Outcome(OutcomeKind.OK, rows=((2,), (1,)), result_hash="a")
 FAILED = Outcome(OutcomeKind.TIMEOUT)
 
 
@@ -19,11 +19,11 @@ FAILED = Outcome(OutcomeKind.TIMEOUT)
     [
         ([A, A], False, False, True),
         ([A, B], True, True, False),
-        ([A, TURNED], False, True, True),
+        ([A, REORDERED], False, True, True),
         ([A, FAILED], False, False, False),
     ],
 )
-def test_variant_results_decide_a_verdict(
+def test_results_of_variants_differ_or_agree(
     outcomes: Sequence[Outcome], differ: bool, in_order: bool, agree: bool
 ) -> None:
     assert suspicion.differ(outcomes) is differ
@@ -31,11 +31,11 @@ def test_variant_results_decide_a_verdict(
     assert suspicion.agree(outcomes) is agree
 
 
-def test_a_query_that_returns_one_confirms_a_suspicion() -> None:
-    assert suspicion.yes([B])
-    assert not suspicion.yes([Outcome(OutcomeKind.OK, rows=((0,),))])
-    assert not suspicion.yes([Outcome(OutcomeKind.OK)])
-    assert not suspicion.yes([FAILED])
+def test_is_true_means_that_the_query_returned_one() -> None:
+    assert suspicion.is_true([B])
+    assert not suspicion.is_true([Outcome(OutcomeKind.OK, rows=((0,),))])
+    assert not suspicion.is_true([Outcome(OutcomeKind.OK)])
+    assert not suspicion.is_true([FAILED])
 
 
 def test_a_suspicion_without_queries_is_certain() -> None:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-Found = Callable[[str], dict[str, str]]
-# By rule: golds that it must find, each followed by its near miss.
+FindReasons = Callable[[str], dict[str, str]]
+# By rule: pairs of a query in which it must find something and a similar one in which it must not.
 CASES = {
     "clock": [
         ("SELECT name FROM shop WHERE date('now') > '2000'", "SELECT name FROM shop WHERE date('2001-01-01') > '2000'"),
@@ -61,16 +61,16 @@ CASES = {
 
 
 @pytest.mark.parametrize(("rule", "wrong"), [(rule, pair[0]) for rule, pairs in CASES.items() for pair in pairs])
-def test_each_rule_finds_its_wrong_golds(found: Found, rule: str, wrong: str) -> None:
-    assert rule in found(wrong)
+def test_a_rule_finds_wrong_queries(find_reasons: FindReasons, rule: str, wrong: str) -> None:
+    assert rule in find_reasons(wrong)
 
 
-@pytest.mark.parametrize(("rule", "sound"), [(rule, pair[1]) for rule, pairs in CASES.items() for pair in pairs])
-def test_each_rule_passes_the_near_misses(found: Found, rule: str, sound: str) -> None:
-    assert rule not in found(sound)
+@pytest.mark.parametrize(("rule", "correct"), [(rule, pair[1]) for rule, pairs in CASES.items() for pair in pairs])
+def test_a_rule_passes_similar_correct_queries(find_reasons: FindReasons, rule: str, correct: str) -> None:
+    assert rule not in find_reasons(correct)
 
 
-def test_reasons_name_the_value_at_fault(found: Found) -> None:
-    assert found("SELECT count(*) FROM shop WHERE city = 'rome '")["absent_value"] == (
+def test_reasons_say_what_is_wrong(find_reasons: FindReasons) -> None:
+    assert find_reasons("SELECT count(*) FROM shop WHERE city = 'rome '")["absent_value"] == (
         "no row of shop has city = 'rome ', but one has 'Rome'"
     )
