@@ -50,7 +50,7 @@ def with_row_length(rows_config: RowsConfig, longest: int) -> RowsConfig:
 
 
 def max_microbatches(num_groups: int, rows_config: RowsConfig, num_processes: int) -> int:
-    """An upper bound on the microbatches of a batch of `num_groups` groups, shared evenly by the processes."""
+    """The most microbatches that `num_groups` groups, shared evenly by the processes, can need."""
     return -(-num_groups // (rows_config.per_microbatch * num_processes))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,14 @@ def test_without_an_evaluation_the_latest_checkpoint_is_the_best(tmp_path: Path)
     for step in (1, 2):
         checkpoints.save(step, _tree(step))
     assert checkpoints.resolve("best") == 2
+
+
+def test_the_stored_key_of_the_accuracy_is_score(tmp_path: Path) -> None:
+    """A part of the file format: with another key, a resumed run would forget its best checkpoint."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, _tree(1), 0.25)
+    checkpoints.wait()
+    assert json.loads((tmp_path / "1" / "metrics" / "metrics").read_text()) == {"score": 0.25}
 
 
 def test_a_step_saved_again_is_replaced(tmp_path: Path) -> None:
