@@ -17,7 +17,10 @@ SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scrip
 
 def test_every_command_has_a_script() -> None:
     commands = [path.stem for path in (ROOT / "sqlr1_jax").glob("*.py") if '__name__ == "__main__"' in path.read_text()]
-    assert {f"sqlr1-{name}": f"sqlr1_jax.{name}:main" for name in commands} == SCRIPTS
+    scripts = {f"sqlr1-{name}": f"sqlr1_jax.{name}:main" for name in commands}
+    packages = [path.parent.name for path in (ROOT / "sqlr1_jax").glob("*/__main__.py")]
+    scripts |= {f"sqlr1-{name}": f"sqlr1_jax.{name}.__main__:main" for name in packages}
+    assert scripts == SCRIPTS
 
 
 @pytest.mark.parametrize("target", SCRIPTS.values())

@@ -37,7 +37,7 @@ def test_both_forms_have_exactly_this_text() -> None:
     assert (said.think, said.answer, said.sql) == ("why", "```sql\nSELECT 1\n```", "SELECT 1")
 
 
-def test_comments_and_line_breaks_of_the_query_are_kept() -> None:
+def test_defect_02_comments_and_line_breaks_of_the_query_are_kept() -> None:
     sql = "SELECT name -- the full one\nFROM  t\n\nWHERE x = 'a  b' /* two\nlines */;"
     read = answer.read(answer.write("r", sql, "reasoning"), "reasoning").sql
     assert read == sql

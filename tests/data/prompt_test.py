@@ -77,7 +77,7 @@ def test_prompts_are_what_the_chat_template_makes(pets: Path, tiny_tokenizer: An
         assert renderer.render(one).text == text
 
 
-def test_labels_of_the_data_never_reach_the_prompt(pets: Path, tiny_tokenizer: Any) -> None:
+def test_defect_10_labels_of_the_data_never_reach_the_prompt(pets: Path, tiny_tokenizer: Any) -> None:
     """And training, evaluation and asking share one renderer: no other module applies a chat template."""
     renderer = PromptRenderer(tiny_tokenizer, config.DataConfig(instructions="full", schema="retrieved"))
     labels = ("complexity", "style", "family", "habit", "source", "reasoning", "sql", "id")

@@ -49,7 +49,7 @@ def test_right_and_wrong_agree_with_sqlites_results(executor: Executor, pets: Pa
     assert judged[-1].outcome.kind == "syntax_error"
 
 
-def test_predictions_run_with_their_own_values_not_golds(executor: Executor, pets: Path) -> None:
+def test_defect_12_predictions_run_with_their_own_values_not_golds(executor: Executor, pets: Path) -> None:
     """The question's value is 'red'; predictions with another value, or none, must not be given gold's."""
     example = _example(pets, "SELECT name FROM (SELECT code AS name FROM dogs WHERE color = 'red' AND age > 3)")
     wrong = (
@@ -68,7 +68,7 @@ def test_predictions_run_with_their_own_values_not_golds(executor: Executor, pet
 
 
 @pytest.mark.parametrize("value", ["false", "False", "0", "no", "True"])
-def test_no_setting_replaces_values_in_predictions(value: str) -> None:
+def test_defect_12_no_setting_replaces_values_in_predictions(value: str) -> None:
     """There is no flag to be misread: `--plug_value false` was read as true."""
     names = {name for name, _ in config.leaves(config.as_dict(config.Config()))}
     assert not [name for name in names if "plug" in name or "value" in name.rpartition(".")[2]]

@@ -129,7 +129,7 @@ def _all_right(thoughts: list[int]) -> np.ndarray:
     return reward.stack([[reward.parts(one, Outcome(OutcomeKind.MATCH), config.RewardConfig()) for one in said]])
 
 
-def test_differences_in_length_alone_give_no_advantage() -> None:
+def test_defect_11_differences_in_length_alone_give_no_advantage() -> None:
     """Four right answers, a few characters apart: the paper's rule makes full-size advantages of that."""
     rewards = _all_right([10, 11, 12, 13])
     assert float(np.ptp(rewards.sum(-1))) < 0.001
@@ -143,13 +143,13 @@ def test_differences_in_length_alone_give_no_advantage() -> None:
     assert np.abs(adv).max() > 0.9
 
 
-def test_without_normalization_length_gives_a_tiny_advantage() -> None:
+def test_defect_11_without_normalization_length_gives_a_tiny_advantage() -> None:
     rewards = _all_right([10, 11, 12, 13])
     adv, _ = _run(rewards, np.ones((1, 4), bool), np.ones(1, bool), CFG(normalize="none", keep="all"))
     assert 0 < np.abs(adv).max() < 0.001
 
 
-def test_the_default_filters_groups_by_correctness() -> None:
+def test_defect_11_the_default_filters_groups_by_correctness() -> None:
     assert config.GrpoConfig().advantage == CFG(normalize="group", keep="mixed")
 
 

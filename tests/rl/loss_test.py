@@ -85,7 +85,7 @@ def test_the_gradient_equals_finite_differences() -> None:
         assert float(gradient[place]) == pytest.approx((up - down) / 2e-5, rel=1e-3, abs=1e-5)
 
 
-def test_kl_pulls_toward_the_reference() -> None:
+def test_defect_05_kl_pulls_toward_the_reference() -> None:
     """Advantages of 0 leave KL alone: it must push log-probabilities towards the reference's, never away."""
     logp, entropy, fed = _fed()
     fed = fed.replace(advantage_MBT=np.zeros((B, T), np.float32))
@@ -103,7 +103,7 @@ def test_kl_pulls_toward_the_reference() -> None:
 
 
 @given(st.floats(-20, 20), st.floats(-20, 0))
-def test_kl_is_never_negative(gap: float, logp: float) -> None:
+def test_defect_05_kl_is_never_negative(gap: float, logp: float) -> None:
     _, _, fed = _fed()
     ones: Any = np.ones((B, T), np.float32)
     fed = fed.replace(rows=fed.rows._replace(weight=ones), reference_MBT=ones * np.float32(logp + gap))

@@ -1,4 +1,4 @@
-"""A small data set made once for all tests of data/synth."""
+"""A small data set made once for all tests of synth."""
 
 from __future__ import annotations
 
