@@ -65,9 +65,12 @@ def _embedding(folder: Path, name: str = "model.safetensors") -> np.ndarray:
     return load_file(folder / name)["model.embed_tokens.weight"]
 
 
-def test_the_default_step_is_the_last() -> None:
+def test_the_default_step_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.ExportConfig().step == config.default().export.step == "last"
-    assert export._parser().parse_args(["--checkpoint=run", "--output=out"]).step == "last"
+    asked: list[config.ExportConfig] = []
+    monkeypatch.setattr(export, "export", lambda workdir, output, settings: asked.append(settings))
+    export.main(["--checkpoint=run", "--output=out"])
+    assert asked == [config.ExportConfig()]
 
 
 @pytest.mark.parametrize(("flags", "step"), [([], 5), (["--step=last"], 5), (["--step=best"], 2)])
