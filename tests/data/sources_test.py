@@ -96,7 +96,7 @@ def test_a_source_is_a_folder_or_its_file(tmp_path: Path) -> None:
     assert sources.open_source("hub", "owner/name").databases is None
 
 
-@pytest.mark.parametrize("prefix", [name for name in config.SOURCES if name not in ("synth", "hub")])
+@pytest.mark.parametrize("prefix", [name for name in config_checks.SOURCES if name not in ("synth", "hub")])
 def test_the_error_names_a_missing_file(tmp_path: Path, prefix: str) -> None:
     with pytest.raises(ExampleError, match="no such data") as error:
         sources.open_source(prefix, str(tmp_path / "gone"))

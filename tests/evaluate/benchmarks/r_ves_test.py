@@ -1,16 +1,12 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sqlr1_jax.evaluate.benchmarks import metrics, r_ves
-from sqlr1_jax.evaluate.benchmarks.formats import Gold, Predictions
-from sqlr1_jax.evaluate.benchmarks.metrics import Protocol
-from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
+from sqlr1_jax.evaluate.benchmarks import r_ves
 
 
 @pytest.mark.parametrize(
