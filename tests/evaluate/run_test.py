@@ -184,4 +184,5 @@ def test_an_interrupted_evaluation_is_repeated(
 
 
 def test_the_evaluation_step_is_past_all_training_steps() -> None:
-    assert evaluation.EVALUATION_STEP == 2**31 - 1
+    """The evaluation step is the last that int32 holds."""
+    assert np.int32(evaluation.EVALUATION_STEP) == np.iinfo(np.int32).max
