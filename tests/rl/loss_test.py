@@ -105,7 +105,7 @@ def test_defect_05_distance_from_the_reference_costs() -> None:
 @given(st.floats(-20, 20), st.floats(-20, 0))
 def test_defect_05_kl_is_never_negative(gap: float, logp: float) -> None:
     _, _, micro = _inputs()
-    ones = np.ones((B, T), np.float32)
+    ones: Any = np.ones((B, T), np.float32)
     rows = micro.rows._replace(weight=ones)
     micro = dataclasses.replace(micro, rows=rows, reference_MBT=ones * np.float32(logp + gap))
     kl, count = grpo_loss(ones * np.float32(logp), ones, micro, SETTINGS)[1]["kl"]

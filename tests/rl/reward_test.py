@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import dataclasses
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,7 +96,8 @@ def test_a_weight_scales_only_its_part(a: float, b: float, c: float, d: float, k
 
 @pytest.mark.parametrize(("name", "position"), zip(reward.PAPER_PARTS, itertools.count()))
 def test_a_part_with_weight_zero_is_zero_for_every_outcome(name: str, position: int) -> None:
-    settings = dataclasses.replace(config.RewardConfig(), **{name: 0.0})
+    weights: dict[str, Any] = {name: 0.0}
+    settings = config.RewardConfig(**weights)
     values = np.array([reward.weighted_parts(GOOD, Outcome(kind), settings) for kind in RUNNABLE])
     full = np.array([reward.weighted_parts(GOOD, Outcome(kind), config.RewardConfig()) for kind in RUNNABLE])
     assert not values[:, position].any()
