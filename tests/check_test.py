@@ -135,7 +135,7 @@ def test_bad_input_is_an_error_before_work_starts(data: str, tmp_path: Path, mor
 def test_twenty_wrong_queries_planted_in_spider_are_found(shared_data: Path, tmp_path: Path) -> None:
     """Removes the condition of joins of two tables; Spider itself has six gold queries with that error."""
     records = json.loads((shared_data / "spider_train" / "train_spider.json").read_text())[:400]
-    planted = []
+    planted: list[str] = []
     for i, record in enumerate(records):
         without = re.sub(r" ON T1\.\w+\s*=\s*T2\.\w+", "", record["query"])
         if record["query"].count(" JOIN ") == 1 != without.count(" ON ") and i % 3 == 0 and len(planted) < 20:

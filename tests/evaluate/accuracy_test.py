@@ -63,6 +63,7 @@ def test_defect_12_a_prediction_is_run_as_it_stands(executor: Executor, pets: Pa
     assert [candidate.sql for candidate in candidates[:4]] == list(wrong)
     with closing(sqlite3.connect(pets)) as connection:
         for candidate in candidates:
+            assert candidate.sql is not None
             assert [list(row) for row in candidate.outcome.rows] == [list(r) for r in connection.execute(candidate.sql)]
 
 
