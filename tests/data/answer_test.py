@@ -37,7 +37,7 @@ def test_both_formats_are_exact() -> None:
     assert (parsed.think, parsed.answer, parsed.sql) == ("why", "```sql\nSELECT 1\n```", "SELECT 1")
 
 
-def test_defect_02_comments_and_newlines_stay_in_the_query() -> None:
+def test_defect_02_comments_and_line_breaks_of_the_query_are_kept() -> None:
     sql = "SELECT name -- the full one\nFROM  t\n\nWHERE x = 'a  b' /* two\nlines */;"
     parsed = answer.read(answer.write("r", sql, "reasoning"), "reasoning").sql
     assert parsed == sql

@@ -84,7 +84,7 @@ def test_prompts_equal_the_rendered_chat_template(pets: Path, tiny_tokenizer: An
         assert renderer.render(example_).text == text
 
 
-def test_defect_10_labels_of_the_data_are_never_in_the_prompt(pets: Path, tiny_tokenizer: Any) -> None:
+def test_defect_10_labels_of_the_data_never_reach_the_prompt(pets: Path, tiny_tokenizer: Any) -> None:
     """All stages use this renderer: no other module applies a chat template."""
     renderer = PromptRenderer(tiny_tokenizer, config.DataConfig(instructions="full", schema="retrieved"))
     labels = ("complexity", "style", "family", "habit", "source", "reasoning", "sql", "id")

@@ -49,7 +49,7 @@ def test_correctness_agrees_with_sqlite(executor: Executor, pets: Path) -> None:
     assert candidates[-1].outcome.kind == "syntax_error"
 
 
-def test_defect_12_a_prediction_is_run_as_it_stands(executor: Executor, pets: Path) -> None:
+def test_defect_12_predictions_run_with_their_own_values_not_golds(executor: Executor, pets: Path) -> None:
     """The question's value is 'red'. Predictions with another value, or none, must run unchanged."""
     example = _example(pets, "SELECT name FROM (SELECT code AS name FROM dogs WHERE color = 'red' AND age > 3)")
     wrong = (
@@ -68,7 +68,7 @@ def test_defect_12_a_prediction_is_run_as_it_stands(executor: Executor, pets: Pa
 
 
 @pytest.mark.parametrize("value", ["false", "False", "0", "no", "True"])
-def test_defect_12_no_setting_turns_it_on(value: str) -> None:
+def test_defect_12_no_setting_replaces_values_in_predictions(value: str) -> None:
     """No such setting exists, and text is no bool: the released code read `--plug_value false` as true."""
     names = {name for name, _ in config.leaves(config.as_dict(config.Config()))}
     assert not [name for name in names if "plug" in name or "value" in name.rpartition(".")[2]]

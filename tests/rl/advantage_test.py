@@ -132,7 +132,7 @@ def _all_right_rewards(thoughts: list[int]) -> np.ndarray:
     return np.stack([[reward.weighted_parts(parsed, match, config.RewardConfig()) for parsed in answers]])
 
 
-def test_defect_11_length_alone_teaches_nothing() -> None:
+def test_defect_11_differences_in_length_alone_give_no_advantage() -> None:
     """Four right answers differ by a few characters: the paper's rule turns that into full-size advantages."""
     rewards = _all_right_rewards([10, 11, 12, 13])
     assert float(np.ptp(rewards.sum(-1))) < 0.001
@@ -146,13 +146,13 @@ def test_defect_11_length_alone_teaches_nothing() -> None:
     assert np.abs(adv).max() > 0.9
 
 
-def test_defect_11_without_normalization_length_stays_as_small_as_it_is() -> None:
+def test_defect_11_without_normalization_length_gives_a_tiny_advantage() -> None:
     rewards = _all_right_rewards([10, 11, 12, 13])
     adv, _ = _run(rewards, np.ones((1, 4), bool), np.ones(1, bool), AdvantageConfig(normalize="none", keep="all"))
     assert 0 < np.abs(adv).max() < 0.001
 
 
-def test_defect_11_the_default_filters_on_correctness() -> None:
+def test_defect_11_the_default_filters_groups_by_correctness() -> None:
     assert config.GrpoConfig().advantage == AdvantageConfig(normalize="group", keep="mixed")
 
 

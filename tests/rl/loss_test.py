@@ -85,7 +85,7 @@ def test_gradient_equals_central_differences_of_the_formula() -> None:
         assert float(gradient[position]) == pytest.approx((up - down) / 2e-5, rel=1e-3, abs=1e-5)
 
 
-def test_defect_05_distance_from_the_reference_costs() -> None:
+def test_defect_05_kl_pulls_toward_the_reference() -> None:
     """With advantages of 0 only KL is left: it must push log-probabilities towards the reference's."""
     logp, entropy, micro = _inputs()
     micro = dataclasses.replace(micro, advantage_MBT=np.zeros((B, T), np.float32))
