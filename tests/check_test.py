@@ -12,7 +12,7 @@ from sqlr1_jax.data import example
 from testing.databases import make_shop
 
 _JOIN = "FROM clerk T1 JOIN shop T2 ON T1.shop_id = T2.id"
-# Twenty wrong gold queries, each with a rule that must find it.
+# Wrong gold queries, each with a rule that must find it.
 PLANTED = [
     ("fails", "SELECT nam FROM shop"),
     ("fails", "SELECT name FROM shop WHERE"),
@@ -40,7 +40,7 @@ CORRECT = ["SELECT name FROM shop", f"SELECT T1.name, T2.name {_JOIN}", "SELECT 
 
 @pytest.fixture
 def data(tmp_path: Path) -> str:
-    """A data set of twenty wrong gold queries and three correct ones."""
+    """A data set of PLANTED's wrong gold queries and three correct ones."""
     make_shop(tmp_path / "databases")
     queries = [*(sql for _, sql in PLANTED), *CORRECT]
     lines = [
@@ -59,10 +59,9 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_twenty_wrong_queries_are_found_and_correct_ones_pass(data: str, tmp_path: Path) -> None:
+def test_wrong_queries_are_found_and_correct_ones_pass(data: str, tmp_path: Path) -> None:
     run(data, tmp_path, f"--report={tmp_path}/report.jsonl")
     found = {(finding["id"], finding["rule"]) for finding in read(tmp_path / "report.jsonl")}
-    assert len(PLANTED) == 20
     assert {(f"q{i}", rule) for i, (rule, _) in enumerate(PLANTED)} <= found
     assert {name for name, _ in found} == {f"q{i}" for i in range(len(PLANTED))}
 
@@ -136,7 +135,7 @@ def test_bad_input_is_an_error_before_work_starts(data: str, tmp_path: Path, mor
 def test_twenty_wrong_queries_planted_in_spider_are_found(shared_data: Path, tmp_path: Path) -> None:
     """Removes the condition of joins of two tables; Spider itself has six gold queries with that error."""
     records = json.loads((shared_data / "spider_train" / "train_spider.json").read_text())[:400]
-    planted = []
+    planted: list[str] = []
     for i, record in enumerate(records):
         without = re.sub(r" ON T1\.\w+\s*=\s*T2\.\w+", "", record["query"])
         if record["query"].count(" JOIN ") == 1 != without.count(" ON ") and i % 3 == 0 and len(planted) < 20:

@@ -21,7 +21,7 @@ def changed(path: str, value: object) -> config.Config:
 
 @pytest.mark.parametrize("path", [*config_checks.CHOICES, *config_checks.LOWER_BOUNDS, *config.FREE_ON_RESUME])
 def test_every_rule_names_an_existing_setting(path: str) -> None:
-    config_checks.get(config.Config(), path)
+    assert path in dict(config.leaves(config.as_dict(config.Config())))
 
 
 @pytest.mark.parametrize("path", config_checks.LOWER_BOUNDS)

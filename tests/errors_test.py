@@ -101,5 +101,5 @@ def test_each_command_says_in_one_line_what_is_missing(
 def test_plan_says_in_one_line_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = SimpleNamespace(config=config.default(), topology="v9:2x2", programs=[], json=False)
     monkeypatch.setattr(plan, "flags", SimpleNamespace(FLAGS=asked))
-    with pytest.raises(SystemExit, match=r"^error: --topology=v9:2x2: takes v4[^\n]*$"):
+    with pytest.raises(SystemExit, match=r"^error: --topology=v9:2x2: takes one of v4[^\n]*$"):
         plan.absl_main(["plan"])

@@ -3,7 +3,7 @@
 1. Values that the question cannot contain are dropped: of a value's words, at most two may be missing from the
    question, because the value may begin and end inside a word of the question.
 2. BM25 ranks the other values for every run of 1 to 8 words of the question.
-3. Of the best values of each run, those are kept whose longest common substring with the question covers most of them.
+3. Of the best values of each run, it keeps those that their longest common substring with the question mostly covers.
 
 BM25 is a few lines of numpy here, because the package for it (bm25s) starts JAX, and with it the accelerator, in every
 process that imports it.
@@ -99,8 +99,8 @@ class Index:
         scores_WV = np.zeros((len(words), len(values)))
         for i, word in enumerate(words):
             value_indices, added = weights[word]
-            kept = column[value_indices] >= 0
-            scores_WV[i, column[value_indices[kept]]] = added[kept]
+            remains = column[value_indices] >= 0
+            scores_WV[i, column[value_indices[remains]]] = added[remains]
         return scores_WV, values
 
 

@@ -184,11 +184,11 @@ def _line_comment(column: Column, retrieved: Sequence[Value]) -> str:
 
 def _read_comments(connection: sqlite3.Connection, path: Path) -> dict[tuple[str, str], str]:
     """Comments by lower-case (table, column); BIRD's descriptions win over comments in the SQL."""
-    found = {}
+    from_sql = {}
     for name, sql in connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'"):
         if "--" in (sql or "") or "/*" in (sql or ""):
-            found.update({(name.lower(), column): text for column, text in comments.from_sql(sql).items()})
-    return found | comments.from_descriptions(path)
+            from_sql.update({(name.lower(), column): text for column, text in comments.from_sql(sql).items()})
+    return from_sql | comments.from_descriptions(path)
 
 
 def _read_tables(connection: sqlite3.Connection, comment_of: Mapping[tuple[str, str], str]) -> list[Table]:

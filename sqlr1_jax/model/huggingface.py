@@ -93,6 +93,7 @@ def config_from_folder(folder: str | Path) -> Qwen2Config:
     record = read_json(path)
     _check_supported(path, record)
     heads = record["num_attention_heads"]
+    # transformers 5 writes rope_parameters; earlier versions write rope_theta and rope_scaling.
     rope = record.get("rope_parameters") or {}
     vocab_size, tokens = record["vocab_size"], tokenizer.count_tokens(folder)
     if tokens > vocab_size:
@@ -162,6 +163,7 @@ def load_params(
 
 
 def _open_tensors(folder: Path) -> dict[str, np.ndarray]:
+    # With an index only its files count; without one, all safetensors files of the folder do.
     files = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -195,6 +197,7 @@ def _load_param(
         layers = [_read_slice(tensors[name], index[1:], shape, in_axes) for name in names[index[0]]]
         return np.stack(layers).astype(spec.dtype)
 
+    # JAX calls read_shard once for each distinct shard of this process, and only those slices are read from disk.
     if mesh is None:
         return jax.device_put(read_shard(None))
     sharding = named_sharding(mesh, spec.logical_axes, rules, spec.shape)
@@ -236,6 +239,7 @@ def _read_slice(
 
 def _flat_slice(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
     """The slice of an axis that stores several of ours as one; shardings split only the first of them."""
+    # Heads a to b of our [H, h] are the entries a · h to b · h of the stored axis.
     start, stop, _ = index[0].indices(shape[0])
     inner = math.prod(shape[1:])
     return slice(start * inner, stop * inner)
@@ -277,11 +281,13 @@ def save_model(
     """
     folder = Path(folder)
     tensors = _lazy_tensors(params, config, np.dtype(dtype or config.param_dtype))
+    # Each load gathers one tensor from all processes, so all of them load the same tensors in the same order.
     if not collectives.is_primary():
         for tensor in tensors:
             tensor.load()
         return []
     folder.mkdir(parents=True, exist_ok=True)
+    # Files of an earlier export with other shards would be read together with the new ones.
     for stale in (*folder.glob("model*.safetensors"), *folder.glob("model.safetensors.index.json")):
         stale.unlink()
     written = safetensors.write_folder(folder, tensors, shard_gigabytes * 1e9)

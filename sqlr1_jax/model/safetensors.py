@@ -95,6 +95,7 @@ def write_file(path: Path, tensors: list[LazyTensor]) -> None:
         offset += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
+    # A process that is killed here leaves only the partial file, which no reader opens.
     partial = path.with_name(path.name + ".partial")
     with open(partial, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)

@@ -1,4 +1,4 @@
-"""What makes a gold query fit to be asked for: it returns rows, and each of its parts changes them on this database."""
+"""Checks a gold query on its database: it must return rows, and each of its clauses must change them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Row = tuple[Any, ...]
 
 
 def is_sound(connection: sqlite3.Connection, query: Query) -> bool:
-    """Whether a gold query is fit to be asked for on this database.
+    """Whether a question may ask for this gold query on this database.
 
     - It returns rows, and the first does not end in NULL or zero, as an aggregate over no rows does.
     - Its result changes without any one of its filters, without its DISTINCT and without its groups.

@@ -87,7 +87,7 @@ def make(rng: random.Random, pool: Pool, reserved: Pool | None = None) -> Databa
 
 
 def _shuffled(rng: random.Random, tables: list[Table], links: list[Link]) -> Database:
-    """The database with its tables in random order, and each table's columns behind its key in random order."""
+    """The database with its tables in random order, and the columns after each table's key in random order."""
     order = rng.sample(range(len(tables)), len(tables))
     new_index = {old: new for new, old in enumerate(order)}
     shuffled = []

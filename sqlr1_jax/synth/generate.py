@@ -31,7 +31,7 @@ FORMAT_VERSION = 2  # raised whenever the same settings and seed would make othe
 
 
 def generate(config: SynthConfig, seed: int, folder: Path, log: Callable[[str], None] = lambda line: None) -> None:
-    """Writes the whole of `folder` or nothing; returns at once if it already holds the data of these settings.
+    """Writes `folder`, completely or not at all; returns at once if it already has the data of these settings.
 
     Raises:
       SynthError: the folder holds something else, or a worker failed.
@@ -71,9 +71,9 @@ def _is_complete(folder: Path, expected: dict[str, Any]) -> bool:
             raise SynthError(f"{folder} holds files but no {MARKER}: remove it, or name another workdir.")
         folder.rmdir()
         return False
-    found = json.loads(marker.read_text())
+    actual = json.loads(marker.read_text())
     differing = [
-        f"{key} is {found.get(key)}, not {value}" for key, value in expected.items() if found.get(key) != value
+        f"{key} is {actual.get(key)}, not {value}" for key, value in expected.items() if actual.get(key) != value
     ]
     if differing:
         reasons = "; ".join(differing)

@@ -11,7 +11,7 @@ seeds = st.integers(0, 2**32)
 
 
 @given(counts, st.integers(1, 50), seeds, st.integers(0, 5))
-def test_every_epoch_draws_each_item_once(count, per_step, seed, epoch) -> None:
+def test_every_epoch_draws_each_item_once(count: int, per_step: int, seed: int, epoch: int) -> None:
     begin, end = epoch * count, (epoch + 1) * count
     steps = range(begin // per_step, -(-end // per_step))
     drawn = [index for step in steps for index in order.batch_indices(count, per_step, seed, step)]
@@ -20,7 +20,7 @@ def test_every_epoch_draws_each_item_once(count, per_step, seed, epoch) -> None:
 
 
 @given(counts, st.integers(1, 50), seeds, st.integers(0, 100))
-def test_a_batch_does_not_depend_on_earlier_calls(count, per_step, seed, step) -> None:
+def test_a_batch_does_not_depend_on_earlier_calls(count: int, per_step: int, seed: int, step: int) -> None:
     first = order.batch_indices(count, per_step, seed, step)
     for other in range(3):
         order.batch_indices(count, per_step, seed, other)
@@ -29,10 +29,10 @@ def test_a_batch_does_not_depend_on_earlier_calls(count, per_step, seed, step) -
 
 
 @given(counts, seeds, st.integers(1, 7), st.integers(1, 7))
-def test_the_order_does_not_depend_on_the_batch_size(count, seed, size, other_size) -> None:
+def test_the_order_does_not_depend_on_the_batch_size(count: int, seed: int, size: int, other_size: int) -> None:
     length = size * other_size * 3
 
-    def all_indices(per_step):
+    def all_indices(per_step: int) -> list[int]:
         return [i for step in range(length // per_step) for i in order.batch_indices(count, per_step, seed, step)]
 
     assert all_indices(size) == all_indices(other_size)
@@ -55,7 +55,7 @@ def test_drawing_from_no_items_is_an_error() -> None:
 
 
 @given(counts, st.integers(0, 60), seeds)
-def test_a_subset_is_reproducible_ascending_and_without_duplicates(count, size, seed) -> None:
+def test_a_subset_is_reproducible_ascending_and_without_duplicates(count: int, size: int, seed: int) -> None:
     indices = order.subset(count, size, seed)
     assert indices == sorted(set(indices)) == order.subset(count, size, seed)
     assert len(indices) == min(size, count)
@@ -63,5 +63,5 @@ def test_a_subset_is_reproducible_ascending_and_without_duplicates(count, size, 
 
 
 @given(st.integers(2, 40), st.integers(1, 39), seeds)
-def test_a_smaller_subset_is_contained_in_a_larger_one(count, size, seed) -> None:
+def test_a_smaller_subset_is_contained_in_a_larger_one(count: int, size: int, seed: int) -> None:
     assert set(order.subset(count, size - 1, seed)) <= set(order.subset(count, size, seed))

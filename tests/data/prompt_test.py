@@ -24,7 +24,8 @@ QUESTION = "Which colors are there?"
 
 
 def make_example(database: Path, question: str = QUESTION, **more: Any) -> Example:
-    return Example(**{"id": "7", "db_id": "pets", "sql": "", "database": database, "question": question} | more)
+    fields: dict[str, Any] = {"id": "7", "db_id": "pets", "sql": "", "database": database, "question": question}
+    return Example(**fields | more)
 
 
 @pytest.fixture(scope="module")

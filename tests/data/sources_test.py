@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sqlr1_jax import config_checks
 from sqlr1_jax.data import sources
 from sqlr1_jax.data.sources import ExampleError
 

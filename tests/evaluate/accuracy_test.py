@@ -63,6 +63,7 @@ def test_defect_12_predictions_run_with_their_own_values_not_golds(executor: Exe
     assert [candidate.sql for candidate in candidates[:4]] == list(wrong)
     with closing(sqlite3.connect(pets)) as connection:
         for candidate in candidates:
+            assert candidate.sql is not None
             assert [list(row) for row in candidate.outcome.rows] == [list(r) for r in connection.execute(candidate.sql)]
 
 

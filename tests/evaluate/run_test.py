@@ -79,7 +79,7 @@ def test_all_prompts_of_a_set_are_sampled_with_the_configured_concurrency(
     heldout = evaluation.load_heldout_sets(context)[0]
     texts = evaluation.sample_texts(context, engine, None, heldout.prompts, 2, 0.8)
     assert texts == [[f"{example.id} {g}" for g in range(2)] for example in heldout.examples]
-    assert (engine.asked, engine.slots) == ([(0, 6, 0.8, evaluation.EVALUATION_STEP)], [4])
+    assert (engine.requests, engine.max_concurrent_prompts) == ([(0, 6, 0.8, evaluation.EVALUATION_STEP)], [4])
 
 
 def test_a_prompt_over_the_budget_is_not_sampled_and_counts_as_wrong(
@@ -93,7 +93,7 @@ def test_a_prompt_over_the_budget_is_not_sampled_and_counts_as_wrong(
     assert [text == "" for [text] in texts] == [False, False, True, False, False, False]
     candidates = accuracy.execute_candidates(executor, heldout.examples, texts, "reasoning", "spider")
     assert [group[0].correct for group in candidates] == [True, True, False, True, True, True]
-    assert [count for _, count, _, _ in engine.asked] == [5]
+    assert [count for _, count, _, _ in engine.requests] == [5]
 
 
 def test_greedy_accuracy_covers_the_fixed_subset(
@@ -105,7 +105,7 @@ def test_greedy_accuracy_covers_the_fixed_subset(
     chosen = order.subset(6, 4, context.config.seed)
     want = np.mean([_number(heldout.examples[i]) % 2 == 0 for i in chosen])
     assert evaluation.greedy_accuracy(context, engine, executor, None, heldout) == want
-    assert engine.asked == [(0, 4, 0.0, evaluation.EVALUATION_STEP)]
+    assert engine.requests == [(0, 4, 0.0, evaluation.EVALUATION_STEP)]
 
 
 def test_an_evaluation_writes_its_files_and_figures(
@@ -145,10 +145,10 @@ def test_a_complete_evaluation_is_read_and_not_repeated(
     context = _with(context, votes=1, max_concurrent_prompts=8)
     engine: Any = _engine(context, monkeypatch, _script)
     first = evaluation.evaluate(context, "sft", None, "sft, step 4", executor)
-    rollouts = len(engine.asked)
+    rollouts = len(engine.requests)
     with caplog.at_level(logging.INFO):
         assert evaluation.evaluate(context, "sft", None, "sft, step 4", executor) == first
-    assert len(engine.asked) == rollouts
+    assert len(engine.requests) == rollouts
 
 
 def test_other_weights_are_evaluated_again(
@@ -184,4 +184,5 @@ def test_an_interrupted_evaluation_is_repeated(
 
 
 def test_the_evaluation_step_is_past_all_training_steps() -> None:
-    assert evaluation.EVALUATION_STEP == 2**31 - 1
+    """The evaluation step is the last that int32 holds."""
+    assert np.int32(evaluation.EVALUATION_STEP) == np.iinfo(np.int32).max

@@ -76,10 +76,11 @@ def test_zero_and_a_null_among_values_are_no_findings(check: Check, database: Pa
 
 
 def test_a_query_that_sqlglot_cannot_parse_is_reported(check: Check, database: Path) -> None:
-    found = check(examples(database, ["SELECT name FROM shop INDEXED BY nothing", "SELECT 1 FROM shop WHERE 1 ISNULL"]))
-    assert list(found["0"]) == ["fails"]
-    quoted = check(examples(database, ["SELECT count(*) FROM shop NOT INDEXED WHERE seats IS NOT DISTINCT FROM 10"]))
-    assert quoted in ({}, {"0": {"unparsed": quoted.get("0", {}).get("unparsed", "")}})
+    """SQLite runs the first of the queries; sqlglot does not know its type."""
+    queries = ["SELECT CAST(seats AS UNSIGNED BIG INT) FROM shop", "SELECT CAST(seats AS INT) FROM shop"]
+    found = check(examples(database, queries))
+    assert {name: list(reasons) for name, reasons in found.items()} == {"0": ["unparsed"]}
+    assert list(check(examples(database, ["SELECT name FROM shop INDEXED BY nothing"]))["0"]) == ["fails"]
 
 
 def test_each_reason_of_a_rule_is_given_once(check: Check, database: Path) -> None:

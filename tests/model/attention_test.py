@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,8 @@ def test_general_path_matches_naive_loops(ids: Callable[[], tuple[np.ndarray, np
     prefix, segment = ids()
     with jax.enable_x64(True):
         actual = attend(*inputs(), Mask(jnp.asarray(prefix), jnp.asarray(segment)), query_chunk)
-        expected = naive(*(np.asarray(x) for x in inputs()), prefix, segment)
+        q, k, v = (np.asarray(x) for x in inputs())
+        expected = naive(q, k, v, prefix, segment)
     assert np.abs(np.asarray(actual) - expected)[prefix > 0].max() < 1e-12
 
 
@@ -89,7 +91,8 @@ def test_shared_prefix_path_matches_general_path(query_chunk: int) -> None:
 
 def array_sizes(jaxpr: jax.extend.core.Jaxpr) -> list[int]:
     """Elements of every intermediate of a program, inner programs included."""
-    sizes = [variable.aval.size for eqn in jaxpr.eqns for variable in eqn.outvars]
+    avals: list[Any] = [variable.aval for eqn in jaxpr.eqns for variable in eqn.outvars]
+    sizes = [aval.size for aval in avals]
     for eqn in jaxpr.eqns:
         for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
             sizes += array_sizes(inner.jaxpr) if hasattr(inner, "jaxpr") else []
@@ -97,7 +100,7 @@ def array_sizes(jaxpr: jax.extend.core.Jaxpr) -> list[int]:
 
 
 def largest_array(mask: Mask, query_chunk: int = 0) -> int:
-    program = jax.make_jaxpr(lambda *qkv: attend(*qkv, mask, query_chunk))(*inputs())
+    program = jax.make_jaxpr(lambda q, k, v: attend(q, k, v, mask, query_chunk))(*inputs())
     return max(array_sizes(program.jaxpr))
 
 
@@ -167,9 +170,9 @@ def test_auto_chooses_a_backend_by_mesh_platform_and_row_shape(
 def test_requested_backend_is_used() -> None:
     prefix, segment = (jnp.asarray(x) for x in shared_prefix_ids())
     mask, qkv = Mask(prefix, segment, PREFIX, SEGMENT), tuple(x.astype(jnp.float32) for x in inputs())
-    with_splash = jax.make_jaxpr(lambda *qkv: attend(*qkv, mask, backend="splash"))(*qkv)
+    with_splash = jax.make_jaxpr(lambda q, k, v: attend(q, k, v, mask, backend="splash"))(*qkv)
     assert "pallas_call" in str(with_splash)
-    assert "pallas_call" not in str(jax.make_jaxpr(lambda *qkv: attend(*qkv, mask))(*qkv))
+    assert "pallas_call" not in str(jax.make_jaxpr(lambda q, k, v: attend(q, k, v, mask))(*qkv))
 
 
 def test_auto_chooses_xla_on_cpu_with_and_without_a_mesh() -> None:

@@ -63,7 +63,7 @@ def table_accuracy(params: qwen2.Params, config: qwen2.Qwen2Config) -> float:
     ones = jnp.ones(tokens.shape, jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     mask = attention.Mask(ones, 0 * ones)
-    hidden, _ = qwen2.forward(params, tokens, positions, mask, config)
+    hidden, _ = qwen2.forward(params, jnp.asarray(tokens), positions, mask, config)
     logits = np.asarray(qwen2.unembed(params, hidden[:, -1:], config))[:, 0]
     return float((np.take_along_axis(logits, tables, 1).argmax(1) == answers).mean())
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +105,7 @@ def test_stacks_follow_the_unroll_setting(unroll: int, stacks: int, depth: int) 
 
 
 def test_write_changes_only_the_column_of_its_step() -> None:
-    cache = qwen2.init_cache(tiny_models.MODEL, 3, SAMPLES, 5, 16).replace(step=jnp.int32(18))
+    cache = dataclasses.replace(qwen2.init_cache(tiny_models.MODEL, 3, SAMPLES, 5, 16), step=jnp.int32(18))
     ones = jnp.ones((3, SAMPLES, 2, 4))
     after = kv_cache.write(cache, 0, 1, ones, 2 * ones)
     assert float(after.k[0].values[1, ..., 2].min()) == 1 and float(after.k[0].values.sum()) == ones.sum()
@@ -129,12 +130,14 @@ def test_step_reads_the_smallest_window_that_holds_it(columns: int, step: int, w
     cache = qwen2.init_cache(tiny_models.MODEL, 3, SAMPLES, 5, columns)
     assert cache.columns == columns
     stacks = [jnp.asarray(rng.standard_normal(cache.v[0].values.shape), jnp.float32)] * 2
-    cache = cache.replace(step=jnp.int32(step), prefix_length_P=jnp.array([5, 1, 2]))
+    cache = dataclasses.replace(cache, step=jnp.int32(step), prefix_length_P=jnp.array([5, 1, 2]))
     q_PGHh = jnp.asarray(rng.standard_normal((3, SAMPLES, 4, 4)), jnp.float32)
 
     def attend_with_nan(column: int) -> jax.Array:
         k, v = (stack.at[..., column, :].set(jnp.nan) for stack in stacks)
-        with_nan = cache.replace(k=(QuantizedArray(k.swapaxes(-1, -2), None),), v=(QuantizedArray(v, None),))
+        with_nan = dataclasses.replace(
+            cache, k=(QuantizedArray(k.swapaxes(-1, -2), None),), v=(QuantizedArray(v, None),)
+        )
         return attention.attend_cached(q_PGHh, with_nan, 0, 1)
 
     assert jnp.isnan(attend_with_nan(window - 1)).all()
@@ -150,15 +153,16 @@ def test_columns_past_the_step_change_nothing() -> None:
         rng = np.random.default_rng(0)
         q_PGHh = jnp.asarray(rng.standard_normal((3, SAMPLES, 4, 4)))
         noise = rng.standard_normal(cache.k[0].values.shape)
-        cache = cache.replace(
+        cache = dataclasses.replace(
+            cache,
             k=(QuantizedArray(jnp.asarray(noise), None),),
             v=(QuantizedArray(jnp.asarray(noise.swapaxes(-1, -2)), None),),
         )
         for step in (3, 151, 152, 303, 304, 607):
-            at_step = cache.replace(step=jnp.int32(step))
+            at_step = dataclasses.replace(cache, step=jnp.int32(step))
             k = at_step.k[0].values.at[..., step + 1 :].set(9)
             v = at_step.v[0].values.at[..., step + 1 :, :].set(9)
-            overwritten = at_step.replace(k=(QuantizedArray(k, None),), v=(QuantizedArray(v, None),))
+            overwritten = dataclasses.replace(at_step, k=(QuantizedArray(k, None),), v=(QuantizedArray(v, None),))
             difference = attend_cached(q_PGHh, at_step, 0, 1) - attend_cached(q_PGHh, overwritten, 0, 1)
             assert jnp.abs(difference).max() < 1e-12
 
@@ -166,7 +170,7 @@ def test_columns_past_the_step_change_nothing() -> None:
 def test_int8_cache_attends_to_the_dequantized_values() -> None:
     """Scales multiply scores and weights, which equals attention over values · scale."""
     cache = qwen2.init_cache(tiny_models.MODEL, 3, SAMPLES, 5, 16, "int8")
-    cache = cache.replace(prefix_length_P=jnp.array([5, 0, 2]), step=jnp.int32(3))
+    cache = dataclasses.replace(cache, prefix_length_P=jnp.array([5, 0, 2]), step=jnp.int32(3))
     rng = np.random.default_rng(0)
 
     def randomize(stack: QuantizedArray) -> QuantizedArray:
@@ -174,11 +178,12 @@ def test_int8_cache_attends_to_the_dequantized_values() -> None:
         return QuantizedArray(values, jnp.asarray(rng.uniform(0.01, 0.03, stack.scale.shape), jnp.float32))
 
     names = ("prefix_k", "prefix_v", "k", "v")
-    cache = cache.replace(**{name: tuple(map(randomize, getattr(cache, name))) for name in names})
-    wide = {name: tuple(QuantizedArray(s.values * s.scale, None) for s in getattr(cache, name)) for name in names}
+    stored: Any = {name: tuple(map(randomize, getattr(cache, name))) for name in names}
+    cache = dataclasses.replace(cache, **stored)
+    wide: Any = {name: tuple(QuantizedArray(s.values * s.scale, None) for s in getattr(cache, name)) for name in names}
     q_PGHh = jnp.asarray(rng.standard_normal((3, SAMPLES, 4, 4)), jnp.float32)
     actual = attention.attend_cached(q_PGHh, cache, 0, 1)
-    expected = attention.attend_cached(q_PGHh, cache.replace(**wide), 0, 1)
+    expected = attention.attend_cached(q_PGHh, dataclasses.replace(cache, **wide), 0, 1)
     np.testing.assert_allclose(actual, expected, rtol=2e-4, atol=2e-5)
 
 

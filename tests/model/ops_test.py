@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +48,7 @@ def test_biases_and_int8_weights_are_not_transposed() -> None:
 def test_a_transposed_weight_is_the_left_operand_of_xlas_dot() -> None:
     """As the right operand, XLA:CPU would copy it at each step."""
     program = jax.jit(lambda x, w: ops.matmul(x, w, jnp.float32).sum(1))
-    text = program.lower(jnp.zeros((1, 8, 128)), Transposed(jnp.zeros((384, 128)))).compile().as_text()
+    text = program.lower(jnp.zeros((1, 8, 128)), Transposed(jnp.zeros((384, 128)))).compile().as_text() or ""
     weight_lines = [line for line in text.splitlines() if "384,128]" in line]
     assert weight_lines and not [line for line in weight_lines if " copy(" in line or " transpose(" in line]
     (dot,) = (line for line in text.splitlines() if " dot(" in line)
@@ -64,12 +66,12 @@ def test_gradients_of_a_product_equal_numpys(width: int) -> None:
 
 def test_swiglu_is_the_same_with_transposed_weights() -> None:
     gate, up, down = (RNG.standard_normal(shape).astype(np.float32) for shape in ((8, 5), (8, 5), (5, 8)))
-    weights = [jnp.asarray(w) for w in (gate, up, down)]
+    weights: list[Any] = [jnp.asarray(w) for w in (gate, up, down)]
     transposed = [ops.transpose_weight(name, w) for name, w in zip(("gate", "up", "down"), weights, strict=True)]
     gate_BTF = X_BTM @ gate
     expected = (gate_BTF / (1 + np.exp(-gate_BTF)) * (X_BTM @ up)) @ down
-    for form in (weights, transposed):
-        assert_close(ops.swiglu(jnp.asarray(X_BTM), *form, jnp.float32), expected, 1e-5)
+    for w_gate, w_up, w_down in (weights, transposed):
+        assert_close(ops.swiglu(jnp.asarray(X_BTM), w_gate, w_up, w_down, jnp.dtype("float32")), expected, 1e-5)
 
 
 def test_gradients_of_swiglu_equal_those_that_jax_derives() -> None:
@@ -81,20 +83,19 @@ def test_gradients_of_swiglu_equal_those_that_jax_derives() -> None:
 
     with jax.enable_x64(True):
         args = [jnp.asarray(RNG.standard_normal(shape)) for shape in ((2, 3, 8), (8, 5), (8, 5), (5, 8))]
-        wide = jnp.dtype("float64")
-        ours = jax.grad(lambda *args: jnp.sin(ops.swiglu(*args, wide)).sum(), (0, 1, 2, 3))(*args)
+        ours = jax.grad(lambda *args: jnp.sin(swiglu(*args)).sum(), (0, 1, 2, 3))(*args)
         jaxs = jax.grad(lambda *args: jnp.sin(plain(*args)).sum(), (0, 1, 2, 3))(*args)
         for our_gradient, jax_gradient in zip(ours, jaxs, strict=True):
             assert_close(our_gradient, np.asarray(jax_gradient), 1e-12)
 
 
 def test_swiglu_saves_two_arrays_of_the_feed_forward_width() -> None:
-    weights = [jnp.ones(shape) for shape in ((8, 24), (8, 24), (24, 8))]
-    _, vjp = jax.vjp(lambda x: ops.swiglu(x, *weights, jnp.float32), jnp.ones((2, 3, 8)))
+    gate, up, down = (jnp.ones(shape) for shape in ((8, 24), (8, 24), (24, 8)))
+    _, vjp = jax.vjp(lambda x: ops.swiglu(x, gate, up, down, jnp.dtype("float32")), jnp.ones((2, 3, 8)))
     assert [x.shape for x in jax.tree.leaves(vjp)].count((2, 3, 24)) == 2
 
 
-def plain_rms_norm(x_BTM: jax.Array, scale_M: jax.Array) -> jax.Array:
+def plain_rms_norm(x_BTM: Any, scale_M: Any) -> Any:
     return x_BTM / jnp.sqrt((x_BTM**2).mean(-1, keepdims=True) + EPS) * scale_M[None, None]
 
 

@@ -203,7 +203,7 @@ def test_float32_activations_reduce_the_error_of_bfloat16_gradients() -> None:
     mask = attention.Mask(row["prefix"], row["segment"], prefix_width=8, segment_width=4)
     tokens_1T = jnp.asarray(np.random.default_rng(0).integers(2, 37, (1, 16)), jnp.int32)
 
-    def gradient(**changes: str) -> jax.Array:
+    def gradient(**changes: Any) -> jax.Array:
         config = dataclasses.replace(tiny_models.MODEL, remat="full", **changes)
 
         def loss(params: Any) -> jax.Array:

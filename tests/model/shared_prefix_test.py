@@ -18,7 +18,7 @@ PREFIX = 9
 LENGTHS = (9, 4)  # tokens of the prefixes
 
 
-def qkv_inputs(length: int) -> tuple[jax.Array, ...]:
+def qkv_inputs(length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     rng = np.random.default_rng(0)
     shapes = (B, K, g, length, h), (B, K, length, h), (B, K, length, h)
     q_BKgTh, k_BKTh, v_BKTh = (jnp.asarray(2 * rng.standard_normal(shape)) for shape in shapes)
@@ -60,8 +60,8 @@ def test_outputs_and_gradients_match_the_full_mask(
         gradients = [
             jax.grad(lambda *qkv, attend=attend: jnp.sin(attend(*qkv)).sum(), argnums=(0, 1, 2))(*qkv)
             for attend in (
-                lambda *qkv: shared_prefix.attend(*qkv, length_B, parts),
-                lambda *qkv: naive_attend(*qkv, PREFIX, 5),
+                lambda q, k, v: shared_prefix.attend(q, k, v, length_B, parts),
+                lambda q, k, v: naive_attend(q, k, v, PREFIX, 5),
             )
         ]
         for actual, expected in zip(*gradients, strict=True):

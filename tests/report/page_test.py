@@ -152,7 +152,9 @@ def test_settings_that_differ_from_the_defaults_are_marked() -> None:
         (-0.0001, None, "0.0", ""),
     ],
 )
-def test_a_change_has_a_color_if_its_interval_excludes_zero(difference, interval, text, css_class) -> None:
+def test_a_change_has_a_color_if_its_interval_excludes_zero(
+    difference: float, interval: tuple[float, float] | None, text: str, css_class: str
+) -> None:
     gain = results.Gain("", 10, 0.5, 0.5 + difference, interval)
     assert page.points(gain.difference) == text
     assert page.direction(gain) == css_class

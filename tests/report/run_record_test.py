@@ -4,6 +4,7 @@ import json
 import logging
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.report import run_record
 
 
-def test_a_folder_that_is_not_a_runs_is_an_error(tmp_path) -> None:
+def test_a_folder_that_is_not_a_runs_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no config\.json\. Check --workdir="):
         run_record.read_run(tmp_path)
 

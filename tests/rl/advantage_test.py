@@ -168,4 +168,8 @@ def test_a_group_whose_gold_query_failed_is_dropped(keep: str) -> None:
 
 
 def test_epsilon_is_the_papers_value() -> None:
-    assert advantage.EPSILON == 1e-6
+    """The rewards are a millionth apart, so that their standard deviation is about as small as epsilon."""
+    rewards = np.asarray([[[0.0], [2e-6]]], np.float32)
+    adv, _ = _run(rewards, np.asarray([[True, False]]), np.ones(1, bool), AdvantageConfig(normalize="group"))
+    expected = 1e-6 / (2**0.5 * 1e-6 + 1e-6)
+    np.testing.assert_allclose(adv, [[-expected, expected]], rtol=1e-4)

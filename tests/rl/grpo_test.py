@@ -179,7 +179,7 @@ def test_the_reference_has_the_weights_of_step_0_also_after_a_resume(context: Ru
     checkpoints = context.checkpoints("grpo")
     for step in range(4):
         checkpoints.save(step, {"params": jax.tree.map(lambda x, step=step: x + np.float32(step), initial.params)})
-    moved = initial.replace(params=jax.tree.map(lambda x: x + 3, initial.params))
+    moved = dataclasses.replace(initial, params=jax.tree.map(lambda x: x + 3, initial.params))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(setup.load_reference(context, moved)), initial_params)
     assert setup.load_reference(with_settings(context, kl=0.0), moved) is None
 

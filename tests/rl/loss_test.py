@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,8 +23,8 @@ B, T = 3, 5
 SETTINGS = config.GrpoConfig(clip=0.2, clip_high=0.3, kl=0.1, entropy=0.01)
 
 
-def _inputs(seed: int = 0) -> tuple[np.ndarray, np.ndarray, Batch]:
-    """Log-probabilities, entropies and a microbatch in which about half of the tokens have loss."""
+def _inputs(seed: int = 0) -> tuple[Any, Any, Any]:
+    """Numpy log-probabilities and entropies, and a microbatch (a Batch) in which about half of the tokens have loss."""
     rng = np.random.default_rng(seed)
     zeros = np.zeros((B, T), np.int32)
     logp, sampled, old, reference = -rng.uniform(0.1, 3, (4, B, T)).astype(np.float32)
@@ -87,7 +88,7 @@ def test_gradient_equals_central_differences_of_the_formula() -> None:
 def test_defect_05_kl_pulls_toward_the_reference() -> None:
     """With advantages of 0 only KL is left: it must push log-probabilities towards the reference's."""
     logp, entropy, micro = _inputs()
-    micro = micro.replace(advantage_MBT=np.zeros((B, T), np.float32))
+    micro = dataclasses.replace(micro, advantage_MBT=np.zeros((B, T), np.float32))
     settings = dataclasses.replace(SETTINGS, entropy=0.0)
     at_reference = float(grpo_loss(micro.reference_MBT, entropy, micro, settings)[0])
     assert at_reference == pytest.approx(0, abs=1e-6)
@@ -104,8 +105,9 @@ def test_defect_05_kl_pulls_toward_the_reference() -> None:
 @given(st.floats(-20, 20), st.floats(-20, 0))
 def test_defect_05_kl_is_never_negative(gap: float, logp: float) -> None:
     _, _, micro = _inputs()
-    ones = np.ones((B, T), np.float32)
-    micro = micro.replace(rows=micro.rows._replace(weight=ones), reference_MBT=ones * np.float32(logp + gap))
+    ones: Any = np.ones((B, T), np.float32)
+    rows = micro.rows._replace(weight=ones)
+    micro = dataclasses.replace(micro, rows=rows, reference_MBT=ones * np.float32(logp + gap))
     kl, count = grpo_loss(ones * np.float32(logp), ones, micro, SETTINGS)[1]["kl"]
     assert float(kl / count) >= 0
 
@@ -123,7 +125,7 @@ def test_entropy_lowers_the_loss() -> None:
 def test_the_clip_stops_the_gradient_outside_its_range(advantage: float, log_ratio: float, moves: bool) -> None:
     _, entropy, micro = _inputs()
     ones = np.ones((B, T), np.float32)
-    micro = micro.replace(advantage_MBT=advantage * ones, rows=micro.rows._replace(weight=ones))
+    micro = dataclasses.replace(micro, advantage_MBT=advantage * ones, rows=micro.rows._replace(weight=ones))
     settings = dataclasses.replace(SETTINGS, kl=0.0)
     gradient = jax.grad(lambda x: grpo_loss(x, entropy, micro, settings)[0])(micro.old_MBT + np.float32(log_ratio))
     want = -advantage * math.exp(log_ratio) if moves else 0.0
@@ -138,7 +140,8 @@ def test_masked_tokens_may_hold_any_value() -> None:
     def fill_masked(x: np.ndarray, value: float) -> np.ndarray:
         return np.where(loss_mask, x, np.float32(value))
 
-    filled = micro.replace(
+    filled = dataclasses.replace(
+        micro,
         rows=micro.rows._replace(logprob=fill_masked(micro.rows.logprob, np.inf)),
         reference_MBT=fill_masked(micro.reference_MBT, 500),
         old_MBT=fill_masked(micro.old_MBT, -np.inf),
@@ -155,7 +158,8 @@ def test_masked_tokens_may_hold_any_value() -> None:
 def test_without_kl_the_reference_is_not_read() -> None:
     logp, entropy, micro = _inputs()
     settings = dataclasses.replace(SETTINGS, kl=0.0)
-    value, sums = grpo_loss(logp, entropy, micro.replace(reference_MBT=np.full((B, T), np.nan, np.float32)), settings)
+    without_reference = dataclasses.replace(micro, reference_MBT=np.full((B, T), np.nan, np.float32))
+    value, sums = grpo_loss(logp, entropy, without_reference, settings)
     assert float(value) == float(grpo_loss(logp, entropy, micro, settings)[0])
     assert "kl" not in sums
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def _by_the_table(parsed: Answer, kind: OutcomeKind) -> tuple[float, float, floa
 @pytest.mark.parametrize("parsed", [GOOD, DIRECT], ids=["reasoning", "direct"])
 def test_each_outcome_gets_the_reward_of_the_papers_table(parsed: Answer, kind: OutcomeKind) -> None:
     values = reward.weighted_parts(parsed, Outcome(kind), PAPER)
-    np.testing.assert_array_equal(values, np.float32(_by_the_table(parsed, kind)))
+    np.testing.assert_array_equal(values, np.array(_by_the_table(parsed, kind), np.float32))
 
 
 @pytest.mark.parametrize("problem", [OutcomeKind.NO_SQL, OutcomeKind.BAD_FORMAT])
@@ -95,7 +96,8 @@ def test_a_weight_scales_only_its_part(a: float, b: float, c: float, d: float, k
 
 @pytest.mark.parametrize(("name", "position"), zip(reward.PAPER_PARTS, itertools.count()))
 def test_a_part_with_weight_zero_is_zero_for_every_outcome(name: str, position: int) -> None:
-    settings = config.RewardConfig(**{name: 0.0})
+    weights: dict[str, Any] = {name: 0.0}
+    settings = config.RewardConfig(**weights)
     values = np.array([reward.weighted_parts(GOOD, Outcome(kind), settings) for kind in RUNNABLE])
     full = np.array([reward.weighted_parts(GOOD, Outcome(kind), config.RewardConfig()) for kind in RUNNABLE])
     assert not values[:, position].any()

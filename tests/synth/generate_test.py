@@ -96,6 +96,7 @@ def test_habits_can_spoil_a_quarter_to_a_third_of_the_questions(records: Records
 
 
 def test_a_habit_changes_the_result(data_folder: Path, records: Records) -> None:
+    assert {record["habit"] for record in records["heldout"]} == {"", "dropped_distinct", "extra_column"}
     for record in records["heldout"]:
         if record["habit"] == "dropped_distinct":
             assert _rows(data_folder, record, record["sql"].replace("DISTINCT ", "")) != _rows(data_folder, record)

@@ -1,4 +1,4 @@
-"""Small databases: pets, for everything; a shop, with what `check` looks for."""
+"""Two small databases: pets, for all tests; a shop, with the faults that lint and check look for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INSERT INTO owners VALUES (1, 'rome', 'Ada Byron'), (2, 'oslo', 'Max Born'), (3,
 INSERT INTO dogs VALUES (10, 'red', 3, 1), (11, 'red', 5, 2), (12, 'black', 5, 3), (13, 'white', 8, 3);
 """
 
-# Tables with ties, numbers kept as text, NULLs, and one table without rows.
+# Tables with ties, numbers stored as text, NULLs, and one table without rows.
 _SHOP = """
 CREATE TABLE shop (id INTEGER PRIMARY KEY, name TEXT, city TEXT, seats INTEGER, rating REAL);
 CREATE TABLE clerk (id INTEGER PRIMARY KEY, shop_id INTEGER REFERENCES shop (id), name TEXT, wage INTEGER,

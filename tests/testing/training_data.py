@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -35,12 +36,16 @@ def plain_texts(groups: Sequence[Group]) -> list[tuple[np.ndarray, int, Segment]
 
 def microbatch(
     rows: PackedRows,
-    advantage_BT: np.ndarray | None = None,
-    old_BT: np.ndarray | None = None,
-    reference_BT: np.ndarray | None = None,
-) -> Batch:
-    """A microbatch with arrays [b, T]; defaults: advantages of 1, the rows' log-probabilities, a reference of 0."""
-    ones_BT = np.ones(rows.tokens.shape, np.float32)
+    advantage_BT: Any = None,
+    old_BT: Any = None,
+    reference_BT: Any = None,
+) -> Any:
+    """A Batch of one microbatch with numpy arrays [b, T].
+
+    By default advantages are 1, old log-probabilities are those of the rows, and the reference's are 0.
+    """
+    ones_BT: Any = np.ones(rows.tokens.shape, np.float32)
+    count: Any = np.int32(1)
     return Batch(
         rows=rows,
         advantage_MBT=ones_BT if advantage_BT is None else advantage_BT,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,14 @@ def _save(folder: Path, step: int, trees: dict[str, Any]) -> None:
 def test_a_training_state_is_restored_bit_for_bit(tmp_path: Path, name: str, frozen: tuple[str, ...]) -> None:
     spec = state.UpdateSpec(tiny_models.MODEL, config.OptimizerConfig(name=name, frozen=frozen), 10)
     saved = state.create_state(tiny_models.random_params(), spec)
-    saved = saved.replace(opt_state=jax.tree.map(lambda x: x + jnp.asarray(0.1).astype(x.dtype), saved.opt_state))
+    opt_state = jax.tree.map(lambda x: x + jnp.asarray(0.1).astype(x.dtype), saved.opt_state)
+    saved = dataclasses.replace(saved, opt_state=opt_state)
     trees = {"params": saved.params, "optimizer": (saved.step, saved.opt_state)}
     _save(tmp_path, 3, trees)
     like = state.create_state(tiny_models.random_params(seed=1), spec)
     loaded = Checkpoints(tmp_path).load(3, {"params": like.params, "optimizer": (like.step, like.opt_state)})
-    assert jax.tree.structure(loaded) == jax.tree.structure(trees)
+    structure: Any = jax.tree.structure(loaded)
+    assert structure == jax.tree.structure(trees)
     _assert_same_bits(loaded, trees)
 
 

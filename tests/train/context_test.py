@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,7 +49,7 @@ def test_only_the_tiny_preset_takes_its_vocabulary_size_from_the_tokenizer() -> 
 
 
 def test_every_model_setting_reaches_the_model_config() -> None:
-    changed = {
+    changed: dict[str, Any] = {
         "param_dtype": "bfloat16",
         "dtype": "bfloat16",
         "activation_dtype": "bfloat16",

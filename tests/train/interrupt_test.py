@@ -16,9 +16,9 @@ from sqlr1_jax.train.interrupt import Interrupt, log_while_waiting
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_sets_the_flag_and_logs(number: signal.Signals, caplog: pytest.LogCaptureFixture) -> None:
     with Interrupt() as interrupt:
-        assert not interrupt.requested
+        before = interrupt.requested
         os.kill(os.getpid(), number)
-        assert interrupt.requested
+        assert (before, interrupt.requested) == (False, True)
     assert f"{number.name}: finishing this step" in caplog.text
 
 
@@ -82,6 +82,7 @@ def test_a_long_wait_is_logged_repeatedly(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_a_short_wait_logs_nothing_and_an_error_propagates(caplog: pytest.LogCaptureFixture) -> None:
+    before = threading.enumerate()
     with pytest.raises(ZeroDivisionError), log_while_waiting("nothing"):
         assert len(threading.enumerate()) == len(before) + 1
         _ = 1 / 0

@@ -64,7 +64,7 @@ def _naive_rate(optimizer_config: config.OptimizerConfig, steps: int, step: int)
 def test_schedules_match_their_formulas(name: str, warmup: int, steps: int, end: float) -> None:
     optimizer_config = config.OptimizerConfig(learning_rate=0.5, schedule=name, warmup_steps=warmup, end_fraction=end)
     all_steps = np.arange(65)  # always the same length, so that the schedule compiles once
-    expected = [_naive_rate(optimizer_config, steps, step) for step in all_steps]
+    expected = [_naive_rate(optimizer_config, steps, step) for step in range(65)]
     np.testing.assert_allclose(optimizer.schedule(optimizer_config, steps)(all_steps), expected, rtol=1e-5, atol=1e-7)
 
 
@@ -75,8 +75,8 @@ def test_adamw_matches_its_formula_with_clipping_weight_decay_and_schedule() -> 
     gradients = _random_gradients(4)
     trajectory = _trajectory(optimizer_config, gradients)
     params = {name: x.astype(float) for name, x in trajectory[0].items()}
-    first = dict.fromkeys(params, 0.0)
-    second = dict.fromkeys(params, 0.0)
+    first: dict[str, Any] = dict.fromkeys(params, 0.0)
+    second: dict[str, Any] = dict.fromkeys(params, 0.0)
     for step, tree in enumerate(gradients):
         named = {name: x.astype(float) for name, x in _leaves_by_name(tree).items()}
         norm = math.sqrt(sum((x**2).sum() for x in named.values()))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from testing.compilation import compiled_programs
 pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 
-def _with_data(context: RunContext, **data: object) -> RunContext:
+def _with_data(context: RunContext, **data: Any) -> RunContext:
     """The context with other settings in config.data."""
     changed = dataclasses.replace(context.config, data=dataclasses.replace(context.config.data, **data))
     return dataclasses.replace(context, config=changed)

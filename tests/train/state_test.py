@@ -100,7 +100,7 @@ def _gradients(case: BatchCase, dtype: str) -> tuple[Any, float, dict[str, float
     model, mesh = _model(dtype), case.mesh()
     with jax.set_mesh(mesh):
         params = _sharded(tiny_models.random_params(model), model, mesh)
-        grpo_batch = case.batch().replace(reference_MBT=case.batch(REFERENCE).rows.logprob)
+        grpo_batch = dataclasses.replace(case.batch(), reference_MBT=case.batch(REFERENCE).rows.logprob)
         grads, value, sums = compute_gradients(params, grpo_batch, grpo_loss, GRPO, case.spec(model))
         return jax.device_get(grads), float(value), state.mean_metrics(sums)
 
@@ -135,7 +135,8 @@ def _naive_gradients(dtype: str) -> tuple[Any, float, dict[str, float]]:
         params = tiny_models.random_params(model)
         tokens = sum(len(segment.weight) for _, _, segment in training_data.plain_texts(GROUPS))
         longest = max(len(text) for text, _, _ in training_data.plain_texts(GROUPS))
-        grads, value, means = jax.tree.map(np.zeros_like, jax.device_get(params)), 0.0, {}
+        grads, value = jax.tree.map(np.zeros_like, jax.device_get(params)), 0.0
+        means: dict[str, float] = {}
         for (text, prefix, segment), (_, _, other) in zip(
             training_data.plain_texts(GROUPS), training_data.plain_texts(REFERENCE), strict=True
         ):
@@ -270,7 +271,7 @@ def test_a_step_that_is_not_finite_changes_no_weights_and_is_counted(factor: flo
     train_state, _ = _update(case, _initial_state(case), case.batch())
     before = jax.device_get(train_state)
     bad_batch = case.batch()
-    bad_batch = bad_batch.replace(advantage_MBT=bad_batch.advantage_MBT * factor)
+    bad_batch = dataclasses.replace(bad_batch, advantage_MBT=bad_batch.advantage_MBT * factor)
     train_state, means = _update(case, train_state, bad_batch)
     _assert_equal((train_state.params, train_state.opt_state), (before.params, before.opt_state))
     assert int(train_state.step) == 2

@@ -16,7 +16,8 @@ from sqlr1_jax.config import ExecuteConfig
 from sqlr1_jax.evaluate.benchmarks import metrics
 from sqlr1_jax.evaluate.benchmarks.formats import Gold, Predictions
 from sqlr1_jax.evaluate.benchmarks.metrics import MetricError, Protocol, Verdict
-from sqlr1_jax.sql import compare, official
+from sqlr1_jax.sql import compare
+from sqlr1_jax.sql.compat import official
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
@@ -232,7 +233,7 @@ def test_compat_agrees_with_the_official_evaluators_on_suites(
 @pytest.mark.nightly
 def test_our_rules_differ_as_often_as_docs_metrics_md_says(executor: Executor, shared_data: Path) -> None:
     pairs = [json.loads(line) for line in (shared_data / "oracles/evaluator_oracle.jsonl").read_text().splitlines()]
-    differences = Counter()
+    differences: Counter[str] = Counter()
     for name, (metric, _) in OFFICIAL.items():
         verdicts = verdicts_on(executor, shared_data, pairs, metric, Protocol())
         differences[name] = sum(not agree(p[name], v.value) for p, v in zip(pairs, verdicts, strict=True))

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sqlr1_jax.evaluate.benchmarks import r_ves
+from sqlr1_jax.evaluate.benchmarks import metrics, r_ves
+from sqlr1_jax.evaluate.benchmarks.formats import Gold, Predictions
+from sqlr1_jax.evaluate.benchmarks.metrics import Protocol
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
 
 @pytest.mark.parametrize(
@@ -45,6 +49,28 @@ def test_rewards_and_filter_equal_the_official_table(table: dict[str, Any]) -> N
         assert r_ves.within_three_sigma(case["input"]) == case["kept"]
     for case in table["score"]:
         assert 100 * _score(case["rewards"]) == pytest.approx(case["score"], rel=1e-12)
+
+
+RATIOS = {1.25: 3.0, 1.0: 1.5, 0.75: 0.7, 0.5: 0.3, 0.25: 0.1}  # by reward of a right answer: a ratio that gets it
+
+
+class TimedQueries:
+    """An executor whose queries are rewards: 0 is wrong, the others match and have the times that get the reward."""
+
+    def submit(self, database: Path, sql: str, *_: Any) -> Future[Outcome]:
+        outcome: Future[Outcome] = Future()
+        ratio = RATIOS.get(float(sql), 0.0)
+        kind = OutcomeKind.MATCH if ratio else OutcomeKind.MISMATCH
+        outcome.set_result(Outcome(kind, times=((ratio * 0.99, 1.0), (ratio * 1.01, 1.0))))
+        return outcome
+
+
+def _score(rewards: list[float]) -> float:
+    golds = [Gold(str(i), "a", "SELECT 1", "") for i in range(len(rewards))]
+    predictions = Predictions({gold.id: str(reward) for gold, reward in zip(golds, rewards, strict=True)}, 0)
+    executor: Any = TimedQueries()
+    verdicts = metrics.judge_predictions(executor, "r_ves", golds, predictions, {"a": Path()}, Protocol())
+    return metrics.figures(golds, verdicts)["all"]["score"]
 
 
 def test_rewards_equal_the_official_ones_on_recorded_times(table: dict[str, Any]) -> None:
