@@ -30,7 +30,7 @@ lint: ## Run ruff and mypy
 smoke: ## Run every stage of the smoke config (ARGS= more settings, WORKDIR= its folder)
 	$(PYTHON) -m sqlr1_jax.main --config=configs/grpo.py:smoke --workdir=$(WORKDIR) $(ARGS)
 
-docs: ## Check that what the documents name exists
+docs: ## Check the documents: links, names, commands, layout and import order
 	$(PYTHON) -m pytest tests/docs_test.py $(ARGS)
 
 ci: ## Check a copy of the tree in a new environment, as CI does

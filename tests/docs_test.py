@@ -24,6 +24,7 @@ from sqlr1_jax import config
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sqlr1_jax"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob(".github/*.md")])
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
 TEST_FILES = (ROOT / "tests").rglob("*_test.py")
 TESTS = {name for path in TEST_FILES for name in re.findall(r"def (test_\w+)", path.read_text())}
@@ -193,17 +194,32 @@ def _commands(text: str) -> list[str]:
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = [*"\n".join(blocks).splitlines(), *re.findall(r"^ {4}(.+)$", text, re.MULTILINE)]
     lines += re.findall(r"`([^`\n]+)`", text)
-    commands = [part.strip() for line in lines for part in line.split("  # ")[0].split("&&")]
-    return [command for command in commands if re.match(r"python3? (-m sqlr1_jax|benchmarks/|docs/)|sqlr1-\w", command)]
+    lines = [f"python -m sqlr1_jax.main {line}" if re.match(r"--config\.\S+=", line) else line for line in lines]
+    commands = [part.strip() for line in lines for part in re.split("&&| -- ", line.split("  # ")[0])]
+    runs = re.compile(r"python3? (-m sqlr1_jax|benchmarks/|docs/)|sqlr1-\w|launch/\S+ ")
+    return [command for command in commands if runs.match(command)]
+
+
+def _words(command: str) -> list[str]:
+    """The arguments of a command, as bash splits them and expands {a,b}."""
+    return [expanded for word in shlex.split(command) for expanded in _expand_braces(word.strip("[]"))]
+
+
+def _expand_braces(word: str) -> list[str]:
+    before, brace, rest = word.partition("{")
+    choices, _, after = rest.partition("}")
+    return [before + choice + after for choice in choices.split(",")] if brace else [word]
 
 
 @functools.cache
 def _flags(path: Path) -> set[str]:
-    """Flags that a script defines, through argparse or absl."""
+    """Flags that a script defines: through argparse or absl, or in the usage text of a shell script."""
+    if path.suffix == ".sh":
+        return set(re.findall(r"^  (--[a-z-]+)", path.read_text(encoding="utf-8"), re.MULTILINE))
     found = {"--help"}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            function, name = ast.unparse(node.func).rpartition(".")[2], node.args[0].value
+            function, name = ast.unparse(node.func).rpartition(".")[2], str(node.args[0].value)
             if function in ("add", "add_argument"):
                 found.add(name)
             elif function.startswith("DEFINE_"):
@@ -212,18 +228,15 @@ def _flags(path: Path) -> set[str]:
 
 
 def _script(words: list[str]) -> Path:
-    """The file that a command runs.
-
-    Raises:
-      AssertionError: there is none.
-    """
+    """The file that a command runs; it need not exist."""
     if words[0].startswith("sqlr1-"):
-        target = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"][words[0]]
-        module = target.partition(":")[0]
-    elif words[1] != "-m":
-        return ROOT / words[1]
-    else:
+        module = SCRIPTS.get(words[0], "no.such.script").partition(":")[0]
+    elif words[0].startswith("launch/"):
+        return ROOT / words[0]
+    elif words[1] == "-m":
         module = words[2]
+    else:
+        return ROOT / words[1]
     path = ROOT.joinpath(*module.split("."))
     return path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
 
@@ -249,10 +262,15 @@ def _check_config(words: list[str]) -> None:
     config.freeze(values.config)
 
 
+def test_scripts_that_are_named_exist() -> None:
+    named = {name for path in DOCUMENTS for name in re.findall(r"`(sqlr1-[\w-]+)", path.read_text(encoding="utf-8"))}
+    assert named <= set(SCRIPTS)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
 def test_commands_that_are_named_can_be_parsed(document: Path) -> None:
     for command in _commands(document.read_text(encoding="utf-8")):
-        words = [word.strip("[]") for word in shlex.split(command)]
+        words = _words(command)
         script = _script(words)
         assert script.exists(), command
         named = {word.partition("=")[0] for word in words if word.startswith("--")}
@@ -267,14 +285,15 @@ def test_commands_are_found_in_blocks_and_in_sentences() -> None:
 pip install x && python -m sqlr1_jax.main --config=configs/grpo.py \\
     --workdir=runs/first
 ```
-Or `sqlr1-ask --help`, or
+Or `sqlr1-ask --help`, `--config.grpo.{clip,kl}=0.1` or
 
     python benchmarks/sql.py --json  # a line of figures
 """
-    assert [command.split() for command in _commands(text)] == [
+    assert [_words(command) for command in _commands(text)] == [
         ["python", "-m", "sqlr1_jax.main", "--config=configs/grpo.py", "--workdir=runs/first"],
         ["python", "benchmarks/sql.py", "--json"],
         ["sqlr1-ask", "--help"],
+        ["python", "-m", "sqlr1_jax.main", "--config.grpo.clip=0.1", "--config.grpo.kl=0.1"],
     ]
 
 
