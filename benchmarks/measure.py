@@ -166,10 +166,10 @@ def build_result(
 
 def ratio(ours: Facts, peer: Facts) -> float:
     """Our useful tokens per second divided by the peer's; both from median seconds."""
-    return _tokens_per_second(ours) / _tokens_per_second(peer)
+    return _token_rate(ours) / _token_rate(peer)
 
 
-def _tokens_per_second(facts: Facts) -> float:
+def _token_rate(facts: Facts) -> float:
     return float(facts["tokens"] / statistics.median(facts["seconds"]))
 
 
@@ -183,7 +183,8 @@ def table(result: Mapping[str, Any]) -> str:
             continue
         speedup = f"{result['ratio'][name]:.2f}" if name in result["ratio"] else ""
         wall, processor = (statistics.median(facts[field]) for field in ("seconds", "cpu_seconds"))
-        cells = f"{wall:.2f} | {processor:.2f} | {_tokens_per_second(facts):.0f} | {facts['peak_bytes'] / 1e6:.0f} | {speedup}"
+        peak_mb = facts["peak_bytes"] / 1e6
+        cells = f"{wall:.2f} | {processor:.2f} | {_token_rate(facts):.0f} | {peak_mb:.0f} | {speedup}"
         lines.append(f"| {name} | {cells} |")
     if "floor_fraction" in result:
         lines.append(

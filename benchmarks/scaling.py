@@ -2,10 +2,10 @@
 
     python benchmarks/scaling.py --plot=docs/scaling.svg --json
 
-The cells are the corners and the middle of prompt 256–4096 × completion 64–2048 × samples 1–64, with one prompt each, on
-`small` of shapes.py, a model for which the table takes minutes. Each cell has its seconds (the best of its repeats) and
-its floor fraction: the floor of its arithmetic (shapes.py) divided by the seconds. Prints a Markdown table. --plot draws
-seconds against the floor and needs matplotlib (extra `bench`).
+The cells are the corners and the middle of prompt 256–4096 × completion 64–2048 × samples 1–64, with one prompt each.
+The model is `small` of shapes.py, with which the table takes minutes. Each cell has its seconds (the best of its
+repeats) and its floor fraction: the floor of its arithmetic (shapes.py) divided by the seconds. Prints a Markdown
+table. --plot draws seconds against the floor and needs matplotlib (extra `bench`).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws measured seconds against the floor, both logarithmic. On a line of slope 1, cost grows as the floor does."""
+    """Draws measured seconds against the floor on log scales; on a line of slope 1, cost grows as the floor does."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="small", choices=shapes.MODELS)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--plot", type=Path, help="file for the plot")
     parser.add_argument("--json", action="store_true", help="one JSON line at the end")
     args = parser.parse_args()
     malloc.tune_malloc()

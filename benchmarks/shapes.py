@@ -1,8 +1,8 @@
 """Workloads of the speed benchmarks, the same for every engine: models, prompts, sample lengths and FLOP floors.
 
-The floor is the least number of floating-point operations that gives the result: each prompt is computed once, attention
-covers only visible keys, and logits are computed only for completion tokens. The floor divided by the machine's measured
-matmul rate is a lower bound of the time of any exact computation.
+The floor is the least number of floating-point operations that gives the result: each prompt is computed once,
+attention covers only visible keys, and logits are computed only for completion tokens. The floor divided by the
+machine's measured matmul rate is a lower bound of the time of any exact computation.
 """
 
 from __future__ import annotations

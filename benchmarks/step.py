@@ -32,7 +32,7 @@ PHASES = ("rollout", "pack", "reward_wait", "update")
 
 
 def fractions(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Fraction of the steps' time in each phase and in `rest`, which sum to 1, and in `execute`, which overlaps them."""
+    """Fractions of the steps' time in the phases and `rest`, which sum to 1, and in `execute`, which overlaps them."""
     total = sum(line["time/step"] for line in lines)
     shares = {name: sum(line.get(f"time/{name}", 0.0) for line in lines) / total for name in PHASES}
     execute = sum(line.get("time/execute", 0.0) for line in lines) / total
@@ -68,7 +68,8 @@ def read_steps(workdir: Path, skip: int) -> list[dict[str, Any]]:
     """Metric lines of the GRPO steps after the first `skip`; ends the process with an error if there are none."""
     lines = [line for line in metrics.read_metrics(workdir / "metrics.jsonl") if line["stage"] == "grpo"]
     if len(lines) <= skip:
-        sys.exit(f"error: {workdir} has {len(lines)} steps of GRPO, and the first {skip} are left out. Lower --skip or run more steps.")
+        counts = f"{len(lines)} steps of GRPO, and the first {skip} are left out"
+        sys.exit(f"error: {workdir} has {counts}. Lower --skip or run more steps.")
     return lines[skip:]
 
 

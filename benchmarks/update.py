@@ -5,8 +5,8 @@
 
 `w3`: one group of a 2304-token prompt and 8 completions of 600 tokens, a Qwen2 shape with 14.5 million random weights.
 One run is loss, gradient and one optimizer step. Useful tokens are completion tokens. Ours puts one group in a
-microbatch; `naive` is the same code with one completion in a row, after its own copy of the prompt. Tunix does not fit 8
-completions of this length in 32 GB. It is measured on 2 completions (`tunix`, and `ours_at_2` for the same work), and
+microbatch; `naive` is the same code with one completion in a row, after its own copy of the prompt. Tunix does not fit
+8 completions of this length in 32 GB. It is measured on 2 completions (`tunix`, and `ours_at_2` for the same work), and
 the ratio compares its useful tokens per second with ours on 8. Float32 on CPU, bfloat16 with --platform=gpu. The result
 also has the distance between the gradients of naive and ours, ‖Δg‖ / ‖g‖, and the bytes of XLA's temporaries.
 """

@@ -21,7 +21,7 @@ def test_sample_lengths_are_within_bounds_and_deterministic() -> None:
     work = shapes.ROLLOUT["w1"]
     lengths_PG = work.lengths_PG()
     assert lengths_PG.shape == (8, 8)
-    assert (lengths_PG.min(), lengths_PG.max()) == (18, 126)  # bounds are 16 and 128; these are the extremes for this seed
+    assert (lengths_PG.min(), lengths_PG.max()) == (18, 126)  # the extremes for this seed; bounds are 16 and 128
     np.testing.assert_array_equal(lengths_PG, dataclasses.replace(work).lengths_PG())
     assert work.tokens == lengths_PG.sum() == 4501
 
