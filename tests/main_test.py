@@ -178,7 +178,7 @@ def test_a_typo_gets_a_suggestion(tmp_path: Path, error: Told, flag: str, messag
 
 @pytest.mark.parametrize(
     ("file", "message"),
-    [("configs/grpo.py:70b", "there is no size '70b'; there are smoke, tiny"), ("configs/gpro.py", "No such file")],
+    [("configs/grpo.py:70b", "there is no size '70b'; the sizes are smoke, tiny"), ("configs/gpro.py", "No such file")],
 )
 def test_an_unknown_config_file_is_named(tmp_path: Path, error: Told, file: str, message: str) -> None:
     assert message in error(f"--config={file}", f"--workdir={tmp_path / 'run'}")

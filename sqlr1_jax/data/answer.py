@@ -1,4 +1,6 @@
-"""Writes and parses the answer format of completions (sql-r1.md §2). Parsing recovers exactly what was written.
+"""Writes and parses the answer format of completions (docs/method.md, section 3).
+
+Parsing recovers exactly what was written.
 
 A reasoning answer is `<think>`, the reasoning, `</think>`, `<answer>`, a fenced `sql` block, `</answer>`. A direct
 answer has only the part from `<answer>` on. The SQL between the fences is never changed: it is not stripped, not joined
@@ -27,7 +29,7 @@ class AnswerError(Sqlr1Error):
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """A parsed completion. `sql` is None exactly when `problem` says why."""
+    """A parsed completion. `sql` is None if and only if `problem` is set."""
 
     think: str  # the text between the think tags; "" in the direct format
     answer: str  # the text between the answer tags

@@ -30,28 +30,28 @@ class Example:
     database: Path  # the SQLite file
     question: str
     sql: str  # the gold SQL
-    knowledge: str = ""  # facts that the question needs and the schema does not tell
-    reasoning: str = ""  # from the question to the SQL; "" if the source has none (Spider, BIRD)
+    knowledge: str = ""  # facts that the question needs and the schema does not contain
+    reasoning: str = ""  # steps from the question to the SQL; "" if the source has none (Spider, BIRD)
     source: str = ""  # PREFIX:PATH
     complexity: str = ""
     style: str = ""
     # Only the embedded data (synth/) have these.
-    family: str = ""  # of the query
-    habit: str = ""  # the teacher's habit that could make this gold SQL wrong
-    spoiled: bool = False  # whether it did
+    family: str = ""  # the query's family (synth/families.py)
+    habit: str = ""  # the teacher's systematic error that could make this gold SQL wrong (synth/teacher.py)
+    spoiled: bool = False  # whether the teacher made that error, so that this gold SQL is wrong
 
 
 def read_examples(spec: str, databases: str = "", exclude: str = "", limit: int = 0, seed: int = 0) -> list[Example]:
     """Reads the examples of `PREFIX:PATH`, in the order of the file or of its named selection.
 
-    Records that lack something are set aside, and the log counts them.
+    Records that cannot be used are set aside; the log says how many and why.
 
     Args:
       spec: `PREFIX:PATH`; data/sources.py has the prefixes.
       databases: folder of <db_id>/<db_id>.sqlite or <db_id>.sqlite, or one file; empty: the source's usual folder.
       exclude: JSONL of {id, …} to leave out, as `check` writes it; empty: none.
       limit: number of first examples to read; 0: all.
-      seed: of the selections synsql-200k and complex-5k.
+      seed: seed of the selections synsql-200k and complex-5k.
 
     Raises:
       ExampleError: the data cannot be read, or no example is left.
@@ -78,7 +78,7 @@ class SetAside:
 
 
 def read_all_records(spec: str, databases: str = "", limit: int = 0) -> tuple[list[Example], list[SetAside]]:
-    """Reads every example of `PREFIX:PATH`, and every record that was set aside; the parameters are `read_examples`'s.
+    """Reads every example of `PREFIX:PATH`, and every record that was set aside; parameters as in `read_examples`.
 
     Raises:
       ExampleError: the data cannot be read.
@@ -186,7 +186,7 @@ def _parse(spec: str) -> tuple[str, str]:
     prefix, _, path = spec.partition(":")
     if prefix not in sources.PREFIXES or not path:
         prefixes = ", ".join(sources.PREFIXES)
-        raise ExampleError(f"{spec!r} names no data: write PREFIX:PATH with one of the prefixes {prefixes}.")
+        raise ExampleError(f"{spec!r} is not a data source: write PREFIX:PATH with one of the prefixes {prefixes}.")
     return prefix, path
 
 
@@ -206,7 +206,7 @@ def _read_excluded(path: str) -> frozenset[str]:
     if not path:
         return frozenset()
     if not Path(path).is_file():
-        raise ExampleError(f"{path}: no such list of excluded ids: `check --output=` writes one.")
+        raise ExampleError(f"{path}: no such list of excluded ids; `check --output=` writes one.")
     lines = list(read_jsonl(Path(path), on_bad_lines="keep"))
     if not all(isinstance(line, Mapping) and "id" in line for line in lines):
         raise ExampleError(f"{path}: each line must be a JSON object with an id.")

@@ -1,4 +1,6 @@
-"""Reads a database's schema from its file, and writes it as text for a prompt in one of four formats (sql-r1.md §6).
+"""Reads a database's schema from its file, and writes it as text for a prompt in one of four formats.
+
+The formats (docs/method.md, section 10):
 
 - retrieved: CREATE TABLE statements with comments and, for each column, values retrieved for the question, then sampled
   ones.
@@ -24,8 +26,8 @@ from sqlr1_jax.sql import database as sqlite
 FORMATS = ("retrieved", "fixed", "qualified", "compact")  # values of the setting data.schema, longest text first
 FORMATS_WITHOUT_VALUES = ("qualified", "compact")
 MAX_VALUE_LENGTH = 40  # characters
-MAX_VALUES = 6  # shown for each column
-SAMPLED_VALUES = 2  # of each column
+MAX_VALUES = 6  # values shown per column
+SAMPLED_VALUES = 2  # values sampled per column
 SAMPLED_ROWS = 2000  # sampled values come from this many first rows of a table
 
 Value = str | int | float
@@ -56,7 +58,7 @@ class Column:
     type: str  # as declared; may be empty
     primary_key: int = 0  # its position in the table's primary key, from 1; 0: not part of it
     comment: str = ""
-    values: tuple[Value, ...] = ()  # sampled
+    values: tuple[Value, ...] = ()  # sampled values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +140,7 @@ def literal(value: Value) -> str:
 
 
 def _render_names(schema: Schema, qualified: bool) -> str:
-    """Table and column names, then joins, in which a column has its table's name only if it is ambiguous without."""
+    """Table and column names, then joins, in which columns are qualified only if their name is ambiguous."""
     tables_with = Counter(column.name.lower() for table in schema.tables for column in table.columns)
 
     def name(table: str, column: str) -> str:

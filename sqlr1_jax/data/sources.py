@@ -1,7 +1,8 @@
-"""The file formats of text-to-SQL data (sql-r1.md §5), each read as a stream of records with `Example`'s field names.
+"""The file formats of text-to-SQL data (docs/method.md, section 10).
 
-A source yields (position, record). A record lacks the fields that its format lacks. This module checks only that the
-file can be parsed; `example.read_examples` checks the records.
+Each format is read as a stream of records with `Example`'s field names. A source yields (position, record). A record
+lacks the fields that its format lacks. This module checks only that the file can be parsed; `example.read_examples`
+checks the records.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any, NamedTuple
 from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.io import read_jsonl
 
-# Characters of the longest JSON token that is no string or number: the error of a token that is cut off by the end of
-# the buffer is at most this far from the end.
+# An upper bound on the length of a JSON token that is not a string or number. If the buffer's end cuts a token off, the
+# parser's error lies within this many characters of the end.
 _MAX_TOKEN_LENGTH = 16
 _DECODER = json.JSONDecoder()
 
@@ -57,7 +58,7 @@ def database_folder(file: Path, names: Sequence[str]) -> Path:
 
 
 def json_list(file: Path, chunk: int = 1 << 22) -> Iterator[Any]:
-    """Yields the elements of a JSON list, and keeps one in memory at a time: SynSQL's list has several gigabytes.
+    """Yields the elements of a JSON list and keeps only one in memory, because SynSQL's list has several gigabytes.
 
     chunk: characters to read from the file at a time.
 

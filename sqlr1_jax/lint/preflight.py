@@ -105,7 +105,7 @@ class Preflight:
     """Checks examples with one executor."""
 
     def __init__(self, executor: Executor, prompts: PromptRenderer | None = None) -> None:
-        """prompts: renders the prompts whose length is checked; None: no length is checked."""
+        """prompts: renders prompts to check their lengths; None: lengths are not checked."""
         self._executor = executor
         self._prompts = prompts
         self._num_queries = 0
@@ -172,7 +172,7 @@ def _run_and_apply_rules(runner: QueryRunner, tables: schema.Schema, queries: Se
 
 
 def _count_rows(runner: QueryRunner, tables: schema.Schema) -> tuple[frozenset[str], str]:
-    """The tables without rows, and the error of the first table that cannot be read to its end; "" if all can."""
+    """The tables without rows, and the error of the first table that cannot be read to its end; "" if there is none."""
     queries = {f"SELECT count(*) FROM {schema.quote(table.name)} NOT INDEXED": table.name for table in tables.tables}
     error = ""
     empty: set[str] = set()
@@ -204,7 +204,7 @@ def _apply_rules(
     reasons: Mapping[str, Reasons],
     run_queries: bool,
 ) -> None:
-    """Adds what the rules of `lint` find in gold queries; without `run_queries` only what needs no query to decide."""
+    """Adds what the rules of `lint` find in gold queries; if not `run_queries`, only what is certain without them."""
     suspicions: list[tuple[str, lint.Suspicion]] = []
     for sql, of_query in reasons.items():
         try:

@@ -73,7 +73,7 @@ def _num_columns(statement: Statement, query: Node) -> int:
 def _is_total_order(statement: Statement, query: Node) -> bool:
     """Whether no two rows can tie on any data.
 
-    That is so if the result has one row, if ORDER BY determines the primary keys of all sources or every group key, or
+    True if the result has one row, if ORDER BY determines the primary keys of all sources or every group key, or
     if it has every column of a DISTINCT result.
     """
     if not isinstance(query, exp.Select):

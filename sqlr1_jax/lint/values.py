@@ -24,12 +24,12 @@ _ORDERINGS = (exp.GT, exp.GTE, exp.LT, exp.LTE)
 _COMPARISONS = (exp.EQ, exp.NEQ, *_ORDERINGS)
 _CLOCKS = (exp.CurrentDate, exp.CurrentTime, exp.CurrentTimestamp)
 _DATE_FUNCTIONS = frozenset(("date", "time", "datetime", "julianday", "unixepoch"))
-MIN_ROWS_PER_WORD = 10  # a text column holds numbers if at most one value in so many is not a number
+MIN_ROWS_PER_WORD = 10  # a text column holds numbers if at most one value in this many is not a number
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)\s*\Z")
 
 
 def clock(statement: Statement) -> Iterator[Suspicion]:
-    """The current date or time, with which the result changes.
+    """A use of the current date or time, which makes the result change with time.
 
     SELECT count(*) FROM sale WHERE day > date('now', '-1 year')
     """
@@ -119,8 +119,8 @@ def _text_order(statement: Statement, source: ColumnSource, node: Node) -> Suspi
     if isinstance(node, exp.Ordered):
         variants = statement.sql, statement.rewrite({id(node.this): _to_real(node.this)})
     else:
-        # Both variants give a real number: if the types of their results differed, SQLite would convert what these are
-        # compared with in different ways.
+        # Both variants give a real number. If their types differed, SQLite would convert the other side of a comparison
+        # differently in each.
         by_number = type(node)(this=_to_real(node.this))
         variants = statement.rewrite({id(node): _to_real(node)}), statement.rewrite({id(node): _to_real(by_number)})
     reason = f"{write(node)} orders numbers as text, where '9' is greater than '10'"

@@ -19,7 +19,7 @@ LENGTH_CAP = 2048  # length at which the length part stops growing
 
 
 def correct(outcome: Outcome, config: RewardConfig) -> bool:
-    """Whether the result counts as a match. Two empty results do only with config.empty_match="match"."""
+    """Whether the result counts as a match. Two equal empty results count only with config.empty_match="match"."""
     return outcome.kind.correct and (outcome.kind != OutcomeKind.MATCH_EMPTY or config.empty_match == "match")
 
 
@@ -81,7 +81,7 @@ def _arctic(attempt: Attempt) -> float:
 
 
 def _overlap(attempt: Attempt) -> float:
-    """F1 of the cells of both results. Two empty results overlap fully, and count only where they are correct."""
+    """F1 of the cells of both results. Two empty results overlap fully, but count only if they are correct."""
     empty_mismatch = attempt.outcome.kind == OutcomeKind.MATCH_EMPTY and not attempt.correct
     return attempt.outcome.overlap if attempt.ran and not empty_mismatch else 0.0
 
@@ -120,7 +120,7 @@ def weighted_parts(
     Args:
       answer: what was parsed from the completion.
       outcome: the outcome of its SQL; of kind no_sql or bad_format if there was no SQL to run.
-      config: the weights, and what two empty results are worth.
+      config: the weights, and whether two empty results match.
       measure: length of a text in characters (`len`) or in tokens.
       gold_sql: the gold query, which only schema_recall reads.
     """

@@ -1,7 +1,7 @@
 """The rules that compare a predicted result with the gold result.
 
 Cells compare as Python values: 1 equals 1.0, 1 differs from '1', NULL equals NULL. Neither query's text is changed; in
-particular, DISTINCT is kept. Pure functions of rows. sql-r1.md §3 and §7 define the rules.
+particular, DISTINCT is kept. Pure functions of rows. docs/method.md, section 11, defines the rules.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Row = tuple[Any, ...]
 Rows = Sequence[Row]
 Labels = list[int]
 
-RELATIVE_TOLERANCE = 1e-6  # of rule strict
+RELATIVE_TOLERANCE = 1e-6  # tolerance for numbers in rule strict
 SEARCH_BUDGET = 50_000_000  # cells visited in the search for a column order; beyond it, results count as different
 
 # Comments and quoted text: the parts of SQL text inside which no other token begins.

@@ -42,7 +42,7 @@ class WorkerProcess:
     def __init__(self, settings: dict[str, Any]):
         """settings: the fields of config.ExecuteConfig. Does not wait for the process; the first `answer` does.
 
-        Raises ConfigError when the backend is not installed.
+        Raises ConfigError if the backend is not installed.
         """
         backend_file = backends.find(settings["backend"])
         self.jobs_sent = 0
@@ -156,6 +156,9 @@ class WorkerProcess:
 
 
 def _environment() -> dict[str, str]:
-    """Of the parent's environment only the library paths, so that no secret leaks and no setting changes a result."""
+    """Keeps only the library paths of the parent's environment.
+
+    This keeps secrets from leaking and settings from changing a result.
+    """
     paths = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH") if name in os.environ}
     return paths | {"PYTHONPATH": str(_ROOT), "PYTHONHASHSEED": "0", "TZ": "UTC", "LC_ALL": "C.UTF-8"}

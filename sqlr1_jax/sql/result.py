@@ -14,7 +14,7 @@ MAX_ENCODED_CHARACTERS = 2**18  # reading a longer text costs more than running 
 
 
 class Result(NamedTuple):
-    """What running one statement gave: all its rows where the kind is OK, none otherwise."""
+    """What running one statement gave: all its rows if the kind is OK, else none."""
 
     kind: OutcomeKind
     rows: list[Row]

@@ -200,8 +200,7 @@ def _set_limit(which: int, value: int) -> None:
 class _BufferedWriter:
     """Sends messages in batches, each at most FLUSH_SECONDS late, even while SQLite is running.
 
-    Each write wakes the parent, which competes for its interpreter lock, and costs some 30 µs where it needs an
-    interrupt of another core.
+    Each write wakes the parent, which competes for the GIL, and costs about 30 µs if another core must be interrupted.
     """
 
     def __init__(self, descriptor: int):

@@ -55,7 +55,7 @@ def _has_ties(connection: sqlite3.Connection, query: Query) -> bool:
 
 
 def _has_ties_at_limit(connection: sqlite3.Connection, query: Select) -> bool:
-    """Whether rows tie among those that LIMIT keeps and the next one, or LIMIT keeps every row."""
+    """Whether two of the first limit + 1 rows tie, or LIMIT keeps every row."""
     columns = ", ".join((query.order, *(expression(c) for c in query.columns)))
     text = sql(query._replace(limit=query.limit + 1)).split(" FROM ", 1)[1]
     keys = [row[0] for row in connection.execute(f"SELECT {columns} FROM {text}")]

@@ -1,6 +1,6 @@
 """The query families: each draws a random query on a database, with the names and words that its question needs.
 
-A family raises `IndexError` where the table that it drew lacks a column that it needs; the caller draws again.
+A family raises `IndexError` if the table that it drew lacks a column that it needs; the caller draws again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Family(NamedTuple):
     """A kind of query."""
 
     complexity: str  # SynSQL's label
-    share: float  # of the questions, in percent
+    share: float  # percent of the questions
     draw: Callable[[Draw], Draft]
 
 
@@ -72,7 +72,7 @@ class Draw:
         return Condition(Expr(column.name), op, str(bound))
 
     def filters(self, table: Table, *excluded: str, chance: float) -> tuple[Condition, ...]:
-        """One filter with this probability, else none."""
+        """One filter with probability `chance`, else none."""
         return (self.filter(table, *excluded),) if self.rng.random() < chance else ()
 
     def coin(self) -> bool:
@@ -324,7 +324,8 @@ def _window(draw: Draw) -> Draft:
     return Draft(query, slots | {"column": column, "group": group}, templates="window_group")
 
 
-_SPOILABLE, _PLAIN = 4.15, 5.07  # percent of the questions: families that a habit can spoil, and the others
+# Percent of the questions in each family that a teacher's habit (teacher.py) can spoil, and in each other family.
+_SPOILABLE, _PLAIN = 4.15, 5.07
 
 FAMILIES: dict[str, Family] = {
     "filter": Family("Simple", _PLAIN, _filter),

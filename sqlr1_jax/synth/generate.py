@@ -55,7 +55,7 @@ def generate(config: SynthConfig, seed: int, folder: Path, log: Callable[[str], 
 
 
 def settings(config: SynthConfig, seed: int) -> dict[str, Any]:
-    """The settings that decide the content, which is all but the number of processes."""
+    """The settings that determine the content: all except the number of processes."""
     sizes = [f"{split}_{unit}" for split in SPLITS for unit in ("databases", "questions")]
     content = {"form": FORMAT_VERSION, "seed": seed, "teacher_errors": config.teacher_errors}
     return content | {size: getattr(config, size) for size in sizes}

@@ -15,7 +15,8 @@ from sqlr1_jax.synth.families import COUNT, Draft
 from sqlr1_jax.synth.queries import Condition
 
 VAGUE = "Vague"
-VAGUE_SHARE = 0.28  # of the questions of a family that has vague templates, which makes a quarter of all questions
+# Fraction of vague questions in a family that has vague templates. It makes a quarter of all questions vague.
+VAGUE_SHARE = 0.28
 
 _FILE = tomllib.loads(Path(__file__).with_name("phrasings.toml").read_text(encoding="utf-8"))
 

@@ -27,7 +27,7 @@ DIFFICULTIES = ("simple", "moderate", "challenging", "complex", "highly complex"
 
 
 class MetricError(Sqlr1Error):
-    """A metric that cannot be computed as the flags say; the message names the metric and the fix."""
+    """A metric that cannot be computed with these flags; the message names the metric and the fix."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Protocol:
 class Verdict:
     """One metric's result for one prediction."""
 
-    value: float | None  # 0 to 1 (r_ves: to sqrt(1.25)); None where the official code raises an error
+    value: float | None  # 0 to 1 (r_ves: to sqrt(1.25)); None if the official code raises an error
     outcome: Outcome | None  # None if there is no prediction
 
     @property

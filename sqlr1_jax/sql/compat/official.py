@@ -82,7 +82,7 @@ def is_ordered(gold_sql: str) -> bool:
 def spider(gold: list[Row], rows: list[Row], ordered: bool) -> bool:
     """`compare.spider`, after the official quick check on rows with sorted cells.
 
-    The check sorts cells by their text, so 1 and 1.0 differ where that changes the order of a row's cells.
+    The check sorts cells by their text, so 1 and 1.0 differ if that changes the order of a row's cells.
     """
     if len(gold) != len(rows) or (gold and len(gold[0]) != len(rows[0])):
         return False
