@@ -24,7 +24,7 @@ HEADROOM = 0.05  # share of a chip's memory that must stay free
 class ProgramReport:
     """Memory and compute of one program, from the compiler. Bytes are of one chip."""
 
-    peak: int  # bytes; for a refused program those that the compiler's message names, or 0
+    peak: int  # bytes; for a refused program, the number in the compiler's message, or 0
     arguments: int = 0  # bytes of inputs and resident arrays
     temporaries: int = 0  # bytes
     host: int = 0  # bytes offloaded to the host's memory

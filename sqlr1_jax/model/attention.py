@@ -13,7 +13,7 @@ attention never repeats keys or values here: the g query heads of a key-value he
 #                  [G·g, h] x [h, S]                    [g, h] x [h, W]
 #
 # The samples of a prompt are rows of one matmul, so that the prefix's keys are read once and not once per sample. The
-# two score arrays are never concatenated, which would copy both: `_mix_prefix_and_own` takes one maximum and one sum.
+# two score arrays are not concatenated, because that would copy both: `_mix_prefix_and_own` takes one maximum and sum.
 # Prefix padding, columns not yet written and columns of the slot's earlier prompts have MASKED_SCORE.
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Mask:
     Two layouts:
       shared-prefix rows (`prefix_width` > 0): [prefix | segment | segment | …], where only the end of each part is
         padding. Scores are computed part by part and need no [T, T]. A plain text is such a row without segments;
-        XLA then computes its scores as those of a packed row.
+        XLA's backend then uses the packed-row code.
       packed rows (`prefix_width` = 0): several groups one after another; the mask is built from the two id arrays.
     """
 
@@ -136,7 +136,8 @@ def _heads_last(o_BKgTh: jax.Array) -> jax.Array:
 
 def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
     """Scaled scores […, M, S] of queries […, M, h] and keys with time last […, h, S]."""
-    # `shared_prefix` contracts keys with time first: one helper for both would add a transpose to one of the programs.
+    # `shared_prefix` has its own version, for keys with time first; sharing one helper would add a transpose to one of
+    # the programs.
     return einsum_f32("...mh,...hs->...ms", q * q.shape[-1] ** -0.5, k)
 
 
@@ -152,8 +153,8 @@ def _map_query_chunks(
 
     Queries [B, …, T, h] and results have time at axis -2, each array of `info` [B or 1, T] at axis 1.
     """
-    # Not `shared_prefix`'s scan over blocks: JAX differentiates this loop, so each chunk is rematerialized, and there
-    # are no sums over queries to carry.
+    # This loop differs from `shared_prefix`'s scan: JAX differentiates it, so each chunk is rematerialized, and it has
+    # no sums to accumulate.
     if not chunk:
         return block(q, info)
     T = q.shape[-2]
@@ -245,7 +246,7 @@ def attend_cached(q_PGHh: jax.Array, cache: KVCache, stack: int, entry: jax.Arra
 
 def _window_sizes(T: int, smallest: int = 256) -> list[int]:
     """Numbers of columns to read, doubling up to T from at most `smallest`."""
-    # Each size is one more branch to compile; reading at most twice what is needed is the better price.
+    # Sizes double, since each is one more branch to compile; at most twice the needed columns are read.
     windows = [T]
     while windows[0] > smallest:
         windows.insert(0, -(-windows[0] // 2))

@@ -6,7 +6,7 @@ dynamic_update_slice; the columns are a ring buffer, and a slot's start step say
 
 # Slots, columns and the ring, for one layer and key-value head: P = 2 slots, G = 2 samples, S = 6, T = 8, step = 10.
 # Numbers are the decode steps at which a column was written: [10] is this step's, in column 10 % 8 = 2; those in () are
-# hidden from the slot, since they were written before its prompt was inserted.
+# masked for the slot, because they were written before its prompt was inserted.
 #
 #                             prefix (S)         own columns (T)
 #     slot 0, start_P = 5     k k k k . .   s0    8   9  [10] (3) (4)  5   6   7
@@ -31,7 +31,8 @@ from flax import struct
 from sqlr1_jax.distributed.sharding import SAMPLE_RULES, constrain
 from sqlr1_jax.model.quantize import QuantizedArray, quantize_int8
 
-_AXES = (None, "rows", "kv_heads", None, None)  # entry, prompt or sample, key-value head; a stack may lack the first
+# Axes: entry (absent with one layer per stack), prompt or sample, key-value head, then h and time in either order.
+_AXES = (None, "rows", "kv_heads", None, None)
 COLUMN_MULTIPLE = 16  # T is rounded up to this: odd widths cost CPUs a third
 
 
@@ -39,9 +40,10 @@ COLUMN_MULTIPLE = 16  # T is rounded up to this: odd widths cost CPUs a third
 class KVCache:
     """Slots for P prompts of G samples each; a sample has T columns for its own decode steps.
 
-    Layers are spread over U stacks: layer i is entry i // U of stack i % U. With as many stacks as layers there is no
-    entry axis, and a step reads and writes the arrays in place; on CPU one of several entries is copied out first.
-    Samples are on one axis R = P · G, prompt by prompt: with an axis P of size 1, XLA for CPU copies at each step.
+    Layers are spread over U stacks: layer i is entry i // U of stack i % U. With one layer per stack there is no
+    entry axis, and a step updates the arrays in place. With several, XLA:CPU first copies the layer out. Samples
+    share one axis R = P · G, prompt by prompt, because XLA:CPU copies the cache at each step if there is an axis P of
+    size 1.
     """
 
     prefix_k: tuple[QuantizedArray, ...]  # per stack [L/U, P, K, h, S], or [P, K, h, S]; int8 scales have 1 for h
@@ -190,7 +192,7 @@ def write(cache: KVCache, stack: int, entry: jax.Array | int, k_PGKh: jax.Array,
 
 
 def _int32(*indices: jax.Array | int) -> tuple[jax.Array, ...]:
-    """Indices of one dtype, which dynamic slices need where some of them are traced."""
+    """Indices of one dtype, which dynamic slices need if some of them are traced."""
     return tuple(jnp.asarray(index, jnp.int32) for index in indices)
 
 

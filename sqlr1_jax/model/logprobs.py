@@ -49,7 +49,7 @@ def token_logprobs(
       loss_mask_BT: positions to compute; the others get 0. None: all.
     """
     loss_mask_BT = jnp.ones(targets_BT.shape, bool) if loss_mask_BT is None else loss_mask_BT
-    # Replicated but for rows and vocabulary: split over D, each chunk's logits would need an all-reduce.
+    # Shard only rows and vocabulary. If D were sharded, each chunk's logits would need an all-reduce.
     hidden_BTD = constrain(hidden_BTD, ("rows", None, None), TRAIN_RULES)
     table_DV = constrain(unembedding(params, config).astype(hidden_BTD.dtype), (None, "vocab"), TRAIN_RULES)
     if config.logits_chunk:

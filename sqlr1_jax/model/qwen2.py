@@ -50,7 +50,7 @@ class Qwen2Config:
     max_positions: int = 32768  # the context length of pretraining, in tokens; written into an export
     param_dtype: str = "float32"
     dtype: str = "float32"  # of matmul inputs
-    activation_dtype: str = "float32"  # of values between matmuls, where it is wider than dtype
+    activation_dtype: str = "float32"  # of values between matmuls; used only if wider than dtype
     remat: str = "none"  # none; full: save only each layer's input; offload: save it in host memory
     attention: str = "auto"  # the backend; see attention.choose_backend
     query_chunk: int = 0  # queries per block of XLA's attention; 0: all at once
@@ -181,10 +181,11 @@ def forward(
       Hidden states [B, T, D] in config.dtype, and the updated cache or None.
     """
     rules = TRAIN_RULES if cache is None else SAMPLE_RULES
-    # With tied embeddings, `unstack_layers` wraps the table; as [V, D] it is already outputs first, so rows are tokens.
+    # With tied embeddings, `unstack_layers` wraps the table in `Transposed`; its values are still [V, D], so a row is a
+    # token's embedding.
     embed = params["embed"]
     table_VD = embed.values if isinstance(embed, Transposed) else embed
-    # The first cast, to dtype, rounds as the sampler's copy of the table does: both then embed tokens equally.
+    # Cast to `dtype` first, as the sampler's copy is, so that trainer and sampler embed tokens identically.
     x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(config.dtype).astype(config.matmul_output_dtype)
     x_BTD = constrain(x_BTD, ("rows", "time", None), rules)
     rope = _rope_table(positions_BT, config)
@@ -240,7 +241,7 @@ def _forward_layers(
 
 
 def _remat_policy(remat: str) -> Callable[..., Any] | None:
-    """Where jax.checkpoint saves a layer's input, all that it saves: on the device (full) or on the host (offload)."""
+    """The checkpoint policy: only each layer's input is saved, on the device (full) or in host memory (offload)."""
     if remat == "full":
         return None
     # The copies in both directions are asynchronous, so they overlap with other layers' computation.

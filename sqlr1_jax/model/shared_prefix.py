@@ -40,7 +40,7 @@ Arrays = tuple[jax.Array, ...]
 Block = Callable[[Arrays, Arrays], tuple[Arrays, Arrays]]
 MASKED_SCORE = -1e30  # score of a key that the query must not see; finite, so that a query that sees no key is not NaN
 # A causal part is cut into at most MAX_SPANS spans of at least MIN_SPAN_WIDTH queries. A span is multiplied only with
-# the keys up to its end: 8 spans compute 9/16 of all pairs, where the triangle itself is half of them.
+# keys up to its end. 8 spans compute 9/16 of all pairs; the causal minimum is 1/2.
 MAX_SPANS, MIN_SPAN_WIDTH = 8, 256
 
 
@@ -81,7 +81,7 @@ def _attend_forward(
 def _attend_backward(parts: RowParts, residuals: Arrays, do_BKgTh: jax.Array) -> tuple:
     """Cotangents of queries, keys and values; None for the lengths."""
     q_BKgTh, k_BKTh, v_BKTh, length_B, o_BKgTh, logsumexp_BKgT1 = residuals
-    # Flash attention's delta: the row sums of do · o stand for the sum over all keys that softmax's gradient needs.
+    # Flash attention's delta: rowsum(do · o) equals the sum over all keys in softmax's gradient.
     delta_BKgT = jnp.einsum("...h,...h->...", do_BKgTh, o_BKgTh, preferred_element_type=logsumexp_BKgT1.dtype)
     queries = q_BKgTh, do_BKgTh, logsumexp_BKgT1, delta_BKgT[..., None]
     pairs = _map_part_pairs(_backward_block, queries, (k_BKTh, v_BKTh), length_B, parts)
@@ -172,7 +172,7 @@ def _scan_query_blocks(block: Block, queries: Arrays, keys: Arrays, block_rows: 
 def split_time(x: jax.Array, chunk: int) -> jax.Array:
     """[…, T, x] → [N, …, t, x]: the fewest chunks of one length t, padded with zeros at the end.
 
-    t is `chunk`; or, where 8 divides `chunk`, the smallest multiple of 8 that gives as few chunks.
+    t is `chunk`; if 8 divides `chunk`, the smallest multiple of 8 that needs no more chunks.
     """
     *lead, T, last = x.shape
     count = -(-T // chunk)
