@@ -45,11 +45,9 @@ def gain(workdir: Path, before: str = "sft", after: str = "final", **labels: str
     Raises:
       ValueError: the evaluations have different items.
     """
-    items = [_heldout_items(workdir / "evaluation" / name / "greedy.jsonl", labels) for name in (before, after)]
+    items, wanted = [], {"set": "heldout"} | labels
+    for name in (before, after):
+        lines = read_jsonl(workdir / "evaluation" / name / "greedy.jsonl")
+        items.append({line["id"]: line for line in lines if all(line[key] == wanted[key] for key in wanted)})
     correct = [{i: OutcomeKind(line["outcome"]).correct for i, line in lines.items()} for lines in items]
     return accuracy.paired_gain(correct[0], correct[1], {i: line["db_id"] for i, line in items[0].items()})
-
-
-def _heldout_items(path: Path, labels: dict[str, str]) -> dict[str, dict[str, Any]]:
-    lines = [line for line in read_jsonl(path) if line["set"] == "heldout"]
-    return {line["id"]: line for line in lines if all(line[name] == value for name, value in labels.items())}
