@@ -97,27 +97,14 @@ class _BadRecordError(Exception):
     """A record must be set aside; the message says why."""
 
 
-class _Databases:
-    """Finds the file of each db_id, and looks for it once."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self._paths: dict[str, Path | None] = {}
-
-    def find(self, db_id: str) -> Path | None:
-        if db_id not in self._paths:
-            candidates = [] if self.folder is None else database_candidates(self.folder, db_id)
-            self._paths[db_id] = next((path for path in candidates if _opens(path)), None)
-        return self._paths[db_id]
-
-
 class _Reader:
     """Turns the records of a source into examples, and collects those that it sets aside."""
 
-    def __init__(self, spec: str, source: sources.Source, databases: _Databases, excluded: frozenset[str]) -> None:
+    def __init__(self, spec: str, source: sources.Source, folder: Path | None, excluded: frozenset[str]) -> None:
         self._spec = spec
         self._source = source
-        self._databases = databases
+        self._folder = folder  # of the databases
+        self._databases: dict[str, Path | None] = {}  # by db_id; None: no file of it can be opened
         self._excluded = excluded
         self._seen: set[str] = set()
         self.set_aside: list[SetAside] = []
@@ -149,8 +136,7 @@ class _Reader:
         reasons = "; ".join(f"{reason}, first in record {ids[0]}" for reason, ids in ids_by_reason.items())
         text = f"{self._source.file}: none of its {self._count} records can be used ({reasons or 'all excluded'})."
         if NO_DATABASE in ids_by_reason:
-            folder = self._databases.folder
-            text += f" Databases were looked for in {folder}; --config.data.databases= names another folder."
+            text += f" Databases were looked for in {self._folder}; --config.data.databases= names another folder."
         return text
 
     def _ids_by_reason(self) -> dict[str, list[str]]:
@@ -162,24 +148,30 @@ class _Reader:
     def _example(self, record_id: str, record: Mapping[str, Any]) -> Example:
         if not record:
             raise _BadRecordError("not a JSON object")
-        db_id, question, sql = (_required(record, key) for key in ("db_id", "question", "sql"))
+        for key in ("db_id", "question", "sql"):
+            if not isinstance(record.get(key), str) or not record[key].strip():
+                raise _BadRecordError(f"no {key}")
+        db_id: str = record["db_id"]
         if record_id in self._seen:
             raise _BadRecordError("id seen before")
         self._seen.add(record_id)
         if "/" in db_id or "\\" in db_id or db_id in (".", ".."):
             raise _BadRecordError("db_id is a path")
-        database = self._databases.find(db_id)
+        if db_id not in self._databases:
+            candidates = [] if self._folder is None else database_candidates(self._folder, db_id)
+            self._databases[db_id] = next((path for path in candidates if _opens(path)), None)
+        database = self._databases[db_id]
         if database is None:
             raise _BadRecordError(NO_DATABASE)
         texts = {key: str(record.get(key) or "") for key in _OPTIONAL_TEXTS}
-        spoiled = bool(record.get("spoiled", False))
-        return Example(record_id, db_id, database, question, sql, source=self._spec, spoiled=spoiled, **texts)
+        texts |= {"question": record["question"], "sql": record["sql"], "source": self._spec}
+        return Example(record_id, db_id, database, spoiled=bool(record.get("spoiled", False)), **texts)
 
 
 def _open(spec: str, databases: str, exclude: str = "") -> _Reader:
     source = sources.open_source(*_parse(spec))
     folder = Path(databases) if databases else source.databases
-    return _Reader(spec, source, _Databases(folder), _read_excluded(exclude))
+    return _Reader(spec, source, folder, _read_excluded(exclude))
 
 
 def _parse(spec: str) -> tuple[str, str]:
@@ -188,13 +180,6 @@ def _parse(spec: str) -> tuple[str, str]:
         prefixes = ", ".join(sources.PREFIXES)
         raise ExampleError(f"{spec!r} is not a data source: write PREFIX:PATH with one of the prefixes {prefixes}.")
     return prefix, path
-
-
-def _required(record: Mapping[str, Any], key: str) -> str:
-    value = record.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise _BadRecordError(f"no {key}")
-    return value
 
 
 def _take(examples: Iterable[Example], limit: int) -> list[Example]:

@@ -92,7 +92,7 @@ class PromptRenderer:
         self._schemas: dict[Path, schema.Schema] = {}
         self._schema_texts: dict[tuple[Path, str], str] = {}
         self._prefixes: dict[tuple[Path, str], Ints] = {}
-        self._index = functools.lru_cache(_CACHED_INDICES)(self._make_index)
+        self._index = functools.lru_cache(_CACHED_INDICES)(lambda path: retrieval.Index(path, self._schema(path)))
 
     def render(self, example: Example) -> Prompt:
         """Renders one example."""
@@ -179,28 +179,22 @@ class PromptRenderer:
             self._schemas[database] = schema.read_schema(database, sampled=sampled)
         return self._schemas[database]
 
-    def _make_index(self, database: Path) -> retrieval.Index:
-        return retrieval.Index(database, self._schema(database))
-
     def _prefix_length(self, database: Path, schema_format: str, ids: Ints) -> int:
-        if schema_format == "retrieved":
-            return 0
-        prefix = self._prefix(database, schema_format)
-        return len(prefix) if np.array_equal(ids[: len(prefix)], prefix) else 0
-
-    def _prefix(self, database: Path, schema_format: str) -> Ints:
-        """The token ids that every prompt on the database starts with.
+        """The number of token ids that every prompt on the database starts with; 0 if values are retrieved.
 
         They end before the first token that depends on the text after it: a tokenizer may join the last newline of the
         schema with the first characters of the question.
         """
+        if schema_format == "retrieved":
+            return 0
         key = (database, schema_format)
         if key not in self._prefixes:
             text = self._before_user + self._schema_texts[key]
             ids, ids_followed = self._encode([text, text + "A"])
             same = ids == ids_followed[: len(ids)]
             self._prefixes[key] = ids if same.all() else ids[: int(np.argmin(same))]
-        return self._prefixes[key]
+        prefix = self._prefixes[key]
+        return len(prefix) if np.array_equal(ids[: len(prefix)], prefix) else 0
 
     def _encode(self, texts: Sequence[str]) -> list[Ints]:
         if not texts:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -82,10 +82,11 @@ class Index:
         words = words_of(question)
         scores_WV, values = self._scores(words)
         chosen: set[int] = set()
-        for start, end in _runs(len(words)):
-            run_scores = scores_WV[start:end].sum(axis=0)
-            best = np.argsort(-run_scores, kind="stable")[:CANDIDATES_PER_RUN]
-            chosen.update(values[best[run_scores[best] > 0]].tolist())
+        for start in range(len(words)):
+            for end in range(start + 1, min(start + MAX_RUN_WORDS, len(words)) + 1):
+                run_scores = scores_WV[start:end].sum(axis=0)
+                best = np.argsort(-run_scores, kind="stable")[:CANDIDATES_PER_RUN]
+                chosen.update(values[best[run_scores[best] > 0]].tolist())
         return {self._values[i] for i in chosen}
 
     def _scores(self, words: Sequence[str]) -> tuple[Floats, Ints]:
@@ -118,12 +119,6 @@ def coverage(value: str, question: str) -> float:
         if any(value[i : i + length] in question for i in range(len(value) - length + 1)):
             return length / len(value)
     return 0.0
-
-
-def _runs(count: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of every run of at most `MAX_RUN_WORDS` among `count` words."""
-    for start in range(count):
-        yield from ((start, end) for end in range(start + 1, min(start + MAX_RUN_WORDS, count) + 1))
 
 
 def _read_values(database: Path, schema: Schema) -> dict[str, list[tuple[str, str]]]:

@@ -99,10 +99,8 @@ def read_schema(database: str | Path, sampled: bool = True) -> Schema:
     with closing(sqlite.open_readonly(path)) as connection:
         connection.text_factory = lambda raw: raw.decode(errors="replace")
         try:
-            tables = _read_tables(connection, _read_comments(connection, path))
+            tables = _read_tables(connection, path, sampled)
             keys = _read_keys(connection, tables)
-            if sampled:
-                tables = [_with_values(connection, table) for table in tables]
         except sqlite3.Error as error:
             raise sqlite.DatabaseError(f"{path}: cannot read its schema: {error}") from error
     return Schema(tuple(tables), tuple(keys))
@@ -161,7 +159,10 @@ def _create_table(table: Table, keys: Sequence[ForeignKey], retrieved: Values) -
     lines = []  # (declaration, comment)
     for column in table.columns:
         declaration = f"{quote(column.name)} {column.type}".rstrip()
-        lines.append((declaration, _line_comment(column, retrieved.get((table.name, column.name), ()))))
+        values = dict.fromkeys([*retrieved.get((table.name, column.name), ()), *column.values])
+        examples = f"example: [{', '.join([literal(v) for v in values][:MAX_VALUES])}]" if values else ""
+        comment = ", ".join(text for text in (column.comment, examples) if text)
+        lines.append((declaration, f" -- {comment}" if comment else ""))
     primary = sorted((c for c in table.columns if c.primary_key), key=lambda c: c.primary_key)
     if primary:
         lines.append((f"PRIMARY KEY ({_join_names([c.name for c in primary])})", ""))
@@ -177,27 +178,18 @@ def _join_names(names: Sequence[str]) -> str:
     return ", ".join(quote(name) for name in names)
 
 
-def _line_comment(column: Column, retrieved: Sequence[Value]) -> str:
-    values = list(dict.fromkeys([*retrieved, *column.values]))[:MAX_VALUES]
-    examples = f"example: [{', '.join(literal(v) for v in values)}]" if values else ""
-    texts = [text for text in (column.comment, examples) if text]
-    return f" -- {', '.join(texts)}" if texts else ""
-
-
-def _read_comments(connection: sqlite3.Connection, path: Path) -> dict[tuple[str, str], str]:
-    """Comments by lower-case (table, column); BIRD's descriptions win over comments in the SQL."""
+def _read_tables(connection: sqlite3.Connection, path: Path, sampled: bool) -> list[Table]:
+    """The tables with their comments; BIRD's descriptions win over comments in the SQL."""
     from_sql = {}
     for name, sql in connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'"):
         if "--" in (sql or "") or "/*" in (sql or ""):
             from_sql.update({(name.lower(), column): text for column, text in comments.from_sql(sql).items()})
-    return from_sql | comments.from_descriptions(path)
-
-
-def _read_tables(connection: sqlite3.Connection, comment_of: Mapping[tuple[str, str], str]) -> list[Table]:
+    comment_of = from_sql | comments.from_descriptions(path)
     columns: dict[str, list[Column]] = {}
-    for table, name, declared_type, primary_key in connection.execute(_COLUMNS):
+    for table, name, declared_type, primary_key in connection.execute(_COLUMNS).fetchall():
         comment = comment_of.get((table.lower(), name.lower()), "")
-        columns.setdefault(table, []).append(Column(name, declared_type, primary_key, comment))
+        values = _sample(connection, table, name) if sampled else ()
+        columns.setdefault(table, []).append(Column(name, declared_type, primary_key, comment, values))
     return [Table(name, tuple(of_table)) for name, of_table in columns.items()]
 
 
@@ -233,11 +225,6 @@ def _foreign_key(
 def _spelling(table: Table, column: str) -> str | None:
     """The column's name as its table spells it; None if it has no such column."""
     return next((c.name for c in table.columns if c.name.lower() == column.lower()), None)
-
-
-def _with_values(connection: sqlite3.Connection, table: Table) -> Table:
-    columns = [dataclasses.replace(c, values=_sample(connection, table.name, c.name)) for c in table.columns]
-    return dataclasses.replace(table, columns=tuple(columns))
 
 
 def _sample(connection: sqlite3.Connection, table: str, column: str) -> tuple[Value, ...]:

@@ -8,6 +8,7 @@ checks the records.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -105,7 +106,10 @@ def _read_values(file: Path) -> Iterator[Any]:
     if file.suffix == ".jsonl":
         return read_jsonl(file, on_bad_lines="keep")  # a bad line becomes an empty record, which is set aside
     if file.suffix == ".parquet" or file.is_dir():
-        return _parquet(file)
+        import datasets
+
+        files = [str(file)] if file.is_file() else sorted(map(str, file.glob("**/*.parquet")))
+        return iter(datasets.load_dataset("parquet", data_files=files, split="train", streaming=True))
     return json_list(file)
 
 
@@ -127,13 +131,6 @@ def _find_file(prefix: str, path: Path, names: tuple[str, ...]) -> Path:
     raise ExampleError(f"{path}: no such data{looked}. Give {prefix}: a folder or a file that exists.")
 
 
-def _parquet(path: Path) -> Iterator[Any]:
-    import datasets
-
-    files = [str(path)] if path.is_file() else sorted(map(str, path.glob("**/*.parquet")))
-    return iter(datasets.load_dataset("parquet", data_files=files, split="train", streaming=True))
-
-
 def _hub(name: str) -> Iterator[Any]:
     """A data set of the Hugging Face Hub: `owner/name`, or `owner/name/split` for one that is not train."""
     import datasets
@@ -153,22 +150,10 @@ _BIRD = {"question_id": "id", "SQL": "sql", "evidence": "knowledge", "difficulty
 
 
 def _from_synsql(record: Mapping[str, Any]) -> dict[str, Any]:
-    if "reward_model" in record:
-        return _from_parquet(record)
-    return _renamed(record, _SYNSQL)
-
-
-def _from_spider(record: Mapping[str, Any]) -> dict[str, Any]:
-    return _renamed(record, {"query": "sql"})
-
-
-def _from_bird(record: Mapping[str, Any]) -> dict[str, Any]:
-    return _renamed(record, _BIRD)
-
-
-def _from_parquet(record: Mapping[str, Any]) -> dict[str, Any]:
-    """SQL-R1's format: gold SQL under reward_model, and the question in its own column or else in the prompt."""
+    """SynSQL's format or SQL-R1's, with gold SQL under reward_model and the question perhaps only in the prompt."""
     renamed = _renamed(record, _SYNSQL)
+    if "reward_model" not in record:
+        return renamed
     truth = (record.get("reward_model") or {}).get("ground_truth") or {}
     renamed.update({name: truth[name] for name in ("db_id", "sql") if truth.get(name)})
     if not renamed.get("question"):
@@ -187,6 +172,10 @@ def _renamed(record: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
     """The record with fields renamed. A renamed field wins: Spider's dev.json has `query` and a parse tree `sql`."""
     others = {name: value for name, value in record.items() if name not in names}
     return others | {names[name]: value for name, value in record.items() if name in names}
+
+
+_from_spider = functools.partial(_renamed, names={"query": "sql"})
+_from_bird = functools.partial(_renamed, names=_BIRD)
 
 
 class _FileFormat(NamedTuple):
