@@ -92,11 +92,6 @@ def summary(result: CheckResult, rules: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def write_excluded(path: Path, result: CheckResult, rules: Sequence[str]) -> None:
-    """Writes the list that training leaves out: a line {id, db_id, rule, reason} for each finding of the rules."""
-    _write_lines(path, [dataclasses.asdict(finding) for finding in result.findings if finding.rule in rules])
-
-
 def write_report(path: Path, result: CheckResult) -> None:
     """Writes every finding with its question and SQL, for a person to read."""
     examples = {example.id: example for example in result.examples}
@@ -123,7 +118,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ConfigError(f"{path.parent} is not a folder: create it, or choose another for {path.name}.")
     result = check(args)
     if args.output:
-        write_excluded(args.output, result, rules)
+        excluded = [dataclasses.asdict(finding) for finding in result.findings if finding.rule in rules]
+        _write_lines(args.output, excluded)  # a line {id, db_id, rule, reason} for each finding of the rules
     if args.report:
         write_report(args.report, result)
     print(summary(result, rules))

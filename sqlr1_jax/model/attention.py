@@ -141,11 +141,6 @@ def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
     return einsum_f32("...mh,...hs->...ms", q * q.shape[-1] ** -0.5, k)
 
 
-def _weighted_sum(weights: jax.Array, v: jax.Array) -> jax.Array:
-    """Weights […, M, S] times values […, S, h] → […, M, h] in at least float32."""
-    return einsum_f32("...ms,...sh->...mh", weights.astype(v.dtype), v)
-
-
 def _map_query_chunks(
     block: Callable[[jax.Array, QueryInfo], jax.Array], q: jax.Array, info: QueryInfo, chunk: int
 ) -> jax.Array:
@@ -196,7 +191,7 @@ def _attend_block(q_BKgMh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array, mask
     # The maximum cancels in the quotient, so no gradient needs to flow through it.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     # Division after the matmul: [M, h] numbers instead of [M, S].
-    o_BKNh = _weighted_sum(weights, v_BKSh) / weights.sum(-1, keepdims=True)
+    o_BKNh = einsum_f32("...ms,...sh->...mh", weights.astype(v_BKSh.dtype), v_BKSh) / weights.sum(-1, keepdims=True)
     return o_BKNh.astype(v_BKSh.dtype).reshape(B, K, g, M, h)
 
 
@@ -265,7 +260,8 @@ def _weighted_cached_sum(weights: jax.Array, v: QuantizedArray, dtype: jnp.dtype
     # The scales of values [..., S, 1] are constant over h too: they multiply the weights.
     if v.scale is not None:
         weights = weights * v.scale.swapaxes(-1, -2)
-    return _weighted_sum(weights, v.values.astype(dtype))
+    values = v.values.astype(dtype)
+    return einsum_f32("...ms,...sh->...mh", weights.astype(values.dtype), values)
 
 
 def _mix_prefix_and_own(

@@ -316,17 +316,14 @@ def _lazy_tensor(values: jax.Array, path: str, layer: int | None, dtype: np.dtyp
     shape = values.shape if layer is None else values.shape[1:]
 
     def load() -> np.ndarray:
-        return _to_hf_layout(_to_host(values if layer is None else values[layer]).astype(dtype), in_axes)
+        part = values if layer is None else values[layer]
+        if not part.is_fully_addressable:
+            from jax.experimental import multihost_utils
+
+            part = multihost_utils.process_allgather(part, tiled=True)
+        return _to_hf_layout(np.asarray(part).astype(dtype), in_axes)
 
     return LazyTensor(template.format(layer), dtype, _hf_shape(shape, in_axes), load)
-
-
-def _to_host(values: jax.Array) -> np.ndarray:
-    if values.is_fully_addressable:
-        return np.asarray(values)
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(values, tiled=True))
 
 
 def _text_files(config: Qwen2Config, tokenizer_folder: str | Path, dtype: str, card: str) -> dict[str, str]:

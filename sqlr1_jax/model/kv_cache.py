@@ -86,18 +86,12 @@ def shapes(
     prefix_dims, own_dims = (*entries, prompts, K), (*entries, prompts * samples, K)
     numbers_P = jax.ShapeDtypeStruct((prompts,), jnp.int32)
 
-    def keys(leading: tuple[int, ...], time: int) -> tuple[QuantizedArray, ...]:
-        return (_abstract_array((*leading, h, time), -2, dtype),) * stacks
-
-    def values(leading: tuple[int, ...], time: int) -> tuple[QuantizedArray, ...]:
-        return (_abstract_array((*leading, time, h), -1, dtype),) * stacks
-
     fields = {
-        "prefix_k": keys(prefix_dims, prefix),
-        "prefix_v": values(prefix_dims, prefix),
+        "prefix_k": (_abstract_array((*prefix_dims, h, prefix), -2, dtype),) * stacks,
+        "prefix_v": (_abstract_array((*prefix_dims, prefix, h), -1, dtype),) * stacks,
         "prefix_length_P": numbers_P,
-        "k": keys(own_dims, T),
-        "v": values(own_dims, T),
+        "k": (_abstract_array((*own_dims, h, T), -2, dtype),) * stacks,
+        "v": (_abstract_array((*own_dims, T, h), -1, dtype),) * stacks,
         "step": jax.ShapeDtypeStruct((), jnp.int32),
         "start_P": numbers_P,
     }
@@ -125,16 +119,10 @@ def zeros(like: KVCache) -> KVCache:
 
 def _constrain(cache: KVCache) -> KVCache:
     """The cache sharded over prompts and key-value heads, if there is a mesh."""
-
-    def constrain_stacks(stacks: tuple[QuantizedArray, ...]) -> Any:
-        return jax.tree.map(lambda leaf: constrain(leaf, _AXES[-leaf.ndim :], SAMPLE_RULES), stacks)
-
-    return cache.replace(  # type: ignore[attr-defined]
-        prefix_k=constrain_stacks(cache.prefix_k),
-        prefix_v=constrain_stacks(cache.prefix_v),
-        k=constrain_stacks(cache.k),
-        v=constrain_stacks(cache.v),
-    )
+    stacks = cache.prefix_k, cache.prefix_v, cache.k, cache.v
+    stacks = jax.tree.map(lambda leaf: constrain(leaf, _AXES[-leaf.ndim :], SAMPLE_RULES), stacks)
+    prefix_k, prefix_v, k, v = stacks
+    return cache.replace(prefix_k=prefix_k, prefix_v=prefix_v, k=k, v=v)  # type: ignore[attr-defined]
 
 
 def insert(cache: KVCache, prefill_kv: tuple[jax.Array, jax.Array], length_R: jax.Array, slot_R: jax.Array) -> KVCache:
@@ -209,11 +197,9 @@ def _update(stack: QuantizedArray, new: QuantizedArray, start: tuple[jax.Array, 
 def read_prefix(cache: KVCache, stack: int, entry: jax.Array | int) -> tuple[QuantizedArray, QuantizedArray]:
     """Keys [P, K, h, S] and values [P, K, S, h] of one layer's prefixes."""
     k, v = cache.prefix_k[stack], cache.prefix_v[stack]
-    return (_index_entry(k, entry), _index_entry(v, entry)) if k.values.ndim == 5 else (k, v)
-
-
-def _index_entry(stack: QuantizedArray, entry: jax.Array | int) -> Any:
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, entry, keepdims=False), stack)
+    if k.values.ndim < 5:
+        return k, v
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, entry, keepdims=False), (k, v))
 
 
 def read_columns(

@@ -209,7 +209,8 @@ def unstack_layers(params: Params, config: Qwen2Config) -> Params:
     """
     sliced = [_layer_params(params["layers"], i) for i in range(config.num_layers)]
     layers = tuple({name: ops.transpose_weight(name, w) for name, w in layer.items()} for layer in sliced)
-    return {**params, "layers": layers, _unembedding_name(config): Transposed(unembedding(params, config).T)}
+    table = "embed" if config.tied else "unembed"
+    return {**params, "layers": layers, table: Transposed(unembedding(params, config).T)}
 
 
 def _layer_params(layers: Layers, index: int) -> Params:
@@ -296,16 +297,14 @@ def _project(x_BTD: jax.Array, w: Params, rope: Rope, config: Qwen2Config) -> tu
     """Queries [B, T, H, h], keys and values [B, T, K, h] of a layer, in config.dtype."""
     x_BTD = _norm(x_BTD, w["attention_norm"], config)
     qkv_BTN = ops.matmuls(x_BTD, [w[name] for name in "qkv"], config.matmul_output_dtype)
+    biases = w["q_bias"], w["k_bias"], w["v_bias"]
     q_BTHh, k_BTKh, v_BTKh = (
-        _split_heads(y_BTN, w[f"{name}_bias"]) for name, y_BTN in zip("qkv", qkv_BTN, strict=True)
+        y_BTN.reshape(*y_BTN.shape[:2], *bias_Nh.shape) + bias_Nh[None, None].astype(y_BTN.dtype)
+        for y_BTN, bias_Nh in zip(qkv_BTN, biases, strict=True)
     )
     # Bias and RoPE take the wider matmul_output_dtype; heads are rounded to dtype once, as inputs of attention.
     q_BTHh, k_BTKh = _rotate(q_BTHh, rope), _rotate(k_BTKh, rope)
     return q_BTHh.astype(config.dtype), k_BTKh.astype(config.dtype), v_BTKh.astype(config.dtype)
-
-
-def _split_heads(y_BTN: jax.Array, bias_Nh: jax.Array) -> jax.Array:
-    return y_BTN.reshape(*y_BTN.shape[:2], *bias_Nh.shape) + bias_Nh[None, None].astype(y_BTN.dtype)
 
 
 def _after_attention(x_BTD: jax.Array, o_BTHh: jax.Array, w: Params, config: Qwen2Config, rules: Rules) -> jax.Array:
@@ -363,14 +362,10 @@ def unembedding(params: Params, config: Qwen2Config) -> jax.Array:
     return params["embed"].T if config.tied else params["unembed"]
 
 
-def _unembedding_name(config: Qwen2Config) -> str:
-    return "embed" if config.tied else "unembed"
-
-
 def unembed(params: Params, hidden: jax.Array, config: Qwen2Config) -> jax.Array:
     """Logits […, V] of hidden states […, D], in at least float32; ids that the tokenizer lacks get MASKED_LOGIT."""
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    table = params[_unembedding_name(config)]
+    table = params["embed" if config.tied else "unembed"]
     if isinstance(table, Transposed):  # decoding on CPU
         return mask_logits(ops.matmul(hidden, table, wide), config)
     table_DV = unembedding(params, config).astype(hidden.dtype)

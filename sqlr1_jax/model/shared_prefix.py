@@ -29,7 +29,7 @@ Arrays have heads before time, and time at axis -2: queries [B, K, g, T, x], key
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -126,17 +126,14 @@ def _join_parts(prefix: jax.Array, segments: jax.Array) -> jax.Array:
 
 def _map_causal_spans(block: Block, queries: Arrays, keys: Arrays, block_rows: int) -> tuple[Arrays, Arrays]:
     """Results of `block` where queries […, g, M, x] see the keys […, M, h] up to their own position."""
-    spans = [_causal_span(block, queries, keys, block_rows, *bounds) for bounds in _spans(keys[0].shape[-2])]
+    M = keys[0].shape[-2]
+    count = min(MAX_SPANS, max(1, M // MIN_SPAN_WIDTH))
+    width = -(-M // (8 * count)) * 8  # a multiple of 8, the rows of a TPU register
+    bounds = [(start, min(start + width, M)) for start in range(0, M, width)]
+    spans = [_causal_span(block, queries, keys, block_rows, start, end) for start, end in bounds]
     rows = tuple(jnp.concatenate(arrays, axis=-2) for arrays in zip(*(rows for rows, _ in spans), strict=True))
     sums = tuple(functools.reduce(jnp.add, arrays) for arrays in zip(*(sums for _, sums in spans), strict=True))
     return rows, sums
-
-
-def _spans(length: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of each span; widths are multiples of 8, the rows of a TPU register."""
-    count = min(MAX_SPANS, max(1, length // MIN_SPAN_WIDTH))
-    width = -(-length // (8 * count)) * 8
-    return ((start, min(start + width, length)) for start in range(0, length, width))
 
 
 def _causal_span(

@@ -168,7 +168,9 @@ def smooth(values: Sequence[float | None], reach: int) -> list[float | None]:
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
     """Evenly spaced round numbers that span low to high, in about `about` intervals."""
-    step = _round_up((high - low) / about)
+    wanted = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(wanted))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if wanted <= m * power * (1 + 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
 
@@ -186,12 +188,6 @@ def labels(values: Sequence[float], percent: bool = False) -> list[str]:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def _round_up(step: float) -> float:
-    """The next of 1, 2, 2.5, 5 and 10 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(step))
-    return next(m * power for m in (1, 2, 2.5, 5, 10) if step <= m * power * (1 + 1e-9))
 
 
 def _y_axis(low: float, high: float) -> tuple[Scale, list[float]]:

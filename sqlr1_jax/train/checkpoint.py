@@ -73,7 +73,10 @@ class Checkpoints:
         """
         if step not in self.steps():
             raise CheckpointNotFoundError(f"{self.folder} has no step {step}; it has {self.steps() or 'none'}.")
-        return self._checkpointer.load_checkpointables(step, jax.tree.map(_abstract_array, like))
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None)), like
+        )
+        return self._checkpointer.load_checkpointables(step, abstract)
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
@@ -111,7 +114,3 @@ class Checkpoints:
 
 def _accuracy(metrics: Any) -> float:
     return float(metrics[ACCURACY_KEY]) if metrics and ACCURACY_KEY in metrics else float("-inf")
-
-
-def _abstract_array(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))

@@ -200,18 +200,16 @@ def _tokenize_answers(context: RunContext, texts: Sequence[str]) -> list[npt.NDA
 
 
 def _make_group(members: Sequence[SftExample]) -> Group:
-    """The shared prefix, and a segment for each question with its answer."""
-    prompt = members[0].prompt
+    """The shared prefix, and a segment for each question with its answer; only the answer's tokens have loss."""
+    prompt, segments = members[0].prompt, []
     length = prompt.prefix_length
-    return Group(prompt.ids[:length], [_make_segment(m.prompt.ids[length:], m.answer) for m in members])
-
-
-def _make_segment(question: np.ndarray, answer_ids: np.ndarray) -> Segment:
-    """A question and its answer as one segment, with loss on the answer's tokens only."""
-    tokens = np.concatenate([question, answer_ids]).astype(np.int32)
-    weight = np.zeros(len(tokens) - 1, np.float32)
-    weight[len(question) - 1 :] = 1.0  # targets are the tokens shifted by one
-    return Segment(tokens, weight, np.zeros_like(weight), prompt=0, sample=0)
+    for member in members:
+        question = member.prompt.ids[length:]
+        tokens = np.concatenate([question, member.answer]).astype(np.int32)
+        weight = np.zeros(len(tokens) - 1, np.float32)
+        weight[len(question) - 1 :] = 1.0  # targets are the tokens shifted by one
+        segments.append(Segment(tokens, weight, np.zeros_like(weight), prompt=0, sample=0))
+    return Group(prompt.ids[:length], segments)
 
 
 def _with_prompt_index(group: Group, prompt: int) -> Group:
