@@ -72,11 +72,7 @@ def strict(gold: list[Row], rows: list[Row], ordered: bool) -> bool:
     """Column order and duplicates matter, and row order if `ordered`. Numbers match within RELATIVE_TOLERANCE."""
     if len(gold) != len(rows):
         return False
-    if gold == rows:
-        return True
-    if ordered:
-        return all(map(_close, gold, rows))
-    return _match_close(gold, rows)
+    return gold == rows or (all(map(_close, gold, rows)) if ordered else _match_close(gold, rows))
 
 
 def soft_f1(gold: list[Row], rows: list[Row], ordered: bool) -> float:
@@ -255,20 +251,13 @@ def _augment(start: int, edges: list[list[int]], partner: dict[int, int]) -> boo
             if j in partner:
                 queue.append(partner[j])
                 continue
-            _shift(j, start, came_from, partner)
+            previous = {i: j for j, i in partner.items()}
+            while came_from[j] != start:  # each gold row on the path, from its end, gets its next partner
+                partner[j] = came_from[j]
+                j = previous[partner[j]]
+            partner[j] = start
             return True
     return False
-
-
-def _shift(free: int, start: int, came_from: dict[int, int], partner: dict[int, int]) -> None:
-    """Applies the augmenting path that ends at row `free`: each gold row on it gets its next partner."""
-    previous = {i: j for j, i in partner.items()}
-    while True:
-        i = came_from[free]
-        partner[free] = i
-        if i == start:
-            return
-        free = previous[i]
 
 
 @functools.lru_cache(maxsize=16_384)
