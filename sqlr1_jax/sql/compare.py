@@ -128,7 +128,8 @@ def _assign(gold: list[Row], columns: list[Row], gold_labels: Labels, labels: La
     while gold:
         budget[0] -= 2 * len(gold) * len(labels)
         gold_classes, classes = _classes(gold, gold_labels), _classes(columns, labels)
-        if budget[0] < 0 or _sizes(gold_classes) != _sizes(classes):
+        gold_sizes, sizes = ({key: len(side[key]) for key in side} for side in (gold_classes, classes))
+        if budget[0] < 0 or gold_sizes != sizes:
             return False
         forced = [key for key in classes if len(set(gold_classes[key])) == 1 == len(set(classes[key]))]
         if not forced:
@@ -180,10 +181,6 @@ def _classes(columns: list[Row], labels: Labels) -> dict[Hashable, list[Row]]:
     for column in columns:
         classes.setdefault(_bag(list(zip(labels, column, strict=True))), []).append(column)
     return classes
-
-
-def _sizes(classes: dict[Hashable, list[Row]]) -> dict[Hashable, int]:
-    return {key: len(members) for key, members in classes.items()}
 
 
 def _flatten(classes: dict[Hashable, list[Row]]) -> list[Row]:

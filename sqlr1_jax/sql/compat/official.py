@@ -156,22 +156,17 @@ class _Nesting:
         """Processes the next token and says whether it ends the statement."""
         word = token.upper()
         if kind == "mark":
-            self._mark(token)
+            self._level += {"(": 1, ")": -1, ";": 0}[token]
         elif kind in ("case", "word"):
             self._level += self._keyword(word)
         if token == ";":
+            if self._began and self._blocks[-1:] == ["BEGIN"]:
+                self._level += self._close()
+            self._loop, self._began = "", False
             return self._level <= 0 and "BEGIN" not in self._blocks
         if kind != "space" and not (kind == "word" and word == "BEGIN"):
             self._began = False
         return kind == "word" and token.split()[0] == "GO"
-
-    def _mark(self, token: str) -> None:
-        self._level += {"(": 1, ")": -1, ";": 0}[token]
-        if token == ";":
-            self._loop = ""
-            if self._began and self._blocks[-1:] == ["BEGIN"]:
-                self._level += self._close()
-            self._began = False
 
     def _keyword(self, word: str) -> int:
         """Processes a keyword and returns the change of the nesting level."""
