@@ -127,18 +127,14 @@ class Preflight:
         queries = list(dict.fromkeys(example.sql for example in examples))
         reasons = self._query_reasons(database, queries)
         is_broken = any("broken_database" in of_query for of_query in reasons.values())
-        length_reasons = {} if is_broken else self._length_reasons(examples)
+        prompts = self._prompts.render_many(examples) if self._prompts and not is_broken else []
+        too_long = {p.example_id: {"over_budget": [Reason(f"{len(p.ids)} tokens")]} for p in prompts if p.over_budget}
         return [
             Finding(example.id, example.db_id, rule, "; ".join(texts))
             for example in examples
-            for rule, found in {**reasons[example.sql], **length_reasons.get(example.id, {})}.items()
+            for rule, found in {**reasons[example.sql], **too_long.get(example.id, {})}.items()
             if (texts := dict.fromkeys(r.text for r in found if _names_table(example.question, r.table)))
         ]
-
-    def _length_reasons(self, examples: Sequence[Example]) -> dict[str, Reasons]:
-        """Reasons by id of the examples whose prompts exceed the budget."""
-        prompts = self._prompts.render_many(examples) if self._prompts else []
-        return {p.example_id: {"over_budget": [Reason(f"{len(p.ids)} tokens")]} for p in prompts if p.over_budget}
 
     def _query_reasons(self, database: Path, queries: Sequence[str]) -> dict[str, Reasons]:
         """Reasons by gold query of a database."""

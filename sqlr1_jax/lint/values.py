@@ -79,7 +79,8 @@ def text_number(statement: Statement) -> Iterator[Suspicion]:
             reason = f"{text} compares text, where '9' > '10': as numbers the result is different"
             number = exp.Literal.number(literal.name.strip())
             by_number = statement.rewrite({id(column): _to_real(column), id(literal): number})
-            yield Suspicion("text_number", reason, (_holds_numbers(source), statement.sql, by_number), _numbers_differ)
+            queries = (_holds_numbers(source), statement.sql, by_number)
+            yield Suspicion("text_number", reason, queries, lambda o: is_true(o[:1]) and differ(o[1:]))
         if column_type in ("integer", "real") and not is_number and isinstance(node, _ORDERINGS):
             reason = f"{text} compares numbers with a word, and every number is less than any text"
             name, table = _sql_names(source)
@@ -124,15 +125,8 @@ def _text_order(statement: Statement, source: ColumnSource, node: Node) -> Suspi
         by_number = type(node)(this=_to_real(node.this))
         variants = statement.rewrite({id(node): _to_real(node)}), statement.rewrite({id(node): _to_real(by_number)})
     reason = f"{write(node)} orders numbers as text, where '9' is greater than '10'"
-    return Suspicion("text_order", reason, (_holds_numbers(source), *variants), _numbers_differ_in_order)
-
-
-def _numbers_differ(outcomes: Sequence[Outcome]) -> bool:
-    return is_true(outcomes[:1]) and differ(outcomes[1:])
-
-
-def _numbers_differ_in_order(outcomes: Sequence[Outcome]) -> bool:
-    return is_true(outcomes[:1]) and differ_in_order(outcomes[1:])
+    queries = (_holds_numbers(source), *variants)
+    return Suspicion("text_order", reason, queries, lambda o: is_true(o[:1]) and differ_in_order(o[1:]))
 
 
 def _holds_numbers(source: ColumnSource) -> str:

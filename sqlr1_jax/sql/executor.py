@@ -238,8 +238,7 @@ class Executor:
         A worker that dies loses the answers that it has not sent. After a crash, each job is therefore sent alone and
         answered before the next begins, so that the next crash has one possible cause.
         """
-        self._answer_from_disk(batch)
-        self._answer_fatal_golds(batch)
+        self._answer_known(batch)
         self._check_open()
         messages = [job.message(self._gold_result(queue, job)) for job in batch]
         if messages and batch[0].suspect:
@@ -310,24 +309,21 @@ class Executor:
             sql = job.key.sql if job.key.gold_sql is None else job.key.gold_sql
             self._cache.put(job.key.database, sql, result)
 
-    def _answer_from_disk(self, batch: deque[Job]) -> None:
-        """Answers the jobs that have no gold query and whose result is on disk."""
-        if not self._cache:
-            return
-        for job in [job for job in batch if job.key.gold_sql is None]:
-            if (text := self._cache.get(job.key.database, job.key.sql)) is not None:
+    def _answer_known(self, batch: deque[Job]) -> None:
+        """Answers queries without a gold query from disk, and jobs whose gold query is known to kill its worker."""
+        for job in list(batch) if self._cache or self._fatal_golds else []:
+            database, gold_sql = job.key.database, job.key.gold_sql
+            if gold_sql is not None:
+                message = self._fatal_golds.get((database, gold_sql))
+                known = Outcome(OutcomeKind.GOLD_ERROR, message=message) if message is not None else None
+            else:
+                text = self._cache.get(database, job.key.sql) if self._cache else None
+                known = Outcome.from_json(outcome_fields(decode(text))) if text is not None else None
+            if known is not None:
                 batch.remove(job)
                 with self._condition:
-                    self._from_disk += 1
-                self._resolve(job, Outcome.from_json(outcome_fields(decode(text))))
-
-    def _answer_fatal_golds(self, batch: deque[Job]) -> None:
-        """Answers the jobs whose gold query is known to kill its worker."""
-        for job in list(batch) if self._fatal_golds else []:
-            message = self._fatal_golds.get((job.key.database, job.key.gold_sql))
-            if message is not None:
-                batch.remove(job)
-                self._resolve(job, Outcome(OutcomeKind.GOLD_ERROR, message=message))
+                    self._from_disk += gold_sql is None
+                self._resolve(job, known)
 
     def _resolve(self, job: Job, outcome: Outcome) -> None:
         with self._condition:

@@ -90,7 +90,12 @@ class WorkerProcess:
           WorkerDied: the process ended; `phase` names the query.
           WorkerError: the process never became ready.
         """
-        self._wait_ready()
+        if not self._ready:
+            try:
+                self._receive(START_SECONDS)
+            except WorkerFailure as failure:
+                raise WorkerError(f"A SQL worker does not start ({failure}); see its message on stderr.") from failure
+            self._ready = True
         phase = "prediction"
         try:
             while "phase" in (message := self._receive(seconds)):
@@ -121,23 +126,11 @@ class WorkerProcess:
             if self._sink in ready:
                 self._write()
             if self._source in ready:
-                self._read()
+                data = os.read(self._source, 2**16)
+                if not data:
+                    raise WorkerDied(f"exit status {self._process.wait()}")
+                self._reader.feed(data)
         return dict(message)
-
-    def _read(self) -> None:
-        data = os.read(self._source, 2**16)
-        if not data:
-            raise WorkerDied(f"exit status {self._process.wait()}")
-        self._reader.feed(data)
-
-    def _wait_ready(self) -> None:
-        if self._ready:
-            return
-        try:
-            self._receive(START_SECONDS)
-        except WorkerFailure as failure:
-            raise WorkerError(f"A SQL worker does not start ({failure}); see its message on stderr.") from failure
-        self._ready = True
 
     def _send(self, message: Any) -> None:
         self._unsent += encode_frame(message)

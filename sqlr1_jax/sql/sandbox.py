@@ -112,7 +112,8 @@ class Session:
         except sqlite3.OperationalError as error:
             if "Could not decode" not in str(error):
                 raise
-        self.connection.text_factory = _decode
+        # Bytes that are not UTF-8 become lone surrogates, so that different texts stay different.
+        self.connection.text_factory = lambda text: text.decode(errors="surrogateescape")
         try:
             return self._execute(sql, max_steps, limits)
         finally:
@@ -223,9 +224,11 @@ class Sandbox:
         if word in STATEMENTS_DENIED and session_factory is None:
             return _failed(OutcomeKind.DENIED, f"{word.upper()} is not allowed here; only SELECT, WITH and VALUES are")
         try:
-            if session_factory is not None:
-                return self._run_once(session_factory(database, self._backend), sql, max_steps)
-            return self._run_pooled(database, sql, max_steps)
+            if session_factory is None:
+                return self._run_pooled(database, sql, max_steps)
+            session = session_factory(database, self._backend)
+            with closing(session.connection):
+                return self._run(session, sql, max_steps)
         except DatabaseError as error:
             return _failed(OutcomeKind.RUNTIME_ERROR, str(error))
 
@@ -240,12 +243,6 @@ class Sandbox:
             if not needs_memory and not needs_clock:
                 return result
             clocked, quick = clocked or session.wants_clock, quick and not needs_memory
-
-    def _run_once(self, session: Session, sql: str, max_steps: int) -> Result:
-        try:
-            return self._run(session, sql, max_steps)
-        finally:
-            session.connection.close()
 
     def _run(self, session: Session, sql: str, max_steps: int) -> Result:
         start = time.perf_counter()
@@ -313,8 +310,3 @@ def _classify(error: Exception, session: Session, sql: str) -> tuple[OutcomeKind
 
 def _failed(kind: OutcomeKind, message: str) -> Result:
     return Result(kind, [], (), 0, 0.0, message)
-
-
-def _decode(text: bytes) -> str:
-    """Bytes that are not UTF-8 become lone surrogates, so that different texts stay different."""
-    return text.decode(errors="surrogateescape")

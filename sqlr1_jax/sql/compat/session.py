@@ -40,7 +40,7 @@ class OfficialSession(Session):
         super().__init__(path, clocked=False, backend=backend)
         self.connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 1)
         if ignore_bad_bytes:
-            self.connection.text_factory = _decode
+            self.connection.text_factory = lambda text: text.decode(errors="ignore")
 
     def execute(self, sql: str, max_steps: int, limits: Limits) -> tuple[list[Row], tuple[str, ...]]:
         """All rows and the names of the columns; both are empty for a text without a statement."""
@@ -62,10 +62,6 @@ class OfficialSession(Session):
         if os.path.exists(path) and os.path.getsize(path):
             return super()._open(path)
         return backends.connect(self._backend, ":memory:")
-
-
-def _decode(text: bytes) -> str:
-    return text.decode(errors="ignore")
 
 
 # The worker caches gold results by factory, so rules that treat invalid UTF-8 the same way share a factory.
