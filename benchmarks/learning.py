@@ -153,17 +153,17 @@ def gain_over(workdir: Path, seeds: list[int], arm: str) -> dict[str, float]:
 
 HEAD = """# What GRPO adds: measured on {date}
 
-Written by `{command}` on {date}, {cores} CPU cores, runs of commit {commits}. Not edited by hand;
-[results.md](../results.md) explains it.
+Written by `{command}` on {date}, on {cores} CPU cores, from runs of commit {commits}. Not edited by hand;
+[results.md](../results.md) says what the figures mean.
 
-Greedy execution accuracy on databases not trained on (rule `spider`, DISTINCT kept), in percent. Gains are paired by
-question, and their 95 % intervals are resampled by database. `habit` and `elsewhere`: the gain on questions whose gold
-the teacher's habit would change, and on the others. `vague`: accuracy on questions that do not name the table. Minutes
-are those of the arm's steps and their evaluations.
+The table gives greedy execution accuracy in per cent on databases that are not in the training data (rule `spider`,
+DISTINCT kept). Gains are paired by question; their 95 % intervals are resampled by database. `habit` is the gain on
+questions whose gold query a habit of the teacher, that is, a systematic error, would change; `elsewhere` is the gain on
+the others. `vague`: questions that do not name the table. Minutes are those of the arm's steps and their evaluations.
 
-`grpo`, `more_sft` (more supervised steps instead, on the same questions) and `shuffled` (GRPO with advantages shuffled
-within the batch) start from one cold start for each seed, whose teacher makes errors; `sound_teacher` is GRPO after a
-cold start without errors.
+For each seed, `grpo`, `more_sft` (more supervised steps instead, on the same questions) and `shuffled` (GRPO with
+advantages shuffled within the batch) start from the same SFT weights, whose teacher made errors. `sound_teacher` is
+GRPO after SFT from a teacher without errors.
 
 | {columns} |
 |{rule}

@@ -58,9 +58,14 @@ def row(path: str, comment: str) -> str:
     choices = config_checks.CHOICES.get(path, ())
     listed = f"One of {', '.join(f'`{c}`' if c else 'empty' for c in choices)}" if choices else ""
     free = "*free*" if path in config.FREE_ON_RESUME else ""
-    sentence = comment[:1].upper() + comment[1:].rstrip(".").replace("|", "\\|").replace("<", "&lt;")
+    sentence = capitalize(comment).rstrip(".").replace("|", "\\|").replace("<", "&lt;")
     meaning = ". ".join(part for part in (sentence, listed, free) if part)
     return f"| `{path}` | `{default!r}` | {meaning} |"
+
+
+def capitalize(comment: str) -> str:
+    """The comment as a sentence; a literal value at its start (`int8:`, `shared_prefix:`) keeps its spelling."""
+    return comment if re.match(r"[\w.]+:", comment) else comment[:1].upper() + comment[1:]
 
 
 def render() -> str:

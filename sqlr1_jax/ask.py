@@ -110,16 +110,14 @@ def table(outcome: Outcome) -> str:
     cells = [["NULL" if value is None else str(value) for value in row] for row in outcome.rows]
     widths = [max(map(len, column)) for column in zip(outcome.columns, *cells, strict=True)]
     right = [all(isinstance(value, int | float) for value in column) for column in zip(*outcome.rows, strict=True)]
-    lines = [_line(row, widths, right) for row in [list(outcome.columns), *cells]]
+    aligns = [str.rjust if is_number else str.ljust for is_number in right] or [str.ljust] * len(widths)
+    lines = [
+        " | ".join(align(cell, width) for align, cell, width in zip(aligns, row, widths, strict=True)).rstrip()
+        for row in [list(outcome.columns), *cells]
+    ]
     lines.insert(1, "-+-".join("-" * width for width in widths))
     more = f", the first {len(cells)} shown" if outcome.row_count > len(cells) else ""
     return "\n".join([*lines, f"({outcome.row_count} row{'s' * (outcome.row_count != 1)}{more})"])
-
-
-def _line(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
-    sides = right or [False] * len(widths)
-    padded = (cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, sides, strict=True))
-    return " | ".join(padded).rstrip()
 
 
 @exit_on_error()

@@ -85,20 +85,11 @@ def summary(result: CheckResult, rules: Sequence[str]) -> str:
             lines.append(f"{name:<18}{len(ids):>9}  {action:<9} {rule.meaning} ({first_ids})")
     left_out = {finding.id: finding.db_id for finding in result.findings if finding.rule in rules}
     lines += ["", f"{len(left_out)} of {result.num_records} are left out; {result.num_records - len(left_out)} remain."]
-    lines += _worst_databases(result, Counter(left_out.values()))
+    sizes, losses = Counter(example.db_id for example in result.examples), Counter(left_out.values()).most_common()
+    worst = [f"{name} ({count} of {sizes[name]})" for name, count in losses if 2 * count > sizes[name]]
+    if worst:
+        lines.append(f"Databases that lose more than half of their examples: {', '.join(worst)}.")
     return "\n".join(lines)
-
-
-def _worst_databases(result: CheckResult, left_out: Counter[str]) -> list[str]:
-    """A line that names the databases that lose more than half of their examples, which may be worth repairing."""
-    sizes = Counter(example.db_id for example in result.examples)
-    worst = [f"{name} ({count} of {sizes[name]})" for name, count in left_out.most_common() if 2 * count > sizes[name]]
-    return [f"Databases that lose more than half of their examples: {', '.join(worst)}."] if worst else []
-
-
-def write_excluded(path: Path, result: CheckResult, rules: Sequence[str]) -> None:
-    """Writes the list that training leaves out: a line {id, db_id, rule, reason} for each finding of the rules."""
-    _write_lines(path, [dataclasses.asdict(finding) for finding in result.findings if finding.rule in rules])
 
 
 def write_report(path: Path, result: CheckResult) -> None:
@@ -127,7 +118,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ConfigError(f"{path.parent} is not a folder: create it, or choose another for {path.name}.")
     result = check(args)
     if args.output:
-        write_excluded(args.output, result, rules)
+        excluded = [dataclasses.asdict(finding) for finding in result.findings if finding.rule in rules]
+        _write_lines(args.output, excluded)  # a line {id, db_id, rule, reason} for each finding of the rules
     if args.report:
         write_report(args.report, result)
     print(summary(result, rules))

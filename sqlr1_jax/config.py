@@ -22,48 +22,50 @@ if TYPE_CHECKING:  # imported late: only config files need ml_collections
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The model's weights, precision, and the memory that its forward and backward passes take."""
+    """The model's weights and precision, and what bounds the memory of its forward and backward passes."""
 
-    size: str = "tiny"  # preset of the architecture; the config.json of a folder in `path` takes precedence
+    size: str = "tiny"  # architecture preset; the config.json of a folder in `path` takes precedence
     path: str = ""  # Hugging Face folder or repository id; empty: random weights
-    param_dtype: str = "float32"  # of the trained parameters
-    dtype: str = "float32"  # of matmul inputs, and of the sampler's weights
-    # Of values between matmuls (residual stream, gates, heads before RoPE), if wider than dtype. float32 under bfloat16
-    # halves the log-probability mismatch between sampler and trainer.
+    param_dtype: str = "float32"  # dtype of the trained parameters
+    dtype: str = "float32"  # dtype of matmul inputs and of the sampler's weights
+    # Dtype of values between matmuls (residual stream, gates, heads before RoPE); used only if wider than dtype. Under
+    # bfloat16, float32 here halves the log-probability mismatch between sampler and trainer.
     activation_dtype: str = "float32"
-    # Rematerialization. none: save every residual; full: save only each layer's input; offload: save it in host memory
-    # (on CPU the same as full).
+    # Values that the forward pass saves for the backward pass, which recomputes the others. none: every residual; full:
+    # only each layer's input; offload: only each layer's input, in host memory (on CPU the same as full).
     remat: str = "none"
-    # Kernel for training rows: xla, splash (TPU) or cudnn (GPU); auto chooses (docs/attention.md). Packed rows use xla.
+    # Attention kernel for training rows: xla, splash (TPU) or cudnn (GPU); auto chooses one (docs/attention.md). Packed
+    # rows always use xla.
     attention: str = "auto"
-    query_chunk: int = 0  # queries per block of XLA attention, which bounds the [T, S] scores; 0: all queries
-    ffw_chunks: int = 1  # time chunks of the feed-forward, which holds the peak memory in long rows
-    logits_chunk: int = 1024  # positions whose logits exist at once; 0: all positions
+    query_chunk: int = 0  # queries per block of XLA attention, which bounds the memory of its scores; 0: all queries
+    ffw_chunks: int = 1  # time chunks of the feed-forward layer, whose activations are the peak memory in long rows
+    logits_chunk: int = 1024  # positions whose logits are in memory at once; 0: all positions
     unroll: int = 1  # layers per iteration of the layer scan; the sampler on CPU always unrolls all layers
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; -1 takes the devices that the other axes leave."""
+    """The number of devices along each mesh axis; -1: all remaining devices."""
 
-    replica: int = 1  # data parallel, parameters replicated
-    fsdp: int = -1  # data parallel, parameters sharded
-    tensor: int = 1  # tensor parallel
+    replica: int = 1  # devices for data parallelism with replicated parameters
+    fsdp: int = -1  # devices for data parallelism with sharded parameters
+    tensor: int = 1  # devices for tensor parallelism
 
 
 @dataclasses.dataclass(frozen=True)
 class SynthConfig:
-    """The embedded data set: its size, and how often its teacher is wrong."""
+    """The embedded data set: its size, and how often its simulated teacher is wrong."""
 
-    sft_databases: int = 2000  # of the SFT set
-    sft_questions: int = 8  # per database
-    grpo_databases: int = 400  # of the GRPO set
-    grpo_questions: int = 8  # per database
-    heldout_databases: int = 60  # of the held-out set, whose databases no stage trains on
-    heldout_questions: int = 10  # per database
-    newnames_databases: int = 25  # of a held-out set half of whose names no stage trains on
-    newnames_questions: int = 8  # per database
-    # Fraction of the SFT set's gold queries that are spoiled, of those that a teacher's habit applies to; 0: none.
+    sft_databases: int = 2000  # databases of the SFT set
+    sft_questions: int = 8  # questions per database
+    grpo_databases: int = 400  # databases of the GRPO set
+    grpo_questions: int = 8  # questions per database
+    heldout_databases: int = 60  # databases of the held-out set, on which no stage trains
+    heldout_questions: int = 10  # questions per database
+    newnames_databases: int = 25  # databases of a held-out set in which half of the names never occur in training
+    newnames_questions: int = 8  # questions per database
+    # Fraction of wrong gold queries in the SFT set, among those that a systematic error of the simulated teacher can
+    # affect (synth/teacher.py); 0: none.
     teacher_errors: float = 0.75
     workers: int = 2  # processes that generate the data
 
@@ -73,15 +75,16 @@ class DataConfig:
     """Where questions come from and how prompts present them."""
 
     train: str = "synth:"  # source of GRPO's questions, PREFIX:PATH
-    sft: str = "synth:"  # source of the SFT stage
+    sft: str = "synth:"  # source of the SFT stage's questions
     evaluate: str = "synth:"  # source of the held-out questions
     databases: str = ""  # folder of <db_id>/<db_id>.sqlite; empty: the source's own folder
-    exclude: str = ""  # JSONL of {id, …} to leave out, as `check --output` writes it
-    limit: int = 0  # first N examples of each source, after its selection; 0: all
-    form: str = "reasoning"  # of answers; direct: SQL without reasoning
-    schema: str = "qualified"  # form of the schema text: qualified, compact, fixed or retrieved (data/schema.py)
-    instructions: str = "brief"  # full: also explains the answer form, to a model that was not trained on it
-    max_prompt_tokens: int = 4096  # longer prompts get a shorter schema form, or count as over budget
+    exclude: str = ""  # JSONL file of {id, …} with the records to leave out, as `check --output` writes it; empty: none
+    limit: int = 0  # number of first examples to take from each source, after its selection; 0: all
+    form: str = "reasoning"  # answer form; reasoning: reasoning, then SQL; direct: SQL without reasoning
+    schema: str = "qualified"  # format of the schema text (data/schema.py)
+    # Instructions in the prompt. full: also explains the answer form, for a model that was not trained on it.
+    instructions: str = "brief"
+    max_prompt_tokens: int = 4096  # prompts with more tokens get a shorter schema format, or count as over budget
     synth: SynthConfig = SynthConfig()
 
 
@@ -89,17 +92,17 @@ class DataConfig:
 class OptimizerConfig:
     """The optimizer and its schedule."""
 
-    name: str = "adamw"  # or muon: Muon for the layers' matrices, AdamW for the rest
-    learning_rate: float = 5e-5  # the schedule's peak
-    adam_learning_rate: float = 0.0  # under muon, of the parameters that AdamW updates; 0: learning_rate
-    schedule: str = "constant"  # or cosine or linear, which decay to end_fraction
-    warmup_steps: int = 0  # of linear warm-up
-    end_fraction: float = 0.1  # of learning_rate at the last step
-    b1: float = 0.9  # Adam's decay of the first moment
-    b2: float = 0.95  # Adam's decay of the second moment
+    name: str = "adamw"  # optimizer; muon: Muon for the layers' matrices and AdamW for all other parameters
+    learning_rate: float = 5e-5  # peak of the learning rate
+    adam_learning_rate: float = 0.0  # peak for the parameters that AdamW updates under muon; 0: learning_rate
+    schedule: str = "constant"  # learning rate after warmup; cosine and linear decay to end_fraction
+    warmup_steps: int = 0  # steps of linear warmup
+    end_fraction: float = 0.1  # learning rate of the last step, as a fraction of the peak
+    b1: float = 0.9  # decay rate of Adam's first moment
+    b2: float = 0.95  # decay rate of Adam's second moment
     eps: float = 1e-8  # Adam's epsilon
-    weight_decay: float = 0.0  # decoupled
-    clip_norm: float = 1.0  # global gradient norm; 0: no clipping
+    weight_decay: float = 0.0  # decoupled weight decay
+    clip_norm: float = 1.0  # limit of the global gradient norm; 0: no clipping
     frozen: tuple[str, ...] = ()  # names of parameters that are not trained
 
 
@@ -107,14 +110,16 @@ class OptimizerConfig:
 class RowsConfig:
     """Training rows: a shared prefix followed by the segments that attend to it."""
 
-    # shared_prefix: one group per row, every part padded to a fixed length; best for long prompts. packed: several
-    # groups per row without padding between them, under a [T, T] mask; best for short groups or very unequal ones.
+    # Layout of training rows. shared_prefix: one group per row, every part padded to a fixed length; best for long
+    # prompts. packed: several groups per row without padding between them, under a [T, T] mask; best for short groups
+    # or groups of very unequal length.
     layout: str = "shared_prefix"
-    length_buckets: int = 1  # sizes of shared-prefix rows, each √2 shorter than the next; each is compiled
+    # Number of sizes of shared-prefix rows, each smaller than the next by a factor of √2; each is compiled.
+    length_buckets: int = 1
     prefix: int = 0  # tokens of the prefix in a shared-prefix row; 0: the longest in the stage's data
     segment: int = 0  # tokens of each segment; 0: the longest in the stage's data
     length: int = 0  # tokens of a packed row; 0: the longest group
-    per_microbatch: int = 8  # rows per host whose activations exist at once
+    per_microbatch: int = 8  # rows of a microbatch per host; only one microbatch's activations are in memory at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +128,7 @@ class SftConfig:
 
     steps: int = 1000  # optimizer steps
     databases: int = 8  # groups per step; a group is a schema with its questions
-    questions: int = 8  # per group, at most
+    questions: int = 8  # largest number of questions in a group
     rows: RowsConfig = RowsConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
 
@@ -132,50 +137,56 @@ class SftConfig:
 class SamplingConfig:
     """How the next token is drawn."""
 
-    temperature: float = 1.0  # 0: greedy
-    top_p: float = 1.0  # nucleus: the fewest tokens with this much probability
-    top_k: int = 0  # the k likeliest tokens; 0: all
-    min_p: float = 0.0  # tokens with at least this fraction of the likeliest token's probability
-    max_tokens: int = 2048  # of a completion
-    stop: tuple[str, ...] = ()  # texts that end a completion, besides the stop tokens; they stay in it
+    temperature: float = 1.0  # sampling temperature; 0: greedy
+    top_p: float = 1.0  # nucleus sampling: keeps the fewest likeliest tokens with at least this total probability
+    top_k: int = 0  # number of likeliest tokens to keep; 0: all
+    min_p: float = 0.0  # smallest probability to keep, as a fraction of the likeliest token's; 0: all
+    max_tokens: int = 2048  # token limit of a completion
+    stop: tuple[str, ...] = ()  # texts that end a completion and stay in it, in addition to the stop tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
-    """The sampler. Apart from rounding, only `weights` and `cache` change what it samples."""
+    """The sampler. Apart from rounding, only `weights` and `cache` change its samples."""
 
-    max_concurrent_prompts: int = 0  # slots, on all hosts; 0: one for each prompt of a step
+    max_concurrent_prompts: int = 0  # prompts sampled at once (slots), on all hosts; 0: all prompts of a step
     # Prompts per host in one prefill batch, rounded up to a multiple of the data-parallel size; 0: all slots.
     prefill_batch: int = 0
-    prompt_buckets: int = 1  # lengths that prompts are padded to, in equal steps; each is compiled
+    prompt_buckets: int = 1  # number of lengths that prompts are padded to, in equal steps; each is compiled
     decode_steps_per_sync: int = 32  # decode steps on the device before the host reads which samples are done
-    weights: str = ""  # int8: quantize the layers' matrices; empty: model.dtype
-    cache: str = ""  # int8: quantize keys and values; empty: model.dtype
+    weights: str = ""  # number format of the layers' matrices; int8: quantized; empty: model.dtype
+    cache: str = ""  # number format of the KV cache; int8: quantized; empty: model.dtype
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
     """Weights of the reward's parts (docs/method.md, "Reward"); 0 removes a part."""
 
-    format: float = 1.0  # the answer form is kept
-    execution: float = 1.0  # the SQL runs
-    result: float = 1.0  # its result is gold's
-    length: float = 1.0  # of a correct answer
-    arctic: float = 0.0  # Arctic-Text2SQL-R1's reward: 1 correct, 0.1 runs, else 0; set the four above to 0
-    overlap: float = 0.0  # partial credit: F1 between the cells of the result and of gold's result
-    schema_recall: float = 0.0  # fraction of the gold query's tables and columns that the SQL names
-    length_unit: str = "characters"  # as the released code counts; tokens: as the paper reads
-    rule: str = "spider"  # comparison of results (sql/compare.py): spider, bird or strict
-    empty_match: str = "mismatch"  # how an empty result that equals an empty gold result counts; the paper's: match
+    format: float = 1.0  # weight of the format part: the completion has the answer form
+    execution: float = 1.0  # weight of the execution part: the SQL runs
+    result: float = 1.0  # weight of the result part: the result equals the gold result
+    length: float = 1.0  # weight of the length part; only correct answers get it
+    # Weight of Arctic-Text2SQL-R1's reward: 1 for a correct result, 0.1 for SQL that runs, else 0; set the four weights
+    # above to 0.
+    arctic: float = 0.0
+    overlap: float = 0.0  # weight of partial credit: the F1 score of the result's cells and the gold result's cells
+    schema_recall: float = 0.0  # weight of the fraction of the gold query's tables and columns that the SQL names
+    length_unit: str = "characters"  # unit of lengths; the released code counts characters, the paper tokens
+    rule: str = "spider"  # comparison of results (sql/compare.py)
+    empty_match: str = "mismatch"  # verdict on an empty result that equals an empty gold result; the paper's: match
 
 
 @dataclasses.dataclass(frozen=True)
 class AdvantageConfig:
     """Advantages, and which groups are trained on."""
 
-    normalize: str = "group"  # (r − mean) / std; none: r − mean (Dr. GRPO); parts: each reward part by itself (GDPO)
-    keep: str = "mixed"  # groups with both correct and wrong completions; all: the paper's choice (defect 11)
-    shuffled: bool = False  # control experiment: permute advantages within the batch
+    # Formula of advantages. group: (r − mean) / std; none: r − mean (Dr. GRPO); parts: each reward part normalized by
+    # itself (GDPO).
+    normalize: str = "group"
+    # Groups that are trained on. mixed: those with both correct and wrong completions; all: every group, as in the
+    # paper (docs/method.md, section 8, defect 11).
+    keep: str = "mixed"
+    shuffled: bool = False  # control experiment that permutes advantages within the batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,16 +194,20 @@ class GrpoConfig:
     """GRPO. Defaults are the paper's constants unless a comment says otherwise (docs/method.md, "Constants")."""
 
     steps: int = 1000  # optimizer steps
-    prompts: int = 8  # per step, on all hosts
+    prompts: int = 8  # prompts per step, on all hosts
     samples: int = 8  # completions per prompt: the group size G
     sampling: SamplingConfig = SamplingConfig(temperature=1.1)
-    clip: float = 0.2  # lower bound of the ratio: 1 − clip
-    clip_high: float = 0.2  # upper bound of the ratio: 1 + clip_high
+    clip: float = 0.2  # clip range below 1: the ratio's lower bound is 1 − clip
+    clip_high: float = 0.2  # clip range above 1: the ratio's upper bound is 1 + clip_high
     kl: float = 0.001  # weight of the KL term
     entropy: float = 0.001  # weight of the entropy bonus
-    aggregation: str = "token"  # token: mean over the batch's tokens; sample: mean of means; constant: Dr. GRPO's
-    old_logprobs: str = "sampler"  # denominator of the ratio; trainer: recomputed with the weights before the update
-    # Under old_logprobs=trainer, the cap of the importance weight p_trainer / p_sampler, which corrects a sampler in
+    # Mean of the losses in a batch. token: over all tokens; sample: over completions, of each completion's mean;
+    # constant: over completions, of each completion's sum divided by sampling.max_tokens (Dr. GRPO).
+    aggregation: str = "token"
+    # Log-probabilities in the ratio's denominator. sampler: the sampler's; trainer: recomputed with the weights before
+    # the update.
+    old_logprobs: str = "sampler"
+    # Cap of the importance weight p_trainer / p_sampler under old_logprobs=trainer, which corrects for a sampler in
     # another precision (truncated importance sampling); 0: no correction.
     importance_cap: float = 0.0
     advantage: AdvantageConfig = AdvantageConfig()
@@ -205,16 +220,16 @@ class GrpoConfig:
 class ExecuteConfig:
     """The SQL workers and the limits of a query (docs/sql.md)."""
 
-    workers: int = 2  # processes per host
-    backend: str = "sqlite3"  # or apsw, which brings one SQLite version to every machine (extra `apsw`)
-    max_steps: int = 50_000_000  # virtual-machine steps of a query
-    gold_factor: float = 0.0  # above 0: limits a prediction to this multiple of the gold query's steps
-    min_steps: int = 1_000_000  # the least limit under gold_factor
-    wall_seconds: float = 30.0  # a worker that takes longer is killed and the query counted as a timeout
-    max_rows: int = 100_000  # of a result
-    max_bytes: int = 64 * 2**20  # of a result
-    heap_bytes: int = 256 * 2**20  # of SQLite in a worker
-    gold_cache_dir: str = ""  # folder that keeps results of gold queries for other runs; empty: not kept
+    workers: int = 2  # worker processes per host
+    backend: str = "sqlite3"  # SQLite library; apsw brings one SQLite version to every machine (extra `apsw`)
+    max_steps: int = 50_000_000  # limit of a query, in steps of SQLite's virtual machine
+    gold_factor: float = 0.0  # limit of a prediction, as a multiple of the gold query's steps; 0: max_steps
+    min_steps: int = 1_000_000  # lowest limit that gold_factor can set
+    wall_seconds: float = 30.0  # wall-clock limit of a query, which then counts as a timeout; its worker is killed
+    max_rows: int = 100_000  # largest number of rows of a result
+    max_bytes: int = 64 * 2**20  # largest size of a result
+    heap_bytes: int = 256 * 2**20  # limit of SQLite's heap in a worker
+    gold_cache_dir: str = ""  # folder that keeps results of gold queries for other runs; empty: none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,10 +237,10 @@ class EvaluateConfig:
     """Evaluation on the held-out questions."""
 
     every: int = 50  # GRPO steps between greedy evaluations on the subset; 0: none
-    subset: int = 200  # questions of those evaluations
-    votes: int = 8  # candidates per question
-    temperature: float = 0.8  # of the candidates
-    max_concurrent_prompts: int = 64  # slots of the sampler
+    subset: int = 200  # questions in that subset of the held-out set
+    votes: int = 8  # candidates per question, among which a vote chooses
+    temperature: float = 0.8  # sampling temperature of the candidates
+    max_concurrent_prompts: int = 64  # prompts sampled at once (slots)
     rule: str = "spider"  # comparison of results (sql/compare.py)
 
 
@@ -233,25 +248,27 @@ class EvaluateConfig:
 class CheckpointConfig:
     """When checkpoints are written and which are kept."""
 
-    every: int = 50  # steps; 0: only at the end of a stage
-    keep: int = 2  # the last N, besides the best and step 0
+    every: int = 50  # steps between checkpoints; 0: only at the end of a stage
+    keep: int = 2  # number of latest checkpoints to keep, in addition to the best and step 0
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
     """The Hugging Face folder that a run writes."""
 
-    step: str = "last"  # or best (flattered: chosen on a subset of the held-out questions), or a step's number
-    dtype: str = ""  # float32 or bfloat16; empty: param_dtype
-    shard_gigabytes: float = 5.0  # of one file, at most
+    # Checkpoint to export: last, best or a step's number. The accuracy of best is biased upward, because it was chosen
+    # on a subset of the held-out questions.
+    step: str = "last"
+    dtype: str = ""  # dtype of the exported weights; empty: param_dtype
+    shard_gigabytes: float = 5.0  # largest size of one file
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """All settings of a run."""
 
-    seed: int = 0  # of weights, data order, sampling and the embedded data
-    stages: tuple[str, ...] = STAGES  # run in the order given
+    seed: int = 0  # seed of weights, data order, sampling and the embedded data
+    stages: tuple[str, ...] = STAGES  # stages to run, in the order given
     model: ModelConfig = ModelConfig()
     mesh: MeshConfig = MeshConfig()
     data: DataConfig = DataConfig()
@@ -264,7 +281,7 @@ class Config:
     export: ExportConfig = ExportConfig()
 
 
-# A run may resume with other values of these settings: they change nothing that it has already done.
+# These settings may change when a run resumes, because they do not affect the steps that it has completed.
 FREE_ON_RESUME = (
     "stages",
     "sft.steps",
@@ -299,7 +316,7 @@ def freeze(tree: ConfigDict | dict) -> Config:
 
     Raises:
       ConfigError: a setting does not exist, or its value has the wrong type or cannot work. The message names the
-        setting, and where it can the one that was meant.
+        setting and, if possible, suggests the intended one.
     """
     config = _freeze_group(tree if isinstance(tree, dict) else tree.to_dict(), Config, "")
     check(config)
@@ -312,7 +329,7 @@ def check(config: Config) -> None:
 
 
 def check_path(path: str) -> None:
-    """Raises ConfigError if no setting has this dotted path; the message names the one that was meant."""
+    """Raises ConfigError if no setting has this dotted path; the message suggests the intended one."""
     node: Any = Config
     prefix = ""
     for name in path.split("."):
@@ -361,7 +378,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """One line for each setting that differs and may not differ when a run resumes."""
+    """One line for each changed setting that must not change on resume."""
     lines = []
     for path, before in leaves(as_dict(old)):
         after = get(new, path)

@@ -1,4 +1,4 @@
-"""Which values a setting takes, and what the errors say: typos, renamed settings, values out of range."""
+"""Checks of settings: the values that each one takes, and errors for typos, old names and values out of range."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ LOWER_BOUNDS: dict[str, float] = {
     "export.shard_gigabytes": 1e-6,
 }
 
-# Settings and values that had another name before 0.1. They get an error that says the new name, and no alias.
+# Settings and values that had another name before 0.1. Using an old name is an error that says the new one.
 RENAMED: dict[str, str] = {
     "cold_start": "sft",
     "data.cold_start": "data.sft",
@@ -125,7 +125,7 @@ def check_name(name: str, known: Iterable[str], group: str) -> None:
     if path in REMOVED:
         raise ConfigError(f"config.{path} was removed: {REMOVED[path]}")
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"Did you mean config.{group}{close[0]}?" if close else f"There are: {', '.join(known)}."
+    hint = f"Did you mean config.{group}{close[0]}?" if close else f"The settings are: {', '.join(known)}."
     raise ConfigError(f"config.{path} does not exist. {hint}")
 
 
@@ -171,4 +171,4 @@ def _check_source(path: str, source: str) -> None:
         raise ConfigError(f"config.{path} is {source!r}; it takes PREFIX:PATH, as in spider:/data/spider.")
     _check_choice(path, prefix, SOURCES)
     if prefix != "synth" and not location:
-        raise ConfigError(f"config.{path} is {source!r}: the path behind the prefix is missing.")
+        raise ConfigError(f"config.{path} is {source!r}: the path after the prefix is missing.")

@@ -1,4 +1,4 @@
-"""Files: text that is written whole or not at all, JSON and JSONL."""
+"""File access: text files that are written atomically, JSON and JSONL."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class JsonError(Sqlr1Error):
 def atomic_write_text(path: Path, text: str) -> None:
     """Writes a text to a temporary file next to `path` and renames it: a reader finds the old text or the new one.
 
-    Of two processes that write one file the later wins.
+    If two processes write one file, the later one wins.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(text, encoding="utf-8")
@@ -45,8 +45,8 @@ def read_json(path: Path) -> Any:
 def read_jsonl(path: Path, on_bad_lines: OnBadLines = "error") -> Iterator[Any]:
     """Yields the value of each line that is not blank, one line in memory at a time.
 
-    on_bad_lines says what a line that is not JSON does: "error" raises; "warn" logs the line and skips it, as the last
-    line of a file whose writer was killed needs; "keep" yields the line's text in place of a value.
+    on_bad_lines: what happens to a line that is not JSON. "error": raises; "warn": logs and skips it, for files whose
+    last line may be cut off because the writer was killed; "keep": yields the line's text in place of a value.
 
     Raises:
       JsonError: a line is not JSON, under "error".

@@ -46,15 +46,13 @@ def _program_line(name: str, program: dict[str, Any]) -> str:
     peak, arguments, temporaries = (program[key] / GIB for key in ("peak", "arguments", "temporaries"))
     memory = f"{peak:>10.2f}{arguments:>9.2f}{temporaries:>11.2f}"
     time = f"{program['flops'] / 1e15:>9.3f}{program['arithmetic_seconds']:>11.3f}{program['compile_seconds']:>12.0f}"
-    return f"{name:<9}{memory}{time}  {_verdict(program)}"
-
-
-def _verdict(program: dict[str, Any]) -> str:
     if program["fits"]:
-        return "fits"
-    if program["refused"]:
-        return f"REFUSED: {program['refused']}"
-    return "OFFLOADED to the host" if program["host"] and not program["offloads"] else "TOO LARGE"
+        verdict = "fits"
+    elif program["refused"]:
+        verdict = f"REFUSED: {program['refused']}"
+    else:
+        verdict = "OFFLOADED to the host" if program["host"] and not program["offloads"] else "TOO LARGE"
+    return f"{name:<9}{memory}{time}  {verdict}"
 
 
 @exit_on_error()
@@ -68,18 +66,14 @@ def absl_main(argv: list[str]) -> None:
     sys.exit(0 if report["fits"] else 1)
 
 
-def _define_flags() -> None:
-    """Defines the flags. Not at import, because other commands define --config too and tests import them all."""
+def main() -> None:
+    """Entry point of the command; parses sys.argv."""
+    # Not at import, because other commands define --config too and tests import them all.
     config_flags.DEFINE_config_file("config", None, "Config file and preset, as in configs/grpo.py:7b.")
     flags.DEFINE_string("topology", None, "TPU slice, GENERATION:SHAPE, as in v5e:4x4 or v5p:2x2x4.")
     flags.DEFINE_list("programs", [], "Programs to compile; empty: all.")
     flags.DEFINE_bool("json", False, "Print one JSON object instead of the table.")
     flags.mark_flags_as_required(["config", "topology"])
-
-
-def main() -> None:
-    """Entry point of the command; parses sys.argv."""
-    _define_flags()
     # absl's --help shows the docstring and flags of __main__, and a console script's __main__ has neither.
     sys.modules["__main__"].__doc__ = __doc__
     for name in ("config", "topology", "programs", "json"):

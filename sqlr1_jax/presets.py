@@ -1,4 +1,4 @@
-"""Settings by size: the embedded default (`tiny`), a short form of it (`smoke`), and the paper's for Qwen2.5-Coder."""
+"""Settings by size: the embedded default (`tiny`), a short form of it (`smoke`), and the paper's (Qwen2.5-Coder)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def get(size: str) -> ConfigDict:
             _smoke(config)
         return config
     if size not in SIZES:
-        raise ConfigError(f"there is no size {size!r}; there are smoke, {', '.join(SIZES)}.")
+        raise ConfigError(f"there is no size {size!r}; the sizes are smoke, {', '.join(SIZES)}.")
     config.model.size = size
     _paper(config)
     return config
@@ -43,7 +43,7 @@ def _tiny(config: ConfigDict) -> None:
         schedule="linear",
         end_fraction=0.05,
         warmup_steps=20,
-        # Embeddings stay random: trained, those of names in the SFT set would drift away from those of other names.
+        # Embeddings stay random. Training would move those of names in the SFT set away from those of other names.
         frozen=("embed",),
     )
     config.grpo.steps = 110

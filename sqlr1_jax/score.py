@@ -88,14 +88,9 @@ def format_table(result: Mapping[str, Any]) -> str:
     lines = [f"{'metric':<10} {'difficulty':<16} {'n':>6} {'score':>7}   95 % interval"]
     for name, figures in result["metrics"].items():
         for difficulty, figure in {"all": figures["all"], **figures.get("by_difficulty", {})}.items():
-            lines.append(_row(name, difficulty, figure))
+            interval = " to ".join(f"{100 * end:.1f}" for end in figure["interval"] or ()) or "none: one database"
+            lines.append(f"{name:<10} {difficulty:<16} {figure['n']:>6} {100 * figure['score']:>7.2f}   {interval}")
     return "\n".join([*lines, "", *_remarks(result)])
-
-
-def _row(name: str, difficulty: str, figure: Mapping[str, Any]) -> str:
-    interval = figure["interval"]
-    interval_text = f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}" if interval else "none: one database"
-    return f"{name:<10} {difficulty:<16} {figure['n']:>6} {100 * figure['score']:>7.2f}   {interval_text}"
 
 
 def _remarks(result: Mapping[str, Any]) -> list[str]:

@@ -51,7 +51,7 @@ def test_a_frozen_config_is_hashable_by_value() -> None:
     [
         ({"grpo": {"stpes": 3}}, "config.grpo.stpes does not exist. Did you mean config.grpo.steps?"),
         ({"grpoo": {}}, "config.grpoo does not exist. Did you mean config.grpo?"),
-        ({"model": {"zzzz": 1}}, "config.model.zzzz does not exist. There are: size, path,"),
+        ({"model": {"zzzz": 1}}, "config.model.zzzz does not exist. The settings are: size, path,"),
         ({"grpo": 3}, "config.grpo is 3; it is a group of settings: set config.grpo.NAME."),
         ({"grpo": {"steps": 1.5}}, "config.grpo.steps is 1.5, a float; it takes a int."),
         ({"grpo": {"steps": True}}, "config.grpo.steps is True, a bool; it takes a int."),
@@ -63,7 +63,7 @@ def test_a_frozen_config_is_hashable_by_value() -> None:
         ({"grpo": {"samples": 1}}, "config.grpo.samples is 1; it must be at least 2."),
         ({"data": {"train": "/data/spider"}}, "it takes PREFIX:PATH, as in spider:/data/spider."),
         ({"data": {"train": "spidr:/data"}}, "Did you mean 'spider'?"),
-        ({"data": {"train": "spider:"}}, "the path behind the prefix is missing"),
+        ({"data": {"train": "spider:"}}, "the path after the prefix is missing"),
         ({"data": {"synth": {"teacher_errors": 1.5}}}, "it is a fraction, 0 to 1"),
         ({"grpo": {"sampling": {"top_p": 0.0}}}, "config.grpo.sampling.top_p is 0.0; it takes 0 < top_p ≤ 1."),
         ({"export": {"step": "newest"}}, "it takes last, best or a step's number"),

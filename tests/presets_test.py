@@ -18,13 +18,13 @@ def test_every_size_is_a_config_that_can_run(size: str) -> None:
 
 
 def test_a_size_that_there_is_not_is_told_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"'8b'; there are smoke, tiny, 0\.5b, .*32b"):
+    with pytest.raises(ConfigError, match=r"'8b'; the sizes are smoke, tiny, 0\.5b, .*32b"):
         presets.get("8b")
 
 
 @pytest.mark.parametrize("size", config_checks.SIZES[1:])
 def test_a_real_model_trains_as_the_paper_says(size: str) -> None:
-    """sql-r1.md §1: 8 prompts of 8 samples, 3e-7, T 1.1, no data of our own and no cold start by default."""
+    """docs/method.md, section 6: 8 prompts of 8 samples, 3e-7, T 1.1, and by default no own data and no SFT."""
     cfg = config.freeze(presets.get(size))
     assert cfg.stages == ("grpo", "evaluate", "export")
     assert dataclasses.replace(cfg.grpo, rows=config.RowsConfig()) == config.GrpoConfig()

@@ -24,7 +24,7 @@ HEADROOM = 0.05  # share of a chip's memory that must stay free
 class ProgramReport:
     """Memory and compute of one program, from the compiler. Bytes are of one chip."""
 
-    peak: int  # bytes; for a refused program those that the compiler's message names, or 0
+    peak: int  # bytes; for a refused program, the number in the compiler's message, or 0
     arguments: int = 0  # bytes of inputs and resident arrays
     temporaries: int = 0  # bytes
     host: int = 0  # bytes offloaded to the host's memory
@@ -93,6 +93,15 @@ def compile_step(config: Config, topology: Topology, names: Sequence[str] = ()) 
     for name in names or step.names:
         log.info("compiling %s …", name)
         reports[name] = compile_program(step, name)
+    records = {
+        name: dataclasses.asdict(report)
+        | {
+            "arithmetic_seconds": topology.seconds(report.flops),
+            "compile_seconds": round(report.compile_seconds, 1),
+            "fits": report.fits(topology.hbm),
+        }
+        for name, report in reports.items()
+    }
     highest_peak = max(report.peak for report in reports.values())
     rows = {"microbatches": step.microbatches, "rows": step.microbatch_rows, "tokens": step.row_tokens}
     data_parallel_size = step.mesh.shape["replica"] * step.mesh.shape["fsdp"]
@@ -107,16 +116,8 @@ def compile_step(config: Config, topology: Topology, names: Sequence[str] = ()) 
         "samples": step.row_layout.segments,
         "rows": rows,
         "repeated_rows": bool(step.microbatch_rows % data_parallel_size),
-        "programs": {name: _as_dict(report, topology) for name, report in reports.items()},
+        "programs": records,
         "hbm": topology.hbm,
         "headroom": round(1 - highest_peak / topology.hbm, 4),
         "fits": all(report.fits(topology.hbm) for report in reports.values()),
-    }
-
-
-def _as_dict(report: ProgramReport, topology: Topology) -> dict[str, Any]:
-    return dataclasses.asdict(report) | {
-        "arithmetic_seconds": topology.seconds(report.flops),
-        "compile_seconds": round(report.compile_seconds, 1),
-        "fits": report.fits(topology.hbm),
     }

@@ -20,8 +20,9 @@ GIB = 2**30
 USABLE_GIB = {"v4": 30.75, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25}
 # libtpu reads these when it is loaded; values that are already in the environment take precedence.
 _LIBTPU_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",  # this machine is not a TPU host and has no metadata server …
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # … from which libtpu reads the next two unless they are set
+    "TPU_SKIP_MDS_QUERY": "1",  # a machine that is not a TPU host has no metadata server
+    # On a TPU host, libtpu would read these two from the metadata server.
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other processes may compile at the same time
     "TPU_STDERR_LOG_LEVEL": "3",

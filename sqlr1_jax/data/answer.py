@@ -1,4 +1,6 @@
-"""Writes and parses the answer format of completions (sql-r1.md §2). Parsing recovers exactly what was written.
+"""Writes and parses the answer format of completions (docs/method.md, section 3).
+
+Parsing recovers exactly what was written.
 
 A reasoning answer is `<think>`, the reasoning, `</think>`, `<answer>`, a fenced `sql` block, `</answer>`. A direct
 answer has only the part from `<answer>` on. The SQL between the fences is never changed: it is not stripped, not joined
@@ -27,7 +29,7 @@ class AnswerError(Sqlr1Error):
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """A parsed completion. `sql` is None exactly when `problem` says why."""
+    """A parsed completion. `sql` is None if and only if `problem` is set."""
 
     think: str  # the text between the think tags; "" in the direct format
     answer: str  # the text between the answer tags
@@ -60,11 +62,11 @@ def read(text: str, answer_format: str) -> Answer:
     Raises:
       ValueError: there is no such format.
     """
-    tags = _tags(answer_format)
-    if any(text.count(tag) != 1 for tag in tags):
-        return Answer("", "", None, OutcomeKind.BAD_FORMAT)
-    positions = [text.index(tag) for tag in tags]
-    if positions != sorted(positions):
+    if answer_format not in FORMATS:
+        raise ValueError(f"an answer's format is {' or '.join(FORMATS)}, not {answer_format!r}")
+    tags = _THINK + _ANSWER if answer_format == "reasoning" else _ANSWER
+    positions = [text.find(tag) for tag in tags]
+    if any(text.count(tag) != 1 for tag in tags) or positions != sorted(positions):
         return Answer("", "", None, OutcomeKind.BAD_FORMAT)
     think = _between(text, *_THINK) if answer_format == "reasoning" else ""
     answer = _between(text, *_ANSWER)
@@ -72,12 +74,6 @@ def read(text: str, answer_format: str) -> Answer:
     if block is None or not block[1].strip():
         return Answer(think, answer, None, OutcomeKind.NO_SQL)
     return Answer(think, answer, block[1].removeprefix("\n"))
-
-
-def _tags(answer_format: str) -> tuple[str, ...]:
-    if answer_format not in FORMATS:
-        raise ValueError(f"an answer's format is {' or '.join(FORMATS)}, not {answer_format!r}")
-    return _THINK + _ANSWER if answer_format == "reasoning" else _ANSWER
 
 
 def _between(text: str, opening: str, closing: str) -> str:

@@ -25,7 +25,7 @@ def from_sql(create_table: str) -> dict[str, str]:
         age INTEGER /* in years */,
         age INTEGER, -- in years
     """
-    comments: dict[str, str] = {}
+    words: dict[str, list[str]] = {}  # of the comments of each column
     column = previous = ""  # the column being defined, and the one that the last comma ended
     depth = 0  # of parentheses
     for match in _TOKEN.finditer(create_table):
@@ -41,8 +41,9 @@ def from_sql(create_table: str) -> dict[str, str]:
         elif kind == "name" and depth == 1 and not column:
             column = _unquote(token).lower()
         elif kind == "comment" and depth >= 1 and (column or previous):
-            _add(comments, column or previous, _comment_text(token))
-    return comments
+            inner = token[2:] if token.startswith("--") else token[2:].removesuffix("*/")
+            words.setdefault(column or previous, []).extend(inner.split())
+    return {name: " ".join(of_column) for name, of_column in words.items() if of_column}
 
 
 def from_descriptions(database: Path) -> dict[tuple[str, str], str]:
@@ -62,13 +63,3 @@ def _unquote(name: str) -> str:
     if name[0] in '"`':
         return name[1:-1].replace(name[0] * 2, name[0])
     return name[1:-1] if name[0] == "[" else name
-
-
-def _comment_text(token: str) -> str:
-    inner = token[2:] if token.startswith("--") else token[2:].removesuffix("*/")
-    return " ".join(inner.split())
-
-
-def _add(comments: dict[str, str], column: str, text: str) -> None:
-    if text:
-        comments[column] = f"{comments[column]} {text}" if column in comments else text

@@ -30,28 +30,28 @@ class Example:
     database: Path  # the SQLite file
     question: str
     sql: str  # the gold SQL
-    knowledge: str = ""  # facts that the question needs and the schema does not tell
-    reasoning: str = ""  # from the question to the SQL; "" if the source has none (Spider, BIRD)
+    knowledge: str = ""  # facts that the question needs and the schema does not contain
+    reasoning: str = ""  # steps from the question to the SQL; "" if the source has none (Spider, BIRD)
     source: str = ""  # PREFIX:PATH
     complexity: str = ""
     style: str = ""
     # Only the embedded data (synth/) have these.
-    family: str = ""  # of the query
-    habit: str = ""  # the teacher's habit that could make this gold SQL wrong
-    spoiled: bool = False  # whether it did
+    family: str = ""  # the query's family (synth/families.py)
+    habit: str = ""  # the teacher's systematic error that could make this gold SQL wrong (synth/teacher.py)
+    spoiled: bool = False  # whether the teacher made that error, so that this gold SQL is wrong
 
 
 def read_examples(spec: str, databases: str = "", exclude: str = "", limit: int = 0, seed: int = 0) -> list[Example]:
     """Reads the examples of `PREFIX:PATH`, in the order of the file or of its named selection.
 
-    Records that lack something are set aside, and the log counts them.
+    Records that cannot be used are set aside; the log says how many and why.
 
     Args:
       spec: `PREFIX:PATH`; data/sources.py has the prefixes.
       databases: folder of <db_id>/<db_id>.sqlite or <db_id>.sqlite, or one file; empty: the source's usual folder.
       exclude: JSONL of {id, …} to leave out, as `check` writes it; empty: none.
       limit: number of first examples to read; 0: all.
-      seed: of the selections synsql-200k and complex-5k.
+      seed: seed of the selections synsql-200k and complex-5k.
 
     Raises:
       ExampleError: the data cannot be read, or no example is left.
@@ -78,7 +78,7 @@ class SetAside:
 
 
 def read_all_records(spec: str, databases: str = "", limit: int = 0) -> tuple[list[Example], list[SetAside]]:
-    """Reads every example of `PREFIX:PATH`, and every record that was set aside; the parameters are `read_examples`'s.
+    """Reads every example of `PREFIX:PATH`, and every record that was set aside; parameters as in `read_examples`.
 
     Raises:
       ExampleError: the data cannot be read.
@@ -97,27 +97,14 @@ class _BadRecordError(Exception):
     """A record must be set aside; the message says why."""
 
 
-class _Databases:
-    """Finds the file of each db_id, and looks for it once."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self._paths: dict[str, Path | None] = {}
-
-    def find(self, db_id: str) -> Path | None:
-        if db_id not in self._paths:
-            candidates = [] if self.folder is None else database_candidates(self.folder, db_id)
-            self._paths[db_id] = next((path for path in candidates if _opens(path)), None)
-        return self._paths[db_id]
-
-
 class _Reader:
     """Turns the records of a source into examples, and collects those that it sets aside."""
 
-    def __init__(self, spec: str, source: sources.Source, databases: _Databases, excluded: frozenset[str]) -> None:
+    def __init__(self, spec: str, source: sources.Source, folder: Path | None, excluded: frozenset[str]) -> None:
         self._spec = spec
         self._source = source
-        self._databases = databases
+        self._folder = folder  # of the databases
+        self._databases: dict[str, Path | None] = {}  # by db_id; None: no file of it can be opened
         self._excluded = excluded
         self._seen: set[str] = set()
         self.set_aside: list[SetAside] = []
@@ -149,8 +136,7 @@ class _Reader:
         reasons = "; ".join(f"{reason}, first in record {ids[0]}" for reason, ids in ids_by_reason.items())
         text = f"{self._source.file}: none of its {self._count} records can be used ({reasons or 'all excluded'})."
         if NO_DATABASE in ids_by_reason:
-            folder = self._databases.folder
-            text += f" Databases were looked for in {folder}; --config.data.databases= names another folder."
+            text += f" Databases were looked for in {self._folder}; --config.data.databases= names another folder."
         return text
 
     def _ids_by_reason(self) -> dict[str, list[str]]:
@@ -162,39 +148,38 @@ class _Reader:
     def _example(self, record_id: str, record: Mapping[str, Any]) -> Example:
         if not record:
             raise _BadRecordError("not a JSON object")
-        db_id, question, sql = (_required(record, key) for key in ("db_id", "question", "sql"))
+        for key in ("db_id", "question", "sql"):
+            if not isinstance(record.get(key), str) or not record[key].strip():
+                raise _BadRecordError(f"no {key}")
+        db_id: str = record["db_id"]
         if record_id in self._seen:
             raise _BadRecordError("id seen before")
         self._seen.add(record_id)
         if "/" in db_id or "\\" in db_id or db_id in (".", ".."):
             raise _BadRecordError("db_id is a path")
-        database = self._databases.find(db_id)
+        if db_id not in self._databases:
+            candidates = [] if self._folder is None else database_candidates(self._folder, db_id)
+            self._databases[db_id] = next((path for path in candidates if _opens(path)), None)
+        database = self._databases[db_id]
         if database is None:
             raise _BadRecordError(NO_DATABASE)
         texts = {key: str(record.get(key) or "") for key in _OPTIONAL_TEXTS}
-        spoiled = bool(record.get("spoiled", False))
-        return Example(record_id, db_id, database, question, sql, source=self._spec, spoiled=spoiled, **texts)
+        texts |= {"question": record["question"], "sql": record["sql"], "source": self._spec}
+        return Example(record_id, db_id, database, spoiled=bool(record.get("spoiled", False)), **texts)
 
 
 def _open(spec: str, databases: str, exclude: str = "") -> _Reader:
     source = sources.open_source(*_parse(spec))
     folder = Path(databases) if databases else source.databases
-    return _Reader(spec, source, _Databases(folder), _read_excluded(exclude))
+    return _Reader(spec, source, folder, _read_excluded(exclude))
 
 
 def _parse(spec: str) -> tuple[str, str]:
     prefix, _, path = spec.partition(":")
     if prefix not in sources.PREFIXES or not path:
         prefixes = ", ".join(sources.PREFIXES)
-        raise ExampleError(f"{spec!r} names no data: write PREFIX:PATH with one of the prefixes {prefixes}.")
+        raise ExampleError(f"{spec!r} is not a data source: write PREFIX:PATH with one of the prefixes {prefixes}.")
     return prefix, path
-
-
-def _required(record: Mapping[str, Any], key: str) -> str:
-    value = record.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise _BadRecordError(f"no {key}")
-    return value
 
 
 def _take(examples: Iterable[Example], limit: int) -> list[Example]:
@@ -206,7 +191,7 @@ def _read_excluded(path: str) -> frozenset[str]:
     if not path:
         return frozenset()
     if not Path(path).is_file():
-        raise ExampleError(f"{path}: no such list of excluded ids: `check --output=` writes one.")
+        raise ExampleError(f"{path}: no such list of excluded ids; `check --output=` writes one.")
     lines = list(read_jsonl(Path(path), on_bad_lines="keep"))
     if not all(isinstance(line, Mapping) and "id" in line for line in lines):
         raise ExampleError(f"{path}: each line must be a JSON object with an id.")

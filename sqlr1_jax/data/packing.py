@@ -44,7 +44,7 @@ class Segment(NamedTuple):
 
     tokens: Sequence[int] | npt.NDArray[np.integer]  # n + 1 ids
     weight: Sequence[float] | npt.NDArray[np.floating]  # n: loss weight of each target; 0: no loss
-    logprob: Sequence[float] | npt.NDArray[np.floating]  # n: of each target under the sampler's weights; zeros in SFT
+    logprob: Sequence[float] | npt.NDArray[np.floating]  # n: of each target, in the sampler; zeros in SFT
     prompt: int  # index of its prompt in the batch
     sample: int  # index of its sample among the prompt's
 
@@ -60,8 +60,8 @@ class PackedRows(NamedTuple):
     """Rows of tokens, each field [B, T] and 0 at padding; the module docstring has diagrams."""
 
     tokens: Ints  # input ids
-    targets: Ints  # id to predict; within a prefix the next one, which has no loss
-    positions: Ints  # of rotary embeddings; those of a segment start at its prefix's length
+    targets: Ints  # id to predict; within a prefix, the next id, which has no loss
+    positions: Ints  # rotary positions; those of a segment start at its prefix's length
     prefix: Ints  # number of the group in its row, from 1; 0: padding
     segment: Ints  # number of the segment in its group, from 1; 0: the prefix (or padding)
     prompt: Ints  # index of the prompt in the batch
@@ -94,8 +94,8 @@ class _Placement(NamedTuple):
     group: int  # index among all groups
     row: int
     start: int  # position in the row of the first token
-    group_number: int  # of the group in its row, from 1
-    segment_number: int  # of the segment in its group, from 1; 0: the prefix
+    group_number: int  # number of the group in its row, from 1
+    segment_number: int  # number of the segment in its group, from 1; 0: the prefix
 
 
 def packed_length(group: Group) -> int:
@@ -104,7 +104,7 @@ def packed_length(group: Group) -> int:
 
 
 def smallest_layout(groups: Sequence[Group], multiple: int = 16) -> RowLayout:
-    """The smallest layout that fits every group, with lengths rounded up to a multiple: fewer shapes to compile."""
+    """The smallest layout that fits every group, with lengths rounded up to `multiple` so that fewer shapes compile."""
     prefix = max((len(group.prefix) for group in groups), default=0)
     segment = max((len(segment.tokens) - 1 for group in groups for segment in group.segments), default=0)
     count = max((len(group.segments) for group in groups), default=0)
@@ -112,7 +112,7 @@ def smallest_layout(groups: Sequence[Group], multiple: int = 16) -> RowLayout:
 
 
 def layout_ladder(layout: RowLayout, count: int) -> tuple[RowLayout, ...]:
-    """At most `count` layouts up to `layout`, smallest first: parts of each are √2 shorter than those of the next."""
+    """At most `count` layouts up to `layout`, smallest first; each is smaller than the next by a factor of √2."""
     fractions = [2 ** (-i / 2) for i in reversed(range(count))]
     sizes = [(_shorten(layout.prefix, fraction), _shorten(layout.segment, fraction)) for fraction in fractions]
     return tuple(RowLayout(prefix, layout.segments, segment) for prefix, segment in dict.fromkeys(sizes))
@@ -145,7 +145,7 @@ def shared_prefix_rows(groups: Sequence[Group], layout: RowLayout) -> PackedRows
 
 
 def pack_rows(groups: Sequence[Group], length: int) -> PackedRows:
-    """Rows of `length` tokens with several groups each: longest group first, each in the first row with room for it.
+    """Rows of `length` tokens with several groups each: longest group first, each in the first row that can hold it.
 
     Raises:
       PackingError: a group is longer than a row.
@@ -153,7 +153,10 @@ def pack_rows(groups: Sequence[Group], length: int) -> PackedRows:
     sizes = [packed_length(group) for group in groups]
     if groups and max(sizes) > length:
         worst = int(np.argmax(sizes))
-        raise PackingError(f"group {worst} takes {sizes[worst]} tokens, a packed row {length}: raise rows.length.")
+        raise PackingError(
+            f"group {worst} needs {sizes[worst]} tokens, but a packed row has {length}: raise rows.length "
+            "(config.sft.rows.length or config.grpo.rows.length)."
+        )
     used: list[int] = []  # tokens of each row
     counts: list[int] = []  # groups of each row
     placements = []
@@ -198,13 +201,17 @@ def _round_up(number: int, multiple: int) -> int:
 def _check_fits(group: Group, layout: RowLayout) -> None:
     if len(group.prefix) > layout.prefix:
         raise PackingError(
-            f"a prefix of {len(group.prefix)} tokens does not fit a row's {layout.prefix}: raise rows.prefix."
+            f"a prefix needs {len(group.prefix)} tokens, but a row has {layout.prefix} for it: raise rows.prefix "
+            "(config.sft.rows.prefix or config.grpo.rows.prefix)."
         )
     if len(group.segments) > layout.segments:
-        raise PackingError(f"{len(group.segments)} segments do not fit a row of {layout.segments}.")
+        raise PackingError(f"a group has {len(group.segments)} segments, but a row can hold only {layout.segments}.")
     longest = max((len(segment.tokens) - 1 for segment in group.segments), default=0)
     if longest > layout.segment:
-        raise PackingError(f"a segment of {longest} tokens does not fit a row's {layout.segment}: raise rows.segment.")
+        raise PackingError(
+            f"a segment needs {longest} tokens, but a row has {layout.segment} for each: raise rows.segment "
+            "(config.sft.rows.segment or config.grpo.rows.segment)."
+        )
 
 
 def _consecutive_placements(group: Group, index: int, row: int, start: int, group_number: int) -> list[_Placement]:
@@ -221,7 +228,7 @@ def _scatter(groups: Sequence[Group], placements: Sequence[_Placement], count: i
     """`count` rows of `length` tokens with every part at its placement; one indexed assignment per field."""
     parts = [_prefix_or_segment(groups[p.group], p.segment_number) for p in placements]
     sizes = np.array([len(part.weight) for part in parts], np.int64)
-    offset = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # of each token within its part
+    offset = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # of each token in its part
     # Index of each token in the flattened rows, and its part's first rotary position.
     flat_index = offset + np.repeat(np.array([p.row * length + p.start for p in placements], np.int64), sizes)
     first_positions = [len(groups[p.group].prefix) if p.segment_number else 0 for p in placements]

@@ -8,7 +8,7 @@ data (complexity, style) are never in it.
     ├──────────── the same for every question on a database ───┤
 
 Unless values are retrieved for each question, the text up to the question is the same for all questions on a database,
-so they can share its tokens: `Prompt.prefix_length` of them.
+so its tokens can be shared; `Prompt.prefix_length` is their number.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ the query
 ```
 </answer>""",
 }
-_CACHED_INDICES = 32  # databases whose values stay in memory: a large one takes a gigabyte for a million values
-_PLACEHOLDER = "Placeholder for the user message"  # when the chat template is split
+_CACHED_INDICES = 32  # databases whose values stay in memory; one with a million values takes a gigabyte
+_PLACEHOLDER = "Placeholder for the user message"  # stands in for it while the template is split
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,10 +67,11 @@ class Prompt:
     example_id: str
     text: str
     ids: Ints
-    prefix_length: int  # how many first ids all questions on this database share in this schema format; 0: none
+    # Length of the token prefix that all questions on this database share in this schema format; 0: none.
+    prefix_length: int
     schema: str  # the schema format it was rendered in, one of schema.FORMATS
-    trimmed: bool  # whether that is a shorter format than the setting's, which exceeds the budget
-    over_budget: bool  # whether every format exceeds the budget: skipped in training, counted as wrong in evaluation
+    trimmed: bool  # True if a shorter schema format was used because the configured one exceeded the budget
+    over_budget: bool  # True if every format exceeds the budget; training skips it, evaluation counts it as wrong
 
 
 class PromptRenderer:
@@ -82,7 +83,7 @@ class PromptRenderer:
         tokenizer: a fast tokenizer of transformers.
 
         Raises:
-          ConfigError: the tokenizer has no chat template, or one that does not show the user's message once.
+          ConfigError: the tokenizer has no chat template, or one that does not contain the user's message exactly once.
         """
         self._tokenizer = tokenizer
         self._data = data
@@ -91,7 +92,7 @@ class PromptRenderer:
         self._schemas: dict[Path, schema.Schema] = {}
         self._schema_texts: dict[tuple[Path, str], str] = {}
         self._prefixes: dict[tuple[Path, str], Ints] = {}
-        self._index = functools.lru_cache(_CACHED_INDICES)(self._make_index)
+        self._index = functools.lru_cache(_CACHED_INDICES)(lambda path: retrieval.Index(path, self._schema(path)))
 
     def render(self, example: Example) -> Prompt:
         """Renders one example."""
@@ -124,7 +125,7 @@ class PromptRenderer:
     def _split_template(self) -> tuple[str, str]:
         """What the chat template puts before and after the user's message.
 
-        Rendering the template once, and not for each prompt, saves most of the time that prompts take.
+        The template is rendered once instead of once per prompt, which saves most of the rendering time.
         """
         if not self._tokenizer.chat_template:
             raise ConfigError("the tokenizer has no chat template: take an instruction-tuned model's tokenizer.")
@@ -153,7 +154,7 @@ class PromptRenderer:
         ]
 
     def _schema_text(self, example: Example, schema_format: str) -> str:
-        """The user's message up to the question. It ends with a newline, with which no question begins."""
+        """The user's message up to the question. It ends with a newline; questions never start with one."""
         database, values = example.database, None
         if schema_format == "retrieved":
             values = self._index(database).search(f"{example.question} {example.knowledge}")
@@ -178,28 +179,22 @@ class PromptRenderer:
             self._schemas[database] = schema.read_schema(database, sampled=sampled)
         return self._schemas[database]
 
-    def _make_index(self, database: Path) -> retrieval.Index:
-        return retrieval.Index(database, self._schema(database))
-
     def _prefix_length(self, database: Path, schema_format: str, ids: Ints) -> int:
-        if schema_format == "retrieved":
-            return 0
-        prefix = self._prefix(database, schema_format)
-        return len(prefix) if np.array_equal(ids[: len(prefix)], prefix) else 0
-
-    def _prefix(self, database: Path, schema_format: str) -> Ints:
-        """The ids with which every prompt on the database begins.
+        """The number of token ids that every prompt on the database starts with; 0 if values are retrieved.
 
         They end before the first token that depends on the text after it: a tokenizer may join the last newline of the
         schema with the first characters of the question.
         """
+        if schema_format == "retrieved":
+            return 0
         key = (database, schema_format)
         if key not in self._prefixes:
             text = self._before_user + self._schema_texts[key]
             ids, ids_followed = self._encode([text, text + "A"])
             same = ids == ids_followed[: len(ids)]
             self._prefixes[key] = ids if same.all() else ids[: int(np.argmin(same))]
-        return self._prefixes[key]
+        prefix = self._prefixes[key]
+        return len(prefix) if np.array_equal(ids[: len(prefix)], prefix) else 0
 
     def _encode(self, texts: Sequence[str]) -> list[Ints]:
         if not texts:

@@ -1,9 +1,11 @@
-"""Retrieves a database's values that a question mentions, for the `retrieved` schema format (sql-r1.md §6).
+"""Retrieves a database's values that a question mentions, for the `retrieved` schema format.
 
-1. Values that the question cannot contain are dropped: of a value's words, at most two may be missing from the
-   question, because the value may begin and end inside a word of the question.
+The steps (docs/method.md, section 10):
+
+1. Values that the question cannot contain are dropped. At most two words of a value may be missing from the question,
+   because the value may begin and end inside a word of the question.
 2. BM25 ranks the other values for every run of 1 to 8 words of the question.
-3. Of the best values of each run, it keeps those that their longest common substring with the question mostly covers.
+3. The best values of each run are kept if their longest common substring with the question covers most of the value.
 
 BM25 is a few lines of numpy here, because the package for it (bm25s) starts JAX, and with it the accelerator, in every
 process that imports it.
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -24,9 +26,9 @@ from sqlr1_jax.data.schema import MAX_VALUE_LENGTH, Schema, quote
 from sqlr1_jax.sql import database as sqlite
 
 MAX_RUN_WORDS = 8
-MIN_COVERAGE = 0.85  # of a value, by its longest common substring with the question
+MIN_COVERAGE = 0.85  # fraction of a value that its longest common substring with the question must exceed
 MAX_VALUES = 20  # per question
-CANDIDATES_PER_RUN = 10  # values that BM25 ranks highest for one run of words
+CANDIDATES_PER_RUN = 10  # values per run of words: those that BM25 ranks highest
 K1, B = 1.5, 0.75  # BM25's saturation and length normalization, their usual values
 
 Ints = npt.NDArray[np.int64]
@@ -80,10 +82,11 @@ class Index:
         words = words_of(question)
         scores_WV, values = self._scores(words)
         chosen: set[int] = set()
-        for start, end in _runs(len(words)):
-            run_scores = scores_WV[start:end].sum(axis=0)
-            best = np.argsort(-run_scores, kind="stable")[:CANDIDATES_PER_RUN]
-            chosen.update(values[best[run_scores[best] > 0]].tolist())
+        for start in range(len(words)):
+            for end in range(start + 1, min(start + MAX_RUN_WORDS, len(words)) + 1):
+                run_scores = scores_WV[start:end].sum(axis=0)
+                best = np.argsort(-run_scores, kind="stable")[:CANDIDATES_PER_RUN]
+                chosen.update(values[best[run_scores[best] > 0]].tolist())
         return {self._values[i] for i in chosen}
 
     def _scores(self, words: Sequence[str]) -> tuple[Floats, Ints]:
@@ -94,7 +97,7 @@ class Index:
             matched_words[value_indices] += 1
         # Only the first and the last word of a value may be cut off by a word of the question.
         values = np.flatnonzero((matched_words > 0) & (matched_words >= self._bm25.distinct_words - 2))
-        column = np.full(len(self._values), -1, np.int64)  # of a value in the result; -1: dropped
+        column = np.full(len(self._values), -1, np.int64)  # a value's column in the result; -1: dropped
         column[values] = np.arange(len(values))
         scores_WV = np.zeros((len(words), len(values)))
         for i, word in enumerate(words):
@@ -116,12 +119,6 @@ def coverage(value: str, question: str) -> float:
         if any(value[i : i + length] in question for i in range(len(value) - length + 1)):
             return length / len(value)
     return 0.0
-
-
-def _runs(count: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of every run of at most `MAX_RUN_WORDS` among `count` words."""
-    for start in range(count):
-        yield from ((start, end) for end in range(start + 1, min(start + MAX_RUN_WORDS, count) + 1))
 
 
 def _read_values(database: Path, schema: Schema) -> dict[str, list[tuple[str, str]]]:

@@ -1,4 +1,6 @@
-"""Reads a database's schema from its file, and writes it as text for a prompt in one of four formats (sql-r1.md §6).
+"""Reads a database's schema from its file, and writes it as text for a prompt in one of four formats.
+
+The formats (docs/method.md, section 10):
 
 - retrieved: CREATE TABLE statements with comments and, for each column, values retrieved for the question, then sampled
   ones.
@@ -24,8 +26,8 @@ from sqlr1_jax.sql import database as sqlite
 FORMATS = ("retrieved", "fixed", "qualified", "compact")  # values of the setting data.schema, longest text first
 FORMATS_WITHOUT_VALUES = ("qualified", "compact")
 MAX_VALUE_LENGTH = 40  # characters
-MAX_VALUES = 6  # shown for each column
-SAMPLED_VALUES = 2  # of each column
+MAX_VALUES = 6  # values shown per column
+SAMPLED_VALUES = 2  # values sampled per column
 SAMPLED_ROWS = 2000  # sampled values come from this many first rows of a table
 
 Value = str | int | float
@@ -56,7 +58,7 @@ class Column:
     type: str  # as declared; may be empty
     primary_key: int = 0  # its position in the table's primary key, from 1; 0: not part of it
     comment: str = ""
-    values: tuple[Value, ...] = ()  # sampled
+    values: tuple[Value, ...] = ()  # sampled values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +99,8 @@ def read_schema(database: str | Path, sampled: bool = True) -> Schema:
     with closing(sqlite.open_readonly(path)) as connection:
         connection.text_factory = lambda raw: raw.decode(errors="replace")
         try:
-            tables = _read_tables(connection, _read_comments(connection, path))
+            tables = _read_tables(connection, path, sampled)
             keys = _read_keys(connection, tables)
-            if sampled:
-                tables = [_with_values(connection, table) for table in tables]
         except sqlite3.Error as error:
             raise sqlite.DatabaseError(f"{path}: cannot read its schema: {error}") from error
     return Schema(tuple(tables), tuple(keys))
@@ -138,7 +138,7 @@ def literal(value: Value) -> str:
 
 
 def _render_names(schema: Schema, qualified: bool) -> str:
-    """Table and column names, then joins, in which a column has its table's name only if it is ambiguous without."""
+    """Table and column names, then joins, in which columns are qualified only if their name is ambiguous."""
     tables_with = Counter(column.name.lower() for table in schema.tables for column in table.columns)
 
     def name(table: str, column: str) -> str:
@@ -159,7 +159,10 @@ def _create_table(table: Table, keys: Sequence[ForeignKey], retrieved: Values) -
     lines = []  # (declaration, comment)
     for column in table.columns:
         declaration = f"{quote(column.name)} {column.type}".rstrip()
-        lines.append((declaration, _line_comment(column, retrieved.get((table.name, column.name), ()))))
+        values = dict.fromkeys([*retrieved.get((table.name, column.name), ()), *column.values])
+        examples = f"example: [{', '.join([literal(v) for v in values][:MAX_VALUES])}]" if values else ""
+        comment = ", ".join(text for text in (column.comment, examples) if text)
+        lines.append((declaration, f" -- {comment}" if comment else ""))
     primary = sorted((c for c in table.columns if c.primary_key), key=lambda c: c.primary_key)
     if primary:
         lines.append((f"PRIMARY KEY ({_join_names([c.name for c in primary])})", ""))
@@ -175,27 +178,18 @@ def _join_names(names: Sequence[str]) -> str:
     return ", ".join(quote(name) for name in names)
 
 
-def _line_comment(column: Column, retrieved: Sequence[Value]) -> str:
-    values = list(dict.fromkeys([*retrieved, *column.values]))[:MAX_VALUES]
-    examples = f"example: [{', '.join(literal(v) for v in values)}]" if values else ""
-    texts = [text for text in (column.comment, examples) if text]
-    return f" -- {', '.join(texts)}" if texts else ""
-
-
-def _read_comments(connection: sqlite3.Connection, path: Path) -> dict[tuple[str, str], str]:
-    """Comments by lower-case (table, column); BIRD's descriptions win over comments in the SQL."""
+def _read_tables(connection: sqlite3.Connection, path: Path, sampled: bool) -> list[Table]:
+    """The tables with their comments; BIRD's descriptions win over comments in the SQL."""
     from_sql = {}
     for name, sql in connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'"):
         if "--" in (sql or "") or "/*" in (sql or ""):
             from_sql.update({(name.lower(), column): text for column, text in comments.from_sql(sql).items()})
-    return from_sql | comments.from_descriptions(path)
-
-
-def _read_tables(connection: sqlite3.Connection, comment_of: Mapping[tuple[str, str], str]) -> list[Table]:
+    comment_of = from_sql | comments.from_descriptions(path)
     columns: dict[str, list[Column]] = {}
-    for table, name, declared_type, primary_key in connection.execute(_COLUMNS):
+    for table, name, declared_type, primary_key in connection.execute(_COLUMNS).fetchall():
         comment = comment_of.get((table.lower(), name.lower()), "")
-        columns.setdefault(table, []).append(Column(name, declared_type, primary_key, comment))
+        values = _sample(connection, table, name) if sampled else ()
+        columns.setdefault(table, []).append(Column(name, declared_type, primary_key, comment, values))
     return [Table(name, tuple(of_table)) for name, of_table in columns.items()]
 
 
@@ -231,11 +225,6 @@ def _foreign_key(
 def _spelling(table: Table, column: str) -> str | None:
     """The column's name as its table spells it; None if it has no such column."""
     return next((c.name for c in table.columns if c.name.lower() == column.lower()), None)
-
-
-def _with_values(connection: sqlite3.Connection, table: Table) -> Table:
-    columns = [dataclasses.replace(c, values=_sample(connection, table.name, c.name)) for c in table.columns]
-    return dataclasses.replace(table, columns=tuple(columns))
 
 
 def _sample(connection: sqlite3.Connection, table: str, column: str) -> tuple[Value, ...]:

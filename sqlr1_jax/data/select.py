@@ -1,4 +1,4 @@
-"""Named selections from SynSQL-2.5M (sql-r1.md §1), each a function of the seed and the records' ids.
+"""Named selections from SynSQL-2.5M (docs/method.md, section 10), each a function of the seed and the records' ids.
 
 A selection takes examples in the order of a hash of (seed, id). So it does not depend on the order of the file, and a
 smaller selection is the first part of a larger one.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COMPLEXITIES = ("Simple", "Moderate", "Complex", "Highly Complex")
-SPARE = 4  # candidates kept for each example wanted, since the gold SQL of some may return no rows
+SPARE = 4  # candidates kept per wanted example, because the gold SQL of some may return no rows
 
 ReturnsRows = Callable[[Sequence["Example"]], Sequence[bool]]
 
@@ -42,7 +42,7 @@ SELECTIONS = {
 def select(
     selection: Selection, examples: Iterable[Example], seed: int, returns_rows: ReturnsRows | None = None
 ) -> list[Example]:
-    """Selects examples, in the order of their hash. Logs a complexity that has too few.
+    """Selects examples, in the order of their hash. Logs a warning for each complexity that has too few examples.
 
     returns_rows: tells for each example whether its gold SQL returns rows; by default the SQL is run.
     """
@@ -60,7 +60,7 @@ def select(
 
 
 def gold_sql_returns_rows(examples: Sequence[Example]) -> list[bool]:
-    """Runs the gold SQL of each example in the sandbox; whether it succeeds and returns rows."""
+    """Whether the gold SQL of each example, run in the sandbox, succeeds and returns rows."""
     from sqlr1_jax import config
     from sqlr1_jax.sql.executor import Executor
     from sqlr1_jax.sql.outcome import OutcomeKind
@@ -74,7 +74,7 @@ def gold_sql_returns_rows(examples: Sequence[Example]) -> list[bool]:
 def _draw(examples: Iterable[Example], counts: Mapping[str, int], seed: int) -> dict[str, list[tuple[int, Example]]]:
     """(hash, example) of the `counts` examples with the smallest hashes of each complexity, in the order of the hash.
 
-    Keeps only these in memory, since SynSQL does not fit.
+    Keeps only these in memory, because SynSQL as a whole does not fit.
     """
     heaps: dict[str, list[tuple[int, int, Example]]] = {complexity: [] for complexity in counts}
     for number, example in enumerate(examples):

@@ -1,12 +1,14 @@
-"""The file formats of text-to-SQL data (sql-r1.md §5), each read as a stream of records with `Example`'s field names.
+"""The file formats of text-to-SQL data (docs/method.md, section 10).
 
-A source yields (position, record). A record lacks the fields that its format lacks. This module checks only that the
-file can be parsed; `example.read_examples` checks the records.
+Each format is read as a stream of records with `Example`'s field names. A source yields (position, record). A record
+lacks the fields that its format lacks. This module checks only that the file can be parsed; `example.read_examples`
+checks the records.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,8 +18,8 @@ from typing import Any, NamedTuple
 from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.io import read_jsonl
 
-# Characters of the longest JSON token that is no string or number: the error of a token that is cut off by the end of
-# the buffer is at most this far from the end.
+# An upper bound on the length of a JSON token that is not a string or number. If the buffer's end cuts a token off, the
+# parser's error lies within this many characters of the end.
 _MAX_TOKEN_LENGTH = 16
 _DECODER = json.JSONDecoder()
 
@@ -57,7 +59,7 @@ def database_folder(file: Path, names: Sequence[str]) -> Path:
 
 
 def json_list(file: Path, chunk: int = 1 << 22) -> Iterator[Any]:
-    """Yields the elements of a JSON list, and keeps one in memory at a time: SynSQL's list has several gigabytes.
+    """Yields the elements of a JSON list and keeps only one in memory, because SynSQL's list has several gigabytes.
 
     chunk: characters to read from the file at a time.
 
@@ -104,7 +106,10 @@ def _read_values(file: Path) -> Iterator[Any]:
     if file.suffix == ".jsonl":
         return read_jsonl(file, on_bad_lines="keep")  # a bad line becomes an empty record, which is set aside
     if file.suffix == ".parquet" or file.is_dir():
-        return _parquet(file)
+        import datasets
+
+        files = [str(file)] if file.is_file() else sorted(map(str, file.glob("**/*.parquet")))
+        return iter(datasets.load_dataset("parquet", data_files=files, split="train", streaming=True))
     return json_list(file)
 
 
@@ -126,13 +131,6 @@ def _find_file(prefix: str, path: Path, names: tuple[str, ...]) -> Path:
     raise ExampleError(f"{path}: no such data{looked}. Give {prefix}: a folder or a file that exists.")
 
 
-def _parquet(path: Path) -> Iterator[Any]:
-    import datasets
-
-    files = [str(path)] if path.is_file() else sorted(map(str, path.glob("**/*.parquet")))
-    return iter(datasets.load_dataset("parquet", data_files=files, split="train", streaming=True))
-
-
 def _hub(name: str) -> Iterator[Any]:
     """A data set of the Hugging Face Hub: `owner/name`, or `owner/name/split` for one that is not train."""
     import datasets
@@ -152,22 +150,10 @@ _BIRD = {"question_id": "id", "SQL": "sql", "evidence": "knowledge", "difficulty
 
 
 def _from_synsql(record: Mapping[str, Any]) -> dict[str, Any]:
-    if "reward_model" in record:
-        return _from_parquet(record)
-    return _renamed(record, _SYNSQL)
-
-
-def _from_spider(record: Mapping[str, Any]) -> dict[str, Any]:
-    return _renamed(record, {"query": "sql"})
-
-
-def _from_bird(record: Mapping[str, Any]) -> dict[str, Any]:
-    return _renamed(record, _BIRD)
-
-
-def _from_parquet(record: Mapping[str, Any]) -> dict[str, Any]:
-    """SQL-R1's format: gold SQL under reward_model, and the question in its own column or else in the prompt."""
+    """SynSQL's format or SQL-R1's, with gold SQL under reward_model and the question perhaps only in the prompt."""
     renamed = _renamed(record, _SYNSQL)
+    if "reward_model" not in record:
+        return renamed
     truth = (record.get("reward_model") or {}).get("ground_truth") or {}
     renamed.update({name: truth[name] for name in ("db_id", "sql") if truth.get(name)})
     if not renamed.get("question"):
@@ -186,6 +172,10 @@ def _renamed(record: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
     """The record with fields renamed. A renamed field wins: Spider's dev.json has `query` and a parse tree `sql`."""
     others = {name: value for name, value in record.items() if name not in names}
     return others | {names[name]: value for name, value in record.items() if name in names}
+
+
+_from_spider = functools.partial(_renamed, names={"query": "sql"})
+_from_bird = functools.partial(_renamed, names=_BIRD)
 
 
 class _FileFormat(NamedTuple):

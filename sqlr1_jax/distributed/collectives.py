@@ -1,6 +1,7 @@
 """Communication between the processes of one run; there is one process per host.
 
-These collectives block until all devices finish: they are small JAX programs, which run after those already dispatched.
+These collectives block until all devices finish, because they are small JAX programs that run after those already
+dispatched.
 **Every process must call them, the same ones in the same order, or the run hangs:**
 
     allgather_arrays  allgather_objects  allgather_list  broadcast  global_sum  global_max  sync_errors  run_on_primary
@@ -72,7 +73,7 @@ def count_processes(devices: Iterable[jax.Device]) -> int:
 
 
 def is_primary() -> bool:
-    """Whether this is process 0, which writes the files that a run has once."""
+    """Whether this is process 0, which writes the files that exist once per run."""
     return process_index() == 0
 
 
@@ -152,7 +153,7 @@ def sync_errors() -> Iterator[None]:
     The block must not contain collectives: a process that fails before one would leave the others waiting for it.
 
     Raises:
-      Exception: this process's own, or else that of the first process that failed.
+      Exception: this process's exception; if it has none, that of the first process that failed.
     """
     local_error: Exception | None = None
     try:
@@ -178,12 +179,12 @@ def run_on_primary(action: Callable[..., Any], *arguments: Any) -> None:
 
 
 def check_batch_sizes(config: Config, training_mesh: Mesh, sampling_mesh: Mesh) -> None:
-    """Checks that every batch of the config's stages divides evenly among processes and data-parallel rows.
+    """Checks that every batch of the config's stages divides evenly among processes and data-parallel groups.
 
-    A data-parallel row is one index of replica × fsdp: the devices that share it hold the same examples.
+    A data-parallel group is the devices with the same index of replica × fsdp; they hold the same examples.
 
     Raises:
-      ConfigError: a row of the mesh spans processes, or a batch does not divide evenly; it names the setting.
+      ConfigError: a data-parallel group spans processes, or a batch does not divide evenly; it names the setting.
     """
     processes = count_processes(training_mesh.devices.flat)
     if processes == 1:
@@ -209,6 +210,6 @@ def check_batch_sizes(config: Config, training_mesh: Mesh, sampling_mesh: Mesh) 
             total = f", {size} on {processes} hosts," if per_host else ""
             raise ConfigError(
                 f"config.{name} is {size // processes if per_host else size}{total} and does not divide among {parts} "
-                f"{'hosts' if parts == processes else 'data-parallel rows of the mesh'}. "
+                f"{'hosts' if parts == processes else 'data-parallel groups of the mesh'}. "
                 f"Set it to a multiple of {parts // processes if per_host else parts}."
             )

@@ -51,7 +51,7 @@ TRAIN_RULES: Rules = {
     "ffw": ("tensor",),
     "vocab": ("tensor",),
 }
-# Parameters are replicated over fsdp, since a decode step is too short to gather them. There is no "time" to split: a
+# Parameters are replicated over fsdp, since a decode step is too short to gather them. "time" is not split, because a
 # decode step has one token per sample.
 SAMPLE_RULES: Rules = {
     "rows": ("replica", "fsdp"),
@@ -99,7 +99,8 @@ def _resolve_sizes(sizes: list[int], num_devices: int) -> tuple[int, ...]:
 def sampling_mesh(mesh: Mesh, num_kv_heads: int) -> Mesh:
     """The same devices in the same order, with a tensor axis that divides the key-value heads.
 
-    The rest of the tensor axis is moved to fsdp, which splits rows: a wider tensor axis would replicate the KV cache.
+    The rest of the tensor axis is moved to fsdp, which splits rows, because a wider tensor axis would replicate the KV
+    cache.
     """
     tensor = math.gcd(mesh.shape["tensor"], num_kv_heads)
     moved = mesh.shape["tensor"] // tensor
@@ -158,8 +159,8 @@ def to_global_arrays(tree: Any, mesh: Mesh, logical_axes: LogicalAxes = ("rows",
 
     Args:
       tree: numpy arrays, whose "rows" dimension has this process's B rows; the same B on all processes.
-      mesh: of the global arrays.
-      logical_axes: of the first dimensions; an array with fewer dimensions uses the first of them.
+      mesh: the mesh of the global arrays.
+      logical_axes: axes of the first dimensions; an array with fewer dimensions uses only the first of them.
       rules: the table.
 
     Returns:
@@ -195,6 +196,6 @@ def to_local_array(array: jax.Array) -> np.ndarray:
     """
     if array.is_fully_addressable:
         return np.asarray(array)
-    # Devices of a tensor group hold equal shards: one per start index is enough.
+    # Devices of a tensor group hold equal shards, so one per start index is enough.
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])

@@ -1,4 +1,4 @@
-"""Execution accuracy: executes answers, picks the winner of a vote, and averages what is correct."""
+"""Execution accuracy: executes answers, picks the winner of a vote, and averages correctness."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def execute_candidates(
       executor: an open pool of SQL workers.
       examples: the questions.
       texts: completions, [example][sample].
-      form: the answer form, a name in `answer.FORMS`.
+      form: the answer form, a name in `answer.FORMATS`.
       rule: the comparison, a name in `compare.RULES`.
 
     Returns:
@@ -107,7 +107,7 @@ def paired_gain(
       cluster: the database of each item. Whole databases are resampled, since items on one database are not
         independent.
       draws: bootstrap samples.
-      seed: of the bootstrap.
+      seed: seed of the bootstrap.
 
     Raises:
       ValueError: the evaluations have different items.
@@ -120,7 +120,7 @@ def paired_gain(
 def clustered_mean(
     values: Mapping[str, float], cluster: Mapping[str, str], draws: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """The mean of values by item id, and its 95 % bootstrap interval; arguments as of `paired_gain`."""
+    """The mean of values by item id, and its 95 % bootstrap interval; arguments as in `paired_gain`."""
     groups: dict[str, list[float]] = collections.defaultdict(list)
     for item, value in values.items():
         groups[cluster[item]].append(value)

@@ -31,7 +31,7 @@ Figures = dict[str, float]
 
 WEIGHTS = "weights.txt"  # names the weights that were evaluated
 FIGURES = "figures.json"  # written last, so its presence means that an evaluation is complete
-EVALUATION_STEP = -1 % 2**31  # step in the sampling keys of evaluations; no training step has it
+EVALUATION_STEP = -1 % 2**31  # step number in evaluations' sampling keys; no training step has it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class SetEvaluation:
         return [accuracy.vote_winner(candidates) for candidates in self.sampled]
 
     def figures(self, votes: int) -> Figures:
-        """The set's entry of figures.json; fractions, but for n."""
+        """The set's entry in figures.json; all values except n are fractions."""
         return {
             "ex_greedy": accuracy.fraction_correct(candidate.correct for candidate in self.greedy),
             f"ex_vote{votes}": accuracy.fraction_correct(candidate.correct for candidate in self.winners),
@@ -117,7 +117,7 @@ def evaluate(context: RunContext, name: str, params: Any, weights_of: str, execu
 
 
 def discard_stale_figures(context: RunContext, name: str, weights_of: str) -> None:
-    """Removes the figures in evaluation/<name>/ if they are those of other weights than `weights_of`."""
+    """Removes the figures in evaluation/<name>/ if they belong to weights other than `weights_of`."""
     folder = context.workdir / "evaluation" / name
     evaluated = folder / WEIGHTS
     if not collectives.broadcast(evaluated.exists() and evaluated.read_text() == weights_of):
@@ -132,8 +132,8 @@ def sample_texts(
     Each process samples a share of the prompts.
     """
     within_budget = [prompt for prompt in prompts if not prompt.over_budget]
-    # Every process must sample the same number of prompts, so the first prompts fill up and are sampled twice. Their
-    # second texts come last and are not used.
+    # Every process must sample the same number of prompts, so the first prompts are repeated at the end and sampled
+    # twice. Their second texts are not used.
     processes = collectives.process_count()
     padded_count = -(-len(within_budget) // processes) * processes
     padded = [within_budget[i % len(within_budget)] for i in range(padded_count)]
@@ -159,7 +159,7 @@ def evaluation_request(
     """The engine's request of an evaluation.
 
     Args:
-      context: the run; token limit and stop text are those of GRPO's sampling.
+      context: the run, whose settings for GRPO's sampling give the token limit and the stop texts.
       prompts: this process's prompts.
       samples: completions per prompt.
       temperature: 0 is greedy.

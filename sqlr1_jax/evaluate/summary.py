@@ -16,7 +16,7 @@ def write(workdir: Path, config: Config, stage: str, seconds: float) -> None:
     """Adds `seconds` to a stage's time and writes summary.json with the evaluations that exist."""
     path = workdir / "summary.json"
     times = json.loads(path.read_text())["seconds"] if path.exists() else {}
-    # Seconds add up, since a resumed stage runs more than once. A stage that finds its work done adds almost nothing.
+    # Seconds are added because a resumed stage runs more than once. A stage whose work is already done adds few.
     times[stage] = round(times.get(stage, 0.0) + seconds, 3)
     times["total"] = round(sum(value for name, value in times.items() if name != "total"), 3)
     summary: dict[str, Any] = {"seconds": times}
@@ -38,18 +38,16 @@ def gain(workdir: Path, before: str = "sft", after: str = "final", **labels: str
 
     Args:
       workdir: the run's folder.
-      before: folder of evaluation/.
-      after: folder of evaluation/.
+      before: subfolder of evaluation/ with the earlier weights' evaluation.
+      after: subfolder of evaluation/ with the later weights' evaluation.
       labels: keeps only the items whose field has this value, for example habit="extra_column".
 
     Raises:
       ValueError: the evaluations have different items.
     """
-    items = [_heldout_items(workdir / "evaluation" / name / "greedy.jsonl", labels) for name in (before, after)]
+    items, wanted = [], {"set": "heldout"} | labels
+    for name in (before, after):
+        lines = read_jsonl(workdir / "evaluation" / name / "greedy.jsonl")
+        items.append({line["id"]: line for line in lines if all(line[key] == wanted[key] for key in wanted)})
     correct = [{i: OutcomeKind(line["outcome"]).correct for i, line in lines.items()} for lines in items]
     return accuracy.paired_gain(correct[0], correct[1], {i: line["db_id"] for i, line in items[0].items()})
-
-
-def _heldout_items(path: Path, labels: dict[str, str]) -> dict[str, dict[str, Any]]:
-    lines = [line for line in read_jsonl(path) if line["set"] == "heldout"]
-    return {line["id"]: line for line in lines if all(line[name] == value for name, value in labels.items())}

@@ -27,5 +27,5 @@ SYNTAX_RULES: tuple[Callable[[Statement], Iterator[Suspicion]], ...] = (
 
 
 def suspicions(statement: Statement) -> list[Suspicion]:
-    """What the rules suspect of a gold query; the queries of each suspicion have yet to decide."""
+    """What the rules suspect of a gold query; a suspicion with queries is decided only by running them."""
     return [suspicion for rule in SYNTAX_RULES for suspicion in rule(statement)]

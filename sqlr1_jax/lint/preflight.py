@@ -105,7 +105,7 @@ class Preflight:
     """Checks examples with one executor."""
 
     def __init__(self, executor: Executor, prompts: PromptRenderer | None = None) -> None:
-        """prompts: renders the prompts whose length is checked; None: no length is checked."""
+        """prompts: renders prompts to check their lengths; None: lengths are not checked."""
         self._executor = executor
         self._prompts = prompts
         self._num_queries = 0
@@ -127,18 +127,14 @@ class Preflight:
         queries = list(dict.fromkeys(example.sql for example in examples))
         reasons = self._query_reasons(database, queries)
         is_broken = any("broken_database" in of_query for of_query in reasons.values())
-        length_reasons = {} if is_broken else self._length_reasons(examples)
+        prompts = self._prompts.render_many(examples) if self._prompts and not is_broken else []
+        too_long = {p.example_id: {"over_budget": [Reason(f"{len(p.ids)} tokens")]} for p in prompts if p.over_budget}
         return [
             Finding(example.id, example.db_id, rule, "; ".join(texts))
             for example in examples
-            for rule, found in {**reasons[example.sql], **length_reasons.get(example.id, {})}.items()
+            for rule, found in {**reasons[example.sql], **too_long.get(example.id, {})}.items()
             if (texts := dict.fromkeys(r.text for r in found if _names_table(example.question, r.table)))
         ]
-
-    def _length_reasons(self, examples: Sequence[Example]) -> dict[str, Reasons]:
-        """Reasons by id of the examples whose prompts exceed the budget."""
-        prompts = self._prompts.render_many(examples) if self._prompts else []
-        return {p.example_id: {"over_budget": [Reason(f"{len(p.ids)} tokens")]} for p in prompts if p.over_budget}
 
     def _query_reasons(self, database: Path, queries: Sequence[str]) -> dict[str, Reasons]:
         """Reasons by gold query of a database."""
@@ -172,7 +168,7 @@ def _run_and_apply_rules(runner: QueryRunner, tables: schema.Schema, queries: Se
 
 
 def _count_rows(runner: QueryRunner, tables: schema.Schema) -> tuple[frozenset[str], str]:
-    """The tables without rows, and the error of the first table that cannot be read to its end; "" if all can."""
+    """The tables without rows, and the error of the first table that cannot be read to its end; "" if there is none."""
     queries = {f"SELECT count(*) FROM {schema.quote(table.name)} NOT INDEXED": table.name for table in tables.tables}
     error = ""
     empty: set[str] = set()
@@ -204,7 +200,7 @@ def _apply_rules(
     reasons: Mapping[str, Reasons],
     run_queries: bool,
 ) -> None:
-    """Adds what the rules of `lint` find in gold queries; without `run_queries` only what needs no query to decide."""
+    """Adds what the rules of `lint` find in gold queries; if not `run_queries`, only what is certain without them."""
     suspicions: list[tuple[str, lint.Suspicion]] = []
     for sql, of_query in reasons.items():
         try:

@@ -32,15 +32,12 @@ def arbitrary_limit(statement: Statement) -> Iterator[Suspicion]:
     if not partial:
         return
     variants = tuple(_break_ties(statement, partial, desc) for desc in (False, True))
-    orders = " and ".join(sorted({_order_text(query) for query, _ in partial}))
+    clauses = [query.args.get("order") for query, _ in partial]
+    texts = {f"under {write(clause).strip()}" if clause else "without ORDER BY" for clause in clauses}
+    orders = " and ".join(sorted(texts))
     yield Suspicion("ties", f"rows tie {orders}, so LIMIT keeps arbitrary ones", variants, differ)
     reason = f"LIMIT {orders}: not a total order; no rows tie on this data, but on other data they may"
     yield Suspicion("partial_order", reason, variants, agree)
-
-
-def _order_text(query: Node) -> str:
-    order = query.args.get("order")
-    return f"under {write(order).strip()}" if order else "without ORDER BY"
 
 
 def _break_ties(statement: Statement, limited: Sequence[tuple[Node, int]], desc: bool) -> str:
@@ -73,7 +70,7 @@ def _num_columns(statement: Statement, query: Node) -> int:
 def _is_total_order(statement: Statement, query: Node) -> bool:
     """Whether no two rows can tie on any data.
 
-    That is so if the result has one row, if ORDER BY determines the primary keys of all sources or every group key, or
+    True if the result has one row, if ORDER BY determines the primary keys of all sources or every group key, or
     if it has every column of a DISTINCT result.
     """
     if not isinstance(query, exp.Select):
@@ -184,12 +181,9 @@ def _equal_columns(block: Block) -> Iterator[tuple[Key | None, Key | None]]:
     for join in block.joins:
         for column in join.args.get("using") or []:
             name = column.name.lower()
-            keys = [(alias, name) for alias, table in block.tables.items() if table and _has_column(table, name)]
+            tables = [(alias, table) for alias, table in block.tables.items() if table]
+            keys = [(alias, name) for alias, table in tables if name in {c.name.lower() for c in table.columns}]
             yield from itertools.pairwise(keys)
-
-
-def _has_column(table: Table, name: str) -> bool:
-    return name in {column.name.lower() for column in table.columns}
 
 
 def _primary_key(alias: str, table: Table | None) -> set[Key]:

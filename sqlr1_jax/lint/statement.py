@@ -67,7 +67,15 @@ class Block:
     def group_keys(self) -> list[Node]:
         """The expressions of GROUP BY, with ordinals and aliases replaced by the expressions that they refer to."""
         group = self.select.args.get("group")
-        return [self._group_key(key) for key in group.expressions] if group else []
+        keys: list[Node] = []
+        for key in group.expressions if group else []:
+            if isinstance(key, exp.Literal) and key.is_int and 0 < int(key.name) <= len(self.select.expressions):
+                keys.append(self.select.expressions[int(key.name) - 1].unalias())
+            elif isinstance(key, exp.Column) and not key.table and self.resolve(key) is None:
+                keys.append(self.aliases.get(key.name.lower(), key))
+            else:
+                keys.append(key)
+        return keys
 
     @functools.cached_property
     def conditions(self) -> list[Node]:
@@ -103,13 +111,6 @@ class Block:
         if not qualifier and None in self.tables.values():  # it may be a column of that subquery
             return None
         return self.outer.resolve(column) if self.outer else None
-
-    def _group_key(self, key: Node) -> Node:
-        if isinstance(key, exp.Literal) and key.is_int and 0 < int(key.name) <= len(self.select.expressions):
-            return self.select.expressions[int(key.name) - 1].unalias()
-        if isinstance(key, exp.Column) and not key.table and self.resolve(key) is None:
-            return self.aliases.get(key.name.lower(), key)
-        return key
 
 
 class Statement:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
-# Decides by the outcomes of a suspicion's queries. A text means True, and is appended to the reason.
+# Decides a suspicion from its queries' outcomes. A text counts as True and is appended to the reason.
 Verdict = Callable[[Sequence[Outcome]], bool | str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Suspicion:
-    """What may be wrong with a gold query. Without queries it is certain."""
+    """What may be wrong with a gold query. A suspicion without queries is certain."""
 
     rule: str
     reason: str

@@ -24,12 +24,12 @@ _ORDERINGS = (exp.GT, exp.GTE, exp.LT, exp.LTE)
 _COMPARISONS = (exp.EQ, exp.NEQ, *_ORDERINGS)
 _CLOCKS = (exp.CurrentDate, exp.CurrentTime, exp.CurrentTimestamp)
 _DATE_FUNCTIONS = frozenset(("date", "time", "datetime", "julianday", "unixepoch"))
-MIN_ROWS_PER_WORD = 10  # a text column holds numbers if at most one value in so many is not a number
+MIN_ROWS_PER_WORD = 10  # a text column holds numbers if at most one value in this many is not a number
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)\s*\Z")
 
 
 def clock(statement: Statement) -> Iterator[Suspicion]:
-    """The current date or time, with which the result changes.
+    """A use of the current date or time, which makes the result change with time.
 
     SELECT count(*) FROM sale WHERE day > date('now', '-1 year')
     """
@@ -79,7 +79,8 @@ def text_number(statement: Statement) -> Iterator[Suspicion]:
             reason = f"{text} compares text, where '9' > '10': as numbers the result is different"
             number = exp.Literal.number(literal.name.strip())
             by_number = statement.rewrite({id(column): _to_real(column), id(literal): number})
-            yield Suspicion("text_number", reason, (_holds_numbers(source), statement.sql, by_number), _numbers_differ)
+            queries = (_holds_numbers(source), statement.sql, by_number)
+            yield Suspicion("text_number", reason, queries, lambda o: is_true(o[:1]) and differ(o[1:]))
         if column_type in ("integer", "real") and not is_number and isinstance(node, _ORDERINGS):
             reason = f"{text} compares numbers with a word, and every number is less than any text"
             name, table = _sql_names(source)
@@ -119,20 +120,13 @@ def _text_order(statement: Statement, source: ColumnSource, node: Node) -> Suspi
     if isinstance(node, exp.Ordered):
         variants = statement.sql, statement.rewrite({id(node.this): _to_real(node.this)})
     else:
-        # Both variants give a real number: if the types of their results differed, SQLite would convert what these are
-        # compared with in different ways.
+        # Both variants give a real number. If their types differed, SQLite would convert the other side of a comparison
+        # differently in each.
         by_number = type(node)(this=_to_real(node.this))
         variants = statement.rewrite({id(node): _to_real(node)}), statement.rewrite({id(node): _to_real(by_number)})
     reason = f"{write(node)} orders numbers as text, where '9' is greater than '10'"
-    return Suspicion("text_order", reason, (_holds_numbers(source), *variants), _numbers_differ_in_order)
-
-
-def _numbers_differ(outcomes: Sequence[Outcome]) -> bool:
-    return is_true(outcomes[:1]) and differ(outcomes[1:])
-
-
-def _numbers_differ_in_order(outcomes: Sequence[Outcome]) -> bool:
-    return is_true(outcomes[:1]) and differ_in_order(outcomes[1:])
+    queries = (_holds_numbers(source), *variants)
+    return Suspicion("text_order", reason, queries, lambda o: is_true(o[:1]) and differ_in_order(o[1:]))
 
 
 def _holds_numbers(source: ColumnSource) -> str:

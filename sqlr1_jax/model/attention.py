@@ -13,7 +13,7 @@ attention never repeats keys or values here: the g query heads of a key-value he
 #                  [G·g, h] x [h, S]                    [g, h] x [h, W]
 #
 # The samples of a prompt are rows of one matmul, so that the prefix's keys are read once and not once per sample. The
-# two score arrays are never concatenated, which would copy both: `_mix_prefix_and_own` takes one maximum and one sum.
+# two score arrays are not concatenated, because that would copy both: `_mix_prefix_and_own` takes one maximum and sum.
 # Prefix padding, columns not yet written and columns of the slot's earlier prompts have MASKED_SCORE.
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Mask:
     Two layouts:
       shared-prefix rows (`prefix_width` > 0): [prefix | segment | segment | …], where only the end of each part is
         padding. Scores are computed part by part and need no [T, T]. A plain text is such a row without segments;
-        XLA then computes its scores as those of a packed row.
+        XLA's backend then uses the packed-row code.
       packed rows (`prefix_width` = 0): several groups one after another; the mask is built from the two id arrays.
     """
 
@@ -136,13 +136,9 @@ def _heads_last(o_BKgTh: jax.Array) -> jax.Array:
 
 def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
     """Scaled scores […, M, S] of queries […, M, h] and keys with time last […, h, S]."""
-    # `shared_prefix` contracts keys with time first: one helper for both would add a transpose to one of the programs.
+    # `shared_prefix` has its own version, for keys with time first; sharing one helper would add a transpose to one of
+    # the programs.
     return einsum_f32("...mh,...hs->...ms", q * q.shape[-1] ** -0.5, k)
-
-
-def _weighted_sum(weights: jax.Array, v: jax.Array) -> jax.Array:
-    """Weights […, M, S] times values […, S, h] → […, M, h] in at least float32."""
-    return einsum_f32("...ms,...sh->...mh", weights.astype(v.dtype), v)
 
 
 def _map_query_chunks(
@@ -152,8 +148,8 @@ def _map_query_chunks(
 
     Queries [B, …, T, h] and results have time at axis -2, each array of `info` [B or 1, T] at axis 1.
     """
-    # Not `shared_prefix`'s scan over blocks: JAX differentiates this loop, so each chunk is rematerialized, and there
-    # are no sums over queries to carry.
+    # This loop differs from `shared_prefix`'s scan: JAX differentiates it, so each chunk is rematerialized, and it has
+    # no sums to accumulate.
     if not chunk:
         return block(q, info)
     T = q.shape[-2]
@@ -195,7 +191,7 @@ def _attend_block(q_BKgMh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array, mask
     # The maximum cancels in the quotient, so no gradient needs to flow through it.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     # Division after the matmul: [M, h] numbers instead of [M, S].
-    o_BKNh = _weighted_sum(weights, v_BKSh) / weights.sum(-1, keepdims=True)
+    o_BKNh = einsum_f32("...ms,...sh->...mh", weights.astype(v_BKSh.dtype), v_BKSh) / weights.sum(-1, keepdims=True)
     return o_BKNh.astype(v_BKSh.dtype).reshape(B, K, g, M, h)
 
 
@@ -245,7 +241,7 @@ def attend_cached(q_PGHh: jax.Array, cache: KVCache, stack: int, entry: jax.Arra
 
 def _window_sizes(T: int, smallest: int = 256) -> list[int]:
     """Numbers of columns to read, doubling up to T from at most `smallest`."""
-    # Each size is one more branch to compile; reading at most twice what is needed is the better price.
+    # Sizes double, since each is one more branch to compile; at most twice the needed columns are read.
     windows = [T]
     while windows[0] > smallest:
         windows.insert(0, -(-windows[0] // 2))
@@ -264,7 +260,8 @@ def _weighted_cached_sum(weights: jax.Array, v: QuantizedArray, dtype: jnp.dtype
     # The scales of values [..., S, 1] are constant over h too: they multiply the weights.
     if v.scale is not None:
         weights = weights * v.scale.swapaxes(-1, -2)
-    return _weighted_sum(weights, v.values.astype(dtype))
+    values = v.values.astype(dtype)
+    return einsum_f32("...ms,...sh->...mh", weights.astype(values.dtype), values)
 
 
 def _mix_prefix_and_own(

@@ -36,7 +36,8 @@ class _HfName(NamedTuple):
     """The name and layout of a parameter in Hugging Face files."""
 
     template: str  # with {} for the layer
-    in_axes: int | None  # our leading axes (after the layers') that a matmul sums over; None: stored in our shape
+    # Number of leading axes, after the layer axis, that a matmul contracts; None: same shape in both.
+    in_axes: int | None
 
 
 _LAYER = "model.layers.{}."
@@ -154,7 +155,7 @@ def load_params(
     specs = flax.traverse_util.flatten_dict(abstract_params(config), sep="/", is_leaf=lambda _, leaf: is_spec(leaf))
     params = {path: _load_param(folder, tensors, path, spec, mesh, rules) for path, spec in specs.items()}
     known = {name for path, spec in specs.items() for name in _hf_names(path, spec)}
-    # Tied models may store their unembedding all the same; it equals the embedding.
+    # Some tied models also store lm_head; it equals the embedding and is ignored.
     unknown = sorted(set(tensors) - known - {"lm_head.weight"})
     if unknown:
         names = ", ".join(unknown[:5])
@@ -163,7 +164,7 @@ def load_params(
 
 
 def _open_tensors(folder: Path) -> dict[str, np.ndarray]:
-    # With an index only its files count; without one, all safetensors files of the folder do.
+    # If there is an index, the files it lists; otherwise every *.safetensors file.
     files = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -238,7 +239,7 @@ def _read_slice(
 
 
 def _flat_slice(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
-    """The slice of an axis that stores several of ours as one; shardings split only the first of them."""
+    """The slice of a Hugging Face axis that flattens several of our axes. Only the first of ours is ever sharded."""
     # Heads a to b of our [H, h] are the entries a · h to b · h of the stored axis.
     start, stop, _ = index[0].indices(shape[0])
     inner = math.prod(shape[1:])
@@ -315,17 +316,14 @@ def _lazy_tensor(values: jax.Array, path: str, layer: int | None, dtype: np.dtyp
     shape = values.shape if layer is None else values.shape[1:]
 
     def load() -> np.ndarray:
-        return _to_hf_layout(_to_host(values if layer is None else values[layer]).astype(dtype), in_axes)
+        part = values if layer is None else values[layer]
+        if not part.is_fully_addressable:
+            from jax.experimental import multihost_utils
+
+            part = multihost_utils.process_allgather(part, tiled=True)
+        return _to_hf_layout(np.asarray(part).astype(dtype), in_axes)
 
     return LazyTensor(template.format(layer), dtype, _hf_shape(shape, in_axes), load)
-
-
-def _to_host(values: jax.Array) -> np.ndarray:
-    if values.is_fully_addressable:
-        return np.asarray(values)
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(values, tiled=True))
 
 
 def _text_files(config: Qwen2Config, tokenizer_folder: str | Path, dtype: str, card: str) -> dict[str, str]:

@@ -61,7 +61,7 @@ def _add_induction_heads(params: Params, config: Qwen2Config, key: jax.Array) ->
         0      previous   name       previous   the token before an earlier occurrence of the previous token
         1      name       name       previous   the token before an earlier occurrence of this token
         2      name       previous   name       the token after an earlier occurrence of this token
-        3      earlier    previous   name       the token after an earlier occurrence of the token 2 back
+        3      earlier    previous   name       the token after an earlier occurrence of the token two positions back
 
     In a schema, the token before a column is its table. All other heads copy what they attend to; training decides
     what they attend to.
@@ -82,7 +82,7 @@ def _add_induction_heads(params: Params, config: Qwen2Config, key: jax.Array) ->
     match_HH = _MATCH_SCALE / h**0.5 * slow[None] * jax.random.normal(key, (h, h))
 
     def position_bias(back: int) -> np.ndarray:
-        """The query bias that matches the key bias position_bias(0) of the token `back` positions before."""
+        """The query bias that makes a head attend `back` tokens back, given the key bias position_bias(0)."""
         return _POSITION_SCALE * ~slow * np.concatenate([np.cos(back * angles), -np.sin(back * angles)])
 
     q_bias, k_bias = np.zeros((L, 4, h)), np.zeros((L, 2, h))

@@ -27,8 +27,9 @@ def shard_map_attention(
 ) -> jax.Array:
     """Runs a kernel on each device's shard of rows and heads → [B, T, H, h].
 
-    If the tensor axis is wider than the key-value heads, they are repeated until it divides them. If the query heads
-    are then no multiple of them, every device computes all heads of its rows.
+    If there are fewer key-value heads than the tensor axis has devices, they are repeated until their number is a
+    multiple of it. If the number of query heads is not a multiple of that, each device computes all heads of its
+    examples.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -48,7 +49,7 @@ def shard_map_attention(
 
 @dataclasses.dataclass(frozen=True)
 class SharedPrefixMask:
-    """The static mask of a row [prefix | segment | segment | …], as a function of positions; padding not included.
+    """The static mask of a row [prefix | segment | segment | …], as a function of positions; it ignores padding.
 
     Hashable and computed on the fly, so that splash needs no [T, T] array.
     """
@@ -57,14 +58,14 @@ class SharedPrefixMask:
     segment_width: int  # 0: the row is only a prefix
 
     def __call__(self, query: Any, key: Any) -> Any:
-        """Whether queries at these positions see the keys at those: arrays of numpy, or of a kernel."""
+        """Whether the queries at `query` see the keys at `key`: both numpy arrays, or traced arrays inside a kernel."""
         causal = key <= query
         if not self.segment_width:
             return causal
         return causal & ((key < self.prefix_width) | (key >= self.segment_start(query)))
 
     def segment_start(self, query: Any) -> Any:
-        """The first position of the query's segment; for a prefix query, a position that hides no key from it.
+        """The first position of the query's segment; for a query in the prefix, a position that masks nothing.
 
         Exact for rows of up to 2²² tokens.
         """
@@ -111,9 +112,9 @@ def splash(
     q_BHTh, k_BKTh, v_BKTh = (
         jnp.pad(x, (*time_padding, (0, 0), (0, 0))).swapaxes(1, 2) for x in (q_BTHh * h**-0.5, k_BTKh, v_BTKh)
     )
-    # The mask already hides a segment's padding from real queries, but not the prefix's padding from the segments: that
-    # depends on the data. Splash hides it by ids, 1 for every token but 0 for the prefix's padding, which still sees
-    # itself and so stays finite.
+    # The mask already hides a segment's padding from real queries, but not the prefix's padding from the segments,
+    # because that depends on the data. Splash's segment ids hide it: 0 for prefix padding, 1 for all else. Padding
+    # attends to padding, so its output stays finite.
     ids_BT = None
     if mask.segment_width:
         hidden_BT = (real_BT == 0) & (jnp.arange(T) < mask.prefix_width)[None, :]
@@ -134,14 +135,14 @@ def _splash_row_kernel(
     class ComputedMask(ops.Mask):
         """A mask that splash's preparation reads block by block and that the kernel computes."""
 
-        # Splash computes masks in the kernel where these attributes exist, and loads arrays from HBM otherwise.
+        # Splash computes masks in the kernel if these attributes exist; otherwise it loads arrays from HBM.
         shape = (length, length)
         q_sequence = np.arange(length, dtype=np.int32)
         mask_function = mask
 
         def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
             queries, keys = index
-            # Blocks that are all or none share two arrays: a row of 20,480 tokens has 1,600 blocks.
+            # Fully visible and fully masked blocks reuse two arrays, since a row of 20,480 tokens has 1,600 blocks.
             if (uniform := mask.all_or_none(queries, keys)) is not None:
                 return uniform_blocks[uniform]
             return mask(np.arange(queries.start, queries.stop)[:, None], np.arange(keys.start, keys.stop)[None])
@@ -171,8 +172,9 @@ def cudnn(
       mask: the row's layout.
       implementation: of `jax.nn.dot_product_attention`; "xla" computes the same on any platform.
     """
-    # cuDNN's causal mask has no offset. So the prefix is one causal call, and in a second one the N = B·G segments are
-    # the batch: each gets the prefix's keys before its own, L = S + C, and a mask [C, L] that all heads share.
+    # cuDNN's causal mask has no offset, so there are two calls. The first is causal, on the prefix. The second has the
+    # N = B·G segments as its batch; each has L = S + C keys (the prefix's, then its own) and one mask [C, L] for all
+    # heads.
     #
     #     keys      prefix, S        own, C
     #     mask    [ real_NS        | causal_CC ]

@@ -6,7 +6,7 @@ dynamic_update_slice; the columns are a ring buffer, and a slot's start step say
 
 # Slots, columns and the ring, for one layer and key-value head: P = 2 slots, G = 2 samples, S = 6, T = 8, step = 10.
 # Numbers are the decode steps at which a column was written: [10] is this step's, in column 10 % 8 = 2; those in () are
-# hidden from the slot, since they were written before its prompt was inserted.
+# masked for the slot, because they were written before its prompt was inserted.
 #
 #                             prefix (S)         own columns (T)
 #     slot 0, start_P = 5     k k k k . .   s0    8   9  [10] (3) (4)  5   6   7
@@ -31,7 +31,8 @@ from flax import struct
 from sqlr1_jax.distributed.sharding import SAMPLE_RULES, constrain
 from sqlr1_jax.model.quantize import QuantizedArray, quantize_int8
 
-_AXES = (None, "rows", "kv_heads", None, None)  # entry, prompt or sample, key-value head; a stack may lack the first
+# Axes: entry (absent with one layer per stack), prompt or sample, key-value head, then h and time in either order.
+_AXES = (None, "rows", "kv_heads", None, None)
 COLUMN_MULTIPLE = 16  # T is rounded up to this: odd widths cost CPUs a third
 
 
@@ -39,9 +40,10 @@ COLUMN_MULTIPLE = 16  # T is rounded up to this: odd widths cost CPUs a third
 class KVCache:
     """Slots for P prompts of G samples each; a sample has T columns for its own decode steps.
 
-    Layers are spread over U stacks: layer i is entry i // U of stack i % U. With as many stacks as layers there is no
-    entry axis, and a step reads and writes the arrays in place; on CPU one of several entries is copied out first.
-    Samples are on one axis R = P · G, prompt by prompt: with an axis P of size 1, XLA for CPU copies at each step.
+    Layers are spread over U stacks: layer i is entry i // U of stack i % U. With one layer per stack there is no
+    entry axis, and a step updates the arrays in place. With several, XLA:CPU first copies the layer out. Samples
+    share one axis R = P · G, prompt by prompt, because XLA:CPU copies the cache at each step if there is an axis P of
+    size 1.
     """
 
     prefix_k: tuple[QuantizedArray, ...]  # per stack [L/U, P, K, h, S], or [P, K, h, S]; int8 scales have 1 for h
@@ -84,18 +86,12 @@ def shapes(
     prefix_dims, own_dims = (*entries, prompts, K), (*entries, prompts * samples, K)
     numbers_P = jax.ShapeDtypeStruct((prompts,), jnp.int32)
 
-    def keys(leading: tuple[int, ...], time: int) -> tuple[QuantizedArray, ...]:
-        return (_abstract_array((*leading, h, time), -2, dtype),) * stacks
-
-    def values(leading: tuple[int, ...], time: int) -> tuple[QuantizedArray, ...]:
-        return (_abstract_array((*leading, time, h), -1, dtype),) * stacks
-
     fields = {
-        "prefix_k": keys(prefix_dims, prefix),
-        "prefix_v": values(prefix_dims, prefix),
+        "prefix_k": (_abstract_array((*prefix_dims, h, prefix), -2, dtype),) * stacks,
+        "prefix_v": (_abstract_array((*prefix_dims, prefix, h), -1, dtype),) * stacks,
         "prefix_length_P": numbers_P,
-        "k": keys(own_dims, T),
-        "v": values(own_dims, T),
+        "k": (_abstract_array((*own_dims, h, T), -2, dtype),) * stacks,
+        "v": (_abstract_array((*own_dims, T, h), -1, dtype),) * stacks,
         "step": jax.ShapeDtypeStruct((), jnp.int32),
         "start_P": numbers_P,
     }
@@ -123,16 +119,10 @@ def zeros(like: KVCache) -> KVCache:
 
 def _constrain(cache: KVCache) -> KVCache:
     """The cache sharded over prompts and key-value heads, if there is a mesh."""
-
-    def constrain_stacks(stacks: tuple[QuantizedArray, ...]) -> Any:
-        return jax.tree.map(lambda leaf: constrain(leaf, _AXES[-leaf.ndim :], SAMPLE_RULES), stacks)
-
-    return cache.replace(  # type: ignore[attr-defined]
-        prefix_k=constrain_stacks(cache.prefix_k),
-        prefix_v=constrain_stacks(cache.prefix_v),
-        k=constrain_stacks(cache.k),
-        v=constrain_stacks(cache.v),
-    )
+    stacks = cache.prefix_k, cache.prefix_v, cache.k, cache.v
+    stacks = jax.tree.map(lambda leaf: constrain(leaf, _AXES[-leaf.ndim :], SAMPLE_RULES), stacks)
+    prefix_k, prefix_v, k, v = stacks
+    return cache.replace(prefix_k=prefix_k, prefix_v=prefix_v, k=k, v=v)  # type: ignore[attr-defined]
 
 
 def insert(cache: KVCache, prefill_kv: tuple[jax.Array, jax.Array], length_R: jax.Array, slot_R: jax.Array) -> KVCache:
@@ -190,7 +180,7 @@ def write(cache: KVCache, stack: int, entry: jax.Array | int, k_PGKh: jax.Array,
 
 
 def _int32(*indices: jax.Array | int) -> tuple[jax.Array, ...]:
-    """Indices of one dtype, which dynamic slices need where some of them are traced."""
+    """Indices of one dtype, which dynamic slices need if some of them are traced."""
     return tuple(jnp.asarray(index, jnp.int32) for index in indices)
 
 
@@ -207,11 +197,9 @@ def _update(stack: QuantizedArray, new: QuantizedArray, start: tuple[jax.Array, 
 def read_prefix(cache: KVCache, stack: int, entry: jax.Array | int) -> tuple[QuantizedArray, QuantizedArray]:
     """Keys [P, K, h, S] and values [P, K, S, h] of one layer's prefixes."""
     k, v = cache.prefix_k[stack], cache.prefix_v[stack]
-    return (_index_entry(k, entry), _index_entry(v, entry)) if k.values.ndim == 5 else (k, v)
-
-
-def _index_entry(stack: QuantizedArray, entry: jax.Array | int) -> Any:
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, entry, keepdims=False), stack)
+    if k.values.ndim < 5:
+        return k, v
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, entry, keepdims=False), (k, v))
 
 
 def read_columns(

@@ -49,7 +49,7 @@ def token_logprobs(
       loss_mask_BT: positions to compute; the others get 0. None: all.
     """
     loss_mask_BT = jnp.ones(targets_BT.shape, bool) if loss_mask_BT is None else loss_mask_BT
-    # Replicated but for rows and vocabulary: split over D, each chunk's logits would need an all-reduce.
+    # Shard only rows and vocabulary. If D were sharded, each chunk's logits would need an all-reduce.
     hidden_BTD = constrain(hidden_BTD, ("rows", None, None), TRAIN_RULES)
     table_DV = constrain(unembedding(params, config).astype(hidden_BTD.dtype), (None, "vocab"), TRAIN_RULES)
     if config.logits_chunk:
@@ -110,9 +110,12 @@ def _chunked_forward(
     inputs = _reorder(hidden_BTD, order_BT), _reorder(targets_BT, order_BT)
 
     def fill_chunk(i: jax.Array, outputs: Arrays) -> Arrays:
-        hidden_BtD, targets_Bt = (_read_chunk(x, i, width) for x in inputs)
+        hidden_BtD, targets_Bt = (jax.lax.dynamic_slice_in_dim(x, i * width, width, axis=1) for x in inputs)
         stats = _token_stats(_logits(table_DV, hidden_BtD, config, temperature), targets_Bt)
-        return tuple(_write_chunk(x, chunk, i, width) for x, chunk in zip(outputs, stats, strict=True))
+        return tuple(
+            jax.lax.dynamic_update_slice_in_dim(x, chunk, i * width, axis=1)
+            for x, chunk in zip(outputs, stats, strict=True)
+        )
 
     zeros_BT = jnp.zeros(order_BT.shape, jnp.promote_types(hidden_BTD.dtype, jnp.float32))
     stats = jax.lax.fori_loop(0, num_chunks, fill_chunk, (zeros_BT, zeros_BT, zeros_BT))
@@ -129,12 +132,15 @@ def _chunked_backward(config: Qwen2Config, temperature: float, residuals: Arrays
     inputs = hidden_BTD, targets_BT, entropy_BT, logsumexp_BT, *cotangents_BT
 
     def add_chunk(i: jax.Array, gradients: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        hidden_BtD, targets_Bt, entropy_Bt, logsumexp_Bt, *cotangents_Bt = (_read_chunk(x, i, width) for x in inputs)
+        hidden_BtD, targets_Bt, entropy_Bt, logsumexp_Bt, *cotangents_Bt = (
+            jax.lax.dynamic_slice_in_dim(x, i * width, width, axis=1) for x in inputs
+        )
         logits_BtV = _logits(table_DV, hidden_BtD, config, temperature)
         dlogits_BtV = _dlogits(logits_BtV, targets_Bt, (entropy_Bt, logsumexp_Bt), tuple(cotangents_Bt), temperature)
         chunk_dtable_DV, dhidden_BtD = _matmul_vjp(dlogits_BtV.astype(table_DV.dtype), table_DV, hidden_BtD)
         dtable_DV, dhidden_BTD = gradients
-        return dtable_DV + chunk_dtable_DV, _write_chunk(dhidden_BTD, dhidden_BtD, i, width)
+        dtable_DV = dtable_DV + chunk_dtable_DV
+        return dtable_DV, jax.lax.dynamic_update_slice_in_dim(dhidden_BTD, dhidden_BtD, i * width, axis=1)
 
     zeros = jnp.zeros_like(table_DV), jnp.zeros_like(hidden_BTD)
     dtable_DV, dhidden_BTD = jax.lax.fori_loop(0, num_chunks, add_chunk, zeros)
@@ -147,18 +153,15 @@ _chunked.defvjp(_chunked_forward, _chunked_backward)
 def _compaction(loss_mask_BT: jax.Array, logits_chunk: int) -> tuple[int, jax.Array, jax.Array]:
     """(chunk width in time, each row's positions with those in the loss first, number of chunks that hold any)."""
     B, T = loss_mask_BT.shape
-    width = min(T, max(1, logits_chunk // _rows_per_device(B)))
+    mesh, device_rows = jax.sharding.get_abstract_mesh(), B
+    if not mesh.empty:
+        rows_sharding = NamedSharding(mesh, partition_spec(("rows",), TRAIN_RULES, (B,), mesh))
+        device_rows = rows_sharding.shard_shape((B,))[0]
+    width = min(T, max(1, logits_chunk // device_rows))
     order_BT = jnp.argsort(~loss_mask_BT, axis=1, stable=True)
     # The last chunk is filled up with index T, which `_reorder` reads as 0.
     order_BT = jnp.pad(order_BT, ((0, 0), (0, -T % width)), constant_values=T)
     return width, order_BT, -(-loss_mask_BT.sum(1).max() // width)
-
-
-def _rows_per_device(rows: int) -> int:
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return rows
-    return NamedSharding(mesh, partition_spec(("rows",), TRAIN_RULES, (rows,), mesh)).shard_shape((rows,))[0]
 
 
 def _reorder(x: jax.Array, order_BT: jax.Array) -> jax.Array:
@@ -170,14 +173,6 @@ def _reorder(x: jax.Array, order_BT: jax.Array) -> jax.Array:
 def _restore_order(x: jax.Array, order_BT: jax.Array, length: int) -> jax.Array:
     """The inverse of `_reorder`: [B, length, …], gathered by the inverse permutation."""
     return _reorder(x, jnp.argsort(order_BT[:, :length], axis=1))
-
-
-def _read_chunk(x: jax.Array, i: jax.Array, width: int) -> jax.Array:
-    return jax.lax.dynamic_slice_in_dim(x, i * width, width, axis=1)
-
-
-def _write_chunk(x: jax.Array, chunk: jax.Array, i: jax.Array, width: int) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(x, chunk, i * width, axis=1)
 
 
 def _logits(table_DV: jax.Array, hidden_BTD: jax.Array, config: Qwen2Config, temperature: float) -> jax.Array:

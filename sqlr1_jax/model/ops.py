@@ -212,7 +212,8 @@ def _rms_norm_backward(
     normalized_BTD, factor_BT1 = _normalize(x_BTD, eps)
     dy_BTD = dy_BTD.astype(normalized_BTD.dtype)
     dnormalized_BTD = dy_BTD * scale_D.astype(dy_BTD.dtype)[None, None]
-    # The norm does not depend on x's length (but for eps), so dx has no component along the normalized x.
+    # The output does not depend on the magnitude of x (except through eps), so dx has no component along the
+    # normalized x.
     along_BT1 = jnp.mean(dnormalized_BTD * normalized_BTD, axis=-1, keepdims=True)
     dscale_D = (dy_BTD * normalized_BTD).sum((0, 1))
     dx_BTD = factor_BT1 * (dnormalized_BTD - normalized_BTD * along_BT1)

@@ -50,7 +50,7 @@ class Qwen2Config:
     max_positions: int = 32768  # the context length of pretraining, in tokens; written into an export
     param_dtype: str = "float32"
     dtype: str = "float32"  # of matmul inputs
-    activation_dtype: str = "float32"  # of values between matmuls, where it is wider than dtype
+    activation_dtype: str = "float32"  # of values between matmuls; used only if wider than dtype
     remat: str = "none"  # none; full: save only each layer's input; offload: save it in host memory
     attention: str = "auto"  # the backend; see attention.choose_backend
     query_chunk: int = 0  # queries per block of XLA's attention; 0: all at once
@@ -181,10 +181,11 @@ def forward(
       Hidden states [B, T, D] in config.dtype, and the updated cache or None.
     """
     rules = TRAIN_RULES if cache is None else SAMPLE_RULES
-    # With tied embeddings, `unstack_layers` wraps the table; as [V, D] it is already outputs first, so rows are tokens.
+    # With tied embeddings, `unstack_layers` wraps the table in `Transposed`; its values are still [V, D], so a row is a
+    # token's embedding.
     embed = params["embed"]
     table_VD = embed.values if isinstance(embed, Transposed) else embed
-    # The first cast, to dtype, rounds as the sampler's copy of the table does: both then embed tokens equally.
+    # Cast to `dtype` first, as the sampler's copy is, so that trainer and sampler embed tokens identically.
     x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(config.dtype).astype(config.matmul_output_dtype)
     x_BTD = constrain(x_BTD, ("rows", "time", None), rules)
     rope = _rope_table(positions_BT, config)
@@ -208,7 +209,8 @@ def unstack_layers(params: Params, config: Qwen2Config) -> Params:
     """
     sliced = [_layer_params(params["layers"], i) for i in range(config.num_layers)]
     layers = tuple({name: ops.transpose_weight(name, w) for name, w in layer.items()} for layer in sliced)
-    return {**params, "layers": layers, _unembedding_name(config): Transposed(unembedding(params, config).T)}
+    table = "embed" if config.tied else "unembed"
+    return {**params, "layers": layers, table: Transposed(unembedding(params, config).T)}
 
 
 def _layer_params(layers: Layers, index: int) -> Params:
@@ -240,7 +242,7 @@ def _forward_layers(
 
 
 def _remat_policy(remat: str) -> Callable[..., Any] | None:
-    """Where jax.checkpoint saves a layer's input, all that it saves: on the device (full) or on the host (offload)."""
+    """The checkpoint policy: only each layer's input is saved, on the device (full) or in host memory (offload)."""
     if remat == "full":
         return None
     # The copies in both directions are asynchronous, so they overlap with other layers' computation.
@@ -295,16 +297,14 @@ def _project(x_BTD: jax.Array, w: Params, rope: Rope, config: Qwen2Config) -> tu
     """Queries [B, T, H, h], keys and values [B, T, K, h] of a layer, in config.dtype."""
     x_BTD = _norm(x_BTD, w["attention_norm"], config)
     qkv_BTN = ops.matmuls(x_BTD, [w[name] for name in "qkv"], config.matmul_output_dtype)
+    biases = w["q_bias"], w["k_bias"], w["v_bias"]
     q_BTHh, k_BTKh, v_BTKh = (
-        _split_heads(y_BTN, w[f"{name}_bias"]) for name, y_BTN in zip("qkv", qkv_BTN, strict=True)
+        y_BTN.reshape(*y_BTN.shape[:2], *bias_Nh.shape) + bias_Nh[None, None].astype(y_BTN.dtype)
+        for y_BTN, bias_Nh in zip(qkv_BTN, biases, strict=True)
     )
     # Bias and RoPE take the wider matmul_output_dtype; heads are rounded to dtype once, as inputs of attention.
     q_BTHh, k_BTKh = _rotate(q_BTHh, rope), _rotate(k_BTKh, rope)
     return q_BTHh.astype(config.dtype), k_BTKh.astype(config.dtype), v_BTKh.astype(config.dtype)
-
-
-def _split_heads(y_BTN: jax.Array, bias_Nh: jax.Array) -> jax.Array:
-    return y_BTN.reshape(*y_BTN.shape[:2], *bias_Nh.shape) + bias_Nh[None, None].astype(y_BTN.dtype)
 
 
 def _after_attention(x_BTD: jax.Array, o_BTHh: jax.Array, w: Params, config: Qwen2Config, rules: Rules) -> jax.Array:
@@ -362,14 +362,10 @@ def unembedding(params: Params, config: Qwen2Config) -> jax.Array:
     return params["embed"].T if config.tied else params["unembed"]
 
 
-def _unembedding_name(config: Qwen2Config) -> str:
-    return "embed" if config.tied else "unembed"
-
-
 def unembed(params: Params, hidden: jax.Array, config: Qwen2Config) -> jax.Array:
     """Logits […, V] of hidden states […, D], in at least float32; ids that the tokenizer lacks get MASKED_LOGIT."""
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    table = params[_unembedding_name(config)]
+    table = params["embed" if config.tied else "unembed"]
     if isinstance(table, Transposed):  # decoding on CPU
         return mask_logits(ops.matmul(hidden, table, wide), config)
     table_DV = unembedding(params, config).astype(hidden.dtype)

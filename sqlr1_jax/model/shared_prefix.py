@@ -29,7 +29,7 @@ Arrays have heads before time, and time at axis -2: queries [B, K, g, T, x], key
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,7 +40,7 @@ Arrays = tuple[jax.Array, ...]
 Block = Callable[[Arrays, Arrays], tuple[Arrays, Arrays]]
 MASKED_SCORE = -1e30  # score of a key that the query must not see; finite, so that a query that sees no key is not NaN
 # A causal part is cut into at most MAX_SPANS spans of at least MIN_SPAN_WIDTH queries. A span is multiplied only with
-# the keys up to its end: 8 spans compute 9/16 of all pairs, where the triangle itself is half of them.
+# keys up to its end. 8 spans compute 9/16 of all pairs; the causal minimum is 1/2.
 MAX_SPANS, MIN_SPAN_WIDTH = 8, 256
 
 
@@ -81,7 +81,7 @@ def _attend_forward(
 def _attend_backward(parts: RowParts, residuals: Arrays, do_BKgTh: jax.Array) -> tuple:
     """Cotangents of queries, keys and values; None for the lengths."""
     q_BKgTh, k_BKTh, v_BKTh, length_B, o_BKgTh, logsumexp_BKgT1 = residuals
-    # Flash attention's delta: the row sums of do · o stand for the sum over all keys that softmax's gradient needs.
+    # Flash attention's delta: rowsum(do · o) equals the sum over all keys in softmax's gradient.
     delta_BKgT = jnp.einsum("...h,...h->...", do_BKgTh, o_BKgTh, preferred_element_type=logsumexp_BKgT1.dtype)
     queries = q_BKgTh, do_BKgTh, logsumexp_BKgT1, delta_BKgT[..., None]
     pairs = _map_part_pairs(_backward_block, queries, (k_BKTh, v_BKTh), length_B, parts)
@@ -126,17 +126,14 @@ def _join_parts(prefix: jax.Array, segments: jax.Array) -> jax.Array:
 
 def _map_causal_spans(block: Block, queries: Arrays, keys: Arrays, block_rows: int) -> tuple[Arrays, Arrays]:
     """Results of `block` where queries […, g, M, x] see the keys […, M, h] up to their own position."""
-    spans = [_causal_span(block, queries, keys, block_rows, *bounds) for bounds in _spans(keys[0].shape[-2])]
+    M = keys[0].shape[-2]
+    count = min(MAX_SPANS, max(1, M // MIN_SPAN_WIDTH))
+    width = -(-M // (8 * count)) * 8  # a multiple of 8, the rows of a TPU register
+    bounds = [(start, min(start + width, M)) for start in range(0, M, width)]
+    spans = [_causal_span(block, queries, keys, block_rows, start, end) for start, end in bounds]
     rows = tuple(jnp.concatenate(arrays, axis=-2) for arrays in zip(*(rows for rows, _ in spans), strict=True))
     sums = tuple(functools.reduce(jnp.add, arrays) for arrays in zip(*(sums for _, sums in spans), strict=True))
     return rows, sums
-
-
-def _spans(length: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of each span; widths are multiples of 8, the rows of a TPU register."""
-    count = min(MAX_SPANS, max(1, length // MIN_SPAN_WIDTH))
-    width = -(-length // (8 * count)) * 8
-    return ((start, min(start + width, length)) for start in range(0, length, width))
 
 
 def _causal_span(
@@ -172,7 +169,7 @@ def _scan_query_blocks(block: Block, queries: Arrays, keys: Arrays, block_rows: 
 def split_time(x: jax.Array, chunk: int) -> jax.Array:
     """[…, T, x] → [N, …, t, x]: the fewest chunks of one length t, padded with zeros at the end.
 
-    t is `chunk`; or, where 8 divides `chunk`, the smallest multiple of 8 that gives as few chunks.
+    t is `chunk`; if 8 divides `chunk`, the smallest multiple of 8 that needs no more chunks.
     """
     *lead, T, last = x.shape
     count = -(-T // chunk)

@@ -80,7 +80,7 @@ class StopTextMatcher:
     def __call__(self, ids: Any) -> int | None:
         if not self._contains_stop_text(ids):
             return None
-        # A token may hold a part of a stop text, so prefixes are decoded as a whole, and bisected.
+        # A stop text may start or end inside a token, so whole prefixes are decoded and their length is bisected.
         return bisect.bisect_left(range(len(ids) + 1), True, key=lambda count: self._contains_stop_text(ids[:count]))
 
     def _contains_stop_text(self, ids: Any) -> bool:

@@ -112,14 +112,14 @@ def line_chart(
         return None
     values = [v for points in shown.values() for _, v in points if v is not None] + list((limits or {}).values())
     y_scale, y_values = _y_axis(min(values + ([0.0] if zero else [])), max(values))
-    x_scale = Scale(*_step_range([step for points in shown.values() for step, _ in points]))
+    x_scale, x_ticks = _x_axis([step for points in shown.values() for step, _ in points])
     y_labels = labels(y_values, percent)
     return Chart(
         title,
         hint,
         "lines",
         tuple(_line(name, tones[name], points, x_scale, y_scale, percent, smoothed) for name, points in shown.items()),
-        _x_ticks(x_scale),
+        x_ticks,
         tuple(Tick(y_scale.from_top(value), label) for value, label in zip(y_values, y_labels, strict=True)),
         tuple(Tick(y_scale.from_top(value), label) for label, value in (limits or {}).items()),
         _hover(shown, x_scale, percent),
@@ -135,7 +135,7 @@ def area_chart(title: str, series: Mapping[str, Points], tones: Mapping[str, str
     if not shown:
         return None
     steps = [step for step, _ in next(iter(shown.values()))]
-    x_scale, y_scale = Scale(*_step_range(steps)), Scale(0.0, 1.0)
+    (x_scale, x_ticks), y_scale = _x_axis(steps), Scale(0.0, 1.0)
     x = [x_scale.from_left(step) for step in steps]
     bottom = [0.0] * len(steps)
     drawn = []
@@ -145,7 +145,7 @@ def area_chart(title: str, series: Mapping[str, Points], tones: Mapping[str, str
         drawn.append(Series(name, tones[name], path, "", (), number(points[-1][1], True)))
         bottom = top
     y_ticks = tuple(Tick(y_scale.from_top(value), number(value, True)) for value in (0.0, 0.5, 1.0))
-    return Chart(title, hint, "areas", tuple(drawn), _x_ticks(x_scale), y_ticks, (), _hover(shown, x_scale, True))
+    return Chart(title, hint, "areas", tuple(drawn), x_ticks, y_ticks, (), _hover(shown, x_scale, True))
 
 
 def thin(points: Points, max_points: int = MAX_POINTS) -> list[tuple[int, float | None]]:
@@ -168,7 +168,9 @@ def smooth(values: Sequence[float | None], reach: int) -> list[float | None]:
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
     """Evenly spaced round numbers that span low to high, in about `about` intervals."""
-    step = _round_up((high - low) / about)
+    wanted = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(wanted))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if wanted <= m * power * (1 + 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
 
@@ -188,12 +190,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _round_up(step: float) -> float:
-    """The next of 1, 2, 2.5, 5 and 10 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(step))
-    return next(m * power for m in (1, 2, 2.5, 5, 10) if step <= m * power * (1 + 1e-9))
-
-
 def _y_axis(low: float, high: float) -> tuple[Scale, list[float]]:
     """The scale and tick values of an axis; a constant value gets room above and below."""
     if low == high == 0:
@@ -204,13 +200,10 @@ def _y_axis(low: float, high: float) -> tuple[Scale, list[float]]:
     return Scale(values[0], values[-1]), values
 
 
-def _step_range(steps: Sequence[int]) -> tuple[float, float]:
-    return float(min(steps)), float(max(max(steps), min(steps) + 1))
-
-
-def _x_ticks(scale: Scale) -> tuple[Tick, ...]:
-    steps = [step for step in ticks(scale.low, scale.high) if scale.low <= step <= scale.high and step == int(step)]
-    return tuple(Tick(scale.from_left(step), f"{int(step):,}") for step in steps)
+def _x_axis(steps: Sequence[int]) -> tuple[Scale, tuple[Tick, ...]]:
+    scale = Scale(float(min(steps)), float(max(max(steps), min(steps) + 1)))
+    values = [step for step in ticks(scale.low, scale.high) if scale.low <= step <= scale.high and step == int(step)]
+    return scale, tuple(Tick(scale.from_left(step), f"{int(step):,}") for step in values)
 
 
 def _line(

@@ -32,37 +32,43 @@ MISMATCH_LIMITS = {"float32": 1.005, "bfloat16": 1.02}
 
 def grpo(record: RunRecord) -> list[Chart]:
     """GRPO's charts, without those that have nothing to show."""
-    return [chart for chart in _grpo_charts(record) if chart]
+    found = [
+        _accuracy(record),
+        _grpo_line(record, "reward/mean", "Reward", "Mean over all samples of a step."),
+        charts.line_chart(
+            "Reward by part",
+            {name: record.steps("grpo", f"reward/{name}") for name in reward.PARTS},
+            "Format: the answer has the right form. Execution: its SQL runs. Result: it returns the right rows. "
+            "Length: the SQL's share of a right answer, plus a bonus for longer reasoning.",
+        ),
+        charts.area_chart(
+            "Groups",
+            {name: record.steps("grpo", f"groups/{name.replace(' ', '_')}") for name in GROUP_TONES},
+            GROUP_TONES,
+            "A group is all samples of one question. Only mixed groups train the model; in the others all advantages "
+            "are zero.",
+        ),
+        charts.area_chart(
+            "Outcomes of the samples",
+            {name: record.steps("grpo", f"outcome/{name}") for name in OUTCOME_TONES},
+            OUTCOME_TONES,
+            "What happened when each sample's SQL was run.",
+        ),
+        *_health_charts(record),
+    ]
+    return [chart for chart in found if chart]
 
 
 def sft(record: RunRecord) -> list[Chart]:
     """The cold start's charts, without those that have nothing to show."""
-    return [chart for chart in _sft_charts(record) if chart]
-
-
-def _grpo_charts(record: RunRecord) -> Iterator[Chart | None]:
-    yield _accuracy(record)
-    yield _grpo_line(record, "reward/mean", "Reward", "Mean over all samples of a step.")
-    yield charts.line_chart(
-        "Reward by part",
-        {name: record.steps("grpo", f"reward/{name}") for name in reward.PARTS},
-        "Format: the answer has the right form. Execution: its SQL runs. Result: it returns the right rows. Length: "
-        "the SQL's share of a right answer, plus a bonus for longer reasoning.",
-    )
-    yield charts.area_chart(
-        "Groups",
-        {name: record.steps("grpo", f"groups/{name.replace(' ', '_')}") for name in GROUP_TONES},
-        GROUP_TONES,
-        "A group is all samples of one question. Only mixed groups train the model; in the others all advantages are "
-        "zero.",
-    )
-    yield charts.area_chart(
-        "Outcomes of the samples",
-        {name: record.steps("grpo", f"outcome/{name}") for name in OUTCOME_TONES},
-        OUTCOME_TONES,
-        "What happened when each sample's SQL was run.",
-    )
-    yield from _health_charts(record)
+    loss, entropy = record.steps("sft", "loss"), record.steps("sft", "entropy")
+    found = [
+        charts.line_chart("Loss", {"loss": loss}, "Nats per token of the answers.", zero=True),
+        charts.line_chart("Entropy", {"entropy": entropy}, "Nats per token.", zero=True),
+        charts.line_chart("Gradient norm", {"grad norm": record.steps("sft", "grad_norm")}, zero=True),
+        charts.line_chart("Learning rate", {"lr": record.steps("sft", "lr")}, zero=True, smoothed=False),
+    ]
+    return [chart for chart in found if chart]
 
 
 def _accuracy(record: RunRecord) -> Chart | None:
@@ -97,7 +103,7 @@ def _health_charts(record: RunRecord) -> Iterator[Chart | None]:
         record, "clip_fraction", "Clipped", "Tokens whose gradient the clip stopped.", percent=True, zero=True
     )
     yield _grpo_line(record, "grad_norm", "Gradient norm", "Before clipping.", zero=True)
-    yield _learning_rate(record, "grpo")
+    yield charts.line_chart("Learning rate", {"lr": record.steps("grpo", "lr")}, zero=True, smoothed=False)
     yield _grpo_line(record, "tokens_per_second", "Speed", "Completion tokens per second, over whole steps.", zero=True)
 
 
@@ -118,15 +124,3 @@ def _grpo_line(
 ) -> Chart | None:
     label = metric.rpartition("/")[2].replace("_", " ")
     return charts.line_chart(title, {label: record.steps("grpo", metric)}, hint, percent, zero)
-
-
-def _sft_charts(record: RunRecord) -> Iterator[Chart | None]:
-    loss, entropy = record.steps("sft", "loss"), record.steps("sft", "entropy")
-    yield charts.line_chart("Loss", {"loss": loss}, "Nats per token of the answers.", zero=True)
-    yield charts.line_chart("Entropy", {"entropy": entropy}, "Nats per token.", zero=True)
-    yield charts.line_chart("Gradient norm", {"grad norm": record.steps("sft", "grad_norm")}, zero=True)
-    yield _learning_rate(record, "sft")
-
-
-def _learning_rate(record: RunRecord, stage: str) -> Chart | None:
-    return charts.line_chart("Learning rate", {"lr": record.steps(stage, "lr")}, zero=True, smoothed=False)

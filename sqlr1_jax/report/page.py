@@ -36,7 +36,8 @@ def render(record: RunRecord) -> str:
     )  # fmt: skip
     environment.filters |= {
         "number": number, "percent": lambda value: number(value, True), "points": points,
-        "direction": direction, "duration": times.format_duration, "highlight": sql_text.highlight, "cell": cell,
+        "direction": direction, "duration": times.format_duration, "highlight": sql_text.highlight,
+        "cell": lambda value: "NULL" if value is None else str(value),
     }  # fmt: skip
     environment.globals |= {"include_raw": lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8"))}
     return environment.get_template("report.html").render(**template_variables(record))
@@ -110,11 +111,6 @@ def direction(gain: results.Gain) -> str:
     if gain.interval and gain.interval[0] <= 0 <= gain.interval[1]:
         return ""
     return {"+": "better", "−": "worse"}.get(points(gain.difference)[:1], "")
-
-
-def cell(value: Any) -> str:
-    """A cell of a result as text."""
-    return "NULL" if value is None else str(value)
 
 
 def settings(values: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str, bool]]]]:

@@ -100,14 +100,19 @@ def read_run(workdir: Path) -> RunRecord:
     """
     if not (workdir / "config.json").exists():
         raise ConfigError(f"{workdir} is not a run's folder: it has no config.json. Check --workdir=.")
+    stages: dict[str, list[Line]] = {}
+    for line in metrics.read_metrics(workdir / "metrics.jsonl"):
+        stages.setdefault(line["stage"], []).append(line)
     evaluations = {name: _read_evaluation(workdir / "evaluation" / name) for name in (BEFORE, AFTER)}
+    rollouts = sorted((workdir / "rollouts").glob("step_*.jsonl"))
+    first_and_last = dict.fromkeys([*rollouts[:1], *rollouts[-1:]])
     return RunRecord(
         workdir,
         _read_json(workdir / "config.json"),
         _read_json(workdir / "summary.json"),
-        _read_metrics(workdir / "metrics.jsonl"),
+        stages,
         {name: evaluation for name, evaluation in evaluations.items() if evaluation},
-        _read_rollouts(workdir / "rollouts"),
+        [(int(file.stem.removeprefix("step_")), _read_lines(file)) for file in first_and_last],
     )
 
 
@@ -121,13 +126,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _read_metrics(path: Path) -> dict[str, list[Line]]:
-    stages: dict[str, list[Line]] = {}
-    for line in metrics.read_metrics(path):
-        stages.setdefault(line["stage"], []).append(line)
-    return stages
-
-
 def _read_evaluation(folder: Path) -> Evaluation | None:
     """A complete evaluation, or None; figures.json is written last."""
     if not (folder / "figures.json").exists():
@@ -136,12 +134,6 @@ def _read_evaluation(folder: Path) -> Evaluation | None:
     for line in _read_lines(folder / "greedy.jsonl"):
         lines.setdefault(line["set"], {})[line["id"]] = line
     return Evaluation(_read_json(folder / "figures.json"), _read_json(folder / "greedy.json"), lines)
-
-
-def _read_rollouts(folder: Path) -> list[tuple[int, list[Line]]]:
-    files = sorted(folder.glob("step_*.jsonl"))
-    first_and_last = dict.fromkeys([*files[:1], *files[-1:]])
-    return [(int(file.stem.removeprefix("step_")), _read_lines(file)) for file in first_and_last]
 
 
 def _read_lines(path: Path) -> list[Line]:

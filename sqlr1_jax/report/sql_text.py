@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup, escape
 
@@ -22,12 +21,23 @@ def tokens(sql: str) -> list[str]:
 
 def highlight(sql: str) -> Markup:
     """The SQL with keywords in <b>, and strings and numbers in <i>."""
-    return Markup("").join(_span(token) for token in tokens(sql))
+    parts = []
+    for token in tokens(sql):
+        is_literal = token[0] in "'\"" or token[0].isdigit()
+        tag = "b" if token.lower() in _KEYWORDS else "i" if is_literal else ""
+        parts.append(Markup("<{0}>{1}</{0}>").format(tag, token) if tag else escape(token))
+    return Markup("").join(parts)
 
 
 def highlight_difference(sql: str, gold: str) -> Markup:
     """The SQL highlighted, with <ins> around what is not in the gold query and <del> around what is missing from it."""
-    return Markup("").join(_diff_parts(tokens(sql), tokens(gold)))
+    sql_tokens, gold_tokens = tokens(sql), tokens(gold)
+    matcher = difflib.SequenceMatcher(None, [*map(_key, sql_tokens)], [*map(_key, gold_tokens)], autojunk=False)
+    marked = Markup("")
+    for kind, start, end, gold_start, gold_end in matcher.get_opcodes():
+        extra, missing = "".join(sql_tokens[start:end]), "".join(gold_tokens[gold_start:gold_end])
+        marked += highlight(extra) if kind == "equal" else _in_tag("ins", extra) + _in_tag("del", missing)
+    return marked
 
 
 def has_extra_columns(sql: str, gold: str) -> bool:
@@ -38,16 +48,6 @@ def has_extra_columns(sql: str, gold: str) -> bool:
 def lacks_distinct(sql: str, gold: str) -> bool:
     """Whether the gold query has DISTINCT and this one does not."""
     return bool(re.search(r"\bdistinct\b", gold, re.I)) and not re.search(r"\bdistinct\b", sql, re.I)
-
-
-def _diff_parts(sql: Sequence[str], gold: Sequence[str]) -> Iterator[Markup]:
-    matcher = difflib.SequenceMatcher(None, [_key(t) for t in sql], [_key(t) for t in gold], autojunk=False)
-    for kind, start, end, gold_start, gold_end in matcher.get_opcodes():
-        if kind == "equal":
-            yield highlight("".join(sql[start:end]))
-            continue
-        extra, missing = "".join(sql[start:end]), "".join(gold[gold_start:gold_end])
-        yield _in_tag("ins", extra) + _in_tag("del", missing)
 
 
 def _in_tag(tag: str, text: str) -> Markup:
@@ -62,14 +62,6 @@ def _in_tag(tag: str, text: str) -> Markup:
 def _key(token: str) -> str:
     """What is compared: white space is all alike, and so is the case of keywords."""
     return " " if token.isspace() else token.lower() if token.lower() in _KEYWORDS else token
-
-
-def _span(token: str) -> Markup:
-    if token.lower() in _KEYWORDS:
-        return Markup("<b>{}</b>").format(token)
-    if token[0] in "'\"" or token[0].isdigit():
-        return Markup("<i>{}</i>").format(token)
-    return escape(token)
 
 
 def _count_selected(sql: str) -> int:

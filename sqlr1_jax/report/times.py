@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from sqlr1_jax.report.run_record import Line, RunRecord
+from sqlr1_jax.report.run_record import RunRecord
 
 STAGES = {"data": "Data", "sft": "Cold start", "grpo": "GRPO", "evaluate": "Evaluation", "export": "Export"}
 STAGE_TONES = {"Data": "six", "Cold start": "two", "GRPO": "one", "Evaluation": "five", "Export": "three"}
@@ -37,9 +37,11 @@ def by_stage(record: RunRecord) -> list[Share]:
 def by_section(record: RunRecord, stage: str) -> list[Share]:
     """Seconds of a stage's steps by section, with the evaluations and checkpoints between steps."""
     lines = record.metrics.get(stage, ())
-    seconds = {name: _total(lines, name) for name in STEP_SECTIONS if name != OTHER}
+    sections = [*(name for name in STEP_SECTIONS if name != OTHER), "step"]
+    seconds = {name: sum(line.get(f"time/{name}") or 0.0 for line in lines) for name in sections}
+    whole_steps = seconds.pop("step")
     within_step = sum(value for name, value in seconds.items() if name not in _OUTSIDE_STEP)
-    seconds[OTHER] = max(0.0, _total(lines, "step") - within_step)
+    seconds[OTHER] = max(0.0, whole_steps - within_step)
     return _shares(seconds, STEP_SECTIONS)
 
 
@@ -51,10 +53,6 @@ def format_duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-def _total(lines: Sequence[Line], name: str) -> float:
-    return sum(line.get(f"time/{name}") or 0.0 for line in lines)
 
 
 def _shares(seconds: Mapping[str, float], tones: Mapping[str, str]) -> list[Share]:

@@ -63,7 +63,7 @@ def train_step(setup: GrpoSetup, state: TrainState, step: int) -> StepResult:
     completions = sample(setup, state.params, prompts, step, on_finished=execution.submit)
     timer.lap("rollout")
 
-    # Pack while the last queries execute, then price what they returned.
+    # Pack while the last queries execute, then compute their rewards.
     with collectives.sync_errors():
         groups = scoring.completion_groups(prompts, completions)
         rows = batch.pack_groups(groups, setup.update_spec.layout, setup.rows_config)
@@ -123,7 +123,7 @@ def local_advantages(setup: GrpoSetup, global_rewards: Rewards, step: int) -> tu
 
 
 def drop_filtered(rows: PackedRows, keep_P: np.ndarray) -> PackedRows:
-    """The rows without loss on groups that are not kept; a row of only such groups is removed, and costs nothing."""
+    """Sets the loss weights of dropped groups to 0 and removes rows that have no other group."""
     weight = rows.weight * keep_P[rows.prompt]
     has_loss = weight.any(axis=1)
     return PackedRows(*(field[has_loss] for field in rows._replace(weight=weight)))
@@ -140,7 +140,7 @@ def make_batch(setup: GrpoSetup, params: Any, rows: PackedRows, adv_PG: np.ndarr
 
 
 def step_flops(setup: GrpoSetup, sampled_rows: PackedRows, trained_rows: PackedRows) -> float:
-    """Useful floating-point operations of a step on all processes: one forward pass a sampled token, and the update.
+    """Useful floating-point operations of a step on all processes: one forward pass per sampled token, and the update.
 
     An update is three forward passes; the reference's and the old policy's log-probabilities are one each.
     """

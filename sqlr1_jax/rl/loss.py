@@ -47,7 +47,7 @@ def grpo_loss(logp_BT: jax.Array, entropy_BT: jax.Array, micro: Batch, config: G
     if config.importance_cap:
         policy_BT *= jnp.minimum(jnp.exp(old_BT - sampled_BT), config.importance_cap)
     objective_BT = -policy_BT - config.entropy * entropy_BT
-    # The clip binds, and stops the gradient, only on the side to which the advantage pushes the ratio.
+    # The clip is active, and stops the gradient, only on the side toward which the advantage pushes the ratio.
     binding_BT = jnp.where(advantage_BT > 0, ratio_BT > 1 + config.clip_high, ratio_BT < 1 - config.clip)
     metrics = {
         "entropy": entropy_BT,

@@ -19,7 +19,7 @@ LENGTH_CAP = 2048  # length at which the length part stops growing
 
 
 def correct(outcome: Outcome, config: RewardConfig) -> bool:
-    """Whether the result counts as a match. Two empty results do only with config.empty_match="match"."""
+    """Whether the result counts as a match. Two equal empty results count only with config.empty_match="match"."""
     return outcome.kind.correct and (outcome.kind != OutcomeKind.MATCH_EMPTY or config.empty_match == "match")
 
 
@@ -47,22 +47,6 @@ class Attempt:
 # match_empty is a mismatch, or a match with empty_match="match". After gold_error the group is dropped.
 
 
-def _format(attempt: Attempt) -> float:
-    return 1.0 if attempt.well_formed else -1.0
-
-
-def _execution(attempt: Attempt) -> float:
-    if not attempt.well_formed:
-        return 0.0
-    return 2.0 if attempt.ran else -2.0
-
-
-def _result(attempt: Attempt) -> float:
-    if not attempt.ran:
-        return 0.0
-    return 3.0 if attempt.correct else -3.0
-
-
 def _length(attempt: Attempt) -> float:
     """Share of the answer that is SQL, plus up to 0.5 for the whole length; only for a correct result."""
     if not attempt.correct:
@@ -73,31 +57,20 @@ def _length(attempt: Attempt) -> float:
     return sql_share + 0.5 * min(total / LENGTH_CAP, 1.0)
 
 
-def _arctic(attempt: Attempt) -> float:
-    """The whole reward of Arctic-Text2SQL-R1."""
-    if attempt.correct:
-        return 1.0
-    return 0.1 if attempt.ran else 0.0
-
-
 def _overlap(attempt: Attempt) -> float:
-    """F1 of the cells of both results. Two empty results overlap fully, and count only where they are correct."""
+    """F1 of the cells of both results. Two empty results overlap fully, but count only if they are correct."""
     empty_mismatch = attempt.outcome.kind == OutcomeKind.MATCH_EMPTY and not attempt.correct
     return attempt.outcome.overlap if attempt.ran and not empty_mismatch else 0.0
 
 
-def _schema_recall(attempt: Attempt) -> float:
-    return schema_recall(attempt.answer.sql or "", attempt.gold_sql) if attempt.well_formed else 0.0
-
-
 PARTS: dict[str, Callable[[Attempt], float]] = {
-    "format": _format,
-    "execution": _execution,
-    "result": _result,
+    "format": lambda a: 1.0 if a.well_formed else -1.0,
+    "execution": lambda a: (2.0 if a.ran else -2.0) if a.well_formed else 0.0,
+    "result": lambda a: (3.0 if a.correct else -3.0) if a.ran else 0.0,
     "length": _length,
-    "arctic": _arctic,
+    "arctic": lambda a: 1.0 if a.correct else 0.1 if a.ran else 0.0,  # the whole reward of Arctic-Text2SQL-R1
     "overlap": _overlap,
-    "schema_recall": _schema_recall,
+    "schema_recall": lambda a: schema_recall(a.answer.sql or "", a.gold_sql) if a.well_formed else 0.0,
 }
 PAPER_PARTS = ("format", "execution", "result", "length")  # logged even if their weight is 0
 
@@ -120,7 +93,7 @@ def weighted_parts(
     Args:
       answer: what was parsed from the completion.
       outcome: the outcome of its SQL; of kind no_sql or bad_format if there was no SQL to run.
-      config: the weights, and what two empty results are worth.
+      config: the weights, and whether two empty results match.
       measure: length of a text in characters (`len`) or in tokens.
       gold_sql: the gold query, which only schema_recall reads.
     """

@@ -57,7 +57,7 @@ def write(
 
 
 def truncate(workdir: Path, step: int) -> None:
-    """Removes the rollouts of later steps than `step`; a run that resumes there writes them again."""
+    """Removes the rollouts of steps after `step`; a run that resumes there writes them again."""
     for file in (workdir / "rollouts").glob("step_*.jsonl"):
         if collectives.is_primary() and int(file.stem.removeprefix("step_")) > step:
             file.unlink()

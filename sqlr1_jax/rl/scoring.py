@@ -42,7 +42,7 @@ class PromptSet:
 
         Args:
           size: P, the prompts of a step on all processes.
-          seed: of the order of the data.
+          seed: seed of the data order.
           step: counted from 0; the order depends only on seed and step.
         """
         indices = order.batch_indices(len(self.examples), size, seed, step)
@@ -103,8 +103,8 @@ class CompletionExecutor:
     def submit(self, finished: Sequence[FinishedSample]) -> None:
         """Decodes and parses completions, and submits their SQL; the sampler's `on_finished` callback.
 
-        An exception is stored and raised by `wait`. Raised here it would stop this process's sampler, and all other
-        processes would block in their next collective.
+        An exception is stored and raised by `wait`. If it were raised here, this process's sampler would stop, and all
+        other processes would block in their next collective.
         """
         try:
             texts = self._context.texts([sample.ids for sample in finished])  # one call: batched decoding is cheaper
@@ -161,7 +161,7 @@ def completion_groups(prompts: Sequence[Prompt], completions: Completions) -> li
 class Rewards(NamedTuple):
     """Rewards of a step's completions, and the other numbers that advantages and metrics need.
 
-    Only arrays with P as their first axis, so that processes can exchange them.
+    Every field is an array with P as its first axis, so that processes can exchange it.
     """
 
     rewards_PGR: npt.NDArray[np.float32]  # weighted parts, in the order of reward.part_names
@@ -208,8 +208,8 @@ def step_metrics(
 ) -> dict[str, float]:
     """The host's metrics of a step, as listed in docs/api.md.
 
-    `rewards` are those of all processes. Of the executors' numbers, counts are summed over the processes and of
-    milliseconds the largest is taken. Times are those of this process.
+    `rewards` are those of all processes. The executors' counts are summed over the processes; for their milliseconds,
+    the maximum is taken. Times are those of this process.
     """
     total_PG, length_PG = rewards.rewards_PGR.sum(axis=-1), rewards.length_PG
     outcome_fractions = np.bincount(rewards.outcome_PG.ravel(), minlength=len(OutcomeKind)) / length_PG.size
@@ -230,8 +230,7 @@ def step_metrics(
     stats = collectives.allgather_objects(executor.stats())
     values |= {name: (max if name.endswith("_ms") else sum)(local[name] for local in stats) for name in stats[0]}
     values |= timer.seconds
-    # Counted from the outcomes, since the executor does not count a timeout that its cache answers, and a resumed run
-    # starts with an empty cache.
+    # Not from the executor's counter, which skips timeouts that its cache answers and so would differ after a resume.
     values["sql/timeouts"] = (rewards.outcome_PG == OutcomeKind.TIMEOUT.code).sum()
     values["time/execute"] = execution.seconds
     return {name: float(value) for name, value in values.items()}

@@ -37,7 +37,7 @@ class GrpoSetup:
     update_spec: UpdateSpec
     reference_params: Any  # the model that the KL term pulls toward; None without a KL term
     rows_config: config.RowsConfig
-    max_microbatches: int  # of one update
+    max_microbatches: int  # largest number of microbatches of an update
 
 
 def prepare(context: RunContext, executor: Executor, heldout: HeldoutSet) -> tuple[GrpoSetup, TrainState]:
@@ -70,7 +70,7 @@ def prepare(context: RunContext, executor: Executor, heldout: HeldoutSet) -> tup
 
 
 def row_layout(grpo_config: config.GrpoConfig, engine: Engine) -> RowLayout | None:
-    """The layout of shared-prefix rows, with room for any prompt and completion; None if rows are packed.
+    """The layout of shared-prefix rows, which fits every prompt and completion; None if rows are packed.
 
     One layout serves the whole stage, so that the update compiles once.
     """
@@ -87,7 +87,7 @@ def row_layout(grpo_config: config.GrpoConfig, engine: Engine) -> RowLayout | No
 def load_reference(context: RunContext, initial_state: TrainState) -> Any:
     """The weights at the stage's step 0: loaded from its checkpoint on resume, else copied from the initial state.
 
-    A copy, because each update donates the buffers of the state's own weights.
+    They are copied because each update donates the buffers of the state's own weights.
     """
     if not context.config.grpo.kl:
         return None

@@ -14,7 +14,8 @@ The price is that a slot idles for one call before it is refilled. With two slot
             │                   │          │ and decode 3         │ decode 4  │          │ queue decode 5       │
 
 Shapes: P slots, G samples per prompt, T most tokens of a sample, C decode steps per call, N prompts of all processes,
-H processes, R prompts of one process in one prefill, S padded prompt tokens. A request's P counts its prompts.
+H processes, R prompts of one process in one prefill, S padded prompt tokens. In
+`Request` and `Completions`, P is the number of prompts, not of slots.
 """
 
 from __future__ import annotations
@@ -76,9 +77,10 @@ class Request:
     samples: int  # G, per prompt
     sampling: SamplingConfig
     seed: int  # random numbers are a function of seed, step, prompt index, sample index and token index
-    step: int  # of training; evaluation has a reserved one
-    prompt_offset: int = 0  # index of the first prompt within the step, which may be sampled in several requests
-    max_concurrent_prompts: int = 0  # P, over all processes; 0: the rollout config's, or all prompts
+    step: int  # training step; evaluation uses a reserved number
+    prompt_offset: int = 0  # index within the step of this request's first prompt; a step may take several requests
+    # Slots over all processes; 0: rollout.max_concurrent_prompts, or if that is 0 too, one slot per prompt.
+    max_concurrent_prompts: int = 0
     limit_PG: npt.NDArray[np.int32] | None = None  # most tokens of each sample; None: sampling.max_tokens
     # Maps the tokens so far to the length at which the completion ends, or to None if it goes on. It detects ends
     # that the device cannot, such as the end of a text that spans several tokens.
@@ -226,7 +228,7 @@ class Engine:
         padded_length: int,
     ) -> Slots:
         slot_R = slots_HR[collectives.process_index()]
-        prompt_R = np.append(prompt_P, FREE)[slot_R]  # the appended entry is read by padding, whose slot is P
+        prompt_R = np.append(prompt_P, FREE)[slot_R]  # padding has slot P: the appended FREE
         batch = _make_prefill_batch(request, slot_R, prompt_R, padded_length)
         batch = sharding.to_global_arrays(batch, mesh=self.mesh, rules=sharding.SAMPLE_RULES)
         return programs.prefill(weights, slots, batch, np.int32(request.step), request.seed, self.model_config)
@@ -269,7 +271,7 @@ class SampleRecorder:
     """Copies this process's samples from the device's output into `completions`, and finds where they end.
 
     Attributes:
-      completions: of the request's prompts, as far as they have been read.
+      completions: the tokens of the request's prompts that have been read so far.
     """
 
     def __init__(self, request: Request, stop_ids: tuple[int, ...]):
@@ -279,7 +281,7 @@ class SampleRecorder:
         self._done_PG = np.zeros((prompts, G), bool)
 
     def force_done_PG(self, prompt_P: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Samples in this process's slots that have ended; the device does not know of those that `stop_fn` ended.
+        """Samples in this process's slots that have ended, also those that `stop_fn` ended, unknown to the device.
 
         Args:
           prompt_P: the scheduler's.
@@ -306,7 +308,7 @@ class SampleRecorder:
             self._request.on_finished(finished)
 
     def _local_prompts(self, prompt_P: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The prompts in this process's slots, by their indices in the request; FREE stays."""
+        """The prompts in this process's slots, as indices into the request; FREE entries stay FREE."""
         local_P = prompt_P[collectives.local_slice(len(prompt_P))]
         return np.where(local_P == FREE, FREE, local_P - collectives.process_index() * len(self._done_PG))
 
@@ -341,7 +343,7 @@ def _prepare_weights(params: Any, model_config: qwen2.Qwen2Config, mesh: Mesh, d
         return jax.lax.with_sharding_constraint(leaf, layout)
 
     def cast_and_constrain(path: Any, param: Any, axes: sharding.LogicalAxes) -> Any:
-        # Norms and biases keep the trainer's dtype: they are added and multiplied in float32, there as here.
+        # Norms and biases keep the trainer's dtype: trainer and sampler add and multiply them in float32.
         cast = isinstance(param, jax.Array) and path[-1].key in qwen2.MATMUL_PARAMS
         param = param.astype(model_config.dtype) if cast else param
         return jax.tree.map(lambda leaf: constrain(leaf, axes), param)

@@ -11,7 +11,7 @@ So every logit comes from a decode step, and prefill computes none. Training row
 `decode_steps` is one program, a while loop over decode steps without host synchronization:
 
     ┌─► forward(token_PG)                              writes one column of the KV cache → logits_PGV
-    │   next_token(logits_PGV, uniform_PGT[:, :, t])   → token_PG, logprob_PG; 0 where the sample was already done
+    │   next_token(logits_PGV, uniform_PGT[:, :, t])   → token_PG, logprob_PG; 0 if the sample was already done
     │   length_PG += 1 unless done
     │   done_PG |= the token is a stop token, or the sample has reached its limit
     │   tokens_PGC[:, :, i], logprobs_PGC[:, :, i] = token_PG, logprob_PG
@@ -148,8 +148,9 @@ def decode_steps(
 ) -> tuple[Slots, DecodedTokens]:
     """Samples up to `steps` tokens of every unfinished sample; the module's docstring shows the loop.
 
-    A finished sample still passes through the model, since shapes are static; its outputs are masked. Its slot is
-    only refilled between calls, so a larger `steps` costs idle work and a smaller one more synchronizations.
+    A finished sample still passes through the model, since shapes are static; its outputs are masked. Slots are
+    refilled only between calls. A larger `steps` wastes work on finished samples; a smaller one synchronizes more
+    often.
 
     Args:
       params: the sampler's weights.
@@ -173,7 +174,7 @@ def decode_steps(
         token_PG = jnp.where(slots.done_PG, 0, token_PG)
         logprob_PG = jnp.where(slots.done_PG, 0.0, logprob_PG)
         length_PG = slots.length_PG + ~slots.done_PG
-        # Token 0 may be a stop token and also fills finished samples: those are done already, so `|` below is right.
+        # Finished samples are filled with token 0, which may be a stop token. That is harmless: they are done already.
         ended_PG = jnp.isin(token_PG, stop_N) | (length_PG >= slots.limit_PG)
         slots = slots.replace(cache=cache, token_PG=token_PG, length_PG=length_PG, done_PG=slots.done_PG | ended_PG)
         tokens_PGC = jax.lax.dynamic_update_index_in_dim(tokens_PGC, token_PG, i, 2)

@@ -87,7 +87,8 @@ def _invert_cdf(prob_PGV: jax.Array, uniform_PG: jax.Array) -> jax.Array:
 def _first_above(sums_PGN: jax.Array, target_PG1: jax.Array) -> jax.Array:
     """Index [P, G, 1] of the first cumulative sum above the target.
 
-    If rounding leaves no sum above it, the index of the last entry with probability: one without is never sampled.
+    If rounding leaves no sum above the target, the last entry with nonzero probability, so that a zero-probability
+    entry is never sampled.
     """
     first_PG1 = (sums_PGN <= target_PG1).sum(-1, keepdims=True)
     last_PG1 = (sums_PGN < sums_PGN[..., -1:]).sum(-1, keepdims=True)
@@ -97,8 +98,8 @@ def _first_above(sums_PGN: jax.Array, target_PG1: jax.Array) -> jax.Array:
 def truncate(logp_PGV: jax.Array, sampling_config: SamplingConfig) -> jax.Array:
     """Probabilities [P, G, V] after top-k, top-p and min-p; tokens that they exclude get 0.
 
-    Each of the three applies to the whole distribution, and the result is not normalized. Tokens as probable as the
-    least probable one that is kept are kept too.
+    Each of the three applies to the whole distribution, and the result is not normalized. Ties with the least
+    probable kept token are kept too.
     """
     prob_PGV = jnp.exp(logp_PGV)
     top_k, top_p, min_p = sampling_config.top_k, sampling_config.top_p, sampling_config.min_p

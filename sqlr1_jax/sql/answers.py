@@ -24,9 +24,9 @@ def submit_answer(
 
     Args:
       executor: an open pool.
-      answer: one without SQL runs nothing: its outcome is its problem, and the Future is done at once.
+      answer: if it has no SQL, nothing runs, and the Future already holds the answer's problem as its outcome.
       database: the SQLite file.
-      gold_sql: the query whose result is compared with; None runs the answer's SQL alone.
+      gold_sql: the gold query to compare results with; None: no comparison.
       rule: the comparison, a name in `compare.RULES`.
 
     Raises:

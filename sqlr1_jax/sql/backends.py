@@ -28,7 +28,7 @@ _LEADING = re.compile(r"(?:[\s;]|--[^\n]*|/\*.*?(?:\*/|\Z))*+(\w*)", re.DOTALL)
 def find(name: str) -> str:
     """The file from which a worker, which has no site packages, loads a backend; "" for the standard library's.
 
-    Raises ConfigError, which says how to install it, when the backend is not installed.
+    Raises ConfigError if the backend is not installed; the message says how to install it.
     """
     if name == "sqlite3":
         return ""
@@ -101,7 +101,10 @@ class ApswConnection:
 
 
 class ApswCursor:
-    """The rows of one statement. `description` is None if the text has no statement; it outlives the last row."""
+    """The rows of one statement.
+
+    `description` is None if the text has no statement. It stays set after the last row is fetched.
+    """
 
     def __init__(self, cursor: Any, sql: str, values: tuple[Any, ...] | list[Any]):
         self.description: tuple[tuple[Any, ...], ...] | None = None

@@ -16,7 +16,7 @@ from sqlr1_jax.sql import backends
 NOW = "2025-01-01 00:00:00"
 _FUNCTIONS = "date time datetime julianday unixepoch strftime timediff current_date current_time current_timestamp"
 FUNCTIONS = frozenset(_FUNCTIONS.split())
-# Positions of the arguments that are times; of all other functions it is the first.
+# Positions of the time arguments; functions that are not listed take the time first.
 _TIME_ARGUMENTS = {"strftime": (1,), "timediff": (0, 1)}
 
 
@@ -48,7 +48,7 @@ def _fixed_clock(helper: Any, name: str) -> Callable[..., Any]:
 
 
 def _replace_now(arguments: list[Any], position: int) -> None:
-    """Puts NOW where SQLite would ask its host for the time: for 'now', and for a time that is left out."""
+    """Puts NOW in place of 'now' and of an omitted time, for which SQLite would ask its host."""
     if len(arguments) == position:
         arguments.append(NOW)
         return

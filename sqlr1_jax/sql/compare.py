@@ -1,7 +1,7 @@
 """The rules that compare a predicted result with the gold result.
 
 Cells compare as Python values: 1 equals 1.0, 1 differs from '1', NULL equals NULL. Neither query's text is changed; in
-particular, DISTINCT is kept. Pure functions of rows. sql-r1.md §3 and §7 define the rules.
+particular, DISTINCT is kept. Pure functions of rows. docs/method.md, section 11, defines the rules.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Row = tuple[Any, ...]
 Rows = Sequence[Row]
 Labels = list[int]
 
-RELATIVE_TOLERANCE = 1e-6  # of rule strict
+RELATIVE_TOLERANCE = 1e-6  # tolerance for numbers in rule strict
 SEARCH_BUDGET = 50_000_000  # cells visited in the search for a column order; beyond it, results count as different
 
 # Comments and quoted text: the parts of SQL text inside which no other token begins.
@@ -72,11 +72,7 @@ def strict(gold: list[Row], rows: list[Row], ordered: bool) -> bool:
     """Column order and duplicates matter, and row order if `ordered`. Numbers match within RELATIVE_TOLERANCE."""
     if len(gold) != len(rows):
         return False
-    if gold == rows:
-        return True
-    if ordered:
-        return all(map(_close, gold, rows))
-    return _match_close(gold, rows)
+    return gold == rows or (all(map(_close, gold, rows)) if ordered else _match_close(gold, rows))
 
 
 def soft_f1(gold: list[Row], rows: list[Row], ordered: bool) -> float:
@@ -132,7 +128,8 @@ def _assign(gold: list[Row], columns: list[Row], gold_labels: Labels, labels: La
     while gold:
         budget[0] -= 2 * len(gold) * len(labels)
         gold_classes, classes = _classes(gold, gold_labels), _classes(columns, labels)
-        if budget[0] < 0 or _sizes(gold_classes) != _sizes(classes):
+        gold_sizes, sizes = ({key: len(side[key]) for key in side} for side in (gold_classes, classes))
+        if budget[0] < 0 or gold_sizes != sizes:
             return False
         forced = [key for key in classes if len(set(gold_classes[key])) == 1 == len(set(classes[key]))]
         if not forced:
@@ -184,10 +181,6 @@ def _classes(columns: list[Row], labels: Labels) -> dict[Hashable, list[Row]]:
     for column in columns:
         classes.setdefault(_bag(list(zip(labels, column, strict=True))), []).append(column)
     return classes
-
-
-def _sizes(classes: dict[Hashable, list[Row]]) -> dict[Hashable, int]:
-    return {key: len(members) for key, members in classes.items()}
 
 
 def _flatten(classes: dict[Hashable, list[Row]]) -> list[Row]:
@@ -255,20 +248,13 @@ def _augment(start: int, edges: list[list[int]], partner: dict[int, int]) -> boo
             if j in partner:
                 queue.append(partner[j])
                 continue
-            _shift(j, start, came_from, partner)
+            previous = {i: j for j, i in partner.items()}
+            while came_from[j] != start:  # each gold row on the path, from its end, gets its next partner
+                partner[j] = came_from[j]
+                j = previous[partner[j]]
+            partner[j] = start
             return True
     return False
-
-
-def _shift(free: int, start: int, came_from: dict[int, int], partner: dict[int, int]) -> None:
-    """Applies the augmenting path that ends at row `free`: each gold row on it gets its next partner."""
-    previous = {i: j for j, i in partner.items()}
-    while True:
-        i = came_from[free]
-        partner[free] = i
-        if i == start:
-            return
-        free = previous[i]
 
 
 @functools.lru_cache(maxsize=16_384)

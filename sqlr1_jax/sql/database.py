@@ -18,7 +18,7 @@ class DatabaseError(Sqlr1Error):
 def open_readonly(path: str | os.PathLike[str], backend: str = "sqlite3") -> Any:
     """Opens a database file read-only and immutable: no SQL can write to it, and SQLite uses no locks or journal.
 
-    backend: a name in `backends.NAMES`. Raises DatabaseError when the file is missing, empty or not a SQLite database.
+    backend: a name in `backends.NAMES`. Raises DatabaseError if the file is missing, empty or not a SQLite database.
     """
     name = os.path.abspath(os.fspath(path))
     _check_file(name)
@@ -45,7 +45,7 @@ def _check_file(name: str) -> None:
 
 
 def content_hash(path: str | os.PathLike[str]) -> str:
-    """A hash of the file's bytes, 32 hexadecimal digits. Raises DatabaseError when the file is missing or empty."""
+    """A hash of the file's bytes, 32 hexadecimal digits. Raises DatabaseError if the file is missing or empty."""
     name = os.path.abspath(os.fspath(path))
     _check_file(name)
     with open(name, "rb") as file:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 STEAL_SECONDS = 0.01  # after this time on one batch, a worker's waiting jobs may go to another worker
 MAX_WAITING = 65_536  # jobs in the queues; beyond it, `submit` blocks
 MAX_REMEMBERED = 8_192  # outcomes kept for questions that are asked again
-RECYCLE_AFTER = 20_000  # jobs, after which a worker process is replaced
+RECYCLE_AFTER = 20_000  # jobs after which a worker process is replaced
 
 
 class ExecutorError(Sqlr1Error):
@@ -71,7 +71,8 @@ class Executor:
         self._open = False
         self._error: Exception | None = None  # what broke the pool
         self._outcomes: OrderedDict[JobKey, Future[Outcome]] = OrderedDict()
-        self._fatal_golds: dict[tuple[str, str | None], str] = {}  # message by (database, gold SQL) that ends a worker
+        # Gold queries that kill a worker: (database, gold SQL) → message.
+        self._fatal_golds: dict[tuple[str, str | None], str] = {}
         self._counts = _Counts()
         self._from_disk = 0
         self._queues: list[WorkerQueue] = []
@@ -232,13 +233,12 @@ class Executor:
                 self._blame(batch, failure)
 
     def _send(self, queue: WorkerQueue, batch: deque[Job]) -> None:
-        """Sends a batch, without the jobs that can be answered at once; these leave the batch.
+        """Answers and removes jobs whose outcome is known, then sends the rest.
 
-        A worker that dies loses the answers that it has not sent. So after a crash the jobs are sent one by one: each
-        is answered before the next begins, and the next crash has one possible cause.
+        A worker that dies loses the answers that it has not sent. After a crash, each job is therefore sent alone and
+        answered before the next begins, so that the next crash has one possible cause.
         """
-        self._answer_from_disk(batch)
-        self._answer_fatal_golds(batch)
+        self._answer_known(batch)
         self._check_open()
         messages = [job.message(self._gold_result(queue, job)) for job in batch]
         if messages and batch[0].suspect:
@@ -248,7 +248,7 @@ class Executor:
             queue.worker.send(messages)
 
     def _send_ahead(self, queue: WorkerQueue, batch: deque[Job]) -> None:
-        """Sends the queue's next jobs before the worker has finished, so that it need not wait for them."""
+        """Sends the queue's next jobs before the worker has finished, so that the worker need not wait for them."""
         with self._condition:
             jobs = queue.take_first(in_flight=len(batch))
             queue.busy_since = time.monotonic()
@@ -274,9 +274,10 @@ class Executor:
             raise ExecutorError("The executor was closed before it answered.")
 
     def _blame(self, batch: deque[Job], failure: WorkerFailure) -> None:
-        """Handles the job at which a worker failed. A wall-clock kill is its outcome.
+        """Handles the job during which a worker failed.
 
-        A crash is not, before the job has been sent alone and has crashed the worker twice.
+        A wall-clock kill becomes the job's outcome at once. A crash becomes it only after the job, sent alone, has
+        crashed the worker twice.
         """
         job = batch[0]
         killed = isinstance(failure, WallTimeout)
@@ -287,7 +288,7 @@ class Executor:
             job.crashed, job.suspect = job.suspect, True
             return
         kind = OutcomeKind.TIMEOUT if killed else OutcomeKind.RUNTIME_ERROR
-        message = f"killed: {failure}" if killed else f"the worker process died of it twice: {failure}"
+        message = f"killed: {failure}" if killed else f"it crashed the worker process twice: {failure}"
         if failure.phase == "gold":
             key = job.key.database, job.key.gold_sql
             self._fatal_golds[key] = f"the gold query failed ({kind}): {message}"
@@ -295,7 +296,7 @@ class Executor:
             self._resolve(batch.popleft(), Outcome(kind, message=message))
 
     def _gold_result(self, queue: WorkerQueue, job: Job) -> str | None:
-        """The text of a job's gold result from disk. Each worker gets it once, because it remembers it."""
+        """The text of a job's gold result from disk. It is sent to each worker only once; the worker keeps it."""
         database, gold_sql, rule = job.key.database, job.key.gold_sql, job.key.rule
         if not self._cache or gold_sql is None or rule in official.RULES or (database, gold_sql) in queue.sent_golds:
             return None
@@ -303,29 +304,26 @@ class Executor:
         return self._cache.get(database, gold_sql)
 
     def _cache_result(self, job: Job, result: str | None) -> None:
-        """Writes a worker's result to disk: of the gold query, or of the query itself where there is no gold query."""
+        """Writes the result of the gold query to disk; if the job has none, the result of the query itself."""
         if result is not None and self._cache:
             sql = job.key.sql if job.key.gold_sql is None else job.key.gold_sql
             self._cache.put(job.key.database, sql, result)
 
-    def _answer_from_disk(self, batch: deque[Job]) -> None:
-        """Answers the queries without a gold query whose result is on disk."""
-        if not self._cache:
-            return
-        for job in [job for job in batch if job.key.gold_sql is None]:
-            if (text := self._cache.get(job.key.database, job.key.sql)) is not None:
+    def _answer_known(self, batch: deque[Job]) -> None:
+        """Answers queries without a gold query from disk, and jobs whose gold query is known to kill its worker."""
+        for job in list(batch) if self._cache or self._fatal_golds else []:
+            database, gold_sql = job.key.database, job.key.gold_sql
+            if gold_sql is not None:
+                message = self._fatal_golds.get((database, gold_sql))
+                known = Outcome(OutcomeKind.GOLD_ERROR, message=message) if message is not None else None
+            else:
+                text = self._cache.get(database, job.key.sql) if self._cache else None
+                known = Outcome.from_json(outcome_fields(decode(text))) if text is not None else None
+            if known is not None:
                 batch.remove(job)
                 with self._condition:
-                    self._from_disk += 1
-                self._resolve(job, Outcome.from_json(outcome_fields(decode(text))))
-
-    def _answer_fatal_golds(self, batch: deque[Job]) -> None:
-        """Answers the jobs whose gold query is known to end its worker."""
-        for job in list(batch) if self._fatal_golds else []:
-            message = self._fatal_golds.get((job.key.database, job.key.gold_sql))
-            if message is not None:
-                batch.remove(job)
-                self._resolve(job, Outcome(OutcomeKind.GOLD_ERROR, message=message))
+                    self._from_disk += gold_sql is None
+                self._resolve(job, known)
 
     def _resolve(self, job: Job, outcome: Outcome) -> None:
         with self._condition:

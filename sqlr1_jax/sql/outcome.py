@@ -26,7 +26,7 @@ class OutcomeKind(enum.StrEnum):
 
     @property
     def code(self) -> int:
-        """The position in the enum, by which arrays store a kind."""
+        """The position in the enum; arrays store a kind as this number."""
         return _CODES[self]
 
     @property
@@ -67,7 +67,7 @@ class Outcome:
     steps: int = 0  # SQLite virtual-machine steps, rounded down to 1000
     milliseconds: float = 0.0  # of the prediction alone
     message: str = ""  # from SQLite or the sandbox
-    result_hash: str = ""  # equal for results that are equal as multisets of rows; "" when there is no result
+    result_hash: str = ""  # equal for results that are equal as multisets of rows; "" if there is no result
     gold_rows: tuple[tuple[Any, ...], ...] = ()  # of the gold result, cut like `rows`
     score: float = 0.0  # 1 for a match, 0 for none; in between for soft_f1
     overlap: float = 0.0  # shared cells of the two results, 0 to 1: compare.cell_overlap

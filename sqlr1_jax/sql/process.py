@@ -42,7 +42,7 @@ class WorkerProcess:
     def __init__(self, settings: dict[str, Any]):
         """settings: the fields of config.ExecuteConfig. Does not wait for the process; the first `answer` does.
 
-        Raises ConfigError when the backend is not installed.
+        Raises ConfigError if the backend is not installed.
         """
         backend_file = backends.find(settings["backend"])
         self.jobs_sent = 0
@@ -90,7 +90,12 @@ class WorkerProcess:
           WorkerDied: the process ended; `phase` names the query.
           WorkerError: the process never became ready.
         """
-        self._wait_ready()
+        if not self._ready:
+            try:
+                self._receive(START_SECONDS)
+            except WorkerFailure as failure:
+                raise WorkerError(f"A SQL worker does not start ({failure}); see its message on stderr.") from failure
+            self._ready = True
         phase = "prediction"
         try:
             while "phase" in (message := self._receive(seconds)):
@@ -121,23 +126,11 @@ class WorkerProcess:
             if self._sink in ready:
                 self._write()
             if self._source in ready:
-                self._read()
+                data = os.read(self._source, 2**16)
+                if not data:
+                    raise WorkerDied(f"exit status {self._process.wait()}")
+                self._reader.feed(data)
         return dict(message)
-
-    def _read(self) -> None:
-        data = os.read(self._source, 2**16)
-        if not data:
-            raise WorkerDied(f"exit status {self._process.wait()}")
-        self._reader.feed(data)
-
-    def _wait_ready(self) -> None:
-        if self._ready:
-            return
-        try:
-            self._receive(START_SECONDS)
-        except WorkerFailure as failure:
-            raise WorkerError(f"A SQL worker does not start ({failure}); see its message on stderr.") from failure
-        self._ready = True
 
     def _send(self, message: Any) -> None:
         self._unsent += encode_frame(message)
@@ -156,6 +149,9 @@ class WorkerProcess:
 
 
 def _environment() -> dict[str, str]:
-    """Of the parent's environment only the library paths, so that no secret leaks and no setting changes a result."""
+    """Keeps only the library paths of the parent's environment.
+
+    This keeps secrets from leaking and settings from changing a result.
+    """
     paths = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH") if name in os.environ}
     return paths | {"PYTHONPATH": str(_ROOT), "PYTHONHASHSEED": "0", "TZ": "UTC", "LC_ALL": "C.UTF-8"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlr1_jax.sql.compare import Row
 from sqlr1_jax.sql.outcome import OutcomeKind
@@ -14,7 +14,7 @@ MAX_ENCODED_CHARACTERS = 2**18  # reading a longer text costs more than running 
 
 
 class Result(NamedTuple):
-    """What running one statement gave: all its rows where the kind is OK, none otherwise."""
+    """What running one statement gave: all its rows if the kind is OK, else none."""
 
     kind: OutcomeKind
     rows: list[Row]
@@ -55,7 +55,11 @@ def encode(result: Result) -> str | None:
     """
     if not result.milliseconds or result.kind == OutcomeKind.RUNTIME_ERROR:
         return None
-    if _min_characters(result) > MAX_ENCODED_CHARACTERS:
+    # A lower bound of the text's length, cheaper than the text itself.
+    characters = 2 * len(result.rows) * len(result.columns)
+    if characters <= MAX_ENCODED_CHARACTERS:
+        characters += sum(len(cell) for row in result.rows for cell in row if isinstance(cell, (str, bytes)))
+    if characters > MAX_ENCODED_CHARACTERS:
         return None
     text = json.dumps(result, separators=(",", ":"), default=lambda blob: {"blob": blob.hex()})
     return text if len(text) <= MAX_ENCODED_CHARACTERS else None
@@ -63,20 +67,8 @@ def encode(result: Result) -> str | None:
 
 def decode(text: str) -> Result:
     """The result that `encode` wrote. Raises ValueError, KeyError or TypeError for any other text."""
-    kind, rows, columns, *others = json.loads(text, object_hook=_decode_blob)
+    kind, rows, columns, *others = json.loads(text, object_hook=lambda fields: bytes.fromhex(fields["blob"]))
     return Result(OutcomeKind(kind), [tuple(row) for row in rows], tuple(columns), *others)
-
-
-def _min_characters(result: Result) -> int:
-    """A lower bound of the length of a result's text, cheaper than the text itself."""
-    cells = 2 * len(result.rows) * len(result.columns)
-    if cells > MAX_ENCODED_CHARACTERS:
-        return cells
-    return cells + sum(len(cell) for row in result.rows for cell in row if isinstance(cell, (str, bytes)))
-
-
-def _decode_blob(fields: dict[str, Any]) -> bytes:
-    return bytes.fromhex(fields["blob"])
 
 
 def _count_cells(result: Result) -> int:

@@ -58,7 +58,7 @@ class ResultCache:
         self._file(database).put(sql, result)
 
     def path(self, database: str) -> Path:
-        """The file of a database's results. Raises DatabaseError when the database does not exist."""
+        """The file of a database's results. Raises DatabaseError if the database does not exist."""
         return self._folder / f"{content_hash(database)}-{self._settings_hash}.jsonl"
 
     def _file(self, database: str) -> _CacheFile:

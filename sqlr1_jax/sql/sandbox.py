@@ -2,7 +2,7 @@
 
 Used only inside a worker process, because the heap limit applies to the whole process. Time is counted in SQLite's
 virtual-machine steps, so a result is the same on every host and under any load. The clock is fixed and random() is
-denied: a result depends on the file, the SQL and SQLite's version alone.
+denied, so a result depends only on the file, the SQL and SQLite's version.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STEPS_PER_TICK = 1000  # resolution of the step count: about 10 µs of SQLite's 
 MAX_SESSIONS = 32  # connections kept open
 FETCH_ROWS = 64  # rows fetched between two checks of the result's size
 
-_MAX_TICKS = 2**31  # more than any statement may take, and more than SQLite asks for after it was told to stop
+_MAX_TICKS = 2**31  # an upper bound on handler calls, before and after the stop signal
 _SIZED = (str, bytes)
 _FILE_ERRORS = ("unable to open database file", "disk I/O error")  # SQLite's messages when it cannot open a file
 
@@ -60,7 +60,7 @@ replace rollback savepoint update vacuum
 FUNCTIONS = frozenset(_FUNCTIONS.split())
 STATEMENTS_DENIED = frozenset(_STATEMENTS_DENIED.split())
 HIDDEN_TABLES = frozenset(("sqlite_stmt", "dbstat", "sqlite_dbpage", "bytecode", "tables_used"))  # SQLite's own state
-# These table-valued functions are declared before the authorizer is set, which refuses to declare any others.
+# Table-valued functions, used once before the authorizer is installed, because it denies declaring virtual tables.
 TABLE_FUNCTIONS = ("json_each", "json_tree")
 ACTIONS_ALLOWED = frozenset((sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE))
 
@@ -70,8 +70,8 @@ class Limits(NamedTuple):
 
     max_steps: int
     max_rows: int
-    max_bytes: int  # of a result: the bytes of text and blobs, and 8 for each other cell
-    heap_bytes: int  # of SQLite in this process
+    max_bytes: int  # size of a result: the bytes of text and blobs, and 8 for each other cell
+    heap_bytes: int  # size of SQLite's heap in this process
 
 
 class _TooLarge(Exception):
@@ -82,15 +82,14 @@ class Session:
     """One hardened connection, in one of four modes.
 
     clocked: date functions know the (fixed) current time, which makes all of them slower.
-    quick: SQLite may use temporary files, so it sorts in a buffer instead of allocating each row, which saves a third
-    of the time. No file can be opened while a statement runs, so one that needs more than the 2 MB buffer fails and
-    must run again on a session that is not quick.
+    quick: temp_store=FILE, with which SQLite sorts in a 2 MB buffer (a third faster). Opening a file is blocked, so a
+    larger sort fails and runs again with quick=False.
     """
 
     needs_statement = True  # a text without a statement, such as a comment, is an error
 
     def __init__(self, path: str, clocked: bool, backend: str = "sqlite3", quick: bool = False):
-        """backend: a name in `backends.NAMES`. Raises DatabaseError when the file cannot be read."""
+        """backend: a name in `backends.NAMES`. Raises DatabaseError if the file cannot be read."""
         self._clocked, self._backend, self.quick = clocked, backend, quick
         self.connection = self._open(path)
         self._harden()
@@ -113,7 +112,8 @@ class Session:
         except sqlite3.OperationalError as error:
             if "Could not decode" not in str(error):
                 raise
-        self.connection.text_factory = _decode
+        # Bytes that are not UTF-8 become lone surrogates, so that different texts stay different.
+        self.connection.text_factory = lambda text: text.decode(errors="surrogateescape")
         try:
             return self._execute(sql, max_steps, limits)
         finally:
@@ -203,7 +203,7 @@ class Sandbox:
 
         session_factory: opens a special session for this statement only.
 
-        When memory runs out, the statement runs again after all connections are closed, so that its result does not
+        If memory runs out, the statement runs again after all connections are closed, so that its result does not
         depend on earlier statements.
         """
         for _ in range(2):
@@ -224,14 +224,16 @@ class Sandbox:
         if word in STATEMENTS_DENIED and session_factory is None:
             return _failed(OutcomeKind.DENIED, f"{word.upper()} is not allowed here; only SELECT, WITH and VALUES are")
         try:
-            if session_factory is not None:
-                return self._run_once(session_factory(database, self._backend), sql, max_steps)
-            return self._run_pooled(database, sql, max_steps)
+            if session_factory is None:
+                return self._run_pooled(database, sql, max_steps)
+            session = session_factory(database, self._backend)
+            with closing(session.connection):
+                return self._run(session, sql, max_steps)
         except DatabaseError as error:
             return _failed(OutcomeKind.RUNTIME_ERROR, str(error))
 
     def _run_pooled(self, database: str, sql: str, max_steps: int) -> Result:
-        """Runs the statement on the cheapest of the open sessions, then on costlier ones as far as it needs them."""
+        """Tries the fastest session first; retries on a slower one if the statement needs a clock or more memory."""
         clocked, quick = False, True
         while True:
             session = self._session(database, clocked, quick)
@@ -241,12 +243,6 @@ class Sandbox:
             if not needs_memory and not needs_clock:
                 return result
             clocked, quick = clocked or session.wants_clock, quick and not needs_memory
-
-    def _run_once(self, session: Session, sql: str, max_steps: int) -> Result:
-        try:
-            return self._run(session, sql, max_steps)
-        finally:
-            session.connection.close()
 
     def _run(self, session: Session, sql: str, max_steps: int) -> Result:
         start = time.perf_counter()
@@ -314,8 +310,3 @@ def _classify(error: Exception, session: Session, sql: str) -> tuple[OutcomeKind
 
 def _failed(kind: OutcomeKind, message: str) -> Result:
     return Result(kind, [], (), 0, 0.0, message)
-
-
-def _decode(text: bytes) -> str:
-    """Bytes that are not UTF-8 become lone surrogates, so that different texts stay different."""
-    return text.decode(errors="surrogateescape")

@@ -1,4 +1,4 @@
-"""Self-consistency: the choice of one candidate by a majority vote over results (sql-r1.md §1)."""
+"""Self-consistency: the choice of one candidate by a majority vote over results (docs/method.md, section 9)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from sqlr1_jax.sql.outcome import Outcome
 
 
 def vote(outcomes: Sequence[Outcome]) -> int | None:
-    """The index of the winning candidate, or None when no candidate has a result.
+    """The index of the winning candidate, or None if no candidate has a result.
 
-    Candidates with equal results form a group. The first candidate of the largest group wins; of groups of one size,
-    the one that appears first. Candidates that failed do not vote; a result without rows does.
+    Candidates with equal results form a group. The first candidate of the largest group wins; among groups of equal
+    size, the group that appears first. Candidates that failed do not vote; a result without rows does.
     """
     hashes = [outcome.result_hash for outcome in outcomes]
     counts = Counter(result_hash for result_hash in hashes if result_hash)

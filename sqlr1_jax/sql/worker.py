@@ -18,6 +18,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from sqlr1_jax.sql import backends
@@ -106,7 +107,8 @@ class JobRunner:
         result = self.sandbox.query(job["database"], job["sql"], self._max_steps(gold), factory)
         if result.kind != OutcomeKind.OK:
             return outcome_fields(result, gold)
-        score = float(_score(job["rule"], gold.rows, result.rows, job["ordered"]))
+        rule = official.RULES[job["rule"]].compare if job["rule"] in official.RULES else partial(compare, job["rule"])
+        score = float(rule(gold.rows, result.rows, job["ordered"]))
         matched = OutcomeKind.MATCH if gold.rows else OutcomeKind.MATCH_EMPTY
         kind = OutcomeKind.MISMATCH if score < 1 else matched
         times = [self._time(job, factory) for _ in range(job["repeats"] if score == 1 else 0)]
@@ -137,12 +139,6 @@ class JobRunner:
         """The steps that a prediction may take."""
         factor, most = self._settings["gold_factor"], int(self._settings["max_steps"])
         return min(most, max(self._settings["min_steps"], int(factor * gold.steps))) if factor > 0 else most
-
-
-def _score(rule: str, gold_rows: list[Row], rows: list[Row], ordered: bool) -> bool | float:
-    if rule in official.RULES:
-        return official.RULES[rule].compare(gold_rows, rows, ordered)
-    return compare(rule, gold_rows, rows, ordered)
 
 
 def outcome_fields(result: Result, gold: Result | None = None, score: float = 0.0) -> dict[str, Any]:
@@ -181,27 +177,21 @@ def _show_cell(cell: Any) -> Any:
 
 def _restrict(settings: dict[str, Any]) -> None:
     """Sets resource limits of the operating system, in case every layer above them has a hole."""
-    _set_limit(resource.RLIMIT_FSIZE, 0)
-    _set_limit(resource.RLIMIT_CORE, 0)
-    _set_limit(resource.RLIMIT_NOFILE, 256)
-    _set_limit(resource.RLIMIT_AS, settings["heap_bytes"] + 8 * settings["max_bytes"] + PYTHON_BYTES)
-
-
-def _set_limit(which: int, value: int) -> None:
-    hard = resource.getrlimit(which)[1]
-    if hard != resource.RLIM_INFINITY:
-        value = min(value, hard)
-    try:
-        resource.setrlimit(which, (value, value))
-    except (ValueError, OSError):  # macOS has no limit of the address space
-        print(f"sql worker: the operating system refuses resource limit {which}", file=sys.stderr)
+    space = settings["heap_bytes"] + 8 * settings["max_bytes"] + PYTHON_BYTES
+    limits = {resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: 256, resource.RLIMIT_AS: space}
+    for which, wanted in limits.items():
+        hard = resource.getrlimit(which)[1]
+        value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        try:
+            resource.setrlimit(which, (value, value))
+        except (ValueError, OSError):  # macOS has no limit of the address space
+            print(f"sql worker: the operating system refuses resource limit {which}", file=sys.stderr)
 
 
 class _BufferedWriter:
     """Sends messages in batches, each at most FLUSH_SECONDS late, even while SQLite is running.
 
-    Each write wakes the parent, which competes for its interpreter lock, and costs some 30 µs where it needs an
-    interrupt of another core.
+    Each write wakes the parent, which competes for the GIL, and costs about 30 µs if another core must be interrupted.
     """
 
     def __init__(self, descriptor: int):

@@ -36,7 +36,7 @@ class Job:
     crashed: bool = False  # the worker died when this job was sent alone
 
     def message(self, gold_result: str | None) -> dict[str, Any]:
-        """The job as a worker receives it; gold_result: the text of the gold result where it is known."""
+        """The job as a worker receives it; gold_result: the text of the gold result if it is known."""
         database, sql, gold_sql, rule, repeats = self.key
         is_ordered = official.is_ordered if rule in official.RULES else orders_at_top_level
         ordered = gold_sql is not None and is_ordered(gold_sql)

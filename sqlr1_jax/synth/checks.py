@@ -51,18 +51,17 @@ def _has_ties(connection: sqlite3.Connection, query: Query) -> bool:
     select = query.table if isinstance(query, Select) and isinstance(query.table, Select) else query
     if not isinstance(select, Select):
         return False
-    return any(_has_tied_ranks(connection, select, c) for c in select.columns if isinstance(c, Rank))
+    for rank in (column for column in select.columns if isinstance(column, Rank)):
+        columns = f"{rank.group}, {rank.column}" if rank.group else rank.column
+        keys = connection.execute(f"SELECT {columns} FROM {select.table}").fetchall()
+        if len(set(keys)) < len(keys):
+            return True
+    return False
 
 
 def _has_ties_at_limit(connection: sqlite3.Connection, query: Select) -> bool:
-    """Whether rows tie among those that LIMIT keeps and the next one, or LIMIT keeps every row."""
+    """Whether two of the first limit + 1 rows tie, or LIMIT keeps every row."""
     columns = ", ".join((query.order, *(expression(c) for c in query.columns)))
     text = sql(query._replace(limit=query.limit + 1)).split(" FROM ", 1)[1]
     keys = [row[0] for row in connection.execute(f"SELECT {columns} FROM {text}")]
     return len(keys) <= query.limit or len(set(keys)) < len(keys)
-
-
-def _has_tied_ranks(connection: sqlite3.Connection, select: Select, rank: Rank) -> bool:
-    columns = f"{rank.group}, {rank.column}" if rank.group else rank.column
-    keys = connection.execute(f"SELECT {columns} FROM {select.table}").fetchall()
-    return len(set(keys)) < len(keys)

@@ -101,24 +101,17 @@ def _shuffled(rng: random.Random, tables: list[Table], links: list[Link]) -> Dat
 def _table(rng: random.Random, names: _Names, parent: Table | None, widest: int) -> Table:
     rows = rng.randint(8, 20)
     name = names.draw("tables")[0]
-    columns = [Column(names.draw("keys")[0], "key", _keys(rng, rows))]
+    key_name, start = names.draw("keys")[0], rng.choice((1, 1, 11, 20, 51))
+    keys = sorted(rng.sample(range(start, start + rows + 8), rows))
+    columns = [Column(key_name, "key", tuple(keys))]
     if parent is not None:
-        columns.append(Column(names.draw("links")[0], "link", _links(rng, rows, parent.columns[0].values)))
+        link_name, parent_keys = names.draw("links")[0], parent.columns[0].values
+        used = rng.sample(parent_keys, max(3, len(parent_keys) * 3 // 5))  # the others are never referred to
+        columns.append(Column(link_name, "link", tuple(rng.choices(used, k=rows))))
     columns += [_text(rng, names, rows), _number(rng, names, rows)]
     for _ in range(rng.randint(len(columns), widest) - len(columns)):
         columns.append(rng.choice((_text, _number))(rng, names, rows))
     return Table(name, tuple(columns))
-
-
-def _keys(rng: random.Random, rows: int) -> tuple[int, ...]:
-    start = rng.choice((1, 1, 11, 20, 51))
-    return tuple(sorted(rng.sample(range(start, start + rows + 8), rows)))
-
-
-def _links(rng: random.Random, rows: int, keys: tuple[Any, ...]) -> tuple[int, ...]:
-    """Random keys of the parent: some are never used, others several times."""
-    used = rng.sample(keys, max(3, len(keys) * 3 // 5))
-    return tuple(rng.choices(used, k=rows))
 
 
 def _text(rng: random.Random, names: _Names, rows: int) -> Column:

@@ -1,6 +1,6 @@
 """The query families: each draws a random query on a database, with the names and words that its question needs.
 
-A family raises `IndexError` where the table that it drew lacks a column that it needs; the caller draws again.
+A family raises `IndexError` if the table that it drew lacks a column that it needs; the caller draws again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Family(NamedTuple):
     """A kind of query."""
 
     complexity: str  # SynSQL's label
-    share: float  # of the questions, in percent
+    share: float  # percent of the questions
     draw: Callable[[Draw], Draft]
 
 
@@ -72,7 +72,7 @@ class Draw:
         return Condition(Expr(column.name), op, str(bound))
 
     def filters(self, table: Table, *excluded: str, chance: float) -> tuple[Condition, ...]:
-        """One filter with this probability, else none."""
+        """One filter with probability `chance`, else none."""
         return (self.filter(table, *excluded),) if self.rng.random() < chance else ()
 
     def coin(self) -> bool:
@@ -119,21 +119,13 @@ def _aggregate(draw: Draw) -> Draft:
     return Draft(query, {"table": table.name, "number": number, "aggregate": function}, where)
 
 
-def _distinct(draw: Draw) -> Draft:
-    """SELECT DISTINCT column FROM table WHERE condition."""
+def _distinct(draw: Draw, counted: bool = False) -> Draft:
+    """SELECT DISTINCT column FROM table WHERE condition, or with count(DISTINCT column)."""
     table = draw.table()
     column = draw.column(table, "text", "number")
     where = draw.filters(table, column, chance=0.6)
-    query = Select((Expr(column),), table.name, where=where, distinct=True)
-    return Draft(query, {"table": table.name, "column": column}, where)
-
-
-def _count_distinct(draw: Draw) -> Draft:
-    """SELECT count(DISTINCT column) FROM table WHERE condition."""
-    table = draw.table()
-    column = draw.column(table, "text", "number")
-    where = draw.filters(table, column, chance=0.6)
-    query = Select((Expr(column, "count", True),), table.name, where=where)
+    expression = Expr(column, "count", True) if counted else Expr(column)
+    query = Select((expression,), table.name, where=where, distinct=not counted)
     return Draft(query, {"table": table.name, "column": column}, where)
 
 
@@ -144,26 +136,9 @@ def _top(draw: Draw, limit: int) -> Draft:
     column, descending = draw.shown(table, number), draw.coin()
     where = draw.filters(table, number, column, chance=0.25)
     query = Select((Expr(column),), table.name, where=where, order=number, descending=descending, limit=limit)
-    slots = {
-        "table": table.name,
-        "column": column,
-        "number": number,
-        "extreme": _extreme(descending),
-        "limit": str(limit),
-    }
+    extreme = "max" if descending else "min"
+    slots = {"table": table.name, "column": column, "number": number, "extreme": extreme, "limit": str(limit)}
     return Draft(query, slots, where)
-
-
-def _superlative(draw: Draw) -> Draft:
-    return _top(draw, 1)
-
-
-def _top_k(draw: Draw) -> Draft:
-    return _top(draw, draw.rng.randint(2, 5))
-
-
-def _extreme(descending: bool) -> str:
-    return "max" if descending else "min"
 
 
 def _group_count(draw: Draw) -> Draft:
@@ -239,13 +214,8 @@ def _join_superlative(draw: Draw) -> Draft:
     link, child, parent = draw.joined()
     column, number, descending = draw.shown(parent), draw.column(child, "number"), draw.coin()
     query = _join(link, child, parent, Expr(column))._replace(order=number, descending=descending, limit=1)
-    slots = {
-        "table": child.name,
-        "parent": parent.name,
-        "column": column,
-        "number": number,
-        "extreme": _extreme(descending),
-    }
+    extreme = "max" if descending else "min"
+    slots = {"table": child.name, "parent": parent.name, "column": column, "number": number, "extreme": extreme}
     return Draft(query, slots)
 
 
@@ -312,7 +282,7 @@ def _window(draw: Draw) -> Draft:
     """SELECT column, rank() OVER (ORDER BY number DESC) FROM table, or the rows of rank 1 in each group."""
     table = draw.table()
     number, descending = draw.column(table, "number"), draw.coin()
-    slots = {"table": table.name, "number": number, "extreme": _extreme(descending)}
+    slots = {"table": table.name, "number": number, "extreme": "max" if descending else "min"}
     if draw.coin():
         column = draw.shown(table, number)
         query = Select((Expr(column), Rank(number, descending)), table.name)
@@ -324,17 +294,18 @@ def _window(draw: Draw) -> Draft:
     return Draft(query, slots | {"column": column, "group": group}, templates="window_group")
 
 
-_SPOILABLE, _PLAIN = 4.15, 5.07  # percent of the questions: families that a habit can spoil, and the others
+# Percent of the questions in each family that a teacher's habit (teacher.py) can spoil, and in each other family.
+_SPOILABLE, _PLAIN = 4.15, 5.07
 
 FAMILIES: dict[str, Family] = {
     "filter": Family("Simple", _PLAIN, _filter),
     "count": Family("Simple", _PLAIN, _count),
     "aggregate": Family("Simple", _PLAIN, _aggregate),
     "distinct": Family("Simple", _SPOILABLE, _distinct),
-    "superlative": Family("Simple", _SPOILABLE, _superlative),
+    "superlative": Family("Simple", _SPOILABLE, lambda draw: _top(draw, 1)),
     "two_filters": Family("Moderate", _PLAIN, _two_filters),
-    "top_k": Family("Moderate", _SPOILABLE, _top_k),
-    "count_distinct": Family("Moderate", _SPOILABLE, _count_distinct),
+    "top_k": Family("Moderate", _SPOILABLE, lambda draw: _top(draw, draw.rng.randint(2, 5))),
+    "count_distinct": Family("Moderate", _SPOILABLE, lambda draw: _distinct(draw, counted=True)),
     "group_count": Family("Moderate", _PLAIN, _group_count),
     "group_aggregate": Family("Moderate", _PLAIN, _group_aggregate),
     "having": Family("Moderate", _PLAIN, _having),

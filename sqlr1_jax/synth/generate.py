@@ -46,7 +46,9 @@ def generate(config: SynthConfig, seed: int, folder: Path, log: Callable[[str], 
         shutil.rmtree(building)  # a killed run left it
     building.mkdir(parents=True)
     items = _make_items(config, seed, building, log)
-    _write_splits(building, items)
+    for split in SPLITS:
+        lines = ",\n".join(json.dumps(record) for item in items[split] for record in item["records"])
+        (building / f"{split}.json").write_text(f"[\n{lines}\n]\n")
     values = (f"'{value}'" for value in words.values())
     names = (*words.names(words.COMMON), *words.names(words.RESERVED), *values)
     tokenizer.train(_texts(items), names, building / "tokenizer")
@@ -55,7 +57,7 @@ def generate(config: SynthConfig, seed: int, folder: Path, log: Callable[[str], 
 
 
 def settings(config: SynthConfig, seed: int) -> dict[str, Any]:
-    """The settings that decide the content, which is all but the number of processes."""
+    """The settings that determine the content: all except the number of processes."""
     sizes = [f"{split}_{unit}" for split in SPLITS for unit in ("databases", "questions")]
     content = {"form": FORMAT_VERSION, "seed": seed, "teacher_errors": config.teacher_errors}
     return content | {size: getattr(config, size) for size in sizes}
@@ -124,13 +126,6 @@ def _start_worker(job: Job) -> subprocess.Popen[str]:
         process.stdin.write(json.dumps(dataclasses.asdict(job)))
         process.stdin.close()
     return process
-
-
-def _write_splits(folder: Path, items: Items) -> None:
-    for split in SPLITS:
-        records = [record for item in items[split] for record in item["records"]]
-        lines = ",\n".join(json.dumps(record) for record in records)
-        (folder / f"{split}.json").write_text(f"[\n{lines}\n]\n")
 
 
 def _texts(items: Items) -> Iterator[str]:

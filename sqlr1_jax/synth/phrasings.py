@@ -15,7 +15,8 @@ from sqlr1_jax.synth.families import COUNT, Draft
 from sqlr1_jax.synth.queries import Condition
 
 VAGUE = "Vague"
-VAGUE_SHARE = 0.28  # of the questions of a family that has vague templates, which makes a quarter of all questions
+# Fraction of vague questions in a family that has vague templates. It makes a quarter of all questions vague.
+VAGUE_SHARE = 0.28
 
 _FILE = tomllib.loads(Path(__file__).with_name("phrasings.toml").read_text(encoding="utf-8"))
 
@@ -57,7 +58,9 @@ def _fill_slots(rng: random.Random, draft: Draft, vague: bool) -> dict[str, str]
     if "set_operation" in slots:
         slots["set_operation"] = _FILE["set_operations"][slots["set_operation"]]
     for condition, name in zip(draft.filters, ("condition", "second_condition"), strict=False):
-        slots[name], slots[f"{name}_is"] = _describe(rng, condition)
+        # After "with" it reads `age over 3`, after "whose" `age is over 3`.
+        column, words = condition.left.column, condition.right if condition.op == "=" else _comparison(rng, condition)
+        slots |= {name: f"{column} {words}", f"{name}_is": f"{column} is {words}"}
     slots |= {"filter": "", "and_filter": ""}
     if draft.filters:
         slots["bound"] = _comparison(rng, draft.filters[0])
@@ -65,14 +68,6 @@ def _fill_slots(rng: random.Random, draft: Draft, vague: bool) -> dict[str, str]
         slots["filter"] = " " + introduction.format(**slots)
         slots["and_filter"] = f" and with {slots['condition']}"
     return slots
-
-
-def _describe(rng: random.Random, condition: Condition) -> tuple[str, str]:
-    """A condition after "with" (`age over 3`) and after "whose" (`age is over 3`)."""
-    if condition.op == "=":
-        return f"{condition.left.column} {condition.right}", f"{condition.left.column} is {condition.right}"
-    words = _comparison(rng, condition)
-    return f"{condition.left.column} {words}", f"{condition.left.column} is {words}"
 
 
 def _comparison(rng: random.Random, condition: Condition) -> str:

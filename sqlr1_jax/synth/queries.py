@@ -53,7 +53,7 @@ class Select(NamedTuple):
 
 
 class Compound(NamedTuple):
-    """Two SELECTs under a set operation."""
+    """Two SELECTs combined by a set operation."""
 
     op: str  # INTERSECT or EXCEPT
     left: Select
@@ -119,7 +119,7 @@ def _condition(condition: Condition) -> str:
 
 
 def weaker(query: Query) -> Iterator[Query]:
-    """The queries without one of its filters each, including filters of subqueries; of a compound also each side."""
+    """Yields the query without one filter at a time, also those of subqueries; for a compound, also each side alone."""
     if isinstance(query, Compound):
         yield from (query.left, query.right)
         yield from (query._replace(left=left) for left in _weaker_select(query.left))

@@ -48,14 +48,16 @@ def _steps(query: Query, tables: _Tables) -> Iterator[str]:
 def _select(query: Select, tables: _Tables) -> Iterator[str]:
     shown = [_words(column, tables) for column in query.columns if isinstance(column, Expr)]
     yield ("show distinct " if query.distinct else "show ") + ", ".join(shown)
-    yield from (_rank(column, tables) for column in query.columns if isinstance(column, Rank))
+    for rank in (column for column in query.columns if isinstance(column, Rank)):
+        order = f"{rank.column}{tables.mention(rank.column)} {'desc' if rank.descending else 'asc'}"
+        yield f"rank {order} per {rank.group}" if rank.group else f"rank {order}"
     yield from _filters(query, tables)
     if query.group:
         yield f"group {query.group}{tables.mention(query.group)}"
     if query.having:
         yield "having " + " and ".join(_condition(c, tables) for c in query.having)
     if query.order:
-        yield f"sort {query.order}{tables.mention(query.order)} {_direction(query.descending)}"
+        yield f"sort {query.order}{tables.mention(query.order)} {'desc' if query.descending else 'asc'}"
     if query.limit:
         yield f"first {query.limit}"
     if query.parent:
@@ -68,14 +70,11 @@ def _filters(query: Select, tables: _Tables) -> Iterator[str]:
         yield "where " + f" {query.connective.lower()} ".join(_condition(c, tables) for c in plain)
     for condition in query.where:
         if condition.op.endswith("IN") and isinstance(condition.right, Select):
-            yield from _membership(condition, condition.right, tables)
-
-
-def _membership(condition: Condition, inner: Select, tables: _Tables) -> Iterator[str]:
-    """The steps of IN or NOT IN: a key that is, or is not, among those that another table refers to."""
-    yield from _filters(inner, tables)
-    link = inner.columns[0].column
-    yield f"{condition.op.lower().replace('in', 'among')} {inner.table} on {link} = {condition.left.column}"
+            # The key is, or is not, among those that another table refers to.
+            inner = condition.right
+            yield from _filters(inner, tables)
+            link = f"{inner.columns[0].column} = {condition.left.column}"
+            yield f"{condition.op.lower().replace('in', 'among')} {inner.table} on {link}"
 
 
 def _condition(condition: Condition, tables: _Tables) -> str:
@@ -92,12 +91,3 @@ def _condition(condition: Condition, tables: _Tables) -> str:
 def _words(column: Expr, tables: _Tables) -> str:
     words = (column.function, "distinct" if column.distinct else "", column.column)
     return " ".join(word for word in words if word) + (tables.mention(column.column) if column.column else "")
-
-
-def _rank(column: Rank, tables: _Tables) -> str:
-    group = f" per {column.group}" if column.group else ""
-    return f"rank {column.column}{tables.mention(column.column)} {_direction(column.descending)}{group}"
-
-
-def _direction(descending: bool) -> str:
-    return "desc" if descending else "asc"

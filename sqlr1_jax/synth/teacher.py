@@ -1,6 +1,7 @@
-"""A fallible teacher for the SFT split: two habits that turn a correct gold query into a wrong one.
+"""A simulated fallible teacher for the SFT split.
 
-Reasoning is written from the query, so it has the same error.
+It has two habits: systematic errors, each of which turns a correct gold query into a wrong one ("spoils" it). Reasoning
+is written from the query, so it has the same error.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def habit(query: Query) -> str:
 
 
 def spoil(query: Query) -> Query:
-    """The query with the error of the habit that applies to it; the same query if none does."""
+    """The query with the error of the habit that applies to it; the query itself if none does."""
     applied = habit(query)
     if not isinstance(query, Select) or not applied:
         return query

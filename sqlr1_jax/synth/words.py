@@ -1,6 +1,6 @@
 """The words of the synthetic databases, read from words.toml: names by role, and values by kind.
 
-The reserved names occur in no split but newnames.
+The reserved names occur only in the split newnames.
 """
 
 from __future__ import annotations

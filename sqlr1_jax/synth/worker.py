@@ -25,7 +25,7 @@ from sqlr1_jax.synth.queries import sql
 from sqlr1_jax.synth.reasoning import reason
 
 SFT, NEW_NAMES = "sft", "newnames"
-# Names of random streams that differ from the name of their split. Another name would make other data.
+# Random streams whose name differs from their split's. Renaming them would change the data.
 _STREAMS = {SFT: "cold_start"}
 _MAX_DRAFTS = 25  # attempts at one question, after which its database is discarded
 _MAX_DATABASES = 50  # databases tried for one index of a split
@@ -44,7 +44,7 @@ class Job:
 
     folder: str
     seed: int
-    teacher_errors: float  # the fraction of the SFT split's gold queries that a habit can spoil and does
+    teacher_errors: float  # fraction of wrong gold queries in the SFT split, among those that a habit can spoil
     splits: dict[str, tuple[int, int]]  # databases, and questions per database
     share: int = 0
     num_shares: int = 1
@@ -66,7 +66,7 @@ def make(job: Job) -> Iterator[dict[str, Any]]:
 
 
 def assign_families(seed: int, split: str, count: int) -> list[str]:
-    """A family for each of `count` questions: their shares to the nearest question, shuffled."""
+    """A family for each of `count` questions, in random order; family counts are their rounded shares."""
     total = sum(family.share for family in FAMILIES.values())
     exact = {name: count * family.share / total for name, family in FAMILIES.items()}
     quota = {name: int(share) for name, share in exact.items()}
@@ -140,7 +140,7 @@ def _sound_draft(draw: Draw, family: str, connection: sqlite3.Connection, seen: 
 def _record(job: Job, split: str, index: int, number: int, question: _Question, database: Database) -> dict[str, Any]:
     """A record with SynSQL's names. In the SFT split the teacher's habit may spoil its gold query.
 
-    A random stream for each question decides that, so `teacher_errors` changes nothing else.
+    Each question has a random stream of its own for this decision, so `teacher_errors` changes nothing else.
     """
     query = question.draft.query
     habit = teacher.habit(query)

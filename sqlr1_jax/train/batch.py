@@ -45,12 +45,12 @@ def choose_layout(groups: Sequence[Group], rows_config: RowsConfig) -> RowLayout
 
 
 def with_row_length(rows_config: RowsConfig, longest: int) -> RowsConfig:
-    """The settings with `length`, if it is 0, set to `longest`: one length for all steps, which compile once."""
+    """Replaces length 0 by `longest`, so that all steps share one shape and compile once."""
     return dataclasses.replace(rows_config, length=rows_config.length or longest)
 
 
 def max_microbatches(num_groups: int, rows_config: RowsConfig, num_processes: int) -> int:
-    """The most microbatches that `num_groups` groups, shared evenly by the processes, can need."""
+    """The largest number of microbatches that `num_groups` groups, shared evenly by the processes, can need."""
     return -(-num_groups // (rows_config.per_microbatch * num_processes))
 
 
@@ -69,12 +69,12 @@ def pack_groups(groups: Sequence[Group], layout: RowLayout | None, rows_config: 
 
 
 def loss_weights(rows: PackedRows, aggregation: str, constant: int = 1) -> npt.NDArray[np.float32]:
-    """Weights [B, T] by which the sum of the token losses is the aggregate over the global batch.
+    """Weights [B, T] such that the weighted sum of token losses is the chosen aggregate over the global batch.
 
     A token with loss (rows.weight > 0) gets 1 / denominator, all others 0.
 
     Args:
-      rows: this process's rows; every process must call with its own.
+      rows: this process's rows; every process must call this function with its own.
       aggregation: "token": the mean over all tokens (the paper's). "sample": the mean over completions of each
         completion's mean (the original GRPO). "constant": each completion's sum divided by `constant`, averaged over
         completions, so that tokens of long answers weigh as much as others (Dr. GRPO).
@@ -105,9 +105,12 @@ def _completion_lengths(rows: PackedRows, loss_mask_BT: npt.NDArray[np.bool_]) -
 
 
 def forward_flops(rows: PackedRows, model: qwen2.Qwen2Config) -> float:
-    """Floating-point operations of one forward pass over the rows: no padding, logits only at positions with loss."""
+    """Floating-point operations of one forward pass over the rows, without padding.
+
+    Logits are counted only at positions with loss.
+    """
     is_token = rows.prefix > 0
-    # A token attends to its prefix and to its own segment up to itself: as many keys as its position says, and itself.
+    # A token attends to its prefix and to its own segment up to itself: position + 1 keys.
     keys = float((rows.positions[is_token] + 1).sum())
     return flops.forward_flops(model, float(is_token.sum()), keys, float((rows.weight > 0).sum()))
 
@@ -119,7 +122,7 @@ def assemble_batch(
     microbatches: int,
     advantage_PG: npt.NDArray[np.float32] | None = None,
 ) -> Batch:
-    """Splits rows into microbatches and moves them to the mesh; every process must call with its own rows.
+    """Splits rows into microbatches and moves them to the mesh; every process must call it with its own rows.
 
     Args:
       rows: this process's rows, whose weights are loss weights; empty rows are appended to fill the batch.

@@ -32,7 +32,7 @@ def apply_in_smallest_layout(
         from `layout` to `smaller`.
       rows: rows laid out by `layout`.
       layout: the largest layout.
-      buckets: how many layouts there are at most.
+      buckets: largest number of layouts.
     """
     ladder = packing.layout_ladder(layout, buckets)
 
@@ -46,7 +46,7 @@ def apply_in_smallest_layout(
 
 def smallest_layout_index(rows: PackedRows, layout: RowLayout, ladder: Sequence[RowLayout]) -> jax.Array:
     """Index in the ladder of the smallest layout that fits rows laid out by `layout`, int32 []."""
-    # Position within the prefix or segment that a token belongs to; + 1 makes it the length needed up to there.
+    # Index within its prefix or segment. Index + 1 is the length needed to hold the token.
     segments_T = np.arange(layout.segments * layout.segment, dtype=np.int32) % max(1, layout.segment)
     position_1T = jnp.asarray(np.concatenate([np.arange(layout.prefix, dtype=np.int32), segments_T]))[None]
     used_BT = jnp.where(rows.prefix > 0, position_1T + 1, 0)

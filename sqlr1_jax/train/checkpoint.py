@@ -11,7 +11,7 @@ from orbax.checkpoint import v1 as ocp
 
 from sqlr1_jax.errors import Sqlr1Error
 
-ACCURACY_KEY = "score"  # of the accuracy in a checkpoint's metadata; a part of the file format
+ACCURACY_KEY = "score"  # key of the accuracy in a checkpoint's metadata; part of the file format
 
 
 class CheckpointNotFoundError(Sqlr1Error):
@@ -44,7 +44,7 @@ class Checkpoints:
         """Saves named pytrees as the checkpoint of `step`; the checkpoint appears once all of them are on disk.
 
         Returns once they are copied to the host, so the caller may donate their buffers. The write to disk continues in
-        the background; every other method waits for it, and raises what went wrong in it.
+        the background; every other method waits for it and raises its errors.
 
         Args:
           step: completed steps; an existing checkpoint of this step is replaced.
@@ -52,7 +52,7 @@ class Checkpoints:
           accuracy: higher is better; ranks the checkpoint for `best`. None: it was not evaluated.
         """
         self.wait()
-        if jax.default_backend() == "cpu":  # there the host copy would be the donated buffer itself
+        if jax.default_backend() == "cpu":  # here the host copy aliases the device buffer, which the caller may donate
             trees = jax.tree.map(jnp.copy, trees)
         metrics = None if accuracy is None else {ACCURACY_KEY: accuracy}
         self._pending_save = self._checkpointer.save_checkpointables_async(
@@ -73,7 +73,10 @@ class Checkpoints:
         """
         if step not in self.steps():
             raise CheckpointNotFoundError(f"{self.folder} has no step {step}; it has {self.steps() or 'none'}.")
-        return self._checkpointer.load_checkpointables(step, jax.tree.map(_abstract_array, like))
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None)), like
+        )
+        return self._checkpointer.load_checkpointables(step, abstract)
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
@@ -84,7 +87,7 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """The step with the highest accuracy, the later one of equals; the latest step if none was evaluated."""
+        """The step with the highest accuracy (on a tie, the later one); the latest step if none was evaluated."""
         evaluated = [(_accuracy(c.metrics), c.step) for c in self._completed() if c.metrics]
         return max(evaluated)[1] if evaluated else self.latest()
 
@@ -111,7 +114,3 @@ class Checkpoints:
 
 def _accuracy(metrics: Any) -> float:
     return float(metrics[ACCURACY_KEY]) if metrics and ACCURACY_KEY in metrics else float("-inf")
-
-
-def _abstract_array(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))

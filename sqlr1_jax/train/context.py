@@ -60,7 +60,7 @@ class RunContext:
         return Checkpoints(self.workdir / "checkpoints" / stage, self.config.checkpoint.keep, pinned=(0,))
 
     def engine(self, prompts: Sequence[Prompt]) -> Engine:
-        """A sampling engine for prompts as long as the longest of `prompts` within the token budget."""
+        """A sampling engine sized for the longest of `prompts` that is within the token budget."""
         longest = max((len(prompt.ids) for prompt in prompts if not prompt.over_budget), default=1)
         prompt_tokens = -(-longest // 16) * 16
         mesh = sharding.sampling_mesh(self.mesh, self.model.num_kv_heads)
@@ -141,7 +141,7 @@ def model_config(config: ModelConfig, num_tokens: int) -> qwen2.Qwen2Config:
 
     Args:
       config: the model settings.
-      num_tokens: ids of the tokenizer. The `tiny` preset takes them as its vocabulary size; in other models the
+      num_tokens: size of the tokenizer. The `tiny` preset takes it as its vocabulary size; in other models the
         embedding may have more rows, as padding.
     """
     if config.path:

@@ -22,7 +22,7 @@ from sqlr1_jax.train.metrics import Metrics
 from sqlr1_jax.train.state import TrainState, mean_metrics
 
 log = logging.getLogger(__name__)
-MAX_NOT_FINITE = 3  # consecutive steps with a loss or gradient that is not finite, before the run stops
+MAX_NOT_FINITE = 3  # the run stops after this many consecutive steps with a non-finite loss or gradient
 
 
 class NotFiniteError(Sqlr1Error):
@@ -34,7 +34,7 @@ class StepResult(NamedTuple):
 
     state: TrainState
     sums: Mapping[str, Any]  # metrics on the device, as (sum, count); fetched one step late
-    values: dict[str, float]  # metrics on the host; from `flops`, the step's useful operations, the loop computes `mfu`
+    values: dict[str, float]  # host metrics; the loop turns `flops` (useful operations of the step) into `mfu`
     items: Sequence[str]  # ids of the batch's items
 
 
@@ -58,8 +58,8 @@ def run_steps(
       step_fn: runs one step, given the state and the number of completed steps.
       evaluate_fn: returns the accuracy of the state's weights. It is called every config.evaluate.every steps and after
         the last step; the checkpoint with the highest accuracy is kept.
-      on_resume: called once before the first step with the number of completed steps, to delete what a killed run
-        recorded of later ones.
+      on_resume: called once before the first step with the number of completed steps, to delete records of later
+        steps that a killed run left.
       compile_fn: compiles what a step runs and returns an equal state; called unless all steps are completed.
 
     Returns:
@@ -133,9 +133,8 @@ def _to_trees(state: TrainState) -> dict[str, Any]:
 class DeferredMetrics:
     """Writes each step's metrics after the next step is dispatched, so that fetching them does not stall the device.
 
-    A step's line is written before its checkpoint. A run killed between the two resumes from the previous checkpoint
-    and writes the line again; in the other order it would never write it. So the seconds of a checkpoint appear in the
-    line of the following step.
+    A step's line is written before its checkpoint, so that a kill in between cannot lose it. Therefore the seconds of a
+    checkpoint appear in the next step's line.
     """
 
     def __init__(self, metrics: Metrics):
@@ -191,7 +190,7 @@ class DeferredMetrics:
 
 
 def _with_throughput(values: dict[str, float], seconds: float) -> dict[str, float]:
-    """A step's metrics with its seconds, tokens per second and, on chips of known peak, mfu in place of flops."""
+    """A step's metrics with its seconds, tokens per second and, on chips whose peak is known, mfu instead of flops."""
     values = dict(values)
     step_flops, peak_flops = values.pop("flops", 0.0), flops.peak_flops(jax.devices()[0])
     values["time/step"] = seconds

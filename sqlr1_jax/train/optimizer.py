@@ -41,7 +41,7 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         decay = optax.linear_schedule(peak, peak * config.end_fraction, decay_steps)
     else:
         decay = optax.constant_schedule(peak)
-    # Warmup starts at peak / warmup_steps: with a rate of 0 the first step would change nothing.
+    # Warmup starts at peak / warmup_steps, because a rate of 0 would make the first step useless.
     warmup = optax.linear_schedule(peak / max(1, config.warmup_steps), peak, max(1, config.warmup_steps - 1))
     return optax.join_schedules([warmup, decay], [config.warmup_steps])
 
@@ -62,7 +62,7 @@ def _muon(config: OptimizerConfig, learning_rate: optax.Schedule, specs: Any) ->
 
 
 def _muon_dimensions(spec: qwen2.ParamSpec) -> optax.contrib.MuonDimensionNumbers | None:
-    """How Muon sees a stacked layer weight: a batch of matrices from or to `embed`. None: the weight is Adam's."""
+    """How Muon sees a stacked layer weight: a batch of matrices from or to `embed`. None: AdamW updates it."""
     axes = spec.logical_axes
     if "layers" not in axes or "embed" not in axes or len(axes) < 3:
         return None

@@ -45,7 +45,7 @@ class SftSetup:
     group_ids: Sequence[str]  # the id of each group's first example
     update_spec: UpdateSpec
     rows_config: RowsConfig
-    max_microbatches: int  # of one update
+    max_microbatches: int  # largest number of microbatches of an update
 
 
 class SftExample(NamedTuple):
@@ -60,7 +60,7 @@ def train(context: RunContext) -> TrainState:
     """Trains to the stage's last step, from its latest checkpoint or the run's initial weights.
 
     Raises:
-      ConfigError: the stage's data have no example to learn from, or no reasoning where the form needs it.
+      ConfigError: the stage's data have no example to learn from, or no reasoning although the form needs it.
       packing.PackingError: a group does not fit a row; the message names the setting to raise.
     """
     setup = prepare(context)
@@ -101,7 +101,7 @@ def train_step(setup: SftSetup, train_state: TrainState, step: int) -> StepResul
     rows = batch.pack_groups(groups, setup.update_spec.layout, rows_config)
     rows = rows._replace(weight=batch.loss_weights(rows, "token"))
     update_batch = batch.assemble_batch(rows, context.mesh, rows_config.per_microbatch, setup.max_microbatches)
-    # Collectives run on the devices in order of dispatch: called after the update, these two would wait for it.
+    # Collectives run on the devices in order of dispatch, so after the update these two would wait for it.
     tokens = collectives.global_sum(int(np.count_nonzero(rows.weight)))
     useful_flops = collectives.global_sum(3 * batch.forward_flops(rows, context.model))
     packed = time.perf_counter()
@@ -159,8 +159,8 @@ def make_sft_examples(context: RunContext, examples: Sequence[Example]) -> list[
     form, source = context.config.data.form, context.config.data.sft
     if form == "reasoning" and examples and not any(example.reasoning for example in examples):
         raise ConfigError(
-            f"record {examples[0].id} of {source}, like all others, has no reasoning: it gives a direct cold "
-            "start. Set --config.data.form=direct, or name a source with reasoning (synsql:)."
+            f"No record of {source} has reasoning, so it can train only the direct form. Set "
+            "--config.data.form=direct, or name a source with reasoning (synsql:)."
         )
     prompts, texts = context.prompts(examples), [_answer_text(example, form) for example in examples]
     usable, left_out = [], collections.Counter[str]()
@@ -200,18 +200,16 @@ def _tokenize_answers(context: RunContext, texts: Sequence[str]) -> list[npt.NDA
 
 
 def _make_group(members: Sequence[SftExample]) -> Group:
-    """The shared prefix, and a segment for each question with its answer."""
-    prompt = members[0].prompt
+    """The shared prefix, and a segment for each question with its answer; only the answer's tokens have loss."""
+    prompt, segments = members[0].prompt, []
     length = prompt.prefix_length
-    return Group(prompt.ids[:length], [_make_segment(m.prompt.ids[length:], m.answer) for m in members])
-
-
-def _make_segment(question: np.ndarray, answer_ids: np.ndarray) -> Segment:
-    """A question and its answer as one segment, with loss on the answer's tokens only."""
-    tokens = np.concatenate([question, answer_ids]).astype(np.int32)
-    weight = np.zeros(len(tokens) - 1, np.float32)
-    weight[len(question) - 1 :] = 1.0  # targets are the tokens shifted by one
-    return Segment(tokens, weight, np.zeros_like(weight), prompt=0, sample=0)
+    for member in members:
+        question = member.prompt.ids[length:]
+        tokens = np.concatenate([question, member.answer]).astype(np.int32)
+        weight = np.zeros(len(tokens) - 1, np.float32)
+        weight[len(question) - 1 :] = 1.0  # targets are the tokens shifted by one
+        segments.append(Segment(tokens, weight, np.zeros_like(weight), prompt=0, sample=0))
+    return Group(prompt.ids[:length], segments)
 
 
 def _with_prompt_index(group: Group, prompt: int) -> Group:

@@ -47,9 +47,9 @@ class UpdateSpec:
     model: qwen2.Qwen2Config
     optimizer: config.OptimizerConfig
     steps: int  # length of the stage, for the learning rate schedule
-    layout: RowLayout | None = None  # of shared-prefix rows; None if rows are packed
+    layout: RowLayout | None = None  # layout of shared-prefix rows; None if rows are packed
     temperature: float = 1.0  # log-probabilities are those of logits / temperature
-    length_buckets: int = 1  # how many sizes of shared-prefix rows are compiled; `layout` is the largest
+    length_buckets: int = 1  # number of sizes of shared-prefix rows that are compiled; `layout` is the largest
 
 
 def create_state(params: Any, spec: UpdateSpec) -> TrainState:
@@ -62,7 +62,7 @@ def create_state(params: Any, spec: UpdateSpec) -> TrainState:
 def opt_state_shardings(params: Any, opt_state: Any) -> Any:
     """A sharding for each leaf of an optimizer state: that of its parameter, or None if it belongs to none.
 
-    Without them, XLA would replicate the zeros that moments start from on every device.
+    Without these shardings, XLA would replicate the moments' initial zeros on every device.
     """
     params_by_path = dict(jax.tree_util.tree_leaves_with_path(params))
 

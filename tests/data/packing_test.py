@@ -121,16 +121,16 @@ def test_the_smallest_layout_rounds_lengths_up() -> None:
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
-        (RowLayout(1, 2, 9), r"prefix of 2 tokens .* raise rows\.prefix"),
+        (RowLayout(1, 2, 9), r"prefix needs 2 tokens, .* raise rows\.prefix"),
         (RowLayout(9, 1, 9), "2 segments"),
-        (RowLayout(9, 2, 1), r"segment of 2 tokens .* raise rows\.segment"),
+        (RowLayout(9, 2, 1), r"segment needs 2 tokens, .* raise rows\.segment"),
     ],
 )
 def test_a_group_that_does_not_fit_is_an_error_that_names_the_setting(layout: RowLayout, message: str) -> None:
     group = Group([1, 2], [segment([1, 2, 3]), segment([1, 2])])
     with pytest.raises(PackingError, match=message):
         packing.shared_prefix_rows([group], layout)
-    with pytest.raises(PackingError, match="takes 5 tokens"):
+    with pytest.raises(PackingError, match="needs 5 tokens"):
         packing.pack_rows([group], 4)
 
 

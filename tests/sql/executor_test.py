@@ -166,7 +166,7 @@ def test_a_query_that_crashes_is_blamed_and_no_other(
         futures = [executor.run(pets, f"SELECT {i}{' -- CRASH' if i == bad else ''}") for i in range(40)]
         outcomes = [future.result() for future in futures]
         assert [i for i, outcome in enumerate(outcomes) if outcome.kind != "ok"] == [bad]
-        assert outcomes[bad].kind == "runtime_error" and "died of it twice" in outcomes[bad].message
+        assert outcomes[bad].kind == "runtime_error" and "it crashed the worker process twice" in outcomes[bad].message
         golds = [executor.submit(pets, f"SELECT {i}, 2", "SELECT 'CRASH'") for i in range(12)]
         assert {future.result().kind for future in golds} == {"gold_error"}
 

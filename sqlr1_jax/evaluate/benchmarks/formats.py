@@ -49,7 +49,12 @@ def read_golds(path: Path) -> list[Gold]:
       ExampleError: the file cannot be used; the message names the file, the record and the fix.
     """
     _check_file(path, "--gold")
-    golds = _read_json_golds(path) if path.suffix in _JSON_SUFFIXES else _read_text_golds(path)
+    if path.suffix in _JSON_SUFFIXES:
+        first = next(sources.open_source("jsonl", str(path)).records(), (0, {}))[1]
+        prefix = "spider" if "query" in first else "bird" if "SQL" in first else "jsonl"
+        golds = [_gold(path, position, record) for position, record in sources.open_source(prefix, str(path)).records()]
+    else:
+        golds = _read_text_golds(path)
     if not golds:
         raise ExampleError(f"{path}: the file has no gold query.")
     seen: set[str] = set()
@@ -102,10 +107,15 @@ def find_databases(golds: Iterable[Gold], folder: Path, lenient: bool = False) -
         files = [path for path in database_candidates(folder, db_id) if path.is_file()]
         if not files and lenient and (folder / db_id).is_dir():
             files = database_candidates(folder, db_id)[:1]
-        if files:
-            found[db_id] = files[0] if lenient else _check_readable(files[0])
-        else:
+        if not files:
             missing.append(db_id)
+            continue
+        found[db_id] = files[0]
+        if not lenient:
+            try:
+                sqlite.open_readonly(files[0]).close()
+            except sqlite.DatabaseError as error:
+                raise ExampleError(str(error)) from error
     if missing:
         expected = database_candidates(folder, missing[0])[0]
         raise ExampleError(
@@ -125,12 +135,6 @@ def suite_files(database: Path, db_id: str, lenient: bool = False) -> list[Path]
         return [database]
     pattern = "*.sqlite*" if lenient else "*.sqlite"
     return sorted(path for path in database.parent.glob(pattern) if path.is_file())
-
-
-def _read_json_golds(path: Path) -> list[Gold]:
-    first = next(sources.open_source("jsonl", str(path)).records(), (0, {}))[1]
-    prefix = "spider" if "query" in first else "bird" if "SQL" in first else "jsonl"
-    return [_gold(path, position, record) for position, record in sources.open_source(prefix, str(path)).records()]
 
 
 def _gold(path: Path, position: int, record: Mapping[str, Any]) -> Gold:
@@ -237,14 +241,6 @@ def _lines(path: Path) -> list[str]:
             return [line.removesuffix("\n") for line in file]
     except UnicodeDecodeError as error:
         raise ExampleError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8.") from error
-
-
-def _check_readable(path: Path) -> Path:
-    try:
-        sqlite.open_readonly(path).close()
-    except sqlite.DatabaseError as error:
-        raise ExampleError(str(error)) from error
-    return path
 
 
 def _check_file(path: Path, option: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ DIFFICULTIES = ("simple", "moderate", "challenging", "complex", "highly complex"
 
 
 class MetricError(Sqlr1Error):
-    """A metric that cannot be computed as the flags say; the message names the metric and the fix."""
+    """A metric that cannot be computed with these flags; the message names the metric and the fix."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Protocol:
 class Verdict:
     """One metric's result for one prediction."""
 
-    value: float | None  # 0 to 1 (r_ves: to sqrt(1.25)); None where the official code raises an error
+    value: float | None  # 0 to 1 (r_ves: to sqrt(1.25)); None if the official code raises an error
     outcome: Outcome | None  # None if there is no prediction
 
     @property
@@ -193,7 +193,10 @@ def figures(golds: Sequence[Gold], verdicts: Sequence[Verdict]) -> dict[str, Any
             groups.setdefault(gold.difficulty, []).append(i)
     result: dict[str, Any] = {"all": _figure(golds, verdicts, range(len(golds)))}
     if groups:
-        result["by_difficulty"] = {name: _figure(golds, verdicts, indices) for name, indices in _by_difficulty(groups)}
+        # From easy to hard, then unknown difficulties by name.
+        rank = {name: i for i, name in enumerate(DIFFICULTIES)}
+        ordered = sorted(groups, key=lambda name: (rank.get(name.lower(), len(rank)), name))
+        result["by_difficulty"] = {name: _figure(golds, verdicts, groups[name]) for name in ordered}
     return result
 
 
@@ -202,10 +205,3 @@ def _figure(golds: Sequence[Gold], verdicts: Sequence[Verdict], indices: Sequenc
     values = {golds[i].id: verdicts[i].value or 0.0 for i in indices}
     mean, *interval = accuracy.clustered_mean(values, cluster)
     return {"n": len(indices), "score": mean, "interval": interval if len(set(cluster.values())) > 1 else None}
-
-
-def _by_difficulty(groups: Mapping[str, list[int]]) -> Iterator[tuple[str, list[int]]]:
-    """The groups from easy to hard, then those of unknown difficulties by name."""
-    rank = {name: i for i, name in enumerate(DIFFICULTIES)}
-    for name in sorted(groups, key=lambda name: (rank.get(name.lower(), len(rank)), name)):
-        yield name, groups[name]

@@ -82,7 +82,7 @@ def is_ordered(gold_sql: str) -> bool:
 def spider(gold: list[Row], rows: list[Row], ordered: bool) -> bool:
     """`compare.spider`, after the official quick check on rows with sorted cells.
 
-    The check sorts cells by their text, so 1 and 1.0 differ where that changes the order of a row's cells.
+    The check sorts cells by their text, so 1 and 1.0 differ if that changes the order of a row's cells.
     """
     if len(gold) != len(rows) or (gold and len(gold[0]) != len(rows[0])):
         return False
@@ -156,22 +156,17 @@ class _Nesting:
         """Processes the next token and says whether it ends the statement."""
         word = token.upper()
         if kind == "mark":
-            self._mark(token)
+            self._level += {"(": 1, ")": -1, ";": 0}[token]
         elif kind in ("case", "word"):
             self._level += self._keyword(word)
         if token == ";":
+            if self._began and self._blocks[-1:] == ["BEGIN"]:
+                self._level += self._close()
+            self._loop, self._began = "", False
             return self._level <= 0 and "BEGIN" not in self._blocks
         if kind != "space" and not (kind == "word" and word == "BEGIN"):
             self._began = False
         return kind == "word" and token.split()[0] == "GO"
-
-    def _mark(self, token: str) -> None:
-        self._level += {"(": 1, ")": -1, ";": 0}[token]
-        if token == ";":
-            self._loop = ""
-            if self._began and self._blocks[-1:] == ["BEGIN"]:
-                self._level += self._close()
-            self._began = False
 
     def _keyword(self, word: str) -> int:
         """Processes a keyword and returns the change of the nesting level."""
@@ -181,19 +176,19 @@ class _Nesting:
         if word == "DECLARE" and self._creates and not self._blocks:
             return self._open("DECLARE")
         if word == "BEGIN":
-            return self._begin()
+            self._began = True
+            if self._blocks[-1:] != ["DECLARE"]:
+                return self._open("BEGIN")
+            self._blocks[-1] = "BEGIN"
+            return 0
         if self._began and word in _TRANSACTIONS:
             self._began = False
             return self._close() if self._blocks[-1:] == ["BEGIN"] else 0
         change = self._nested(word) if "BEGIN" in self._blocks else None
-        return self._end(word) if change is None else change
-
-    def _begin(self) -> int:
-        self._began = True
-        if self._blocks[-1:] == ["DECLARE"]:
-            self._blocks[-1] = "BEGIN"
-            return 0
-        return self._open("BEGIN")
+        if change is not None:
+            return change
+        closes = word == "END" or (self._blocks and self._blocks[-1] in _CLOSES.get(word, ()))
+        return self._close() if closes else 0
 
     def _nested(self, word: str) -> int | None:
         if word in ("FOR", "WHILE"):
@@ -203,11 +198,6 @@ class _Nesting:
             block, self._loop = self._loop, ""
             return self._open(block)
         return self._open(word) if word in ("LOOP", "IF", "CASE") else None
-
-    def _end(self, word: str) -> int:
-        if word == "END":
-            return self._close()
-        return self._close() if self._blocks and self._blocks[-1] in _CLOSES.get(word, ()) else 0
 
     def _open(self, block: str) -> int:
         self._blocks.append(block)

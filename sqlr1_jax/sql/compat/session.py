@@ -1,7 +1,7 @@
 """The connection of the official evaluators, except that nothing can be written. `score --compat` runs on it.
 
-The official evaluators open a file with sqlite3's defaults. Therefore, unlike in the sandbox's own sessions, a text
-without a statement has an empty result, EXPLAIN, BEGIN and harmless pragmas run, the clock is the real one, and a
+The official evaluators open a file with sqlite3's defaults. Therefore these sessions differ from the sandbox's own: a
+text without a statement has an empty result; EXPLAIN, BEGIN and harmless pragmas run; the clock is the real one; and a
 missing database has no tables. Everything that could write or reach beyond the connection is denied.
 """
 
@@ -35,12 +35,12 @@ class OfficialSession(Session):
     def __init__(self, path: str, backend: str, ignore_bad_bytes: bool):
         """ignore_bad_bytes: drop the bytes of text that are not UTF-8; otherwise such text is an error.
 
-        Raises DatabaseError when the file exists but cannot be read.
+        Raises DatabaseError if the file exists but cannot be read.
         """
         super().__init__(path, clocked=False, backend=backend)
         self.connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 1)
         if ignore_bad_bytes:
-            self.connection.text_factory = _decode
+            self.connection.text_factory = lambda text: text.decode(errors="ignore")
 
     def execute(self, sql: str, max_steps: int, limits: Limits) -> tuple[list[Row], tuple[str, ...]]:
         """All rows and the names of the columns; both are empty for a text without a statement."""
@@ -64,11 +64,7 @@ class OfficialSession(Session):
         return backends.connect(self._backend, ":memory:")
 
 
-def _decode(text: bytes) -> str:
-    return text.decode(errors="ignore")
-
-
-# The worker caches gold results by factory, so rules that agree on bad bytes share one.
+# The worker caches gold results by factory, so rules that treat invalid UTF-8 the same way share a factory.
 _FACTORIES: dict[bool, SessionFactory] = {
     ignore: functools.partial(OfficialSession, ignore_bad_bytes=ignore) for ignore in (True, False)
 }
