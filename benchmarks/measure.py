@@ -1,9 +1,11 @@
-"""How engines are measured: each in a process of its own that stays warm, one at work at a time, in turns.
+"""Interleaved measurement of engines. Each engine has its own warm process, and one process runs at a time.
 
-A worker loads the weights and is run once to compile. While others are at work it gives its freed memory back. So its
-turn (alone, its first one) begins with runs that are not timed, after which it has the memory that it has at work. Two
-of them, since glibc may take two blocks for a program's temporaries before it goes on with what it has.
-Processes of their own keep the thread pools of XLA and torch apart and make each one's peak memory a figure of its own.
+A worker loads the weights and runs once to compile. It returns its freed memory to the system while another worker
+runs. Its next turn therefore starts with UNTIMED warm-up runs, which allocate that memory again; a single engine needs
+them only in its first turn. Two runs are needed because glibc may allocate two blocks for a program's temporaries
+before it reuses them.
+
+Separate processes keep the thread pools of XLA and torch apart, and each engine's peak memory can be read by itself.
 """
 
 from __future__ import annotations
@@ -23,11 +25,15 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 Facts = dict[str, Any]
-UNTIMED = 2  # runs that a turn begins with
+UNTIMED = 2  # warm-up runs at the start of a turn
 
 
 class Worker:
-    """benchmarks/worker.py as a child that runs on request. An engine that is missing or dies is told by its facts."""
+    """A child process of benchmarks/worker.py, which runs one engine on request.
+
+    Attributes:
+      facts: what is known of the engine. It has `absent` if the engine is not installed and `failed` if it died.
+    """
 
     def __init__(self, job: Mapping[str, Any]):
         self.facts: Facts = {}
@@ -41,29 +47,29 @@ class Worker:
             [sys.executable, str(HERE / "worker.py"), json.dumps(job)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
-        self.facts = self._answer()
+        self.facts = self._read_answer()
 
     @property
     def usable(self) -> bool:
-        """Whether it can be asked to run."""
+        """Whether the engine is installed and alive."""
         return not {"absent", "failed"} & set(self.facts)
 
-    def ask(self, what: str) -> Facts:
-        """Has it do something, and waits: run, matmul, or rest. One that is not usable says nothing."""
+    def request(self, command: str) -> Facts:
+        """Sends `run`, `matmul` or `rest` and waits for the answer; {} if the worker is not usable."""
         if not self.usable:
             return {}
         assert self._process.stdin is not None
-        self._process.stdin.write(what + "\n")
+        self._process.stdin.write(command + "\n")
         self._process.stdin.flush()
-        return self._answer()
+        return self._read_answer()
 
     def close(self) -> None:
-        """Ends it."""
+        """Closes its input, which ends the process, and waits for the end."""
         if self._process.stdin:
             self._process.stdin.close()
         self._process.wait()
 
-    def _answer(self) -> Facts:
+    def _read_answer(self) -> Facts:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if line:
@@ -75,73 +81,74 @@ class Worker:
         return answer
 
 
-def in_turns(jobs: Mapping[str, Mapping[str, Any]], repeats: int, together: bool) -> dict[str, Facts]:
-    """Every job's facts: seconds of each repeat, peak_bytes and what the engine says of itself.
+def run_interleaved(jobs: Mapping[str, Mapping[str, Any]], repeats: int, together: bool) -> dict[str, Facts]:
+    """Measures all jobs and returns facts by name: seconds of each repeat, peak_bytes, and what the engine reports.
 
     Args:
-      jobs: by name; each measures the matmul rate too, once a round.
-      repeats: rounds; each turn in them, of a single job the first one, begins with untimed runs.
-      together: all workers stay warm, and each round has a turn of each. False: one worker after the other does all its
-        repeats, for models that do not fit memory more than once.
+      jobs: by name. Each also measures the matmul rate, once a round.
+      repeats: rounds, each with one turn of every job. A turn starts with untimed runs; with a single job, only the
+        first turn does.
+      together: if true, all workers stay warm and take turns. If false, one worker after the other does all its
+        repeats, for models that do not fit in memory more than once.
     """
     if not together:
-        return {name: one for part in jobs for name, one in in_turns({part: jobs[part]}, repeats, True).items()}
-    alone = len(jobs) == 1
-    workers = {name: _started(name, job, alone) for name, job in jobs.items()}
+        return {name: run_interleaved({name: job}, repeats, True)[name] for name, job in jobs.items()}
+    single = len(jobs) == 1
+    workers = {name: _start_worker(name, job, single) for name, job in jobs.items()}
     try:
         for turn in range(repeats):
             for name, worker in workers.items():
-                _take_turn(name, worker, turn, alone)
+                _take_turn(name, worker, turn, single)
     finally:
         for worker in workers.values():
             worker.close()
     return {name: worker.facts for name, worker in workers.items()}
 
 
-def _started(name: str, job: Mapping[str, Any], alone: bool) -> Worker:
+def _start_worker(name: str, job: Mapping[str, Any], single: bool) -> Worker:
     worker = Worker(job)
     if worker.usable:
-        first = worker.ask("run")
+        first = worker.request("run")
         worker.facts |= {"first_seconds": first.get("seconds"), "seconds": [], "cpu_seconds": [], "matmul_flops": []}
-    if not alone:
-        worker.ask("rest")
-    say(name, worker.facts)
+    if not single:
+        worker.request("rest")
+    log_progress(name, worker.facts)
     return worker
 
 
-def _take_turn(name: str, worker: Worker, turn: int, alone: bool) -> None:
-    for _ in range(UNTIMED if not alone or turn == 0 else 0):
-        worker.ask("run")
+def _take_turn(name: str, worker: Worker, turn: int, single: bool) -> None:
+    for _ in range(UNTIMED if not single or turn == 0 else 0):
+        worker.request("run")
     if not worker.usable:
         return
-    worker.facts["matmul_flops"].append(worker.ask("matmul").get("flops", 0.0))
-    answer = worker.ask("run")
+    worker.facts["matmul_flops"].append(worker.request("matmul").get("flops", 0.0))
+    answer = worker.request("run")
     if "seconds" in answer:
-        for name_of_list in ("seconds", "cpu_seconds"):
-            worker.facts[name_of_list].append(answer.pop(name_of_list))
+        for field in ("seconds", "cpu_seconds"):
+            worker.facts[field].append(answer.pop(field))
         worker.facts["peak_bytes"] = max(worker.facts.get("peak_bytes", 0), answer.pop("peak_bytes"))
         worker.facts |= answer
-        say(name, {"turn": turn, "seconds": worker.facts["seconds"][-1]})
-    if not alone:
-        worker.ask("rest")
+        log_progress(name, {"turn": turn, "seconds": worker.facts["seconds"][-1]})
+    if not single:
+        worker.request("rest")
 
 
-def say(name: str, facts: Facts) -> None:
-    """Progress, to the error stream."""
+def log_progress(name: str, facts: Facts) -> None:
+    """Prints facts to the error stream."""
     print(f"{name}: {json.dumps(facts)}", file=sys.stderr, flush=True)
 
 
-def line(
+def build_result(
     benchmark: str, workload: str, measured: Mapping[str, Facts], floor: float, about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The result: raw figures first, then what follows from them.
+    """The benchmark's JSON line: raw figures, then ratios and the floor computed from them.
 
     Args:
-      benchmark: its name.
-      workload: its name.
-      measured: facts by engine, `ours` among them; each has `tokens`.
-      floor: operations that our workload needs at least.
-      about: what else was set.
+      benchmark: name of the benchmark.
+      workload: name of the workload.
+      measured: facts by engine, including `ours`; each has `tokens`. The matmul rates are removed from them.
+      floor: the least floating-point operations of our workload.
+      about: other fields of the result, such as the device.
     """
     ours = measured["ours"]
     rates = [rate for facts in measured.values() for rate in facts.pop("matmul_flops", [])]
@@ -158,25 +165,26 @@ def line(
 
 
 def ratio(ours: Facts, peer: Facts) -> float:
-    """Our useful tokens a second over the peer's, of the medians."""
-    return _speed(ours) / _speed(peer)
+    """Our useful tokens per second divided by the peer's; both from median seconds."""
+    return _token_rate(ours) / _token_rate(peer)
 
 
-def _speed(facts: Facts) -> float:
+def _token_rate(facts: Facts) -> float:
     return float(facts["tokens"] / statistics.median(facts["seconds"]))
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result for reading, in Markdown."""
-    heads = ("way", "seconds (median)", "processor seconds", "useful tokens/s", "peak MB", "ours ÷ it")
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    """The result as a Markdown table."""
+    headers = ("engine", "seconds (median)", "processor seconds", "useful tokens/s", "peak MB", "ours ÷ engine")
+    lines = [f"| {' | '.join(headers)} |", "|---" * len(headers) + "|"]
     for name, facts in {"ours": result["ours"], **result["peers"]}.items():
         if not facts.get("seconds"):
             lines.append(f"| {name} | {facts.get('absent') or facts.get('failed')} | | | | |")
             continue
-        share = f"{result['ratio'][name]:.2f}" if name in result["ratio"] else ""
-        median, spent = (statistics.median(facts[field]) for field in ("seconds", "cpu_seconds"))
-        cells = f"{median:.2f} | {spent:.2f} | {_speed(facts):.0f} | {facts['peak_bytes'] / 1e6:.0f} | {share}"
+        speedup = f"{result['ratio'][name]:.2f}" if name in result["ratio"] else ""
+        wall, processor = (statistics.median(facts[field]) for field in ("seconds", "cpu_seconds"))
+        peak_mb = facts["peak_bytes"] / 1e6
+        cells = f"{wall:.2f} | {processor:.2f} | {_token_rate(facts):.0f} | {peak_mb:.0f} | {speedup}"
         lines.append(f"| {name} | {cells} |")
     if "floor_fraction" in result:
         lines.append(
@@ -187,7 +195,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def matmul_rate(platform_name: str) -> float:
-    """Operations a second of a large matrix product in JAX, the best of five: float32 on CPU, bfloat16 on GPU."""
+    """FLOP/s of a large matrix product in JAX, the best of five: float32 on CPU, bfloat16 on GPU."""
     import jax
     import jax.numpy as jnp
 
@@ -203,18 +211,18 @@ def matmul_rate(platform_name: str) -> float:
     return 2.0 * size**3 / min(times)
 
 
-class Memory:
-    """This process's resident bytes at their highest in an action, over what it held when this was made."""
+class PeakMemory:
+    """Peak resident memory of this process during an action, above its resident memory when this object was created."""
 
     def __init__(self) -> None:
-        self._base = _status("VmRSS")
+        self._baseline = _read_status("VmRSS")
 
-    def during(self, action: Callable[[], Facts]) -> tuple[Facts, int]:
-        """The action's result and the peak; where the system keeps one peak alone, that of the process so far."""
+    def measure(self, action: Callable[[], Facts]) -> tuple[Facts, int]:
+        """The action's result and the peak in bytes; the peak of the process so far if the system cannot reset it."""
         reset = _reset_peak()
         result = action()
-        peak = _status("VmHWM") if reset else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return result, max(0, peak - self._base)
+        peak = _read_status("VmHWM") if reset else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return result, max(0, peak - self._baseline)
 
 
 def _reset_peak() -> bool:
@@ -225,8 +233,8 @@ def _reset_peak() -> bool:
     return True
 
 
-def _status(field: str) -> int:
-    """A size in /proc/self/status, in bytes; 0 if the system does not report it."""
+def _read_status(field: str) -> int:
+    """A size from /proc/self/status in bytes; 0 if the system does not report it."""
     for entry in Path("/proc/self/status").read_text().splitlines():
         if entry.startswith(f"{field}:"):
             return int(entry.split()[1]) * 1024  # reported in kB
@@ -234,13 +242,13 @@ def _status(field: str) -> int:
 
 
 def trim_heap() -> None:
-    """Returns freed memory to the system; does nothing where the C library is not glibc."""
+    """Returns freed memory to the system; does nothing if the C library is not glibc."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def machine(platform_name: str) -> str:
-    """The machine in a few words."""
+def describe_machine(platform_name: str) -> str:
+    """The GPU's name, or the number of cores and the processor's name."""
     if platform_name != "cpu":
         names = subprocess.run(
             ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True
@@ -250,9 +258,9 @@ def machine(platform_name: str) -> str:
     return f"{os.cpu_count()} × {models[0].partition(':')[2].strip()}" if models else f"{os.cpu_count()} cores"
 
 
-def names(peers: str, known: Sequence[str]) -> list[str]:
-    """The peers of a command line; an unknown one ends the process."""
+def parse_peers(peers: str, known: Sequence[str]) -> list[str]:
+    """The peers in a comma-separated list; an unknown name ends the process with an error."""
     chosen = [peer for peer in peers.split(",") if peer]
     if unknown := set(chosen) - set(known):
-        sys.exit(f"error: --peers has {', '.join(sorted(unknown))}; there are {', '.join(known)}.")
+        sys.exit(f"error: --peers has {', '.join(sorted(unknown))}; known peers: {', '.join(known)}.")
     return chosen

@@ -1,4 +1,7 @@
-"""Our sampler and our update as the benchmarks run them, shared (`ours`) or with each prompt repeated (`naive`)."""
+"""Our sampler and our update as benchmark engines.
+
+`ours` computes each prompt once for all its samples; `naive` is the same code with the prompt repeated for each sample.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ LOSS = config.GrpoConfig(kl=0.0, entropy=0.0)
 OPTIMIZER = config.OptimizerConfig(learning_rate=1e-6, clip_norm=0.0)
 
 
-def _model(job: dict[str, Any], work: Workload) -> Qwen2Config:
+def _model_config(job: dict[str, Any], work: Workload) -> Qwen2Config:
     dtype = "float32" if job["platform"] == "cpu" else "bfloat16"
     return dataclasses.replace(work.config, dtype=dtype, **job.get("model", {}))
 
@@ -36,97 +39,101 @@ def _mesh() -> jax.sharding.Mesh:
     return sharding.make_mesh(config.MeshConfig(), jax.devices()[:1])
 
 
-def _on_device() -> Facts:
-    """Peak bytes where the device keeps its own memory."""
+def _device_peak() -> Facts:
+    """Peak bytes of an accelerator's memory; {} on the CPU."""
     stats = jax.devices()[0].memory_stats() if jax.devices()[0].platform != "cpu" else None
     return {"peak_bytes": int(stats["peak_bytes_in_use"])} if stats else {}
 
 
 def rollout(job: dict[str, Any], work: Workload) -> Callable[[], Facts]:
-    """One call samples every completion to its planned length."""
-    model, mesh = _model(job, work), _mesh()
-    engine = Engine(model, sharding.sampling_mesh(mesh, model.num_kv_heads), (), work.prompt, config.RolloutConfig())
-    weights = engine.prepare_weights(huggingface.load_params(job["weights"], model, mesh))
+    """Returns a function that samples every completion to its planned length."""
+    model_config, mesh = _model_config(job, work), _mesh()
+    sampling_mesh = sharding.sampling_mesh(mesh, model_config.num_kv_heads)
+    engine = Engine(model_config, sampling_mesh, (), work.prompt, config.RolloutConfig())
+    weights = engine.prepare_weights(huggingface.load_params(job["weights"], model_config, mesh))
     prompts, samples, limit_PG = list(work.prompts_PS()), work.samples, work.lengths_PG()
     if job["engine"] == "naive":
-        prompts, samples, limit_PG = [p for p in prompts for _ in range(samples)], 1, limit_PG.reshape(-1, 1)
-    asked = Request(prompts, samples, config.SamplingConfig(max_tokens=work.longest), seed=0, step=0, limit_PG=limit_PG)
+        prompts, samples, limit_PG = [prompt for prompt in prompts for _ in range(samples)], 1, limit_PG.reshape(-1, 1)
+    sampling = config.SamplingConfig(max_tokens=work.longest)
+    request = Request(prompts, samples, sampling, seed=0, step=0, limit_PG=limit_PG)
 
     def run() -> Facts:
-        made = engine.rollout(weights, asked)
-        assert (made.length_PG == limit_PG).all(), "a sample is not as long as planned"
-        return {"made": int(made.length_PG.sum()), **_on_device()}
+        result = engine.rollout(weights, request)
+        assert (result.length_PG == limit_PG).all(), "a sample does not have its planned length"
+        return {"made": int(result.length_PG.sum()), **_device_peak()}
 
     return run
 
 
 def groups(work: Workload) -> list[Group]:
-    """The workload as training groups; targets weigh 1, and the sampler's log-probabilities are those of chance."""
-    chance = -np.log(work.config.vocab_size)
+    """The workload as training groups, with weight 1 and the uniform distribution's log-probability for each token."""
+    uniform_logprob = -np.log(work.config.vocab_size)
 
-    def segment(p: int, g: int, last: int, ids: np.ndarray) -> Segment:
+    def make_segment(p: int, g: int, last_prompt_token: int, ids: np.ndarray) -> Segment:
         ones = np.ones(len(ids), np.float32)
-        return Segment(np.concatenate([[last], ids]), ones, chance * ones, p, g)
+        return Segment(np.concatenate([[last_prompt_token], ids]), ones, uniform_logprob * ones, p, g)
 
-    def group(p: int, prompt: np.ndarray) -> Group:
+    def make_group(p: int, prompt: np.ndarray) -> Group:
         lengths_G, ids_GT = work.lengths_PG()[p], work.completions_PGT()[p]
-        return Group(prompt[:-1], [segment(p, g, prompt[-1], ids_GT[g, :n]) for g, n in enumerate(lengths_G)])
+        segments = [make_segment(p, g, prompt[-1], ids_GT[g, :n]) for g, n in enumerate(lengths_G)]
+        return Group(prompt[:-1], segments)
 
-    return [group(p, prompt) for p, prompt in enumerate(work.prompts_PS())]
+    return [make_group(p, prompt) for p, prompt in enumerate(work.prompts_PS())]
 
 
-def fed(work: Workload, naive: bool, microbatch: int, mesh: jax.sharding.Mesh) -> tuple[Batch, RowLayout]:
-    """The step's rows: a group in each, or a completion with a prompt of its own."""
-    made = packing.unshared(groups(work)) if naive else groups(work)
+def build_batch(work: Workload, naive: bool, microbatch: int, mesh: jax.sharding.Mesh) -> tuple[Batch, RowLayout]:
+    """The batch of one update and its row layout. A row is one group; if `naive`, one completion after its prompt."""
+    row_groups = packing.unshared(groups(work)) if naive else groups(work)
     layout = RowLayout(work.prompt, 1 if naive else work.samples, work.longest)
-    rows = packing.shared_prefix_rows(made, layout)
+    rows = packing.shared_prefix_rows(row_groups, layout)
     rows = rows._replace(weight=batch.loss_weights(rows, LOSS.aggregation))
-    count = -(-len(made) // microbatch)
-    return batch.assemble_batch(rows, mesh, microbatch, count, work.advantage_PG()), layout
+    microbatches = -(-len(row_groups) // microbatch)
+    return batch.assemble_batch(rows, mesh, microbatch, microbatches, work.advantage_PG()), layout
 
 
 def update(job: dict[str, Any], work: Workload) -> Callable[[], Facts]:
-    """One call is one optimizer step. The first also writes its gradient to job["gradient"], where that is given.
+    """Returns a function that does one optimizer step and returns its loss and memory sizes.
 
-    `temporaries` are the bytes that XLA asks for beside arguments and results; of the naive way also with a group a
-    microbatch, which is compiled and never run.
+    The first call compiles, and writes its gradient to job["gradient"] if that is set. `temporaries` are the bytes that
+    XLA allocates besides arguments and results. For the naive rows, `temporaries_of_a_group` is the same with a whole
+    group in a microbatch; that program is compiled but not run.
     """
-    model, mesh, naive = _model(job, work), _mesh(), job["engine"] == "naive"
+    model_config, mesh, naive = _model_config(job, work), _mesh(), job["engine"] == "naive"
     with jax.set_mesh(mesh):
-        rows, layout = fed(work, naive, job.get("microbatch", 1), mesh)
-        program = UpdateSpec(model, OPTIMIZER, 1000, layout)
-        held = state.create_state(huggingface.load_params(job["weights"], model, mesh), program)
+        train_batch, layout = build_batch(work, naive, job.get("microbatch", 1), mesh)
+        spec = UpdateSpec(model_config, OPTIMIZER, 1000, layout)
+        train_state = state.create_state(huggingface.load_params(job["weights"], model_config, mesh), spec)
         sizes: Facts = {}
         compiled: Any = None
 
     def run() -> Facts:
-        nonlocal held, compiled
+        nonlocal train_state, compiled
         with jax.set_mesh(mesh):
             first = compiled is None
             if first:
-                compiled = state.update.lower(held, rows, grpo_loss, LOSS, program).compile()
-                sizes["temporaries"] = _temporaries(compiled)
+                compiled = state.update.lower(train_state, train_batch, grpo_loss, LOSS, spec).compile()
+                sizes["temporaries"] = _temporary_bytes(compiled)
                 if naive:
-                    whole, _ = fed(work, naive, work.samples, mesh)
-                    by_group = state.update.lower(held, whole, grpo_loss, LOSS, program).compile()
-                    sizes["temporaries_of_a_group"] = _temporaries(by_group)
-            held, sums = compiled(held, rows)
+                    group_batch, _ = build_batch(work, naive, work.samples, mesh)
+                    by_group = state.update.lower(train_state, group_batch, grpo_loss, LOSS, spec).compile()
+                    sizes["temporaries_of_a_group"] = _temporary_bytes(by_group)
+            train_state, sums = compiled(train_state, train_batch)
             means = state.mean_metrics(sums)
-            jax.block_until_ready(held)
+            jax.block_until_ready(train_state)
         if first and job.get("gradient"):
-            _write_gradient(held, job["gradient"])
-        return {"loss": means["loss"], **sizes, **_on_device()}
+            _write_gradient(train_state, job["gradient"])
+        return {"loss": means["loss"], **sizes, **_device_peak()}
 
     return run
 
 
-def _temporaries(compiled: Any) -> int:
+def _temporary_bytes(compiled: Any) -> int:
     return int(compiled.memory_analysis().temp_size_in_bytes)
 
 
-def _write_gradient(held: TrainState, path: str) -> None:
-    """Adam's first moment after one step is (1 − b1) times the gradient."""
-    leaves = jax.tree_util.tree_leaves_with_path(held.opt_state)
-    moments = [leaf for at, leaf in leaves if any(getattr(key, "name", "") == "mu" for key in at)]
+def _write_gradient(train_state: TrainState, path: str) -> None:
+    """Writes the gradient of the first step: Adam's first moment divided by (1 − b1)."""
+    leaves = jax.tree_util.tree_leaves_with_path(train_state.opt_state)
+    moments = [leaf for path_keys, leaf in leaves if any(getattr(key, "name", "") == "mu" for key in path_keys)]
     flat = np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in moments])
     np.save(path, flat / (1 - OPTIMIZER.b1))

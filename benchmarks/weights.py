@@ -1,4 +1,4 @@
-"""Random weights that every engine reads from one folder, in Hugging Face form."""
+"""Random weights in Hugging Face form, which all engines read from one folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from sqlr1_jax.model import huggingface, init
 
 
 @contextlib.contextmanager
-def written(model: str) -> Iterator[str]:
-    """A temporary folder with the shape's weights; this process touches no accelerator."""
+def saved_weights(model: str) -> Iterator[str]:
+    """A temporary folder with random weights of a model of shapes.MODELS.
+
+    JAX is set to the CPU in this process, so that the accelerator is free for the workers.
+    """
     jax.config.update("jax_platforms", "cpu")
-    cfg = shapes.MODELS[model]
+    model_config = shapes.MODELS[model]
     with tempfile.TemporaryDirectory() as folder:
-        huggingface.save_model(folder, init.init_params(cfg, jax.random.key(0)), cfg)
+        huggingface.save_model(folder, init.init_params(model_config, jax.random.key(0)), model_config)
         yield folder

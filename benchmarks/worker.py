@@ -1,8 +1,8 @@
-"""One engine in a process of its own: reads `run`, `matmul` and `rest`, answers each with a line of JSON.
+"""Worker process of one engine: reads the requests `run`, `matmul` and `rest`, and answers each with a line of JSON.
 
     python benchmarks/worker.py '{"engine": "ours", "task": "rollout", …}'
 
-Started by measure.py. What libraries print goes to the error stream.
+measure.py starts it. Output of libraries goes to the error stream.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MODULES = {"ours": "ours", "naive": "ours"} | {name: f"peers.{name}" for name in
 
 
 def serve(job: dict[str, Any], output: Any) -> None:
-    """Answers requests until the input ends."""
+    """Loads the engine of `job`, then answers requests until the input ends."""
 
     def answer(facts: measure.Facts) -> None:
         output.write(json.dumps(facts) + "\n")
@@ -37,8 +37,8 @@ def serve(job: dict[str, Any], output: Any) -> None:
     except ImportError as error:
         answer({"absent": str(error)})
         return
-    measure.trim_heap()  # else runs would reuse what loading freed, and the peak would not show it
-    held = measure.Memory()
+    measure.trim_heap()  # otherwise a run could reuse memory that loading freed, and the peak would not show it
+    memory = measure.PeakMemory()
     answer({"tokens": work.tokens, "prompts": work.prompts, "samples": work.samples})
     for request in sys.stdin:
         if request.strip() == "matmul":
@@ -50,12 +50,13 @@ def serve(job: dict[str, Any], output: Any) -> None:
             continue
 
         def timed() -> measure.Facts:
-            begin, spent = time.perf_counter(), time.process_time()
+            wall_start, processor_start = time.perf_counter(), time.process_time()
             facts = run()
-            return {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - spent, **facts}
+            wall, processor = time.perf_counter() - wall_start, time.process_time() - processor_start
+            return {"seconds": wall, "cpu_seconds": processor, **facts}
 
-        facts, peak = held.during(timed)
-        answer({"peak_bytes": peak, **facts})  # an engine on a GPU tells its own
+        facts, peak = memory.measure(timed)
+        answer({"peak_bytes": peak, **facts})  # an engine on a GPU reports the device's peak instead
 
 
 def main() -> None:

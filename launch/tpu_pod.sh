@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Runs a command on every worker of a TPU slice: creates the slice if needed, installs this repository, streams the logs.
+# Runs a command on every worker of a TPU slice: creates the slice if needed, installs this repository, runs the command
+# and streams its logs.
 #
-#   launch/tpu_pod.sh --name=sqlr1 --type=v5litepod-16 --zone=us-west4-a --bucket=gs://mine/runs -- \
+#   launch/tpu_pod.sh --name=sqlr1 --type=v5litepod-16 --zone=us-west4-a --bucket=gs://my-bucket/runs -- \
 #       python -m sqlr1_jax.main --distributed --config=configs/grpo.py:7b --workdir=/runs/first --config.mesh.tensor=4 \
 #       --config.model.path=/runs/qwen7b --config.data.train=synsql:/runs/synsql --config.data.evaluate=spider:/runs/spider
 #
-# The bucket is mounted at /runs on every worker, so that all hosts share one workdir. The run outlives this script.
-# Started again with the same arguments, the script follows a run in progress, or resumes one that ended. The slice costs
+# The bucket is mounted at /runs on every worker, so that all hosts share one workdir. The run continues if this script
+# ends. With the same arguments again, the script follows a run in progress, or resumes one that ended. The slice costs
 # money until it is deleted (--delete).
 set -euo pipefail
 
@@ -14,25 +15,26 @@ usage() {
     cat <<'TEXT'
 usage: launch/tpu_pod.sh --name=NAME --type=TYPE --zone=ZONE [options] -- COMMAND ...
 
-  --name=NAME        of the TPU slice; an existing slice of this name is used
+  --name=NAME        name of the TPU slice; an existing slice of this name is used
   --type=TYPE        accelerator type, such as v5litepod-16, v5p-32 or v6e-16
-  --zone=ZONE        such as us-west4-a
+  --zone=ZONE        zone of the slice, such as us-west4-a
   --project=PROJECT  Google Cloud project (default: gcloud's)
   --version=VERSION  TPU software version (default: chosen by type)
-  --bucket=gs://...  mounted at /runs on every worker; several hosts need it for their shared workdir
+  --bucket=gs://...  bucket to mount at /runs on every worker; required for a slice of several hosts, which share a workdir
   --spot             create a preemptible slice; run this again to resume
   --delete           delete the slice after the command has succeeded
   --dry-run          print the commands, ready to paste, and run none
-  --help
+  --help             print this text
 TEXT
 }
 
+# Prints an error and exits.
 fail() {
     printf 'error: %s\n' "$1" >&2
     exit 2
 }
 
-# Quotes its arguments as one line of shell code.
+# Prints its arguments, quoted, as one line of shell code.
 quoted() {
     local word separator=''
     for word in "$@"; do
@@ -44,6 +46,7 @@ quoted() {
     done
 }
 
+# Runs a command, or prints it in a dry run.
 run() {
     if [[ $dry_run == 1 ]]; then
         printf '%s\n' "$(quoted "$@")"
@@ -52,10 +55,12 @@ run() {
     fi
 }
 
+# Runs shell code on every worker.
 on_workers() {
-    run "${tpu[@]}" ssh "$name" "${place[@]}" --worker=all --command="$1"
+    run "${tpu[@]}" ssh "$name" "${location[@]}" --worker=all --command="$1"
 }
 
+# Prints the TPU software version of an accelerator type.
 software() {
     case $1 in
         v4-*) echo tpu-ubuntu2204-base ;;
@@ -97,16 +102,16 @@ fi
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 tpu=(gcloud compute tpus tpu-vm)
-place=("--zone=$zone")
+location=("--zone=$zone")
 if [[ -n $project ]]; then
-    place+=("--project=$project")
+    location+=("--project=$project")
 fi
-create=("${tpu[@]}" create "$name" "${place[@]}" "--accelerator-type=$type" "--version=$version")
+create=("${tpu[@]}" create "$name" "${location[@]}" "--accelerator-type=$type" "--version=$version")
 if [[ $spot == 1 ]]; then
     create+=(--spot)
 fi
-remove=("${tpu[@]}" delete "$name" "${place[@]}" --quiet)
-describe=("${tpu[@]}" describe "$name" "${place[@]}" '--format=value(state,acceleratorType.basename())')
+remove=("${tpu[@]}" delete "$name" "${location[@]}" --quiet)
+describe=("${tpu[@]}" describe "$name" "${location[@]}" '--format=value(state,acceleratorType.basename())')
 
 # 1. Create the slice.
 if [[ $dry_run == 1 ]]; then
@@ -128,7 +133,7 @@ if [[ -n $(git -C "$repository" status --porcelain --untracked-files=no) ]]; the
 fi
 archive=${TMPDIR:-/tmp}/sqlr1_jax.tar.gz
 run git -C "$repository" archive --format=tar.gz "--output=$archive" HEAD
-run "${tpu[@]}" scp "$archive" "$name:sqlr1_jax.tar.gz" "${place[@]}" --worker=all
+run "${tpu[@]}" scp "$archive" "$name:sqlr1_jax.tar.gz" "${location[@]}" --worker=all
 
 # 3. Install. uv provides Python 3.11, since some images have an older one.
 on_workers 'set -e
@@ -140,19 +145,19 @@ VIRTUAL_ENV=$HOME/venv .local/bin/uv pip install --quiet -e "./sqlr1_jax[tpu]"'
 
 # 4. Mount the folder that all workers share.
 if [[ -n $bucket ]]; then
-    inside=${bucket#gs://}
+    bucket_path=${bucket#gs://}
     mount=(gcsfuse --implicit-dirs --rename-dir-limit=200000) # checkpoints are written by renaming a folder
-    if [[ $inside == */?* ]]; then
-        mount+=("--only-dir=${inside#*/}")
+    if [[ $bucket_path == */?* ]]; then
+        mount+=("--only-dir=${bucket_path#*/}")
     fi
-    mount+=("${inside%%/*}" /runs)
+    mount+=("${bucket_path%%/*}" /runs)
     on_workers "set -e
 command -v gcsfuse > /dev/null || { echo 'gcsfuse is not installed on this image: https://cloud.google.com/storage/docs/gcsfuse-install' >&2; exit 1; }
 sudo mkdir -p /runs && sudo chown \"\$USER\" /runs
 mountpoint -q /runs || $(quoted "${mount[@]}")"
 fi
 
-# 5. Run the command in its own session, which a lost connection does not end, and follow its log to the end.
+# 5. Run the command in its own session, so that a lost connection does not end it, and follow its log to the end.
 job="$(quoted "$@"); echo \$? > ~/run.status"
 on_workers "cd sqlr1_jax || exit
 if ! kill -0 \"\$(cat ~/run.pid 2> /dev/null)\" 2> /dev/null; then

@@ -1,4 +1,4 @@
-"""Hugging Face transformers: `generate` of its Qwen2 in torch, on two threads."""
+"""Engine of Hugging Face transformers: `generate` of its Qwen2 in torch, with a thread for each core."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAD = 0
 
 
 def load(job: dict[str, Any], dtype: Any = None) -> Any:
-    """The model, with torch on as many threads as there are cores."""
+    """The model on its device, float32 on CPU and bfloat16 on GPU by default; sets torch to one thread per core."""
     torch.set_num_threads(os.cpu_count() or 1)
     device = "cpu" if job["platform"] == "cpu" else "cuda"
     dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
@@ -24,7 +24,7 @@ def load(job: dict[str, Any], dtype: Any = None) -> Any:
 
 
 def rollout(job: dict[str, Any], work: Workload) -> Callable[[], Facts]:
-    """All prompts in one batch, each expanded to its samples; the batch runs to its longest completion."""
+    """Returns a function that samples all prompts in one batch, up to the longest completion."""
     model = load(job).eval()
     ids_PS = torch.from_numpy(work.prompts_PS()).long().to(model.device)
     settings = transformers.GenerationConfig(
@@ -35,14 +35,14 @@ def rollout(job: dict[str, Any], work: Workload) -> Callable[[], Facts]:
     def run() -> Facts:
         torch.manual_seed(0)
         with torch.inference_mode():
-            made = model.generate(ids_PS, attention_mask=torch.ones_like(ids_PS), generation_config=settings)
-        return {"made": made[:, work.prompt :].numel(), **on_device()}
+            ids_BT = model.generate(ids_PS, attention_mask=torch.ones_like(ids_PS), generation_config=settings)
+        return {"made": ids_BT[:, work.prompt :].numel(), **device_peak()}
 
     return run
 
 
-def on_device() -> Facts:
-    """Peak bytes on the GPU, where there is one."""
+def device_peak() -> Facts:
+    """Peak bytes of the GPU's memory; {} without a GPU."""
     if not torch.cuda.is_available():
         return {}
     torch.cuda.synchronize()

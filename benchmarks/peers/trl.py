@@ -1,4 +1,4 @@
-"""TRL: GRPOTrainer's loss, backward and optimizer step in torch, on two threads."""
+"""Engine of TRL: loss, backward pass and optimizer step of GRPOTrainer in torch, with a thread for each core."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ import torch
 import transformers
 import trl
 from measure import Facts
-from peers.transformers import PAD, load, on_device
+from peers.transformers import PAD, device_peak, load
 from shapes import Workload
 
 
 def update(job: dict[str, Any], work: Workload) -> Callable[[], Facts]:
-    """Microbatches of job["microbatch"] rows through its compute_loss, then one optimizer step."""
+    """Returns a function that does one optimizer step over microbatches of job["microbatch"] rows."""
     rows, microbatch = work.prompts * work.samples, job.get("microbatch", 1)
     trainer = _trainer(job, work, microbatch, rows // microbatch)
     trainer.create_optimizer()
     model = trainer.model.train()
     trainer.current_gradient_accumulation_steps = rows // microbatch
-    examples = _examples(work, microbatch, model.device)
+    microbatches = _microbatches(work, microbatch, model.device)
 
     def run() -> Facts:
         total = 0.0
-        for example in examples:
+        for inputs in microbatches:
             with trainer.compute_loss_context_manager():
-                loss = trainer.compute_loss(model, example)
+                loss = trainer.compute_loss(model, inputs)
             trainer.accelerator.backward(loss)
             total += float(loss.detach())
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
-        return {"loss": total, **on_device()}
+        return {"loss": total, **device_peak()}
 
     return run
 
@@ -56,7 +56,7 @@ def _trainer(job: dict[str, Any], work: Workload, microbatch: int, accumulation:
     )  # fmt: skip
 
 
-def _examples(work: Workload, microbatch: int, device: Any) -> list[dict[str, Any]]:
+def _microbatches(work: Workload, microbatch: int, device: Any) -> list[dict[str, Any]]:
     prompts_BS = np.repeat(work.prompts_PS(), work.samples, axis=0).astype(np.int64)
     completions_BT = work.completions_PGT().reshape(-1, work.longest).astype(np.int64)
     old_BT = np.full(completions_BT.shape, -np.log(work.config.vocab_size), np.float32)
@@ -67,8 +67,8 @@ def _examples(work: Workload, microbatch: int, device: Any) -> list[dict[str, An
     }  # fmt: skip
     total = torch.tensor(work.tokens, device=device)
 
-    def part(start: int) -> dict[str, Any]:
-        cut = {name: torch.from_numpy(value[start : start + microbatch]).to(device) for name, value in arrays.items()}
-        return cut | {"num_items_in_batch": total}
+    def make_microbatch(start: int) -> dict[str, Any]:
+        inputs = {name: torch.from_numpy(value[start : start + microbatch]).to(device) for name, value in arrays.items()}
+        return inputs | {"num_items_in_batch": total}
 
-    return [part(start) for start in range(0, len(prompts_BS), microbatch)]
+    return [make_microbatch(start) for start in range(0, len(prompts_BS), microbatch)]

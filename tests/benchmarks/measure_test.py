@@ -18,30 +18,31 @@ def _facts(seconds: list[float], tokens: int = 100, **more: Any) -> dict[str, An
     return {"tokens": tokens, "seconds": seconds, "cpu_seconds": seconds, "peak_bytes": 3_000_000, **more}
 
 
-def test_the_ratio_compares_tokens_per_median_second() -> None:
+def test_ratio_divides_tokens_per_median_second() -> None:
     measured = {
         "ours": _facts([1.0, 9.0, 2.0], matmul_flops=[10.0, 30.0]),
         "tunix": _facts([8.0, 8.0, 1.0], tokens=50, matmul_flops=[20.0]),
         "trl": {"absent": "No module named 'trl'"},
     }
-    made = measure.line("update", "w3", measured, 20.0, {"groups": 1})
-    assert made["ratio"] == {"tunix": (100 / 2) / (50 / 8)}
-    assert made["peers"]["trl"] == {"absent": "No module named 'trl'"}
-    assert made["ours"]["seconds"] == [1.0, 9.0, 2.0]
-    assert made["matmul_flops"] == 20.0 and made["floor_seconds"] == 1.0 and made["floor_fraction"] == 0.5
-    assert {"benchmark", "workload", "ours", "peers", "ratio", "floor_seconds", "floor_fraction"} <= set(made)
-    json.dumps(made)
+    result = measure.build_result("update", "w3", measured, 20.0, {"groups": 1})
+    assert result["ratio"] == {"tunix": (100 / 2) / (50 / 8)}
+    assert result["peers"]["trl"] == {"absent": "No module named 'trl'"}
+    assert result["ours"]["seconds"] == [1.0, 9.0, 2.0]
+    assert result["matmul_flops"] == 20.0 and result["floor_seconds"] == 1.0 and result["floor_fraction"] == 0.5
+    assert {"benchmark", "workload", "ours", "peers", "ratio", "floor_seconds", "floor_fraction"} <= set(result)
+    json.dumps(result)
 
 
-def test_the_table_has_a_line_for_each_engine_and_names_missing_ones() -> None:
+def test_table_has_a_row_per_engine_and_names_absent_engines() -> None:
     measured = {"ours": _facts([2.0]), "naive": _facts([5.0]), "trl": {"absent": "no trl"}}
-    text = measure.table(measure.line("rollout", "w1", measured, 1.0, {}))
+    text = measure.table(measure.build_result("rollout", "w1", measured, 1.0, {}))
     assert "| ours | 2.00 | 2.00 | 50 | 3 |  |" in text
     assert "| naive | 5.00 | 5.00 | 20 | 3 | 2.50 |" in text
     assert "| trl | no trl |" in text
 
 
-def _served(job: dict[str, Any], requests: str, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def _serve(job: dict[str, Any], requests: str, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The worker's answers to `requests`."""
     output = io.StringIO()
     monkeypatch.setattr(sys, "stdin", io.StringIO(requests))
     worker.serve(job, output)
@@ -54,19 +55,19 @@ JOB = {
 }  # fmt: skip
 
 
-def test_an_engine_that_is_not_installed_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_engine_is_reported_as_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(worker.MODULES, "trl", "no_such_module")
-    assert _served(JOB, "run\n", monkeypatch) == [{"absent": "No module named 'no_such_module'"}]
+    assert _serve(JOB, "run\n", monkeypatch) == [{"absent": "No module named 'no_such_module'"}]
 
 
-def test_a_worker_answers_each_run_with_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[np.ndarray] = []
+def test_worker_reports_time_and_peak_memory_of_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays: list[np.ndarray] = []  # each run keeps 40 MB more
 
     class Engine:
         @staticmethod
         def update(job: dict[str, Any], work: Any) -> Any:
             def run() -> dict[str, float]:
-                made.append(np.ones(40_000_000 // 8))
+                arrays.append(np.ones(40_000_000 // 8))
                 return {"loss": 2.0}
 
             return run
@@ -75,59 +76,59 @@ def test_a_worker_answers_each_run_with_its_seconds(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "an_engine", Engine)  # type: ignore[arg-type]
     runs_before_trim: list[int] = []
     trim_heap = measure.trim_heap
-    monkeypatch.setattr(measure, "trim_heap", lambda: (runs_before_trim.append(len(made)), trim_heap()))  # type: ignore[func-returns-value]
-    began, first, second, resting = _served(JOB, "run\nrun\nrest\n", monkeypatch)
-    assert began == {"tokens": 6, "prompts": 1, "samples": 2}
+    monkeypatch.setattr(measure, "trim_heap", lambda: (runs_before_trim.append(len(arrays)), trim_heap()))  # type: ignore[func-returns-value]
+    started, first, second, rested = _serve(JOB, "run\nrun\nrest\n", monkeypatch)
+    assert started == {"tokens": 6, "prompts": 1, "samples": 2}
     assert first["loss"] == 2.0 and 0 < first["seconds"] < 60 and first["cpu_seconds"] > 0
-    assert resting == {} and runs_before_trim == [0, 2]
+    assert rested == {} and runs_before_trim == [0, 2]
     assert first["peak_bytes"] >= 40_000_000 and first["peak_bytes"] + 30_000_000 <= second["peak_bytes"]
 
 
-def test_a_worker_that_dies_is_reported_with_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dead_worker_is_reported_with_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     start = subprocess.Popen
     code = "import sys; print('{}', flush=True); sys.stdin.readline(); sys.exit(7)"
     monkeypatch.setattr(subprocess, "Popen", lambda _, **options: start([sys.executable, "-c", code], **options))
-    facts = measure.in_turns({"ours": {"platform": "cpu"}}, 2, together=True)
+    facts = measure.run_interleaved({"ours": {"platform": "cpu"}}, 2, together=True)
     assert facts["ours"]["failed"] == "its process ended with code 7" and facts["ours"]["seconds"] == []
 
 
 @pytest.mark.parametrize(
-    ("names", "asked"),
+    ("names", "commands"),
     [(["ours"], ["run", "run", "run", "matmul", "run", "matmul", "run"]),
      (["ours", "naive"], ["run", "rest"] + 2 * ["run", "run", "matmul", "run", "rest"])],
 )  # fmt: skip
-def test_each_turn_begins_with_untimed_runs_or_only_the_first_for_a_single_engine(
-    names: list[str], asked: list[str], monkeypatch: pytest.MonkeyPatch
+def test_turns_start_with_untimed_runs_except_later_turns_of_a_single_engine(
+    names: list[str], commands: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests: dict[str, list[str]] = {}
 
     class Worker:
         def __init__(self, job: dict[str, Any]):
-            self.usable, self._asked = True, requests.setdefault(job["engine"], [])
+            self.usable, self._commands = True, requests.setdefault(job["engine"], [])
             self.facts: dict[str, Any] = {}
 
-        def ask(self, what: str) -> dict[str, Any]:
-            self._asked.append(what)
-            seconds = float(self._asked.count("run"))
-            return {"seconds": seconds, "cpu_seconds": seconds, "peak_bytes": 1} if what == "run" else {}
+        def request(self, command: str) -> dict[str, Any]:
+            self._commands.append(command)
+            seconds = float(self._commands.count("run"))
+            return {"seconds": seconds, "cpu_seconds": seconds, "peak_bytes": 1} if command == "run" else {}
 
         def close(self) -> None: ...
 
     monkeypatch.setattr(measure, "Worker", Worker)
-    facts = measure.in_turns({name: {"engine": name} for name in names}, 2, together=True)
+    facts = measure.run_interleaved({name: {"engine": name} for name in names}, 2, together=True)
     timed = [4.0, 5.0] if len(names) == 1 else [4.0, 7.0]
-    assert requests == dict.fromkeys(names, asked)
+    assert requests == dict.fromkeys(names, commands)
     assert {name: facts[name]["seconds"] for name in names} == dict.fromkeys(names, timed)
 
 
-def test_an_unknown_peer_is_named() -> None:
-    assert measure.names("naive,trl", ("naive", "trl", "tunix")) == ["naive", "trl"]
-    with pytest.raises(SystemExit, match="--peers has vllm; there are naive, trl"):
-        measure.names("naive,vllm", ("naive", "trl"))
+def test_unknown_peer_is_an_error_that_names_it() -> None:
+    assert measure.parse_peers("naive,trl", ("naive", "trl", "tunix")) == ["naive", "trl"]
+    with pytest.raises(SystemExit, match="--peers has vllm; known peers: naive, trl"):
+        measure.parse_peers("naive,vllm", ("naive", "trl"))
 
 
-def test_the_matmul_rate_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five products of 2048 × 2048, which take 3, 1, 4, 1.5 and 5 seconds by this clock."""
+def test_matmul_rate_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By this clock, the five products of 2048 × 2048 take 3, 1, 4, 1.5 and 5 seconds."""
     clock = itertools.accumulate([0.0, 3.0, 9.0, 1.0, 9.0, 4.0, 9.0, 1.5, 9.0, 5.0])
     monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     assert measure.matmul_rate("cpu") == 2 * 2048**3 / 1.0

@@ -1,4 +1,4 @@
-"""The launcher, with a fake gcloud that records its arguments and runs the workers' commands on this machine."""
+"""Tests launch/tpu_pod.sh with a fake gcloud that records its arguments and runs the workers' commands locally."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Cloud(NamedTuple):
         )
 
     def gcloud_calls(self) -> list[list[str]]:
-        """Arguments of gcloud since the last call of this method, after `compute tpus tpu-vm`."""
+        """Arguments of each gcloud call since this method was last called, without `compute tpus tpu-vm`."""
         lines = self.gcloud_log.read_text().splitlines() if self.gcloud_log.exists() else []
         self.gcloud_log.unlink(missing_ok=True)
         return [json.loads(line)[3:] for line in lines]
@@ -80,13 +80,13 @@ def _write_executable(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def test_pasting_the_dry_run_runs_the_same_commands(cloud: Cloud) -> None:
+def test_commands_of_a_dry_run_can_be_pasted_into_a_shell(cloud: Cloud) -> None:
     command = ("bash", "-c", "echo \"it's\" '$HOME' > output; exit 0")
-    dry = cloud.launch(*SLICE, "--project=mine", "--dry-run", "--delete", "--spot", "--", *command)
+    dry = cloud.launch(*SLICE, "--project=my-project", "--dry-run", "--delete", "--spot", "--", *command)
     assert dry.returncode == 0, dry.stderr
-    assert cloud.gcloud_calls() == [], "a dry run calls nothing"
+    assert cloud.gcloud_calls() == [], "a dry run does not call gcloud"
 
-    real = cloud.launch(*SLICE, "--project=mine", "--delete", "--spot", "--", *command)
+    real = cloud.launch(*SLICE, "--project=my-project", "--delete", "--spot", "--", *command)
     assert real.returncode == 0, real.stderr
     describe, *calls = cloud.gcloud_calls()
     assert [call[0] for call in calls] == ["create", "scp", "ssh", "ssh", "delete"]
@@ -98,22 +98,22 @@ def test_pasting_the_dry_run_runs_the_same_commands(cloud: Cloud) -> None:
     assert (cloud.worker / "sqlr1_jax" / "output").read_text() == "it's $HOME\n"
 
 
-def test_the_slice_is_created_with_the_given_flags(cloud: Cloud) -> None:
-    cloud.launch(*SLICE, "--project=mine", "--spot", "--", "true")
+def test_slice_is_created_with_the_given_options(cloud: Cloud) -> None:
+    cloud.launch(*SLICE, "--project=my-project", "--spot", "--", "true")
     create = next(call for call in cloud.gcloud_calls() if call[0] == "create")
     assert create == [
-        "create", "pod", "--zone=us-west4-a", "--project=mine", "--accelerator-type=v5litepod-16",
+        "create", "pod", "--zone=us-west4-a", "--project=my-project", "--accelerator-type=v5litepod-16",
         "--version=v2-alpha-tpuv5-lite", "--spot",
     ]  # fmt: skip
 
 
-def test_an_existing_slice_is_used(cloud: Cloud) -> None:
+def test_existing_slice_is_used(cloud: Cloud) -> None:
     done = cloud.launch(*SLICE, "--", "true", DESCRIBED="READY\tv5litepod-16")
     assert done.returncode == 0, done.stderr
     assert [call[0] for call in cloud.gcloud_calls()] == ["describe", "scp", "ssh", "ssh"]
 
 
-def test_a_preempted_slice_is_created_again(cloud: Cloud) -> None:
+def test_preempted_slice_is_deleted_and_created_again(cloud: Cloud) -> None:
     cloud.launch(*SLICE, "--", "true", DESCRIBED="PREEMPTED\tv5litepod-16")
     assert [call[0] for call in cloud.gcloud_calls()][:3] == ["describe", "delete", "create"]
 
@@ -122,14 +122,14 @@ def test_a_preempted_slice_is_created_again(cloud: Cloud) -> None:
     ("described", "message"),
     [("READY\tv5litepod-8", "slice pod is a v5litepod-8"), ("CREATING\tv5litepod-16", "slice pod is CREATING")],
 )
-def test_a_slice_of_another_type_or_state_is_refused(cloud: Cloud, described: str, message: str) -> None:
+def test_slice_of_another_type_or_state_is_an_error(cloud: Cloud, described: str, message: str) -> None:
     done = cloud.launch(*SLICE, "--", "true", DESCRIBED=described)
     assert done.returncode == 2
     assert message in done.stderr
     assert [call[0] for call in cloud.gcloud_calls()] == ["describe"]
 
 
-def test_workers_get_the_files_that_git_tracks(cloud: Cloud) -> None:
+def test_only_tracked_files_are_copied_to_workers(cloud: Cloud) -> None:
     (cloud.repository / "runs").mkdir()
     (cloud.repository / "runs" / "secret").write_text("not tracked")
     done = cloud.launch(*SLICE, "--", "true", DESCRIBED="READY\tv5litepod-16")
@@ -138,30 +138,30 @@ def test_workers_get_the_files_that_git_tracks(cloud: Cloud) -> None:
     assert not (cloud.worker / "sqlr1_jax" / "runs").exists()
 
 
-def test_the_log_is_streamed_and_the_exit_status_returned(cloud: Cloud) -> None:
+def test_log_is_streamed_and_exit_status_is_returned(cloud: Cloud) -> None:
     command = ("bash", "-c", "echo first; sleep 0.2; echo last; exit 7")
     done = cloud.launch(*SLICE, "--delete", "--", *command, DESCRIBED="READY\tv5litepod-16")
     assert done.returncode == 7
     assert [line.partition(": ")[2] for line in done.stdout.splitlines()][-2:] == ["first", "last"]
-    assert "delete" not in [call[0] for call in cloud.gcloud_calls()], "a failed run keeps its slice for inspection"
+    assert "delete" not in [call[0] for call in cloud.gcloud_calls()], "the slice of a failed run is kept for inspection"
 
 
-def test_a_run_in_progress_is_followed(cloud: Cloud) -> None:
+def test_run_in_progress_is_followed(cloud: Cloud) -> None:
     (cloud.worker / "sqlr1_jax").mkdir()
     (cloud.worker / "run.log").write_text("step 12\n")
-    # Started in a shell that exits, so that it does not become a zombie, which `kill -0` would find alive.
+    # Its shell exits, so that the process does not become a zombie, which `kill -0` would report as alive.
     cloud.bash("-c", f"cd {cloud.worker}; (sleep 1; echo 0 > run.status) > /dev/null 2>&1 & echo $! > run.pid")
     done = cloud.launch(*SLICE, "--", "touch", "again", DESCRIBED="READY\tv5litepod-16")
     assert done.returncode == 0, done.stderr
     assert "step 12" in done.stdout
     assert not list((cloud.worker / "sqlr1_jax").iterdir()), (
-        "the run's files are not replaced, and no second run starts"
+        "the run's files were replaced, or a second run started"
     )
 
 
-def test_a_bucket_is_mounted_on_every_worker(cloud: Cloud) -> None:
-    done = cloud.launch(*SLICE, "--bucket=gs://mine/some runs/a", "--dry-run", "--", "true")
-    mount = "gcsfuse --implicit-dirs --rename-dir-limit=200000 '\\''--only-dir=some runs/a'\\'' mine /runs"
+def test_bucket_is_mounted_on_every_worker(cloud: Cloud) -> None:
+    done = cloud.launch(*SLICE, "--bucket=gs://my-bucket/some runs/a", "--dry-run", "--", "true")
+    mount = "gcsfuse --implicit-dirs --rename-dir-limit=200000 '\\''--only-dir=some runs/a'\\'' my-bucket /runs"
     assert f"mountpoint -q /runs || {mount}'" in done.stdout
 
 
@@ -172,13 +172,13 @@ def test_a_bucket_is_mounted_on_every_worker(cloud: Cloud) -> None:
         ((*SLICE[:1], *SLICE[2:], "--", "true"), "--type is missing"),
         ((*SLICE[:2], "--", "true"), "--zone is missing"),
         (SLICE, "no command"),
-        ((*SLICE, "--bucket=mine", "--", "true"), "takes gs://NAME"),
+        ((*SLICE, "--bucket=my-bucket", "--", "true"), "takes gs://NAME"),
         ((*SLICE, "--zones=here", "--", "true"), "--zones=here is not an option"),
         (("--name", "pod"), "as in --name=VALUE"),
         (("--name=pod", "--type=h100-8", "--zone=z", "--dry-run", "--", "true"), "--type=h100-8 is unknown"),
     ],
 )
-def test_wrong_arguments_are_named(cloud: Cloud, arguments: tuple[str, ...], message: str) -> None:
+def test_wrong_arguments_are_errors_that_name_them(cloud: Cloud, arguments: tuple[str, ...], message: str) -> None:
     done = cloud.launch(*arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and message in done.stderr

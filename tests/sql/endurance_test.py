@@ -1,4 +1,4 @@
-"""Many completions leave nothing behind: benchmarks/endurance.py run as its users do, and held to not growing."""
+"""Runs benchmarks/endurance.py as a user would and checks that no resource of the executor grows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GROWTH = {"descriptors": 2, "threads": 0, "megabytes": 16, "worker_megabytes": 8
 @pytest.mark.parametrize(
     "count", [8_000, pytest.param(1_000_000, marks=[pytest.mark.nightly, pytest.mark.timeout(7200)])]
 )
-def test_nothing_grows(count: int) -> None:
+def test_resources_do_not_grow_with_the_number_of_completions(count: int) -> None:
     command = [sys.executable, "benchmarks/endurance.py", f"--count={count}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
