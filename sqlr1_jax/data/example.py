@@ -111,6 +111,7 @@ class _Reader:
         self._count = 0
 
     def examples(self) -> Iterator[Example]:
+        """Yields the examples, and records those that are set aside."""
         for position, record in self._source.records():
             self._count += 1
             record_id = str(record.get("id", position))

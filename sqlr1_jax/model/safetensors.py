@@ -42,6 +42,7 @@ class LazyTensor(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """The tensor's size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 

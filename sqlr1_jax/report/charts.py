@@ -59,10 +59,12 @@ class Scale(NamedTuple):
     high: float
 
     def from_top(self, value: float) -> float:
+        """The vertical position of a value, in percent of the height from the top."""
         span = (self.high - self.low) or 1.0
         return round(100 * (1 - (value - self.low) / span), 2)
 
     def from_left(self, value: float) -> float:
+        """The horizontal position of a step, in percent of the width from the left."""
         return round(100 - self.from_top(value), 2)
 
 

@@ -30,6 +30,7 @@ class Gain:
 
     @property
     def difference(self) -> float | None:
+        """The change in accuracy, after minus before; None if there is no earlier figure."""
         return None if self.before is None else self.after - self.before
 
 

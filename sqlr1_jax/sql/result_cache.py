@@ -80,6 +80,7 @@ class _CacheFile:
         self._ranges: dict[str, tuple[int, int]] = {}  # by SQL: first byte and length of its line
 
     def get(self, sql: str) -> str | None:
+        """The cached result of a query, or None. An unreadable file disables the cache."""
         with self._lock:
             try:
                 return self._get(sql)
@@ -88,6 +89,7 @@ class _CacheFile:
                 return None
 
     def put(self, sql: str, result: str) -> None:
+        """Appends a result. An error of the disk disables the cache."""
         with self._lock:
             try:
                 self._put(sql, result)

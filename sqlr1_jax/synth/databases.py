@@ -14,12 +14,16 @@ PAGE_BYTES = 512  # SQLite's smallest page, since a run starts by making thousan
 
 
 class Column(NamedTuple):
+    """A column and its values."""
+
     name: str
     kind: str  # key (primary key), link (foreign key), number or text
     values: tuple[Any, ...]  # one for each row: strings in a text column, else ints
 
 
 class Table(NamedTuple):
+    """A table; all its columns have as many values."""
+
     name: str
     columns: tuple[Column, ...]
 
@@ -38,6 +42,8 @@ class Link(NamedTuple):
 
 
 class Database(NamedTuple):
+    """Tables, and the foreign keys between them."""
+
     tables: tuple[Table, ...]
     links: tuple[Link, ...]
 
