@@ -60,8 +60,8 @@ def test_links_resolve(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
 def test_tests_that_are_named_exist(document: Path) -> None:
     named = set(re.findall(r"`(test_\w+)`", document.read_text()))
-    examples = {"test_who_waits_to_submit_hears_of_the_end", "test_blocked_submit_raises_when_the_executor_closes"}
-    assert named - TESTS - examples == set()
+    bad_examples = {"test_who_waits_to_submit_hears_of_the_end"}
+    assert named - TESTS - bad_examples == set()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=_name)

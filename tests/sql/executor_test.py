@@ -128,7 +128,7 @@ def test_defect_04_what_counts_no_steps_is_killed_and_counted(pets: Path) -> Non
         assert executor.stats()["sql/wall_kills"] == 2  # one for the prediction, one for the gold
 
 
-def test_a_kill_costs_nobody_else_an_answer(pets: Path) -> None:
+def test_wall_kill_loses_no_other_answer(pets: Path) -> None:
     """A worker has two batches when it is killed, within either."""
     with Executor(dataclasses.replace(CFG, wall_seconds=1.0, workers=1)) as executor:
         futures = [executor.run(pets, f"{BOMB}, {i}" if i in (3, 30) else f"SELECT {i}") for i in range(60)]
@@ -154,7 +154,7 @@ worker.main()
 
 
 @pytest.mark.parametrize("bad", [0, 3, 12, 39])
-def test_a_query_that_crashes_is_blamed_and_no_other(
+def test_only_the_query_that_crashes_the_worker_is_blamed(
     pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: int
 ) -> None:
     """A crash loses the answers that the worker has not sent, and the record of which query was running."""
@@ -284,7 +284,7 @@ def test_submitting_waits_where_too_many_wait(pets: Path, monkeypatch: pytest.Mo
     assert max(most) == 8
 
 
-def test_who_waits_to_submit_hears_of_the_end(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocked_submit_raises_when_the_executor_closes(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor_module, "MAX_WAITING", 1)
     messages: list[str] = []
 

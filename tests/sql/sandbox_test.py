@@ -107,7 +107,7 @@ def test_where_backends_differ(query: Any, sql: str, kind: str, rows: list[tuple
         ("/* x */ -- y\n pragma table_info(dogs)", "denied", "PRAGMA is not allowed"),
     ],
 )
-def test_what_does_not_is_typed(query: Any, sql: str, kind: str, message: str) -> None:
+def test_failing_and_denied_statements_have_typed_outcomes(query: Any, sql: str, kind: str, message: str) -> None:
     result = query(sql)
     assert result.kind == kind
     assert message in result.message
@@ -115,7 +115,7 @@ def test_what_does_not_is_typed(query: Any, sql: str, kind: str, message: str) -
 
 
 @pytest.mark.parametrize("word", sorted(sandbox.STATEMENTS_DENIED))
-def test_each_denied_statement_is_denied_by_the_first_word_alone(query: Any, word: str) -> None:
+def test_denied_statements_are_denied_by_their_first_word(query: Any, word: str) -> None:
     assert query(f"  {word.title()} anything").kind == "denied"
 
 
@@ -138,8 +138,8 @@ def test_each_denied_statement_is_denied_by_the_first_word_alone(query: Any, wor
         "ANALYZE",
     ],
 )
-def test_the_authorizer_alone_denies_them(backend: str, pets: Path, sql: str) -> None:
-    """Without the check of the first word, which comes before it."""
+def test_authorizer_denies_everything_but_reading(backend: str, pets: Path, sql: str) -> None:
+    """Without the check of the first word, which runs before the authorizer."""
     session = Session(str(pets), clocked=False, backend=backend)
     with closing(session.connection), pytest.raises(sqlite3.DatabaseError):
         session.execute(sql, 1_000_000, LIMITS)
@@ -148,7 +148,7 @@ def test_the_authorizer_alone_denies_them(backend: str, pets: Path, sql: str) ->
 
 
 @pytest.mark.parametrize("table", sorted(sandbox.HIDDEN_TABLES))
-def test_tables_of_state_are_hidden(backend: str, pets: Path, table: str) -> None:
+def test_internal_tables_are_hidden(backend: str, pets: Path, table: str) -> None:
     session = Session(str(pets), clocked=False, backend=backend)
     with closing(session.connection):
         assert session.authorize(sqlite3.SQLITE_READ, table, "x", "main", None) == sqlite3.SQLITE_DENY
@@ -156,10 +156,8 @@ def test_tables_of_state_are_hidden(backend: str, pets: Path, table: str) -> Non
 
 
 @pytest.mark.parametrize(("quick", "temp_store"), [(False, 2), (True, 1)])
-def test_the_file_is_read_only_and_what_is_temporary_has_its_place(
-    backend: str, pets: Path, quick: bool, temp_store: int
-) -> None:
-    """Without the authorizer: the layers below it."""
+def test_connection_is_read_only_and_has_its_temp_store(backend: str, pets: Path, quick: bool, temp_store: int) -> None:
+    """The layers below the authorizer, which is removed here."""
     session = Session(str(pets), clocked=False, backend=backend, quick=quick)
     with closing(session.connection) as connection:
         connection.set_authorizer(None)
@@ -177,7 +175,7 @@ def test_each_limit_of_sqlite_is_set(backend: str, pets: Path, limit: int) -> No
         assert connection.getlimit(limit) <= sandbox.LIMITS[limit]
 
 
-def test_steps_are_counted_and_alike_each_time(query: Any) -> None:
+def test_step_counts_are_deterministic(query: Any) -> None:
     sql = f"{COUNT_FOR_EVER.replace('FROM t)', 'FROM t WHERE a < 5000)')}"
     runs = [query(sql) for _ in range(3)]
     assert [run.rows for run in runs] == [[(5000,)]] * 3
@@ -213,7 +211,7 @@ SPILLS = {
 
 
 @pytest.mark.parametrize("sql", SPILLS.values(), ids=list(SPILLS))
-def test_what_wants_a_temporary_file_gets_memory(backend: str, pets: Path, sql: str) -> None:
+def test_query_that_needs_a_temporary_file_runs_in_memory(backend: str, pets: Path, sql: str) -> None:
     with closing(Sandbox(LIMITS, backend)) as box:
         result = box.query(str(pets), sql, 50_000_000)
         assert result.kind == "ok"
@@ -246,14 +244,14 @@ def test_no_file_can_be_opened_while_a_statement_runs(
     assert pets.read_bytes().startswith(b"SQLite")
 
 
-def test_a_failure_leaves_nothing_behind(query: Any) -> None:
+def test_failed_query_does_not_affect_the_next(query: Any) -> None:
     good = "SELECT count(*) FROM dogs WHERE color LIKE 'RED'"
     for bad in (COUNT_FOR_EVER, "SELECT random()", "SELECT CAST(x'ff' AS TEXT)", "PRAGMA case_sensitive_like = 1"):
         query(bad)
         assert query(good).rows == [(2,)]
 
 
-def test_views_may_tell_the_time(tmp_path: Path, box: Sandbox) -> None:
+def test_views_may_call_date_functions_with_a_fixed_now(tmp_path: Path, box: Sandbox) -> None:
     path = tmp_path / "views.sqlite"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE VIEW today AS SELECT date('now') AS day, strftime('%Y', '1999-05-05') AS year")

@@ -130,14 +130,14 @@ def test_a_killed_gold_and_a_killed_prediction_are_told_apart(pets: Path) -> Non
         worker.kill()
 
 
-def test_the_operating_system_limits_what_is_left(worker: WorkerProcess, pets: Path) -> None:
+def test_operating_system_limits_are_set(worker: WorkerProcess, pets: Path) -> None:
     ask(worker, job(pets, "SELECT 1"))
     for limit, value in ((resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, 256)):
         assert resource.prlimit(worker.pid, limit)[0] == value
     assert resource.prlimit(worker.pid, resource.RLIMIT_AS)[0] < 2 * 2**30
 
 
-def test_nothing_of_the_parents_is_inherited(
+def test_worker_inherits_neither_environment_nor_descriptors(
     worker: WorkerProcess, pets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
@@ -154,7 +154,7 @@ def test_nothing_of_the_parents_is_inherited(
     fresh.kill()
 
 
-def test_it_imports_the_standard_library_and_this_package_alone() -> None:
+def test_worker_imports_only_the_standard_library_and_this_package() -> None:
     code = "import sys, sqlr1_jax.sql.worker; print(*sys.modules)"
     root = Path(__file__).parents[2]
     command = [sys.executable, "-S", "-P", "-c", code]
@@ -164,7 +164,7 @@ def test_it_imports_the_standard_library_and_this_package_alone() -> None:
     assert "sqlr1_jax.config" not in done.stdout.split()
 
 
-def test_it_ends_with_its_parent(pets: Path) -> None:
+def test_worker_ends_with_its_parent(pets: Path) -> None:
     """A parent killed by SIGKILL leaves no worker behind, not even one inside a query."""
     code = f"""
 import json, sys, time
