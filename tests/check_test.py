@@ -83,7 +83,7 @@ def test_training_leaves_out_the_examples_of_the_list(
     assert "\nties                      2  left out  LIMIT keeps some of several rows that tie (q6, q7)\n" in text
 
 
-def test_the_rules_option_chooses_what_is_left_out(data: str, tmp_path: Path) -> None:
+def test_rules_option_chooses_the_excluded_examples(data: str, tmp_path: Path) -> None:
     run(data, tmp_path, "--rules=absent_value,integer_division")
     assert {(finding["id"], finding["rule"]) for finding in read(tmp_path / "exclude.jsonl")} >= {
         ("q16", "integer_division"),

@@ -28,14 +28,14 @@ def _exceptions() -> Iterator[type[BaseException]]:
 
 
 def test_every_exception_has_the_one_base() -> None:
-    """But for those of a worker process, which the executor catches and turns into outcomes."""
+    """Except those of a worker process, which the executor catches and converts to outcomes."""
     found = set(_exceptions())
     assert {errors.ConfigError, Interrupted, process.WorkerError} <= found
-    strays = {one for one in found if not issubclass(one, (Sqlr1Error, process.WorkerFailure))}
+    strays = {error for error in found if not issubclass(error, (Sqlr1Error, process.WorkerFailure))}
     assert not strays
 
 
-def test_the_base_imports_nothing_of_the_package() -> None:
+def test_errors_module_imports_nothing_of_the_package() -> None:
     code = "import sys, sqlr1_jax.errors; print(*(name for name in sys.modules if name.startswith('sqlr1_jax')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["sqlr1_jax", "sqlr1_jax.errors"]

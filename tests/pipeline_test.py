@@ -33,10 +33,10 @@ def _contents(workdir: Path) -> dict[str, bytes]:
 
 
 def _refuse(*_: Any, **__: Any) -> None:
-    raise AssertionError("done work was done again")
+    raise AssertionError("a finished stage ran again")
 
 
-def test_a_finished_stage_does_nothing(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_stage_is_not_run_again(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workdir = shutil.copytree(finished, tmp_path / "run")
     cfg, before = _settings(workdir), _contents(workdir)
     monkeypatch.setattr(state, "update", _refuse)
@@ -131,7 +131,7 @@ def test_grpo_moved_the_weights_that_the_cold_start_left(finished: Path) -> None
     assert (embeds[2] != embeds[3]).any() and (downs[2] != downs[3]).any()
 
 
-def test_a_run_that_trained_nothing_exports_what_it_began_with(context: RunContext, home: Path, tmp_path: Path) -> None:
+def test_run_without_training_exports_its_initial_weights(context: RunContext, home: Path, tmp_path: Path) -> None:
     pipeline.export_model(context, tmp_path / "out")
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", home / "model"))
     assert ours.keys() == theirs.keys()

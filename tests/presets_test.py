@@ -17,7 +17,7 @@ def test_every_size_is_a_config_that_can_run(size: str) -> None:
     assert cfg.model.size in qwen2.PRESETS
 
 
-def test_a_size_that_there_is_not_is_told_with_those_there_are() -> None:
+def test_unknown_size_is_an_error_that_lists_the_known_sizes() -> None:
     with pytest.raises(ConfigError, match=r"'8b'; the sizes are smoke, tiny, 0\.5b, .*32b"):
         presets.get("8b")
 

@@ -22,7 +22,7 @@ def test_how_to_ask_survives_the_file(tmp_path: Path) -> None:
     assert max_tokens == 99
 
 
-def test_an_export_matches_its_weights_and_dtype_alone(tmp_path: Path) -> None:
+def test_export_matches_only_its_own_weights_and_dtype(tmp_path: Path) -> None:
     assert not prompt_metadata.matches(tmp_path, CFG, "grpo, step 3")
     prompt_metadata.write(tmp_path, CFG, "grpo, step 3")
     assert prompt_metadata.matches(tmp_path, CFG, "grpo, step 3")
@@ -32,7 +32,7 @@ def test_an_export_matches_its_weights_and_dtype_alone(tmp_path: Path) -> None:
     )
 
 
-def test_a_model_from_elsewhere_is_told_the_answer_form(tmp_path: Path) -> None:
+def test_prompt_of_an_external_model_describes_the_answer_form(tmp_path: Path) -> None:
     data, _ = prompt_metadata.read(tmp_path)
     assert (data.form, data.schema, data.instructions) == ("reasoning", "retrieved", "full")
 

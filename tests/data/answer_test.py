@@ -66,7 +66,7 @@ def test_defect_02_comments_and_line_breaks_of_the_query_are_kept() -> None:
         ("<think>```sql\nSELECT 1\n```</think><answer>SELECT 1</answer>", "no_sql"),
     ],
 )
-def test_read_says_why_there_is_no_sql(text: str, problem: str) -> None:
+def test_read_reports_why_there_is_no_sql(text: str, problem: str) -> None:
     parsed = answer.read(text, "reasoning")
     assert (parsed.sql, parsed.problem) == (None, problem)
 
@@ -95,7 +95,7 @@ def test_the_direct_format_needs_no_reasoning() -> None:
     assert answer.read("```sql\nSELECT 1\n```", "direct").problem == "bad_format"
 
 
-def test_write_refuses_what_read_would_not_return() -> None:
+def test_write_rejects_text_that_read_would_not_return() -> None:
     for sql in ("SELECT '</answer>'", "SELECT 1\n```\nx", " \n"):
         with pytest.raises(AnswerError, match="cannot be written"):
             answer.write("why", sql, "reasoning")

@@ -93,7 +93,7 @@ def test_a_rule_passes_similar_correct_queries(find_reasons: FindReasons, rule: 
     assert rule not in find_reasons(correct)
 
 
-def test_reasons_say_what_is_wrong(find_reasons: FindReasons) -> None:
+def test_reasons_describe_the_problem(find_reasons: FindReasons) -> None:
     assert find_reasons("SELECT name, count(*) FROM shop GROUP BY city")["bare_column"] == (
         "name has several values in a group (grouped by city), and SQLite shows an arbitrary one"
     )

@@ -145,7 +145,7 @@ def test_step_reads_the_smallest_window_that_holds_it(columns: int, step: int, w
         assert jnp.isfinite(attend_with_nan(window)).all()
 
 
-def test_columns_past_the_step_change_nothing() -> None:
+def test_columns_past_the_step_have_no_effect() -> None:
     attend_cached = jax.jit(attention.attend_cached, static_argnums=2)
     with jax.enable_x64(True):
         model_config = tiny_models.in_float64()

@@ -213,7 +213,7 @@ def test_stop_fn_ends_a_completion() -> None:
         assert completions.stopped_PG[p, g] == (expected[-1] % 2 == 1 or expected[-1] in STOP_IDS)
 
 
-def test_a_rollout_compiles_nothing_after_compile() -> None:
+def test_rollout_does_not_compile_after_compile() -> None:
     engine = _engine(max_concurrent_prompts=2, prefill_batch=1, decode_steps_per_sync=4, prompt_buckets=2)
     weights, request = engine.prepare_weights(tiny_models.random_params()), Request(_prompts(), G + 1, SAMPLING, 7, 2)
     with compiled_programs() as by_compile:

@@ -36,7 +36,7 @@ def test_an_answer_comes_from_the_backend_that_was_asked_for(name: str, pets: Pa
     assert ("/apsw/" in maps) == (name == "apsw")
 
 
-def test_a_worker_loads_the_one_file_and_nothing_beside_it() -> None:
+def test_worker_loads_only_the_file_of_apsw() -> None:
     code = "import sys; from sqlr1_jax.sql import backends; backends.load('apsw', sys.argv[1]); import apsw\n"
     code += "print(sorted(m for m in sys.modules if m.startswith('apsw')), any('-packages' in p for p in sys.path))"
     root = Path(backends.__file__).parents[2]
@@ -105,7 +105,7 @@ def test_an_empty_statement_behind_another_is_one_too_many_for_both(sql: str, ro
                 connection.execute(sql)
 
 
-def test_apsw_raises_what_sqlite3_does() -> None:
+def test_apsw_raises_the_same_errors_as_sqlite3() -> None:
     with closing(backends.connect("apsw", ":memory:")) as connection:
         for sql, kind in (("SELEC", sqlite3.OperationalError), ("SELECT ?", sqlite3.ProgrammingError)):
             with pytest.raises(kind):

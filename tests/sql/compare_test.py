@@ -179,7 +179,7 @@ NEAR = st.sampled_from([1.0, 1.0 + 4e-7, 1.0 + 8e-7, 1.0 + 12e-7, 2.0])
 
 
 @given(st.lists(st.tuples(NEAR, NEAR), min_size=1, max_size=5), st.data())
-def test_strict_finds_a_pairing_where_there_is_one(gold: list[tuple], data: st.DataObject) -> None:
+def test_strict_finds_a_pairing_if_one_exists(gold: list[tuple], data: st.DataObject) -> None:
     rows = data.draw(st.lists(st.tuples(NEAR, NEAR), min_size=len(gold), max_size=len(gold)))
 
     def close(row: tuple, other: tuple) -> bool:

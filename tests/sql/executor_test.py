@@ -335,7 +335,9 @@ def test_closed_executor_leaves_no_thread_and_no_descriptor(pets: Path) -> None:
     assert threads_and_descriptors() == before
 
 
-def test_workers_that_cannot_start_are_an_error_for_all_who_wait(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_cannot_start_are_an_error_for_all_waiting_callers(
+    pets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with Executor(CFG) as executor:
         for _ in range(2):
@@ -343,8 +345,8 @@ def test_workers_that_cannot_start_are_an_error_for_all_who_wait(pets: Path, mon
                 executor.run(pets, "SELECT 1").result(timeout=5.0)
 
 
-def test_it_works_where_importing_jax_raises(pets: Path, tmp_path: Path) -> None:
-    """In the parent and in the workers alike, with no package but the standard library."""
+def test_executor_works_without_jax(pets: Path, tmp_path: Path) -> None:
+    """The parent and the workers need only the standard library."""
     for name in ("jax", "jaxlib", "flax", "numpy", "ml_collections", "sqlglot"):
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not for SQL')\n")
     code = """
@@ -362,7 +364,7 @@ with Executor(Cfg(*eval(sys.argv[3]))) as executor:
     assert done.stdout == "match\n"
 
 
-def test_outcomes_do_not_depend_on_what_else_the_machine_does(pets: Path) -> None:
+def test_outcomes_do_not_depend_on_the_load_of_the_machine(pets: Path) -> None:
     corpus = [sql for _, sql, _ in hostile_sql.CORPUS if not hostile_sql.outlives_its_steps(sql)]
     corpus = list(dict.fromkeys([*corpus, *hostile_sql.fuzzed(7, 400)]))
     gold = "SELECT age FROM dogs"

@@ -13,7 +13,7 @@ from sqlr1_jax.sql.process import WallTimeout, WorkerDied, WorkerError, WorkerPr
 SETTINGS = dataclasses.asdict(ExecuteConfig())
 
 
-def test_it_starts_fast_and_answers(pets: Path) -> None:
+def test_process_starts_quickly_and_answers(pets: Path) -> None:
     start = time.perf_counter()
     worker = WorkerProcess(SETTINGS)
     assert time.perf_counter() - start < 1.0  # does not wait for the process
@@ -33,7 +33,7 @@ def test_silence_is_noticed_in_time() -> None:
     worker.kill()
 
 
-def test_an_end_is_noticed_and_told(pets: Path) -> None:
+def test_end_of_the_process_is_detected_and_reported(pets: Path) -> None:
     worker = WorkerProcess(SETTINGS)
     worker.send([{"database": str(pets), "sql": "SELECT 1", "gold_sql": None}])
     worker.answer(10.0)
@@ -43,7 +43,7 @@ def test_an_end_is_noticed_and_told(pets: Path) -> None:
     worker.kill()
 
 
-def test_a_worker_that_never_serves_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_that_never_serves_has_its_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     worker = WorkerProcess(SETTINGS)
     worker.send([])
@@ -52,7 +52,7 @@ def test_a_worker_that_never_serves_is_an_error_of_its_own(monkeypatch: pytest.M
     worker.kill()
 
 
-def test_jobs_and_answers_past_what_pipes_hold_cross_each_other(pets: Path) -> None:
+def test_jobs_and_answers_larger_than_the_pipe_buffers_do_not_deadlock(pets: Path) -> None:
     """Six megabytes of jobs are sent before an answer is read, and the answers are as large."""
     cells = ", ".join(f"printf('%0200d', {i})" for i in range(40))
     rows = "(SELECT 1 FROM dogs a, dogs b LIMIT 20)"

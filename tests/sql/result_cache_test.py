@@ -65,7 +65,7 @@ def test_another_version_of_sqlite_has_other_cache(tmp_path: Path, pets: Path, m
     assert _cache(tmp_path).path(str(pets)) != original
 
 
-def test_a_line_broken_off_costs_itself_alone(tmp_path: Path, pets: Path) -> None:
+def test_truncated_line_loses_only_its_own_entry(tmp_path: Path, pets: Path) -> None:
     file = _cache(tmp_path)
     for number in range(3):
         file.put(str(pets), f"SELECT {number}", _result(number))

@@ -78,7 +78,7 @@ def test_defect_13_a_pragma_changes_nothing_for_later_queries(worker: WorkerProc
     assert (after["kind"], after["result_hash"]) == ("ok", before["result_hash"])
 
 
-def test_answers_come_in_order_and_say_what_happened(worker: WorkerProcess, pets: Path) -> None:
+def test_answers_are_in_order_and_have_the_outcome(worker: WorkerProcess, pets: Path) -> None:
     gold = "SELECT color, age FROM dogs WHERE age = 5"
     answers = ask(worker, job(pets, "SELECT age, color FROM dogs WHERE age IN (5)", gold), job(pets, "SELECT 1 AS one"))
     assert answers[0]["kind"] == "match"
@@ -111,15 +111,15 @@ def test_steps_follow_gold_when_asked_to(pets: Path) -> None:
     assert runner.run(job(pets, counting(5000), "SELECT 1"))["kind"] == "timeout"
 
 
-def test_it_announces_a_gold_it_does_not_know(pets: Path) -> None:
-    heard: list[str] = []
-    runner = JobRunner(SETTINGS | {"heap_bytes": 0}, heard.append)
+def test_worker_announces_an_unknown_gold_query(pets: Path) -> None:
+    phases: list[str] = []
+    runner = JobRunner(SETTINGS | {"heap_bytes": 0}, phases.append)
     for gold in ("SELECT 1", "SELECT 1", "SELECT 2", None):
         runner.run(job(pets, "SELECT 1", gold))
-    assert heard == ["gold", "prediction"] * 2
+    assert phases == ["gold", "prediction"] * 2
 
 
-def test_a_killed_gold_and_a_killed_prediction_are_told_apart(pets: Path) -> None:
+def test_killed_gold_and_killed_prediction_have_different_outcomes(pets: Path) -> None:
     for sql, gold, phase in ((BOMB, "SELECT 1", "prediction"), ("SELECT 1", BOMB, "gold")):
         worker = WorkerProcess(SETTINGS)
         worker.send([job(pets, "SELECT 2", "SELECT 2"), job(pets, sql, gold), job(pets, "SELECT 3")])

@@ -298,7 +298,7 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_changes_no_weights() 
     _assert_equal(train_state.params, tiny_models.random_params())
 
 
-def test_a_batch_without_rows_changes_nothing_and_counts_as_finite() -> None:
+def test_batch_without_rows_changes_no_weights_and_counts_as_finite() -> None:
     """As when all groups are filtered: neither weight decay nor the momentum of earlier steps changes the weights."""
     case = CASES["shared prefix"]
     train_state, _ = _update(case, _initial_state(case), case.batch())
