@@ -184,7 +184,10 @@ def run(workload: str, repeats: int, workers: int) -> dict[str, Any]:
             engines = {"ours": two_workers, "one_worker": one_worker, "raw": functools.partial(run_bare, work)}
         else:
             work = make_completions(Path(folder), runaways=4 if workload == "runaways" else 0)
-            engines = {"ours": functools.partial(score, work, workers), "serial": functools.partial(score_serially, work)}
+            engines = {
+                "ours": functools.partial(score, work, workers),
+                "serial": functools.partial(score_serially, work),
+            }
         figures = measure(engines, repeats)
     ours = figures.pop("ours") | {"completions": len(work)}
     seconds = statistics.median(ours["seconds"])

@@ -68,7 +68,9 @@ def _microbatches(work: Workload, microbatch: int, device: Any) -> list[dict[str
     total = torch.tensor(work.tokens, device=device)
 
     def make_microbatch(start: int) -> dict[str, Any]:
-        inputs = {name: torch.from_numpy(value[start : start + microbatch]).to(device) for name, value in arrays.items()}
+        inputs = {
+            name: torch.from_numpy(value[start : start + microbatch]).to(device) for name, value in arrays.items()
+        }
         return inputs | {"num_items_in_batch": total}
 
     return [make_microbatch(start) for start in range(0, len(prompts_BS), microbatch)]

@@ -143,7 +143,9 @@ def test_log_is_streamed_and_exit_status_is_returned(cloud: Cloud) -> None:
     done = cloud.launch(*SLICE, "--delete", "--", *command, DESCRIBED="READY\tv5litepod-16")
     assert done.returncode == 7
     assert [line.partition(": ")[2] for line in done.stdout.splitlines()][-2:] == ["first", "last"]
-    assert "delete" not in [call[0] for call in cloud.gcloud_calls()], "the slice of a failed run is kept for inspection"
+    assert "delete" not in [call[0] for call in cloud.gcloud_calls()], (
+        "the slice of a failed run is kept for inspection"
+    )
 
 
 def test_run_in_progress_is_followed(cloud: Cloud) -> None:
@@ -154,9 +156,7 @@ def test_run_in_progress_is_followed(cloud: Cloud) -> None:
     done = cloud.launch(*SLICE, "--", "touch", "again", DESCRIBED="READY\tv5litepod-16")
     assert done.returncode == 0, done.stderr
     assert "step 12" in done.stdout
-    assert not list((cloud.worker / "sqlr1_jax").iterdir()), (
-        "the run's files were replaced, or a second run started"
-    )
+    assert not list((cloud.worker / "sqlr1_jax").iterdir()), "the run's files were replaced, or a second run started"
 
 
 def test_bucket_is_mounted_on_every_worker(cloud: Cloud) -> None:
