@@ -109,11 +109,11 @@ def test_integers_are_accepted_as_floats_and_single_names_as_tuples() -> None:
 def test_differences_lists_every_setting_that_may_not_change_on_resume(leaf: tuple[str, Any]) -> None:
     path, value = leaf
     changed = _changed(path, "other")
-    told = config.differences(config.Config(), changed)
+    differences = config.differences(config.Config(), changed)
     if path in config.FREE_ON_RESUME:
-        assert told == []
+        assert differences == []
     else:
-        assert told == [f"config.{path}: {value!r} in the run, 'other' now"]
+        assert differences == [f"config.{path}: {value!r} in the run, 'other' now"]
 
 
 ABLATIONS = {

@@ -30,9 +30,9 @@ hypothesis.settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data, from $SQLR1_DATA or beside the repository; the test is skipped without it."""
-    beside = tiny_runs.REPOSITORY.parent / "shared" / "data"
-    folder = Path(os.environ.get("SQLR1_DATA", beside))
+    """The folder of real data, from $SQLR1_DATA or next to the repository; the test is skipped without it."""
+    default = tiny_runs.REPOSITORY.parent / "shared" / "data"
+    folder = Path(os.environ.get("SQLR1_DATA", default))
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}: set SQLR1_DATA to its folder")
     return folder
@@ -46,7 +46,7 @@ def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The embedded tokenizer, trained on next to nothing: bytes, a few words, Qwen2.5's special tokens, ChatML."""
+    """The embedded tokenizer trained on a few words: bytes, those words, Qwen2.5's special tokens, ChatML."""
     from transformers import AutoTokenizer
 
     from sqlr1_jax.synth import tokenizer
@@ -65,7 +65,7 @@ def executor() -> Iterator[Executor]:
 
 @pytest.fixture(scope="module")
 def compiles_fast() -> Iterator[None]:
-    """XLA optimizes little, which halves the time of a module that compiles much; used by `pytestmark`."""
+    """Disables most XLA optimizations, which halves the time of a module that compiles much; used in `pytestmark`."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -73,7 +73,7 @@ def compiles_fast() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data/, as the data stage makes it, and model/: one layer under that tokenizer."""
+    """A folder with data/, as the data stage writes it, and model/, a model of one layer for its tokenizer."""
     from sqlr1_jax.model import huggingface, tokenizer
     from sqlr1_jax.synth import generate
 
@@ -103,5 +103,5 @@ def context(home: Path, tmp_path: Path) -> RunContext:
     workdir = tmp_path / "run"
     workdir.mkdir()
     (workdir / "data").symlink_to(home / "data")
-    made = create_context(tiny_runs.tiny_config(model__path=str(home / "model")), workdir)
-    return dataclasses.replace(made, mesh=tiny_models.one_device())
+    run_context = create_context(tiny_runs.tiny_config(model__path=str(home / "model")), workdir)
+    return dataclasses.replace(run_context, mesh=tiny_models.one_device())

@@ -90,7 +90,7 @@ def test_a_decorated_command_can_run_again() -> None:
         ("score", ["--gold=gone.json", "--predictions=gone.jsonl"]),
     ],
 )
-def test_each_command_says_in_one_line_what_is_missing(
+def test_each_command_names_a_missing_file_in_a_one_line_error(
     command: str, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -98,8 +98,8 @@ def test_each_command_says_in_one_line_what_is_missing(
         importlib.import_module(f"sqlr1_jax.{command}").main(arguments)
 
 
-def test_plan_says_in_one_line_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = SimpleNamespace(config=config.default(), topology="v9:2x2", programs=[], json=False)
-    monkeypatch.setattr(plan, "flags", SimpleNamespace(FLAGS=asked))
+def test_plan_names_an_unknown_topology_in_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = SimpleNamespace(config=config.default(), topology="v9:2x2", programs=[], json=False)
+    monkeypatch.setattr(plan, "flags", SimpleNamespace(FLAGS=values))
     with pytest.raises(SystemExit, match=r"^error: --topology=v9:2x2: takes one of v4[^\n]*$"):
         plan.absl_main(["plan"])

@@ -67,10 +67,10 @@ def _embedding(folder: Path, name: str = "model.safetensors") -> np.ndarray:
 
 def test_the_default_step_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.ExportConfig().step == config.default().export.step == "last"
-    asked: list[config.ExportConfig] = []
-    monkeypatch.setattr(export, "export", lambda workdir, output, settings: asked.append(settings))
+    exported: list[config.ExportConfig] = []
+    monkeypatch.setattr(export, "export", lambda workdir, output, settings: exported.append(settings))
     export.main(["--checkpoint=run", "--output=out"])
-    assert asked == [config.ExportConfig()]
+    assert exported == [config.ExportConfig()]
 
 
 @pytest.mark.parametrize(("flags", "step"), [([], 5), (["--step=last"], 5), (["--step=best"], 2)])

@@ -1,4 +1,4 @@
-"""What the tests themselves must keep to."""
+"""Rules for the tests themselves: no test reads or patches a private name of the package."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-NAMED_TUPLE = {"_replace", "_asdict", "_fields", "_make"}  # public, whatever their spelling
+NAMED_TUPLE = {"_replace", "_asdict", "_fields", "_make"}  # public in spite of the underscore
 IMPORT = re.compile(r"^\s*(from|import) sqlr1_jax\b", re.MULTILINE)
 
 
 def private_reads(source: str) -> list[str]:
-    """Attributes with a leading underscore, but for those of `self` and `cls`, and `__new__`, each with its line."""
+    """Attributes with a leading underscore and `__new__`, except those of `self` and `cls`, each with its line."""
     found = [(line, name) for node in ast.walk(ast.parse(source)) for line, name in _read_by(node)]
     return [f"line {line}: {name}" for line, name in sorted(found)]
 
@@ -29,7 +29,7 @@ def _read_by(node: ast.AST) -> Iterator[tuple[int, str]]:
         texts = [part.value for part in node.args if isinstance(part, ast.Constant) and isinstance(part.value, str)]
         yield from ((node.lineno, text) for text in texts if _is_private(text.rpartition(".")[2]))
     elif isinstance(node, ast.Constant) and isinstance(node.value, str) and IMPORT.search(node.value):
-        # A script that a test runs in a process of its own.
+        # The source of a script that a test runs in another process.
         names = re.findall(r"\b(?!self\.|cls\.)\w+\.(_\w+)", node.value)
         yield from ((node.lineno, name) for name in names if _is_private(name))
 
@@ -59,5 +59,5 @@ def test_private_reads_are_found(source: str, names: list[str]) -> None:
 
 @pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS)))
 def test_no_test_reads_or_patches_a_private_name(path: Path) -> None:
-    """A test that does breaks at a harmless refactor; what it wants to know is asked of the interface."""
+    """A test that does would break in a harmless refactoring; tests use public interfaces instead."""
     assert private_reads(path.read_text(encoding="utf-8")) == []

@@ -130,18 +130,18 @@ def test_the_smoke_config_runs_to_the_end(home: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "export" / "model.safetensors").exists()
 
 
-# What goes wrong before a device is used is told by main in this process.
+# Errors before a device is used: main runs in this process.
 
 
-Told = Callable[..., str]
+RunMain = Callable[..., str]
 
 
 @pytest.fixture
-def error(monkeypatch: pytest.MonkeyPatch) -> Told:
-    """Runs main with these flags and gives what it says as it ends."""
+def error(monkeypatch: pytest.MonkeyPatch) -> RunMain:
+    """A function that runs main with the given flags, which must fail, and returns its error message."""
     monkeypatch.chdir(tiny_runs.REPOSITORY)
 
-    def told(*arguments: str) -> str:
+    def run_main(*arguments: str) -> str:
         monkeypatch.setattr("sys.argv", ["main", *arguments])  # ml_collections looks for overrides there
         flags.FLAGS.unparse_flags()
         for name in [name for name in flags.FLAGS if name.startswith("config.")]:
@@ -150,10 +150,10 @@ def error(monkeypatch: pytest.MonkeyPatch) -> Told:
             main.absl_main(main.parse(["main", *arguments]))
         message = str(end.value)
         assert message.startswith("error: ")
-        assert "\n" not in message, "one paragraph"
+        assert "\n" not in message, "the message has more than one line"
         return message
 
-    return told
+    return run_main
 
 
 SMOKE = "--config=configs/grpo.py:smoke"
@@ -171,7 +171,7 @@ SMOKE = "--config=configs/grpo.py:smoke"
         ("--config.stages=('data','gpro')", "Did you mean 'grpo'?"),
     ],
 )
-def test_a_typo_gets_a_suggestion(tmp_path: Path, error: Told, flag: str, message: str) -> None:
+def test_a_typo_gets_a_suggestion(tmp_path: Path, error: RunMain, flag: str, message: str) -> None:
     assert message in error(SMOKE, f"--workdir={tmp_path / 'run'}", flag)
     assert not (tmp_path / "run").exists()
 
@@ -180,12 +180,14 @@ def test_a_typo_gets_a_suggestion(tmp_path: Path, error: Told, flag: str, messag
     ("file", "message"),
     [("configs/grpo.py:70b", "there is no size '70b'; the sizes are smoke, tiny"), ("configs/gpro.py", "No such file")],
 )
-def test_an_unknown_config_file_is_named(tmp_path: Path, error: Told, file: str, message: str) -> None:
+def test_an_unknown_config_file_is_an_error_that_names_it(
+    tmp_path: Path, error: RunMain, file: str, message: str
+) -> None:
     assert message in error(f"--config={file}", f"--workdir={tmp_path / 'run'}")
 
 
-def _own_data(error: Told, tmp_path: Path, home: Path, text: str, *more: str) -> str:
-    """What main says of somebody's own JSONL."""
+def _own_data(error: RunMain, tmp_path: Path, home: Path, text: str, *more: str) -> str:
+    """The error message for a JSONL file with this text as SFT data."""
     (tmp_path / "own.jsonl").write_text(text)
     return error(
         SMOKE, f"--workdir={tmp_path / 'run'}", f"--config.model.path={home / 'model'}",
@@ -193,27 +195,29 @@ def _own_data(error: Told, tmp_path: Path, home: Path, text: str, *more: str) ->
     )  # fmt: skip
 
 
-def test_a_missing_database_is_a_one_line_error(home: Path, tmp_path: Path, error: Told) -> None:
+def test_a_missing_database_is_a_one_line_error(home: Path, tmp_path: Path, error: RunMain) -> None:
     record = json.dumps({"db_id": "nowhere", "question": "How many?", "sql": "SELECT 1"})
     message = _own_data(error, tmp_path, home, record + "\n", f"--config.data.databases={tmp_path}")
     for part in ("own.jsonl", "record 0", "database", "--config.data.databases="):
         assert part in message
 
 
-def test_malformed_records_are_a_one_line_error(home: Path, tmp_path: Path, error: Told) -> None:
+def test_malformed_records_are_a_one_line_error(home: Path, tmp_path: Path, error: RunMain) -> None:
     message = _own_data(error, tmp_path, home, '{"db_id": "pets"}\n{"question": "What?"}\n')
     for part in ("own.jsonl", "none of its 2 records can be used", "no question", "first in record 0"):
         assert part in message
 
 
-def test_a_source_without_reasoning_names_the_direct_form(home: Path, tmp_path: Path, pets: Path, error: Told) -> None:
+def test_a_source_without_reasoning_names_the_direct_form(
+    home: Path, tmp_path: Path, pets: Path, error: RunMain
+) -> None:
     record = json.dumps({"db_id": "pets", "question": "How many?", "sql": "SELECT 1"})
     message = _own_data(error, tmp_path, home, record + "\n", f"--config.data.databases={pets.parents[1]}")
     assert "record 0" in message
     assert "--config.data.form=direct" in message
 
 
-def test_a_tokenizer_without_a_chat_template_is_a_one_line_error(home: Path, tmp_path: Path, error: Told) -> None:
+def test_a_tokenizer_without_a_chat_template_is_a_one_line_error(home: Path, tmp_path: Path, error: RunMain) -> None:
     model = shutil.copytree(home / "model", tmp_path / "model")
     settings = json.loads((model / "tokenizer_config.json").read_text())
     settings.pop("chat_template", None)
@@ -232,7 +236,7 @@ def test_a_tokenizer_without_a_chat_template_is_a_one_line_error(home: Path, tmp
         ("folder", "is a folder without a config.json"),
     ],
 )
-def test_a_run_without_a_model_is_a_one_line_error(tmp_path: Path, error: Told, path: str, message: str) -> None:
+def test_a_run_without_a_model_is_a_one_line_error(tmp_path: Path, error: RunMain, path: str, message: str) -> None:
     (tmp_path / "folder").mkdir()
     model = tmp_path / path if path else ""
     arguments = [SMOKE, f"--workdir={tmp_path / 'run'}", f"--config.model.path={model}", "--config.stages=('grpo',)"]
@@ -240,7 +244,7 @@ def test_a_run_without_a_model_is_a_one_line_error(tmp_path: Path, error: Told, 
 
 
 def test_a_workdir_of_another_config_is_refused_with_the_difference(
-    finished: Path, home: Path, tmp_path: Path, error: Told
+    finished: Path, home: Path, tmp_path: Path, error: RunMain
 ) -> None:
     shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("data", "checkpoints", "export"))
     before = (tmp_path / "run" / "config.json").read_text()
@@ -254,14 +258,18 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(
 
 def test_a_run_may_resume_under_settings_free_to_change(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("data", "checkpoints", "export"))
-    there = config.freeze(json.loads((tmp_path / "run" / "config.json").read_text()))
-    longer = tiny_runs.tiny_config(model__path=there.model.path, grpo__steps=9, evaluate__every=5, checkpoint__keep=7)
+    run_config = config.freeze(json.loads((tmp_path / "run" / "config.json").read_text()))
+    longer = tiny_runs.tiny_config(
+        model__path=run_config.model.path, grpo__steps=9, evaluate__every=5, checkpoint__keep=7
+    )
     main.claim(longer, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == json.loads(json.dumps(config.as_dict(longer)))
 
 
-def test_unexpected_errors_keep_their_traceback(tmp_path: Path, error: Told, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bug is no user's mistake."""
+def test_unexpected_errors_keep_their_traceback(
+    tmp_path: Path, error: RunMain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unexpected exception is a bug, not an error of the user."""
 
     def broken(*_: Any) -> None:
         raise ZeroDivisionError

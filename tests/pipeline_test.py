@@ -58,14 +58,16 @@ def test_every_name_that_a_config_may_list_is_a_stage() -> None:
 def test_the_cold_start_is_evaluated_if_evaluation_is_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: tuple[str, ...]
 ) -> None:
-    told: list[tuple[str, str]] = []
+    evaluated: list[tuple[str, str]] = []
     trained = state.TrainState(jnp.int32(7), {"w": 1}, ())
     monkeypatch.setattr(sft, "train", lambda context: trained)
-    monkeypatch.setattr(evaluation, "evaluate", lambda context, name, params, of, executor: told.append((name, of)))
+    monkeypatch.setattr(
+        evaluation, "evaluate", lambda context, name, params, of, executor: evaluated.append((name, of))
+    )
     monkeypatch.setattr(Pipeline, "context", SimpleNamespace(config=config.Config(), workdir=tmp_path))
     monkeypatch.setattr(Pipeline, "executor", None)
     Pipeline(dataclasses.replace(config.Config(), stages=listed), tmp_path).sft()
-    assert told == ([("sft", "sft, step 7")] if "evaluate" in listed else [])
+    assert evaluated == ([("sft", "sft, step 7")] if "evaluate" in listed else [])
 
 
 def _children() -> set[str]:

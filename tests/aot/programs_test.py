@@ -49,7 +49,7 @@ def step() -> StepPrograms:
 
 @pytest.fixture(scope="module")
 def train_state(step: StepPrograms) -> state.TrainState:
-    """A state with arrays, made as training makes it."""
+    """A train state with arrays, created in the same way as in training."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, step.params)
     init_params = jax.jit(lambda key: init.init_params(step.model_config, key), out_shardings=shardings)
     with jax.set_mesh(step.mesh):

@@ -68,7 +68,7 @@ def test_databases_are_found_next_to_the_data(tmp_path: Path, pets: Path, locati
 
 
 def test_one_database_file_serves_all_questions(tmp_path: Path, pets: Path) -> None:
-    assert example.read_examples(jsonl(tmp_path, record(db_id="mine")), str(pets))[0].database == pets
+    assert example.read_examples(jsonl(tmp_path, record(db_id="other")), str(pets))[0].database == pets
 
 
 def test_spider_and_bird_are_read_from_their_folders(tmp_path: Path, pets: Path) -> None:

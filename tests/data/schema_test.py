@@ -12,7 +12,7 @@ from sqlr1_jax.sql.database import DatabaseError
 
 
 def make_database(folder: Path, sql: str) -> Path:
-    path = folder / "made.sqlite"
+    path = folder / "test.sqlite"
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(sql)
     return path
@@ -171,7 +171,7 @@ def test_every_real_schema_survives_rendering_and_reading(shared_data: Path, tmp
     for path in paths:
         read = schema.read_schema(path, sampled=False)
         again = schema.read_schema(make_database(tmp_path, schema.render(read, "fixed")), sampled=False)
-        (tmp_path / "made.sqlite").unlink()
+        (tmp_path / "test.sqlite").unlink()
         assert _columns(again) == _columns(read), path
         assert again.foreign_keys == read.foreign_keys, path
 

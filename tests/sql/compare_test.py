@@ -97,14 +97,14 @@ def test_spider_cells(gold: list[tuple], rows: list[tuple], equal: bool) -> None
     assert compare.compare("spider", gold, rows, ordered=False) is equal
 
 
-# Edges by vertices of two graphs in which every row looks alike and every column too.
+# Incidence matrices (edges × vertices) of two graphs. In both, all rows look alike, and so do all columns.
 RING = [tuple(int(vertex in (edge, (edge + 1) % 6)) for vertex in range(6)) for edge in range(6)]
 TRIANGLES = [tuple(int(v // 3 == e // 3 and v % 3 != e % 3) for v in range(6)) for e in range(6)]
 
 
-def test_spider_tells_apart_what_every_row_and_every_column_alike_allows() -> None:
-    turned = [tuple(row[i] for i in (3, 1, 5, 0, 4, 2)) for row in RING]
-    assert compare.compare("spider", RING, turned, ordered=False)
+def test_spider_distinguishes_results_whose_rows_and_columns_all_look_alike() -> None:
+    permuted = [tuple(row[i] for i in (3, 1, 5, 0, 4, 2)) for row in RING]
+    assert compare.compare("spider", RING, permuted, ordered=False)
     assert not compare.compare("spider", RING, TRIANGLES, ordered=False)
     assert not naive_spider(RING, TRIANGLES, ordered=False)
 
@@ -139,9 +139,9 @@ def test_defect_08_many_equal_columns_take_no_time(columns: int) -> None:
 
 
 def test_defect_08_the_search_ends_where_it_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    turned = [tuple(row[i] for i in (3, 1, 5, 0, 4, 2)) for row in RING]
+    permuted = [tuple(row[i] for i in (3, 1, 5, 0, 4, 2)) for row in RING]
     monkeypatch.setattr(compare, "SEARCH_BUDGET", 10)
-    assert not compare.compare("spider", RING, turned, ordered=False)
+    assert not compare.compare("spider", RING, permuted, ordered=False)
 
 
 def test_bird_compares_sets_of_rows() -> None:
@@ -291,15 +291,15 @@ VERDICTS = {"spider": "spider_ts_keep_distinct", "bird": "bird_ex", "soft_f1": "
 
 
 def intended(rule: str, pair: dict[str, Any], outcome: Outcome) -> str:
-    """Why we differ from the official code on purpose, if we may; numbers are the quirks in the oracles' README."""
+    """The reason why we differ from the official code on purpose, or "". Numbers are quirks in the oracles' README."""
     if rule == "spider" and ("order by" in pair["gold"].lower()) != orders_at_top_level(pair["gold"]):
         return "1: ORDER BY is looked for in the text"
     if rule == "spider" and re.search(r"[<>!] =|CURDATE", pair["gold"] + pair["pred"]):
         return "7: texts are repaired"
     if rule == "spider" and outcome.kind == "match" and not pair[VERDICTS[rule]]:
-        return "6: 1 and 1.0 are told apart in wide rows"
+        return "6: 1 and 1.0 differ in wide rows"
     if "cast(x'ff" in (pair["gold"] + pair["pred"]).lower():
-        return "8, 16: bytes that are no text"
+        return "8, 16: bytes that are not text"
     if outcome.kind == "denied":
         return "12, 14, 15: writes and pragmas run"
     if "there is no statement" in outcome.message:
@@ -331,7 +331,7 @@ def check(found: dict[str, Counter[str]]) -> None:
     assert unexplained == []
 
 
-def test_agrees_with_the_official_evaluators_but_for_their_quirks(shared_data: Path) -> None:
+def test_agrees_with_the_official_evaluators_except_for_their_quirks(shared_data: Path) -> None:
     check(disagreements(shared_data, every=7))
 
 
@@ -339,6 +339,6 @@ def test_agrees_with_the_official_evaluators_but_for_their_quirks(shared_data: P
 def test_agrees_with_the_official_evaluators_on_every_pair(shared_data: Path) -> None:
     found = disagreements(shared_data, every=1)
     check(found)
-    assert found["spider"]["6: 1 and 1.0 are told apart in wide rows"] < 20
+    assert found["spider"]["6: 1 and 1.0 differ in wide rows"] < 20
     assert sum(found["bird"].values()) < 50
     assert sum(found["soft_f1"].values()) < 50

@@ -157,7 +157,7 @@ worker.main()
 def test_a_query_that_crashes_is_blamed_and_no_other(
     pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: int
 ) -> None:
-    """Whatever was not sent yet dies with the process: answers to quick queries, and whose turn it was."""
+    """A crash loses the answers that the worker has not sent, and the record of which query was running."""
     (tmp_path / "worker.py").write_text(CRASHING)
     (tmp_path / "python").write_text(f"#!/bin/sh\nexec {sys.executable} -S -P {tmp_path}/worker.py\n")
     (tmp_path / "python").chmod(0o755)
@@ -286,14 +286,14 @@ def test_submitting_waits_where_too_many_wait(pets: Path, monkeypatch: pytest.Mo
 
 def test_who_waits_to_submit_hears_of_the_end(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor_module, "MAX_WAITING", 1)
-    said: list[str] = []
+    messages: list[str] = []
 
     def submit() -> None:
         try:
             for i in range(100):
                 executor.run(pets, f"{BOMB} -- {i}")  # type: ignore[attr-defined]
         except ExecutorError as error:
-            said.append(str(error))
+            messages.append(str(error))
 
     with Executor(dataclasses.replace(CFG, workers=1)) as executor:
         thread = threading.Thread(target=submit)
@@ -302,10 +302,10 @@ def test_who_waits_to_submit_hears_of_the_end(pets: Path, monkeypatch: pytest.Mo
             time.sleep(0.01)
     thread.join(timeout=60)
     assert not thread.is_alive()
-    assert len(said) == 1 and "executor is closed" in said[0]
+    assert len(messages) == 1 and "executor is closed" in messages[0]
 
 
-def test_closing_waits_for_nothing(pets: Path) -> None:
+def test_closing_does_not_wait_for_running_queries(pets: Path) -> None:
     start = time.perf_counter()
     with Executor(CFG) as executor:
         executor.run(pets, "SELECT 1").result()
@@ -323,16 +323,16 @@ def test_closing_waits_for_nothing(pets: Path) -> None:
         executor.run(pets, "SELECT 1")
 
 
-def test_it_leaves_no_thread_and_no_descriptor(pets: Path) -> None:
-    def held() -> tuple[int, int]:
+def test_closed_executor_leaves_no_thread_and_no_descriptor(pets: Path) -> None:
+    def threads_and_descriptors() -> tuple[int, int]:
         return threading.active_count(), len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
 
-    before = held()
+    before = threads_and_descriptors()
     for _ in range(3):
         with Executor(CFG) as executor:
             assert executor.submit(pets, GOLD, GOLD).result().kind == "match"
             executor.workers[0].terminate()
-    assert held() == before
+    assert threads_and_descriptors() == before
 
 
 def test_workers_that_cannot_start_are_an_error_for_all_who_wait(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:

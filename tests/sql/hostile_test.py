@@ -1,4 +1,4 @@
-"""All layers together: whatever a model writes, nothing is written, nothing is lost, and it ends."""
+"""All layers of the sandbox together: hostile SQL changes nothing, loses no other answer, and ends in time."""
 
 from __future__ import annotations
 

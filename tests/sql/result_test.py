@@ -48,12 +48,12 @@ cells = st.none() | st.integers() | st.floats(allow_nan=False) | st.text() | und
 
 @given(st.lists(st.tuples(cells, cells)), st.text())
 def test_a_result_is_read_back_exactly(rows: list, message: str) -> None:
-    made = Result(OutcomeKind.OK, rows, ("a", "b"), 12_000, 0.1 + 0.2, message)
-    text = encode(made)
+    result = Result(OutcomeKind.OK, rows, ("a", "b"), 12_000, 0.1 + 0.2, message)
+    text = encode(result)
     assert text is not None
-    back = decode(text)
-    assert back == made
-    assert [[type(cell) for cell in row] for row in back.rows] == [[type(cell) for cell in row] for row in rows]
+    decoded = decode(text)
+    assert decoded == result
+    assert [[type(cell) for cell in row] for row in decoded.rows] == [[type(cell) for cell in row] for row in rows]
 
 
 def test_what_never_ran_or_is_long_is_not_kept() -> None:

@@ -217,11 +217,11 @@ def test_what_wants_a_temporary_file_gets_memory(backend: str, pets: Path, sql: 
     with closing(Sandbox(LIMITS, backend)) as box:
         result = box.query(str(pets), sql, 50_000_000)
         assert result.kind == "ok"
-        assert {session.quick for session in box.sessions} == {True, False}
-        asked = Session(str(pets), clocked="date" in sql, backend=backend)
-        with closing(asked.connection):
-            rows, columns = asked.execute(sql, 50_000_000, LIMITS)
-        assert (result.rows, result.columns, result.steps) == (rows, columns, asked.steps)
+        assert {used.quick for used in box.sessions} == {True, False}
+        session = Session(str(pets), clocked="date" in sql, backend=backend)
+        with closing(session.connection):
+            rows, columns = session.execute(sql, 50_000_000, LIMITS)
+        assert (result.rows, result.columns, result.steps) == (rows, columns, session.steps)
 
 
 def test_a_small_sort_needs_no_second_connection(box: Sandbox, pets: Path) -> None:

@@ -1,4 +1,4 @@
-"""A small data set, made once for all tests of synth."""
+"""A small data set, generated once for all tests of synth."""
 
 from __future__ import annotations
 

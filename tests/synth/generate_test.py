@@ -172,10 +172,10 @@ def test_after_a_killed_run_the_folder_is_made_again(tmp_path: Path, monkeypatch
 
 
 def test_a_folder_with_other_files_is_never_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("precious")
+    (tmp_path / "notes.txt").write_text("precious")
     with pytest.raises(SynthError, match=r"holds files but no made.json"):
         generate(TINY, 1, tmp_path)
-    assert (tmp_path / "mine.txt").read_text() == "precious"
+    assert (tmp_path / "notes.txt").read_text() == "precious"
 
 
 def test_a_relative_folder_is_relative_to_the_working_directory(

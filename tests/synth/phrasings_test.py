@@ -26,7 +26,7 @@ def test_only_vague_templates_leave_the_table_out(name: str) -> None:
 def test_every_family_has_its_questions() -> None:
     rng = random.Random(0)
     for family_name, family in FAMILIES.items():
-        asked = 0
+        questions = 0
         for _ in range(30):
             draw = Draw(rng, databases.make(rng, words.COMMON))
             try:
@@ -37,8 +37,8 @@ def test_every_family_has_its_questions() -> None:
             question, style = phrasings.write_question(rng, name, draft)
             assert "{" not in question
             assert style in {known for known, _ in TEMPLATES[name]}
-            asked += 1
-        assert asked >= 10, family_name
+            questions += 1
+        assert questions >= 10, family_name
 
 
 def test_names_follow_a_space_and_values_are_quoted(records: dict[str, list[dict[str, Any]]]) -> None:

@@ -1,4 +1,4 @@
-"""What tests share: tiny models, tiny runs, databases, slow reference computations, hostile SQL.
+"""Helpers that tests share: tiny models, tiny runs, databases, slow reference computations, hostile SQL.
 
-Only tests import it (`pythonpath` in pyproject.toml has their folder); fixtures made of it stand in conftest.py.
+Only tests import this package (`pythonpath` in pyproject.toml has their folder). Fixtures are in conftest.py.
 """

@@ -14,7 +14,7 @@ from sqlr1_jax import config
 from sqlr1_jax.distributed import sharding
 from sqlr1_jax.model import qwen2
 
-# A tiny random Qwen2 with logits and greedy tokens of transformers, made by tests/model/make_fixture.py.
+# A tiny random Qwen2 with logits and greedy tokens from transformers, written by tests/model/make_fixture.py.
 TRANSFORMERS_FIXTURE = Path(__file__).parents[1] / "model" / "fixtures" / "qwen2"
 
 # Sizes that a mesh of fsdp 4 × tensor 2 divides; three ids past the tokenizer's.

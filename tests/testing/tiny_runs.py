@@ -50,7 +50,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def tiny_config(**changed: Any) -> config.Config:
-    """The smoke config made smaller still; `changed` has grpo__steps=3 for grpo.steps."""
+    """A smaller smoke config. `changed` sets settings, with __ for a dot: grpo__steps=3 sets grpo.steps."""
     tree = presets.get("smoke")
     values = SETTINGS | {name.replace("__", "."): value for name, value in changed.items()}
     for path, value in values.items():
@@ -84,7 +84,8 @@ def environment(home: Path) -> dict[str, str]:
 def run_python(home: Path, command: Sequence[str], check: bool = True) -> subprocess.CompletedProcess[str]:
     """Runs python with these arguments.
 
-    Raises AssertionError where it fails and `check` is true, with what it said.
+    Raises:
+      AssertionError: it fails and `check` is true; the message has the end of its output.
     """
     done = subprocess.run(
         [sys.executable, *command], cwd=REPOSITORY, env=environment(home), capture_output=True, text=True, timeout=550,
@@ -98,7 +99,8 @@ def run_python(home: Path, command: Sequence[str], check: bool = True) -> subpro
 def run_on_hosts(home: Path, command: Sequence[str], hosts: int = 2) -> list[str]:
     """Runs python with these arguments on several hosts of one run; returns the last line that each printed.
 
-    Raises AssertionError where one fails, with what it said.
+    Raises:
+      AssertionError: a host fails; the message has the end of its output.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
