@@ -27,7 +27,7 @@ from sqlr1_jax.model import tokenizer
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.result_cache import default_folder
 
-IDS_SHOWN = 3  # of each rule in the summary
+IDS_SHOWN = 3  # ids per rule in the summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _parse_rules(text: str) -> tuple[str, ...]:
     """The rules whose findings are left out, by default those that are marked so.
 
     Raises:
-      ConfigError: a name is not a rule, or is bad_record, whose records are no examples that could be left out.
+      ConfigError: a name is not a rule, or is bad_record, whose records never become examples.
     """
     if not text:
         return tuple(name for name, rule in RULES.items() if rule.left_out)

@@ -21,7 +21,7 @@ class JsonError(Sqlr1Error):
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Writes a text to a temporary file next to `path` and renames it: a reader finds the old text or the new one.
+    """Writes a text to a temporary file next to `path` and renames it, so that a reader finds the old text or the new.
 
     If two processes write one file, the later one wins.
     """

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class Pipeline:
-    """A run's stages; each method is named as in config.stages and does nothing where its work is already done.
+    """A run's stages; each method is named as in config.stages and does nothing if its work is already done.
 
     A context manager: leaving it ends the SQL workers.
     """
@@ -41,7 +41,7 @@ class Pipeline:
 
     @functools.cached_property
     def context(self) -> RunContext:
-        """Created at first use: the data stage trains the tokenizer that it loads."""
+        """Created at first use, because it loads the tokenizer that the data stage trains."""
         return create_context(self.config, self.workdir)
 
     @functools.cached_property

@@ -43,7 +43,7 @@ def _tiny(config: ConfigDict) -> None:
         schedule="linear",
         end_fraction=0.05,
         warmup_steps=20,
-        # Embeddings stay random. Training would move those of names in the SFT set away from those of other names.
+        # Embeddings stay random. Training would separate the SFT set's names from all other names.
         frozen=("embed",),
     )
     config.grpo.steps = 110

@@ -12,7 +12,7 @@ from sqlr1_jax.errors import ConfigError
 
 FILE_NAME = "sqlr1.json"
 _PROMPT_SETTINGS = ("form", "schema", "instructions", "max_prompt_tokens")  # of DataConfig
-# Prompt settings of a model that this package did not export: it never saw our answer form, so the prompt explains it.
+# Prompt settings of a model that this package did not export. The prompt explains our answer form, which is new to it.
 EXTERNAL_MODEL = DataConfig(form="reasoning", schema="retrieved", instructions="full")
 
 

@@ -213,7 +213,7 @@ def test_a_source_without_reasoning_names_the_direct_form(
 ) -> None:
     record = json.dumps({"db_id": "pets", "question": "How many?", "sql": "SELECT 1"})
     message = _own_data(error, tmp_path, home, record + "\n", f"--config.data.databases={pets.parents[1]}")
-    assert "record 0" in message
+    assert "No record of" in message and "own.jsonl has reasoning" in message
     assert "--config.data.form=direct" in message
 
 

@@ -150,7 +150,7 @@ def broadcast(value: Value) -> Value:
 def sync_errors() -> Iterator[None]:
     """A block in which an exception on one process is raised on all. Collective at the end of the block.
 
-    The block must not contain collectives: a process that fails before one would leave the others waiting for it.
+    The block must not contain collectives, because a process that fails before one would leave the others waiting.
 
     Raises:
       Exception: this process's exception; if it has none, that of the first process that failed.

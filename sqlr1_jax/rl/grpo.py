@@ -58,26 +58,28 @@ def train_step(setup: GrpoSetup, state: TrainState, step: int) -> StepResult:
     context, grpo_config, timer = setup.context, setup.context.config.grpo, StepTimer()
     examples, prompts, batch_ids = setup.prompt_set.batch(grpo_config.prompts, context.config.seed, step)
 
-    # Sample. The engine hands over each completion as it ends, so its SQL runs while others are still sampled.
+    # Sample. The engine hands over each completion as it ends, so its SQL executes while others are still sampled.
     execution = scoring.CompletionExecutor(context, setup.executor, examples, grpo_config.samples)
     completions = sample(setup, state.params, prompts, step, on_finished=execution.submit)
     timer.lap("rollout")
 
-    # Pack while the last queries execute, then compute their rewards.
+    # Pack rows while the last queries execute; then wait for the outcomes and compute the rewards.
     with collectives.sync_errors():
-        groups = scoring.completion_groups(prompts, completions)
-        rows = batch.pack_groups(groups, setup.update_spec.layout, setup.rows_config)
+        rows = batch.pack_groups(
+            scoring.completion_groups(prompts, completions), setup.update_spec.layout, setup.rows_config
+        )
         timer.lap("pack")
         outcomes = execution.wait()
         rewards = scoring.compute_rewards(context, examples, completions, execution.answers, outcomes)
     global_rewards = collectives.allgather_arrays(rewards)
     timer.lap("reward_wait")
 
-    # Advantages are relative to the group; groups that teach nothing are dropped before the update.
+    # Advantages are relative to the group. Groups that teach nothing are dropped before the update.
     adv_PG, keep_P = local_advantages(setup, global_rewards, step)
     kept_rows = drop_filtered(rows, keep_P)
-    update_batch = make_batch(setup, state.params, kept_rows, adv_PG)
-    state, sums = update(state, update_batch, grpo_loss, grpo_config, setup.update_spec)
+    state, sums = update(
+        state, make_batch(setup, state.params, kept_rows, adv_PG), grpo_loss, grpo_config, setup.update_spec
+    )
     timer.lap("update")
 
     rollout_log.write(context.workdir, step + 1, examples, execution, outcomes, rewards, adv_PG, grpo_config.reward)

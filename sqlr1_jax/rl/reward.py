@@ -114,7 +114,7 @@ def schema_recall(sql: str, gold_sql: str) -> float:
 def schema_items(sql: str) -> frozenset[tuple[str, str]]:
     """(kind, lower-case name) of each table and column that a statement names; empty if it cannot be parsed.
 
-    Names that the statement itself defines, by WITH or AS, are left out: they are not part of the schema.
+    Names that the statement itself defines, by WITH or AS, are left out, because they are not part of the schema.
     """
     import sqlglot
     from sqlglot import expressions

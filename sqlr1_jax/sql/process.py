@@ -83,7 +83,7 @@ class WorkerProcess:
         """Waits for the answer to the next job.
 
         Args:
-          seconds: the time limit, for the gold query and for the prediction each.
+          seconds: the time limit of each query, the gold query and the prediction.
 
         Raises:
           WallTimeout: the time is over; `phase` names the query.

@@ -3,7 +3,7 @@
 It imports only the standard library and sqlr1_jax.sql. A message is a frame: four bytes of length, then JSON. The first
 message in holds the settings and is answered by {"ready": SQLite's version}. Each later message in is a list of jobs;
 each job is answered by one message. Before a gold query runs, and before the prediction after it, the worker sends
-{"phase": "gold"} or {"phase": "prediction"}: if the parent must kill the worker, it knows which of the two hung.
+{"phase": "gold"} or {"phase": "prediction"}, so that a parent that must kill the worker knows which of the two hung.
 """
 
 from __future__ import annotations
