@@ -79,7 +79,7 @@ class DataConfig:
     evaluate: str = "synth:"  # source of the held-out questions
     databases: str = ""  # folder of <db_id>/<db_id>.sqlite; empty: the source's own folder
     exclude: str = ""  # JSONL file of {id, …} with the records to leave out, as `check --output` writes it; empty: none
-    limit: int = 0  # number of first examples to take from each source, after its selection; 0: all
+    limit: int = 0  # takes only each source's first N examples, counted after a selection such as synsql-200k; 0: all
     form: str = "reasoning"  # answer form; reasoning: reasoning, then SQL; direct: SQL without reasoning
     schema: str = "qualified"  # format of the schema text (data/schema.py)
     # Instructions in the prompt. full: also explains the answer form, for a model that was not trained on it.
@@ -138,7 +138,7 @@ class SamplingConfig:
     """How the next token is drawn."""
 
     temperature: float = 1.0  # sampling temperature; 0: greedy
-    top_p: float = 1.0  # nucleus sampling: keeps the fewest likeliest tokens with at least this total probability
+    top_p: float = 1.0  # nucleus sampling: keeps the smallest set of most likely tokens with at least this probability
     top_k: int = 0  # number of likeliest tokens to keep; 0: all
     min_p: float = 0.0  # smallest probability to keep, as a fraction of the likeliest token's; 0: all
     max_tokens: int = 2048  # token limit of a completion
@@ -267,7 +267,7 @@ class ExportConfig:
 class Config:
     """All settings of a run."""
 
-    seed: int = 0  # seed of weights, data order, sampling and the embedded data
+    seed: int = 0  # seed of weights, data order, sampling and the generated data set
     stages: tuple[str, ...] = STAGES  # stages to run, in the order given
     model: ModelConfig = ModelConfig()
     mesh: MeshConfig = MeshConfig()

@@ -29,7 +29,7 @@ def table(report: dict[str, Any]) -> str:
         f"{report['training']}, the only kind of training; compiled, not run",
         f"a step: {report['prompts']} prompts × {report['samples']} samples; {rows['microbatches']} microbatches of "
         f"{rows['rows']} rows of {rows['tokens']} tokens",
-        f"{'program':<9}{'peak GiB':>10}{'inputs':>9}{'temporary':>11}{'PFLOP':>9}{'compute s':>11}{'compiled s':>12}",
+        f"{'program':<20}{'peak GiB':>10}{'inputs':>9}{'temporary':>11}{'PFLOP':>9}{'compute s':>11}{'compiled s':>12}",
         *(_program_line(name, program) for name, program in report["programs"].items()),
     ]
     if report["repeated_rows"]:
@@ -52,7 +52,7 @@ def _program_line(name: str, program: dict[str, Any]) -> str:
         verdict = f"REFUSED: {program['refused']}"
     else:
         verdict = "OFFLOADED to the host" if program["host"] and not program["offloads"] else "TOO LARGE"
-    return f"{name:<9}{memory}{time}  {verdict}"
+    return f"{name:<20}{memory}{time}  {verdict}"
 
 
 @exit_on_error()

@@ -37,8 +37,8 @@ def test_the_table_has_a_line_per_program() -> None:
         "tiny on v5e:2x1: 2 chips of 4.00 GiB, mesh replica 1 × fsdp 2 × tensor 1",
         "full fine-tuning, the only kind of training; compiled, not run",
         "a step: 2 prompts × 4 samples; 1 microbatches of 2 rows of 32 tokens",
-        "program    peak GiB   inputs  temporary    PFLOP  compute s  compiled s",
-        "update         3.00     2.00       1.00    4.000      1.500           7  fits",
+        "program               peak GiB   inputs  temporary    PFLOP  compute s  compiled s",
+        "update                    3.00     2.00       1.00    4.000      1.500           7  fits",
         "fits: 25.0% of HBM free at the peak, 5% required",
     ]
 
@@ -73,7 +73,7 @@ def test_half_a_billion_parameters_fit_four_chips() -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["fits"] and report["headroom"] > 0.5
-    assert list(report["programs"]) == ["weights", "prefill", "decode", "score", "update"]
+    assert list(report["programs"]) == ["weights", "prefill", "decode", "reference_logprobs", "update"]
     assert (report["chips"], report["hosts"], report["repeated_rows"]) == (4, 1, False)
 
     programs, weights = report["programs"], 494_032_768 * 4 / 4  # bytes per chip, float32
@@ -82,7 +82,7 @@ def test_half_a_billion_parameters_fit_four_chips() -> None:
     sampler = 494_032_768 * 2  # bfloat16, replicated
     slots = 2 * 24 * 20480 * 2 * 2 * 64 * 2  # bytes per chip: keys and values of two prompts in bfloat16
     assert programs["prefill"]["arguments"] == pytest.approx(4 * weights + sampler + slots, rel=0.02)
-    assert programs["update"]["temporaries"] > programs["score"]["temporaries"]
+    assert programs["update"]["temporaries"] > programs["reference_logprobs"]["temporaries"]
     tokens, keys = 8 * 20480, 8 * flops.row_keys(4096, 8, 2048)
     update_flops = flops.update_flops(qwen2.PRESETS["0.5b"], tokens, keys, logit_tokens=8 * 8 * 2048)
     assert programs["update"]["flops"] == pytest.approx(update_flops)

@@ -3,14 +3,14 @@
 They are the functions that training jits. While one of them runs, other arrays of the step stay in device memory
 (resident); a step runs them in this order:
 
-    program   function                        inputs                          donated      resident
-    weights   Engine.prepare_weights          params                                       optimizer state, reference
-    prefill   rollout.programs.prefill        sampler weights, slots, prompts slots        train state, reference
-    decode    rollout.programs.decode_steps   sampler weights, slots          slots        train state, reference
-    score     train.state.compute_logprobs    reference, batch                             train state
-    update    train.state.update              train state, batch              train state  reference
+    program             function                       inputs                   donated      resident
+    weights             Engine.prepare_weights         params                                optimizer state, reference
+    prefill             rollout.programs.prefill       weights, slots, prompts  slots        train state, reference
+    decode              rollout.programs.decode_steps  weights, slots           slots        train state, reference
+    reference_logprobs  train.state.compute_logprobs   reference, batch                      train state
+    update              train.state.update             train state, batch       train state  reference
 
-`reference` is the KL term's model; without that term there is none, and no program `score`.
+`reference` is the KL term's model; without that term there is none, and no program `reference_logprobs`.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class StepPrograms:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the properties that are this step's programs, in the order in which a step runs them."""
-        return ("weights", "prefill", "decode", *(("score",) if self.reference else ()), "update")
+        return ("weights", "prefill", "decode", *(("reference_logprobs",) if self.reference else ()), "update")
 
     @functools.cached_property
     def weights(self) -> AotProgram:
@@ -189,15 +189,15 @@ class StepPrograms:
         return AotProgram(self.engine.mesh, function, inputs, resident, donated=(1,), flops=decode_flops)
 
     @functools.cached_property
-    def score(self) -> AotProgram:
+    def reference_logprobs(self) -> AotProgram:
         """Computes the reference model's log-probabilities of all microbatches."""
 
         def function(params: Any, batch: Batch) -> Any:
             return state.compute_logprobs(params, batch, self.update_spec)
 
-        score_flops = flops.forward_flops(self.model_config, *self._training_work())
+        logprobs_flops = flops.forward_flops(self.model_config, *self._training_work())
         inputs = self.reference, self._abstract_batch()
-        return AotProgram(self.mesh, function, inputs, self.state, flops=score_flops)
+        return AotProgram(self.mesh, function, inputs, self.state, flops=logprobs_flops)
 
     @functools.cached_property
     def update(self) -> AotProgram:

@@ -44,7 +44,7 @@ class Segment(NamedTuple):
 
     tokens: Sequence[int] | npt.NDArray[np.integer]  # n + 1 ids
     weight: Sequence[float] | npt.NDArray[np.floating]  # n: loss weight of each target; 0: no loss
-    logprob: Sequence[float] | npt.NDArray[np.floating]  # n: of each target, in the sampler; zeros in SFT
+    logprob: Sequence[float] | npt.NDArray[np.floating]  # n: each target's log-probability in the sampler; zeros in SFT
     prompt: int  # index of its prompt in the batch
     sample: int  # index of its sample among the prompt's
 

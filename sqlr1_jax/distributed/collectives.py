@@ -1,7 +1,7 @@
 """Communication between the processes of one run; there is one process per host.
 
-These collectives block until all devices finish, because they are small JAX programs that run after those already
-dispatched.
+Each collective is a small JAX program that runs after all programs already dispatched, so it blocks until the devices
+have finished those.
 **Every process must call them, the same ones in the same order, or the run hangs:**
 
     allgather_arrays  allgather_objects  allgather_list  broadcast  global_sum  global_max  sync_errors  run_on_primary
@@ -91,7 +91,7 @@ def global_sum(value: float) -> float:
 
 
 def global_max(value: int) -> int:
-    """The maximum of all processes' values, as for a shape that they must agree on. Collective."""
+    """The maximum of all processes' values, such as a size from which all must derive the same shape. Collective."""
     return int(np.max(allgather_arrays(np.asarray([value], np.int64))))
 
 
@@ -181,7 +181,7 @@ def run_on_primary(action: Callable[..., Any], *arguments: Any) -> None:
 def check_batch_sizes(config: Config, training_mesh: Mesh, sampling_mesh: Mesh) -> None:
     """Checks that every batch of the config's stages divides evenly among processes and data-parallel groups.
 
-    A data-parallel group is the devices with the same index of replica × fsdp; they hold the same examples.
+    A data-parallel group is the set of devices with the same replica and fsdp coordinates; they hold the same examples.
 
     Raises:
       ConfigError: a data-parallel group spans processes, or a batch does not divide evenly; it names the setting.
@@ -207,9 +207,9 @@ def check_batch_sizes(config: Config, training_mesh: Mesh, sampling_mesh: Mesh) 
     ):
         if stage in config.stages and size % parts:
             per_host = name.endswith("per_microbatch")
-            total = f", {size} on {processes} hosts," if per_host else ""
+            total = f" per host ({size} on {processes} hosts)" if per_host else ""
             raise ConfigError(
-                f"config.{name} is {size // processes if per_host else size}{total} and does not divide among {parts} "
-                f"{'hosts' if parts == processes else 'data-parallel groups of the mesh'}. "
+                f"config.{name} is {size // processes if per_host else size}{total}, which does not divide evenly "
+                f"among {parts} {'hosts' if parts == processes else 'data-parallel groups of the mesh'}. "
                 f"Set it to a multiple of {parts // processes if per_host else parts}."
             )

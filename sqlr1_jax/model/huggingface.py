@@ -1,4 +1,4 @@
-"""Reads and writes Hugging Face model folders; weights keep their bits.
+"""Reads and writes Hugging Face model folders; a saved model loads bit for bit, unless it is saved in another dtype.
 
 Reading goes directly into the target sharding: each device's part is sliced out of the memory-mapped files. Writing
 goes tensor by tensor. The layouts differ:
@@ -36,7 +36,8 @@ class _HfName(NamedTuple):
     """The name and layout of a parameter in Hugging Face files."""
 
     template: str  # with {} for the layer
-    # Number of leading axes, after the layer axis, that a matmul contracts; None: same shape in both.
+    # Number of axes after the layer axis that a matmul contracts; 0: a bias, whose axes are flattened in the file;
+    # None: the file has our shape.
     in_axes: int | None
 
 
@@ -171,7 +172,8 @@ def _open_tensors(folder: Path) -> dict[str, np.ndarray]:
         files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
-        problem = f"lacks {', '.join(missing[:3])} of its index" if missing else "has no *.safetensors file"
+        lacking = f"lacks files that its index lists ({', '.join(missing[:3])})"
+        problem = lacking if missing else "has no *.safetensors file"
         raise WeightsError(f"{folder} {problem}; download the model again, in safetensors form.")
     return {name: tensor for file in files for name, tensor in safetensors.open_file(file).items()}
 

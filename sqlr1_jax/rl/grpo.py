@@ -125,7 +125,7 @@ def local_advantages(setup: GrpoSetup, global_rewards: Rewards, step: int) -> tu
 
 
 def drop_filtered(rows: PackedRows, keep_P: np.ndarray) -> PackedRows:
-    """Sets the loss weights of dropped groups to 0 and removes rows that have no other group."""
+    """Sets the loss weights of dropped groups to 0, and removes rows in which every group was dropped."""
     weight = rows.weight * keep_P[rows.prompt]
     has_loss = weight.any(axis=1)
     return PackedRows(*(field[has_loss] for field in rows._replace(weight=weight)))

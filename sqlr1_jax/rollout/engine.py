@@ -13,7 +13,7 @@ The price is that a slot idles for one call before it is refilled. With two slot
             │                   │          │ queue prefill C      │ queue     │          │ no prompt waits,     │
             │                   │          │ and decode 3         │ decode 4  │          │ queue decode 5       │
 
-Shapes: P slots, G samples per prompt, T most tokens of a sample, C decode steps per call, N prompts of all processes,
+Shapes: P slots, G samples per prompt, T tokens at most per sample, C decode steps per call, N prompts of all processes,
 H processes, R prompts of one process in one prefill, S padded prompt tokens. In
 `Request` and `Completions`, P is the number of prompts, not of slots.
 """
@@ -78,10 +78,11 @@ class Request:
     sampling: SamplingConfig
     seed: int  # random numbers are a function of seed, step, prompt index, sample index and token index
     step: int  # training step; evaluation uses a reserved number
-    prompt_offset: int = 0  # index within the step of this request's first prompt; a step may take several requests
+    # Position of this request's first prompt among the step's prompts; a step may take several requests.
+    prompt_offset: int = 0
     # Slots over all processes; 0: rollout.max_concurrent_prompts, or if that is 0 too, one slot per prompt.
     max_concurrent_prompts: int = 0
-    limit_PG: npt.NDArray[np.int32] | None = None  # most tokens of each sample; None: sampling.max_tokens
+    limit_PG: npt.NDArray[np.int32] | None = None  # token limit of each sample; None: sampling.max_tokens
     # Maps the tokens so far to the length at which the completion ends, or to None if it goes on. It detects ends
     # that the device cannot, such as the end of a text that spans several tokens.
     stop_fn: Callable[[Ids], int | None] | None = None
@@ -91,7 +92,7 @@ class Request:
 
     @property
     def token_limit_PG(self) -> npt.NDArray[np.int32]:
-        """Most tokens of each sample: `limit_PG`, capped at `sampling.max_tokens`."""
+        """Token limit of each sample: `limit_PG`, capped at `sampling.max_tokens`."""
         if self.limit_PG is None:
             return np.full((len(self.prompts), self.samples), self.sampling.max_tokens, np.int32)
         return np.minimum(self.limit_PG, self.sampling.max_tokens).astype(np.int32)
@@ -109,7 +110,7 @@ class Engine:
     model_config: qwen2.Qwen2Config  # with the sampler's dtype
     mesh: Mesh  # sharding.sampling_mesh
     stop_ids: tuple[int, ...]  # token ids that end a sample
-    prompt_tokens: int  # most tokens of a prompt
+    prompt_tokens: int  # maximum number of tokens in a prompt
     config: RolloutConfig
     unstack_layers: bool | None = None  # None: only on CPU
 
@@ -228,7 +229,7 @@ class Engine:
         padded_length: int,
     ) -> Slots:
         slot_R = slots_HR[collectives.process_index()]
-        prompt_R = np.append(prompt_P, FREE)[slot_R]  # padding has slot P: the appended FREE
+        prompt_R = np.append(prompt_P, FREE)[slot_R]  # padding has slot P, the index of the FREE appended here
         batch = _make_prefill_batch(request, slot_R, prompt_R, padded_length)
         batch = sharding.to_global_arrays(batch, mesh=self.mesh, rules=sharding.SAMPLE_RULES)
         return programs.prefill(weights, slots, batch, np.int32(request.step), request.seed, self.model_config)
@@ -281,7 +282,7 @@ class SampleRecorder:
         self._done_PG = np.zeros((prompts, G), bool)
 
     def force_done_PG(self, prompt_P: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Samples in this process's slots that have ended, also those that `stop_fn` ended, unknown to the device.
+        """Which samples in this process's slots have ended, also those that `stop_fn` ended unknown to the device.
 
         Args:
           prompt_P: the scheduler's.

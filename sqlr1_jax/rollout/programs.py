@@ -17,7 +17,7 @@ So every logit comes from a decode step, and prefill computes none. Training row
     │   tokens_PGC[:, :, i], logprobs_PGC[:, :, i] = token_PG, logprob_PG
     └── while i < C and not all done
 
-Shapes: P slots, G samples per prompt, R prompts of one prefill, S prompt tokens, T most tokens of a sample, C decode
+Shapes: P slots, G samples per prompt, R prompts of one prefill, S prompt tokens, T tokens at most per sample, C decode
 steps of one call, V vocabulary, D model.
 """
 
@@ -47,7 +47,7 @@ class Slots:
     token_PG: jax.Array  # int32: each sample's newest token, the input of its next decode step
     length_PG: jax.Array  # int32: tokens sampled so far
     done_PG: jax.Array  # bool: the sample has ended; True for every sample of a free slot
-    limit_PG: jax.Array  # int32: most tokens of each sample
+    limit_PG: jax.Array  # int32: token limit of each sample
     uniform_PGT: jax.Array  # float32 in [0, 1): the random number that each token is drawn with
 
 
@@ -59,7 +59,7 @@ class PrefillBatch(NamedTuple):
     last_token_R: Array  # the last tokens
     slot_R: Array  # each prompt's slot; P marks a padding entry, which goes to no slot
     prompt_index_R: Array  # each prompt's index within the training step, for its random numbers
-    limit_RG: Array  # most tokens of each sample
+    limit_RG: Array  # token limit of each sample
 
 
 class DecodedTokens(NamedTuple):
@@ -83,7 +83,7 @@ def init_slots(
     Args:
       prompts: P.
       samples: G.
-      prefix: S, most tokens of a prompt without its last one.
+      prefix: S, the maximum number of tokens in a prompt, not counting its last one.
       max_tokens: T.
       model_config: the sampler's.
       cache_dtype: of keys and values; empty: the model's.

@@ -1,6 +1,6 @@
-"""Two sources of SQLite behind one interface, that of sqlite3.Connection.
+"""Two Python modules that provide SQLite, behind the interface of sqlite3.Connection.
 
-`sqlite3` is the standard library's, in whatever version the machine has. `apsw` contains its own SQLite, so results are
+`sqlite3` is the standard library's, in the version that the machine has. `apsw` contains its own SQLite, so results are
 the same on every machine with the same version of APSW.
 """
 
@@ -138,11 +138,12 @@ class ApswCursor:
         self._cursor.close(True)  # True: no error about rows that were not read
 
     def _check_statement(self, cursor: Any, statement: str, _values: Any) -> bool:
-        """Refuses a second statement. APSW calls this before each statement, also before comments after the first."""
+        """Refuses a second statement. APSW calls this before each statement, and before comments that follow one."""
         if self.description is None:
             self.description = cursor.description or None
             last = self._sql.startswith(statement) and _BLANK.fullmatch(self._sql, len(statement))
-            # APSW reports `SELECT 1;;` as one statement, but its second `;` ends an empty one. Leading `;` are ignored.
+            # APSW reports `SELECT 1;;` as one statement, although its second `;` ends an empty one, which sqlite3
+            # refuses. Leading `;` are ignored.
             _, *ends = _OPAQUE.sub(" ", statement).lstrip("; \t\n\v\f\r").rsplit(";", 2)
             if not last or (len(ends) == 2 and not "".join(ends).strip()):
                 raise sqlite3.ProgrammingError("You can only execute one statement at a time.")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 STEAL_SECONDS = 0.01  # after this time on one batch, a worker's waiting jobs may go to another worker
 MAX_WAITING = 65_536  # jobs in the queues; beyond it, `submit` blocks
-MAX_REMEMBERED = 8_192  # outcomes kept for questions that are asked again
+MAX_REMEMBERED = 8_192  # outcomes kept for jobs that are submitted again
 RECYCLE_AFTER = 20_000  # jobs after which a worker process is replaced
 
 
@@ -67,7 +67,8 @@ class Executor:
         self._config = config
         self._settings = dataclasses.asdict(config)
         self._cache = ResultCache(config.gold_cache_dir, config) if config.gold_cache_dir else None
-        self._condition = threading.Condition()  # guards all fields below
+        # Guards the fields below; reading a single counter or dict entry needs no lock.
+        self._condition = threading.Condition()
         self._open = False
         self._error: Exception | None = None  # what broke the pool
         self._outcomes: OrderedDict[JobKey, Future[Outcome]] = OrderedDict()
@@ -98,9 +99,10 @@ class Executor:
     def submit(
         self, database: str | os.PathLike[str], sql: str, gold_sql: str, rule: str = "spider", repeats: int = 0
     ) -> Future[Outcome]:
-        """Runs a query and, unless its result is known, the gold query, and compares the results.
+        """Runs a query, runs the gold query unless its result is already known, and compares the results.
 
-        The same question again returns the same Future, so the database must not change while the executor is open.
+        Submitting the same arguments again returns the same Future, so the database must not change while the executor
+        is open.
         Blocks while MAX_WAITING jobs wait; therefore do not call it from a Future's callback.
 
         Args:
@@ -276,8 +278,8 @@ class Executor:
     def _blame(self, batch: deque[Job], failure: WorkerFailure) -> None:
         """Handles the job during which a worker failed.
 
-        A wall-clock kill becomes the job's outcome at once. A crash becomes it only after the job, sent alone, has
-        crashed the worker twice.
+        A wall-clock kill becomes the job's outcome at once. A crash becomes the outcome only after the job has crashed
+        the worker twice while it was sent alone.
         """
         job = batch[0]
         killed = isinstance(failure, WallTimeout)

@@ -27,7 +27,7 @@ STEPS_PER_TICK = 1000  # resolution of the step count: about 10 µs of SQLite's 
 MAX_SESSIONS = 32  # connections kept open
 FETCH_ROWS = 64  # rows fetched between two checks of the result's size
 
-_MAX_TICKS = 2**31  # an upper bound on handler calls, before and after the stop signal
+_MAX_TICKS = 2**31  # more calls of the progress handler than any statement makes, until it returns True and after
 _SIZED = (str, bytes)
 _FILE_ERRORS = ("unable to open database file", "disk I/O error")  # SQLite's messages when it cannot open a file
 
@@ -143,7 +143,7 @@ class Session:
 
     def _begin(self, max_steps: int) -> None:
         self.denied = ""  # why the authorizer refused the statement
-        self.wants_clock = False  # it was refused for a date function
+        self.wants_clock = False  # True once the statement is refused because it calls a date function
         self._ticks_allowed = min(int(max_steps) // STEPS_PER_TICK, _MAX_TICKS)
         self._ticks_left, self._stops_left = repeat(False, self._ticks_allowed), repeat(True, _MAX_TICKS)
         # SQLite calls the handler at each tick and stops when it gets True. These iterators are written in C and cost

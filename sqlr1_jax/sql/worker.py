@@ -1,9 +1,10 @@
 """The process that runs SQL and compares results: `python -m sqlr1_jax.sql.worker`, driven over stdin and stdout.
 
 It imports only the standard library and sqlr1_jax.sql. A message is a frame: four bytes of length, then JSON. The first
-message in holds the settings and is answered by {"ready": SQLite's version}. Each later message in is a list of jobs;
-each job is answered by one message. Before a gold query runs, and before the prediction after it, the worker sends
-{"phase": "gold"} or {"phase": "prediction"}, so that a parent that must kill the worker knows which of the two hung.
+message that the worker receives holds the settings; it replies {"ready": SQLite's version}. Each later one is a list of
+jobs; it replies to each job with one message. Before a gold query runs, and before the prediction after it, the worker
+sends {"phase": "gold"} or {"phase": "prediction"}, so that a parent that must kill the worker knows which of the two
+hung.
 """
 
 from __future__ import annotations
@@ -191,7 +192,8 @@ def _restrict(settings: dict[str, Any]) -> None:
 class _BufferedWriter:
     """Sends messages in batches, each at most FLUSH_SECONDS late, even while SQLite is running.
 
-    Each write wakes the parent, which competes for the GIL, and costs about 30 µs if another core must be interrupted.
+    Each write wakes a thread of the parent, which then competes for the parent's GIL. The write itself takes about
+    30 µs if it must interrupt another core.
     """
 
     def __init__(self, descriptor: int):

@@ -17,7 +17,7 @@ MAX_BATCH = 8  # jobs sent at once; a worker has at most two batches, which othe
 
 
 class JobKey(NamedTuple):
-    """The question that a job answers. Equal keys have equal outcomes."""
+    """What a job computes. Equal keys have equal outcomes."""
 
     database: str
     sql: str
@@ -28,7 +28,7 @@ class JobKey(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """A question and the Future of its outcome."""
+    """A query to run, and the Future of its outcome."""
 
     key: JobKey
     future: Future[Outcome]

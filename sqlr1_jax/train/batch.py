@@ -148,6 +148,7 @@ def assemble_batch(
         advantage_MBT=to_microbatches(advantage_BT),
         old_MBT=to_microbatches(rows.logprob),
         reference_MBT=to_microbatches(np.zeros(rows.tokens.shape, np.float32)),
-        # The update runs the same number of microbatches on all processes; one with fewer rows computes empty ones.
+        # The update runs the same number of microbatches on all processes; a process with fewer rows
+        # computes empty microbatches.
         count=sharding.to_global_arrays(np.int32(collectives.global_max(count)), mesh, ()),
     )

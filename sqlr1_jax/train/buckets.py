@@ -25,7 +25,7 @@ from sqlr1_jax.data.packing import PackedRows, RowLayout
 def apply_in_smallest_layout(
     compute: Callable[[Callable[[Any], Any], RowLayout], Any], rows: PackedRows, layout: RowLayout, buckets: int
 ) -> Any:
-    """Calls `compute(crop_tree, smaller)` with the smallest layout of the ladder that fits `rows` [b, T].
+    """Calls `compute(crop_tree, smaller)` with the smallest layout of `packing.layout_ladder` that fits `rows` [b, T].
 
     Args:
       compute: a function whose result has the same shapes for every layout. `crop_tree` crops a tree of arrays [b, T]
@@ -46,7 +46,7 @@ def apply_in_smallest_layout(
 
 def smallest_layout_index(rows: PackedRows, layout: RowLayout, ladder: Sequence[RowLayout]) -> jax.Array:
     """Index in the ladder of the smallest layout that fits rows laid out by `layout`, int32 []."""
-    # Index within its prefix or segment. Index + 1 is the length needed to hold the token.
+    # Each token's index within its prefix or segment. Index + 1 is the width needed to hold the token.
     segments_T = np.arange(layout.segments * layout.segment, dtype=np.int32) % max(1, layout.segment)
     position_1T = jnp.asarray(np.concatenate([np.arange(layout.prefix, dtype=np.int32), segments_T]))[None]
     used_BT = jnp.where(rows.prefix > 0, position_1T + 1, 0)

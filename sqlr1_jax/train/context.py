@@ -117,7 +117,9 @@ def create_context(config: Config, workdir: Path) -> RunContext:
         the processes.
     """
     if jax.process_count() > collectives.process_count():
-        raise ConfigError(f"this is one of {jax.process_count()} hosts: start it on each, with --distributed.")
+        raise ConfigError(
+            f"this machine is one of {jax.process_count()} hosts: start the command on each of them with --distributed."
+        )
     mesh = sharding.make_mesh(config.mesh)
     tokenizer_dir = _tokenizer_dir(config, workdir)
     if not tokenizer_dir.exists():

@@ -28,7 +28,7 @@ def report() -> dict[str, Any]:
     tiny = config.Config(
         model=config.ModelConfig(logits_chunk=0), data=config.DataConfig(max_prompt_tokens=16), grpo=grpo
     )
-    return compiler.compile_step(tiny, _cpu_topology(2), ["weights", "score"])
+    return compiler.compile_step(tiny, _cpu_topology(2), ["weights", "reference_logprobs"])
 
 
 def test_the_report_has_the_documented_fields(report: dict[str, Any]) -> None:
@@ -51,16 +51,18 @@ def test_the_report_has_the_documented_fields(report: dict[str, Any]) -> None:
 
 
 def test_resident_arrays_count_as_arguments(report: dict[str, Any]) -> None:
-    """`score` reads only the reference; the weights and two moments, all float32, are resident."""
+    """`reference_logprobs` reads only the reference; the weights and two moments, all float32, are resident."""
     half = 4 * qwen2.count_params(qwen2.PRESETS["tiny"]) / 2
-    assert report["programs"]["score"]["arguments"] == pytest.approx(4 * half, rel=0.02)
+    assert report["programs"]["reference_logprobs"]["arguments"] == pytest.approx(4 * half, rel=0.02)
     assert report["programs"]["weights"]["arguments"] == pytest.approx(4 * half, rel=0.02)
 
 
 def test_flops_are_the_models_and_divide_among_the_chips(report: dict[str, Any]) -> None:
-    score, keys = report["programs"]["score"], 2 * flops.row_keys(16, 2, 8)
-    assert score["flops"] == flops.forward_flops(qwen2.PRESETS["tiny"], tokens=2 * 32, keys=keys, logit_tokens=2 * 16)
-    assert score["arithmetic_seconds"] == score["flops"] / (2 * flops.peak_flops(jax.devices()[0]))
+    logprobs, keys = report["programs"]["reference_logprobs"], 2 * flops.row_keys(16, 2, 8)
+    assert logprobs["flops"] == flops.forward_flops(
+        qwen2.PRESETS["tiny"], tokens=2 * 32, keys=keys, logit_tokens=2 * 16
+    )
+    assert logprobs["arithmetic_seconds"] == logprobs["flops"] / (2 * flops.peak_flops(jax.devices()[0]))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ class _FailingPrograms:
 
 def test_an_unknown_program_is_an_error() -> None:
     one_chip = config.Config(mesh=config.MeshConfig(fsdp=1))
-    with pytest.raises(ConfigError, match="there are weights, prefill, decode, score, update"):
+    with pytest.raises(ConfigError, match="there are weights, prefill, decode, reference_logprobs, update"):
         compiler.compile_step(one_chip, _cpu_topology(1), ["evaluate"])
 
 

@@ -151,7 +151,7 @@ def test_the_compiled_update_equals_trainings(step: StepPrograms, train_state: s
 
 def test_flops_are_summed_over_devices(step: StepPrograms) -> None:
     tokens = 8 * (32 + 2 * 8)
-    assert step.update.flops == pytest.approx(3 * step.score.flops)
+    assert step.update.flops == pytest.approx(3 * step.reference_logprobs.flops)
     unembedding = step.model_config.vocab_size * step.model_config.hidden_size
     layers = qwen2.count_params(step.model_config) - unembedding - step.model_config.hidden_size * 100
     assert step.update.flops > 6 * (tokens * layers + 8 * 2 * 8 * unembedding)
