@@ -16,6 +16,7 @@ from ml_collections import config_flags
 
 from sqlr1_jax import malloc
 from sqlr1_jax.config import Config, as_dict, check_path, differences, freeze
+from sqlr1_jax.config_checks import RENAMED
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.errors import ConfigError, exit_on_error
 from sqlr1_jax.io import atomic_write_text, read_json
@@ -89,6 +90,11 @@ def parse(argv: list[str]) -> list[str]:
         # If a config file raises or is missing, absl's message is a traceback with the reason in its last line.
         reason = str(error).strip().splitlines()[-1].rpartition("ConfigError: ")[2]
         sys.exit(f"error: {reason.strip()}")
+    except AttributeError as error:  # as a ConfigDict raises it if a config file reads a group that does not exist
+        group = str(error).strip("\"'")
+        if group in RENAMED:
+            sys.exit(f"error: config.{group} has a new name: set config.{RENAMED[group]}.")
+        raise
 
 
 @exit_on_error()

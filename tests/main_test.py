@@ -186,6 +186,24 @@ def test_an_unknown_config_file_is_an_error_that_names_it(
     assert message in error(f"--config={file}", f"--workdir={tmp_path / 'run'}")
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [("cold_start.steps", "sft"), ("rollout.chunk", "rollout.decode_steps_per_sync")]
+)
+def test_an_old_name_in_a_config_file_is_an_error_with_the_new_one(
+    tmp_path: Path, error: RunMain, old: str, new: str
+) -> None:
+    file = tmp_path / "old.py"
+    lines = [
+        "from sqlr1_jax.config import default",
+        "def get_config():",
+        " c = default()",
+        f" c.{old} = 5",
+        " return c",
+    ]
+    file.write_text("\n".join(lines))
+    assert f"has a new name: set config.{new}." in error(f"--config={file}", f"--workdir={tmp_path / 'run'}")
+
+
 def _own_data(error: RunMain, tmp_path: Path, home: Path, text: str, *more: str) -> str:
     """The error message for a JSONL file with this text as SFT data."""
     (tmp_path / "own.jsonl").write_text(text)
