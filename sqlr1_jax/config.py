@@ -281,7 +281,8 @@ class Config:
     export: ExportConfig = ExportConfig()
 
 
-# These settings may change when a run resumes, because they do not affect the steps that it has completed.
+# These settings may change when a run resumes. Most do not affect the result of a step; the number of steps also
+# stretches a decaying learning rate schedule, from the step at which the run resumes.
 FREE_ON_RESUME = (
     "stages",
     "sft.steps",
@@ -378,7 +379,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """One line for each changed setting that must not change on resume."""
+    """One line for each setting that differs and is not in FREE_ON_RESUME; if there is none, the run may resume."""
     lines = []
     for path, before in leaves(as_dict(old)):
         after = get(new, path)

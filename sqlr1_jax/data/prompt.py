@@ -182,8 +182,8 @@ class PromptRenderer:
     def _prefix_length(self, database: Path, schema_format: str, ids: Ints) -> int:
         """The number of token ids that every prompt on the database starts with; 0 if values are retrieved.
 
-        They end before the first token that depends on the text after it: a tokenizer may join the last newline of the
-        schema with the first characters of the question.
+        Tokens at its end that the question can change do not count: a tokenizer may join the last newline of the schema
+        with the first characters of the question.
         """
         if schema_format == "retrieved":
             return 0

@@ -1,7 +1,7 @@
 """Communication between the processes of one run; there is one process per host.
 
-Each collective is a small JAX program that runs after all programs already dispatched, so it blocks until the devices
-have finished those.
+Each collective is a small JAX program, queued behind all programs already dispatched, so the call blocks until the
+devices have finished those.
 **Every process must call them, the same ones in the same order, or the run hangs:**
 
     allgather_arrays  allgather_objects  allgather_list  broadcast  global_sum  global_max  sync_errors  run_on_primary
@@ -12,7 +12,7 @@ processes, such as whether a file exists in a shared folder, must be made equal 
 The others do not communicate: initialize, process_count, process_index, count_processes, is_primary, local_slice,
 check_batch_sizes. With a single process, collectives return their argument without running a program.
 
-Shapes: H processes; arrays have their own leading dimension B, equal on all processes.
+Shapes: H processes; each array may have another leading dimension B, but its B is the same on all processes.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ class _HfName(NamedTuple):
     """The name and layout of a parameter in Hugging Face files."""
 
     template: str  # with {} for the layer
-    # Number of axes after the layer axis that a matmul contracts; 0: a bias, whose axes are flattened in the file;
-    # None: the file has our shape.
+    # How many of our axes, after the layer axis, are a matmul's input; 0: a bias, whose axes the file flattens; None:
+    # stored in our shape.
     in_axes: int | None
 
 
@@ -241,7 +241,7 @@ def _read_slice(
 
 
 def _flat_slice(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
-    """The slice of a Hugging Face axis that flattens several of our axes. Only the first of ours is ever sharded."""
+    """The slice for `index` of a Hugging Face axis, which is several of ours flattened; only our first is sharded."""
     # Heads a to b of our [H, h] are the entries a · h to b · h of the stored axis.
     start, stop, _ = index[0].indices(shape[0])
     inner = math.prod(shape[1:])

@@ -41,9 +41,9 @@ class KVCache:
     """Slots for P prompts of G samples each; a sample has T columns for its own decode steps.
 
     Layers are spread over U stacks: layer i is entry i // U of stack i % U. With one layer per stack there is no
-    entry axis, and a step updates the arrays in place. With several, XLA:CPU first copies the layer out. Samples
-    share one axis R = P · G, prompt by prompt, because XLA:CPU copies the cache at each step if there is an axis P of
-    size 1.
+    entry axis, and a step updates the arrays in place. With several, XLA:CPU first copies the layer out. Prompts
+    and samples share one axis R = P · G, prompt by prompt; with a separate axis P of size 1, XLA:CPU would copy the
+    cache at each step.
     """
 
     prefix_k: tuple[QuantizedArray, ...]  # per stack [L/U, P, K, h, S], or [P, K, h, S]; int8 scales have 1 for h

@@ -28,7 +28,7 @@ def grpo_loss(logp_BT: jax.Array, entropy_BT: jax.Array, micro: Batch, config: G
     Args:
       logp_BT: log-probabilities of the target tokens under the weights that are trained, float32.
       entropy_BT: entropy of each token's distribution, in nats.
-      micro: rows, advantages, and the log-probabilities to compare with, each [B, T].
+      micro: a microbatch: rows, advantages, and the log-probabilities to compare with, each [B, T].
       config: coefficients and clip range.
 
     Returns:
@@ -47,7 +47,7 @@ def grpo_loss(logp_BT: jax.Array, entropy_BT: jax.Array, micro: Batch, config: G
     if config.importance_cap:
         policy_BT *= jnp.minimum(jnp.exp(old_BT - sampled_BT), config.importance_cap)
     objective_BT = -policy_BT - config.entropy * entropy_BT
-    # The clip is active, and stops the gradient, only on the side toward which the advantage pushes the ratio.
+    # The clip stops the gradient above its range if the advantage is positive, below it if it is not.
     binding_BT = jnp.where(advantage_BT > 0, ratio_BT > 1 + config.clip_high, ratio_BT < 1 - config.clip)
     metrics = {
         "entropy": entropy_BT,

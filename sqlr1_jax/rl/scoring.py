@@ -230,8 +230,8 @@ def step_metrics(
     stats = collectives.allgather_objects(executor.stats())
     values |= {name: (max if name.endswith("_ms") else sum)(local[name] for local in stats) for name in stats[0]}
     values |= timer.seconds
-    # Counted from the outcomes: the executor's counter leaves out timeouts answered from its cache, which is empty
-    # after a resume.
+    # Counted from the outcomes, so that a resumed run reports the same number: the executor's counter leaves out
+    # timeouts answered from its cache, which is empty after a resume.
     values["sql/timeouts"] = (rewards.outcome_PG == OutcomeKind.TIMEOUT.code).sum()
     values["time/execute"] = execution.seconds
     return {name: float(value) for name, value in values.items()}

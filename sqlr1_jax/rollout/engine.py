@@ -229,7 +229,7 @@ class Engine:
         padded_length: int,
     ) -> Slots:
         slot_R = slots_HR[collectives.process_index()]
-        prompt_R = np.append(prompt_P, FREE)[slot_R]  # padding has slot P, the index of the FREE appended here
+        prompt_R = np.append(prompt_P, FREE)[slot_R]  # padding has slot P, where FREE is appended
         batch = _make_prefill_batch(request, slot_R, prompt_R, padded_length)
         batch = sharding.to_global_arrays(batch, mesh=self.mesh, rules=sharding.SAMPLE_RULES)
         return programs.prefill(weights, slots, batch, np.int32(request.step), request.seed, self.model_config)
@@ -282,7 +282,7 @@ class SampleRecorder:
         self._done_PG = np.zeros((prompts, G), bool)
 
     def force_done_PG(self, prompt_P: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which samples in this process's slots have ended, also those that `stop_fn` ended unknown to the device.
+        """Which samples in this process's slots have ended, on the device or, unknown to it, by `stop_fn`.
 
         Args:
           prompt_P: the scheduler's.

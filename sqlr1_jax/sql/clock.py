@@ -48,7 +48,7 @@ def _fixed_clock(helper: Any, name: str) -> Callable[..., Any]:
 
 
 def _replace_now(arguments: list[Any], position: int) -> None:
-    """Puts NOW in place of 'now' and of an omitted time, for which SQLite would ask its host."""
+    """Puts NOW in place of 'now' or of an omitted time; for both, SQLite would read the host's clock."""
     if len(arguments) == position:
         arguments.append(NOW)
         return

@@ -237,8 +237,8 @@ class Executor:
     def _send(self, queue: WorkerQueue, batch: deque[Job]) -> None:
         """Answers and removes jobs whose outcome is known, then sends the rest.
 
-        A worker that dies loses the answers that it has not sent. After a crash, each job is therefore sent alone and
-        answered before the next begins, so that the next crash has one possible cause.
+        A worker that dies loses the answers that it has not sent. After a crash, each job is therefore a message
+        of its own; the worker answers a message before it starts the next, so the next crash has one possible cause.
         """
         self._answer_known(batch)
         self._check_open()
@@ -312,7 +312,11 @@ class Executor:
             self._cache.put(job.key.database, sql, result)
 
     def _answer_known(self, batch: deque[Job]) -> None:
-        """Answers queries without a gold query from disk, and jobs whose gold query is known to kill its worker."""
+        """Answers the jobs that need no worker.
+
+        They are those without a gold query whose result is in the cache on disk, and those whose gold query is known
+        to kill its worker.
+        """
         for job in list(batch) if self._cache or self._fatal_golds else []:
             database, gold_sql = job.key.database, job.key.gold_sql
             if gold_sql is not None:

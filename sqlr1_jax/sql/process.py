@@ -72,9 +72,10 @@ class WorkerProcess:
         return self._process.pid
 
     def send(self, jobs: list[dict[str, Any]]) -> None:
-        """Sends jobs, which are answered in order. Never blocks: bytes that the pipe cannot take go out in `answer`.
+        """Sends jobs, which are answered in order. Never blocks.
 
-        `answer` reports a worker that is gone.
+        Bytes that the pipe cannot take yet are sent by the next `answer`. If the worker has died, `send` does not
+        raise; the next `answer` does.
         """
         self.jobs_sent += len(jobs)
         self._send(jobs)
@@ -83,7 +84,7 @@ class WorkerProcess:
         """Waits for the answer to the next job.
 
         Args:
-          seconds: the time limit of each query, the gold query and the prediction.
+          seconds: the time limit, which applies to the gold query and to the prediction separately.
 
         Raises:
           WallTimeout: the time is over; `phase` names the query.

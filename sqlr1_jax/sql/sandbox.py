@@ -27,7 +27,7 @@ STEPS_PER_TICK = 1000  # resolution of the step count: about 10 µs of SQLite's 
 MAX_SESSIONS = 32  # connections kept open
 FETCH_ROWS = 64  # rows fetched between two checks of the result's size
 
-_MAX_TICKS = 2**31  # more calls of the progress handler than any statement makes, until it returns True and after
+_MAX_TICKS = 2**31  # more than the progress handler's calls in any statement, before and after it returns True
 _SIZED = (str, bytes)
 _FILE_ERRORS = ("unable to open database file", "disk I/O error")  # SQLite's messages when it cannot open a file
 
@@ -60,7 +60,8 @@ replace rollback savepoint update vacuum
 FUNCTIONS = frozenset(_FUNCTIONS.split())
 STATEMENTS_DENIED = frozenset(_STATEMENTS_DENIED.split())
 HIDDEN_TABLES = frozenset(("sqlite_stmt", "dbstat", "sqlite_dbpage", "bytecode", "tables_used"))  # SQLite's own state
-# Table-valued functions, used once before the authorizer is installed, because it denies declaring virtual tables.
+# Table-valued functions. The first use declares a virtual table, which the authorizer denies, so each is used once
+# before the authorizer is installed.
 TABLE_FUNCTIONS = ("json_each", "json_tree")
 ACTIONS_ALLOWED = frozenset((sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE))
 
@@ -79,11 +80,11 @@ class _TooLarge(Exception):
 
 
 class Session:
-    """One hardened connection, in one of four modes.
+    """One hardened connection, in one of the four modes that two flags give.
 
     clocked: date functions know the (fixed) current time, which makes all of them slower.
-    quick: temp_store=FILE, with which SQLite sorts in a 2 MB buffer (a third faster). Opening a file is blocked, so a
-    larger sort fails and runs again with quick=False.
+    quick: temp_store=FILE, so SQLite sorts in a buffer of 2 MB, which takes a third less time. Opening a file is
+    blocked, so a larger sort fails and runs again with quick=False.
     """
 
     needs_statement = True  # a text without a statement, such as a comment, is an error

@@ -129,7 +129,7 @@ class JobRunner:
         return encode(result) if self._settings["gold_cache_dir"] else None
 
     def _time(self, job: dict[str, Any], factory: SessionFactory | None) -> tuple[float, float]:
-        """Milliseconds of the gold query and of the prediction, which runs first as in the official code."""
+        """Milliseconds (gold query, prediction). The prediction runs first, as in the official code."""
         max_steps = self._settings["max_steps"]
         prediction, gold = (
             self.sandbox.query(job["database"], job[sql], max_steps, factory) for sql in ("sql", "gold_sql")

@@ -32,7 +32,7 @@ class Job:
 
     key: JobKey
     future: Future[Outcome]
-    suspect: bool = False  # the worker died when this job was next: send it alone
+    suspect: bool = False  # the worker died when this was its first unanswered job: send it alone
     crashed: bool = False  # the worker died when this job was sent alone
 
     def message(self, gold_result: str | None) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class WorkerQueue:
 def batch_size(waiting: int, in_flight: int = 0) -> int:
     """How many jobs a worker takes from a queue of `waiting` jobs when it has `in_flight` already.
 
-    It then has at most half of all these jobs; the others are left for whichever worker is idle first.
+    Unless it had more, it then has at most half of all these jobs, rounded up; the first idle worker takes the others.
     """
     return max(0, min(MAX_BATCH, (1 + waiting - in_flight) // 2))
 

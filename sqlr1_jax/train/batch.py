@@ -21,7 +21,8 @@ from sqlr1_jax.model import flops, qwen2
 class Batch:
     """The microbatches of one update; every array except `count` is [M, b, T].
 
-    A loss receives one microbatch as a Batch whose arrays are [b, T].
+    There are M microbatches of b rows (`rows.per_microbatch` × processes). A loss receives one microbatch as a Batch
+    whose arrays are [b, T].
     """
 
     rows: PackedRows  # rows.logprob: log-probabilities under the weights that sampled

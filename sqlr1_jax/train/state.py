@@ -60,7 +60,7 @@ def create_state(params: Any, spec: UpdateSpec) -> TrainState:
 
 
 def opt_state_shardings(params: Any, opt_state: Any) -> Any:
-    """A sharding for each leaf of an optimizer state: that of its parameter, or None if it belongs to none.
+    """For each leaf of the optimizer state, the sharding of its parameter; None if it belongs to no parameter.
 
     Without these shardings, XLA would replicate the moments' initial zeros on every device.
     """
