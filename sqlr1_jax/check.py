@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from sqlr1_jax import config
 from sqlr1_jax.data.example import Example, read_all_records
 from sqlr1_jax.data.prompt import PromptRenderer
 from sqlr1_jax.errors import ConfigError, exit_on_error
-from sqlr1_jax.io import atomic_write_text
+from sqlr1_jax.io import write_jsonl
 from sqlr1_jax.lint import preflight
 from sqlr1_jax.lint.preflight import RULES, Finding
 from sqlr1_jax.model import tokenizer
@@ -101,11 +100,7 @@ def write_report(path: Path, result: CheckResult) -> None:
         lines.append(
             dataclasses.asdict(finding) | ({"question": example.question, "sql": example.sql} if example else {})
         )
-    _write_lines(path, lines)
-
-
-def _write_lines(path: Path, records: Sequence[dict[str, str]]) -> None:
-    atomic_write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_jsonl(path, lines, ensure_ascii=False)
 
 
 @exit_on_error()
@@ -119,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = check(args)
     if args.output:
         excluded = [dataclasses.asdict(finding) for finding in result.findings if finding.rule in rules]
-        _write_lines(args.output, excluded)  # a line {id, db_id, rule, reason} for each finding of the rules
+        # A line {id, db_id, rule, reason} for each finding of the rules.
+        write_jsonl(args.output, excluded, ensure_ascii=False)
     if args.report:
         write_report(args.report, result)
     print(summary(result, rules))

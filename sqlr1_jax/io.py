@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,16 @@ def atomic_write_text(path: Path, text: str) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as JSON for people to read, atomically."""
+    atomic_write_text(path, json.dumps(value, indent=1))
+
+
+def write_jsonl(path: Path, records: Iterable[Any], ensure_ascii: bool = True) -> None:
+    """Writes a line of JSON per record, atomically. ensure_ascii: whether to escape letters outside ASCII."""
+    atomic_write_text(path, "".join(json.dumps(record, ensure_ascii=ensure_ascii) + "\n" for record in records))
 
 
 def read_json(path: Path) -> Any:

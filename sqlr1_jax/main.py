@@ -5,7 +5,6 @@ The stages are the methods of `pipeline.Pipeline`. GRPO's step is `train_step` i
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
@@ -19,7 +18,7 @@ from sqlr1_jax.config import Config, as_dict, check_path, differences, freeze
 from sqlr1_jax.config_checks import RENAMED
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.errors import ConfigError, exit_on_error
-from sqlr1_jax.io import atomic_write_text, read_json
+from sqlr1_jax.io import read_json, write_json
 
 log = logging.getLogger("sqlr1_jax")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, as in configs/grpo.py:smoke.")
@@ -60,7 +59,7 @@ def claim(config: Config, workdir: Path) -> None:
             "Choose another --workdir, or the settings that it was started with."
         )
     workdir.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(path, json.dumps(as_dict(config), indent=1))
+    write_json(path, as_dict(config))
 
 
 def log_to(workdir: Path) -> None:

@@ -78,7 +78,7 @@ class Pipeline:
 
     def summarize(self, stage: str, seconds: float) -> None:
         """Writes summary.json and report.html after a stage that took `seconds`."""
-        collectives.run_on_primary(summary.write, self.workdir, self.config, stage, seconds)
+        collectives.run_on_primary(summary.write, self.workdir, stage, seconds)
         collectives.run_on_primary(page.write, self.workdir)
 
     def _remove_stale_evaluation(self) -> None:

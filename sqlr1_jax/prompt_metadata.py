@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlr1_jax.config import Config, DataConfig, SamplingConfig, check
 from sqlr1_jax.errors import ConfigError
+from sqlr1_jax.io import read_json
 
 FILE_NAME = "sqlr1.json"
 _PROMPT_SETTINGS = ("form", "schema", "instructions", "max_prompt_tokens")  # of DataConfig
@@ -30,7 +31,7 @@ def write(folder: Path, config: Config, weights: str) -> None:
 def matches(folder: Path, config: Config, weights: str) -> bool:
     """Whether the folder already holds an export of the same weights under the same settings."""
     path = folder / FILE_NAME
-    return path.exists() and json.loads(path.read_text()) == metadata(config, weights)
+    return path.exists() and read_json(path) == metadata(config, weights)
 
 
 def read(folder: Path) -> tuple[DataConfig, int]:

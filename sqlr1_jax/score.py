@@ -21,7 +21,7 @@ from sqlr1_jax.errors import exit_on_error
 from sqlr1_jax.evaluate.benchmarks import formats, metrics, r_ves
 from sqlr1_jax.evaluate.benchmarks.formats import Gold
 from sqlr1_jax.evaluate.benchmarks.metrics import METRICS, Protocol, Verdict
-from sqlr1_jax.io import atomic_write_text
+from sqlr1_jax.io import write_jsonl
 from sqlr1_jax.sql import backends
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import OutcomeKind
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     databases = args.databases or formats.default_databases(args.gold)
     result, lines = score(args.metric, args.gold, args.predictions, databases, protocol, config)
     if args.output:
-        atomic_write_text(args.output, "".join(json.dumps(line) + "\n" for line in lines))
+        write_jsonl(args.output, lines)
     print(json.dumps(result) if args.json else format_table(result))
 
 

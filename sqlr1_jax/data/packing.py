@@ -106,9 +106,14 @@ def packed_length(group: Group) -> int:
 def smallest_layout(groups: Sequence[Group], multiple: int = 16) -> RowLayout:
     """The smallest layout that fits every group, with lengths rounded up to `multiple` so that fewer shapes compile."""
     prefix = max((len(group.prefix) for group in groups), default=0)
-    segment = max((len(segment.tokens) - 1 for group in groups for segment in group.segments), default=0)
+    segment = max(map(_longest_segment, groups), default=0)
     count = max((len(group.segments) for group in groups), default=0)
     return RowLayout(_round_up(prefix, multiple), count, _round_up(segment, multiple))
+
+
+def _longest_segment(group: Group) -> int:
+    """Tokens of the longest segment's inputs."""
+    return max((len(segment.tokens) - 1 for segment in group.segments), default=0)
 
 
 def layout_ladder(layout: RowLayout, count: int) -> tuple[RowLayout, ...]:
@@ -125,8 +130,7 @@ def _shorten(size: int, fraction: float) -> int:
 
 def layout_fraction(group: Group, layout: RowLayout) -> float:
     """How much of a layout a group needs: the larger of the used fractions of its prefix and of a segment."""
-    longest = max((len(segment.tokens) - 1 for segment in group.segments), default=0)
-    return max(len(group.prefix) / max(1, layout.prefix), longest / max(1, layout.segment))
+    return max(len(group.prefix) / max(1, layout.prefix), _longest_segment(group) / max(1, layout.segment))
 
 
 def shared_prefix_rows(groups: Sequence[Group], layout: RowLayout) -> PackedRows:
@@ -206,7 +210,7 @@ def _check_fits(group: Group, layout: RowLayout) -> None:
         )
     if len(group.segments) > layout.segments:
         raise PackingError(f"a group has {len(group.segments)} segments, but a row can hold only {layout.segments}.")
-    longest = max((len(segment.tokens) - 1 for segment in group.segments), default=0)
+    longest = _longest_segment(group)
     if longest > layout.segment:
         raise PackingError(
             f"a segment needs {longest} tokens, but a row has {layout.segment} for each: raise rows.segment "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.evaluate import accuracy
 from sqlr1_jax.evaluate.accuracy import Candidate
-from sqlr1_jax.io import atomic_write_text
+from sqlr1_jax.io import atomic_write_text, read_json, write_json, write_jsonl
 from sqlr1_jax.rollout.engine import Engine, Request
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train.context import RunContext
@@ -93,7 +92,7 @@ def evaluate(context: RunContext, name: str, params: Any, weights_of: str, execu
     discard_stale_figures(context, name, weights_of)
     folder = context.workdir / "evaluation" / name
     done = folder / FIGURES
-    existing = collectives.broadcast(json.loads(done.read_text()) if done.exists() else None)
+    existing = collectives.broadcast(read_json(done) if done.exists() else None)
     if existing is not None:
         return existing
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +110,7 @@ def evaluate(context: RunContext, name: str, params: Any, weights_of: str, execu
     if collectives.is_primary():
         _write_answers(folder, evaluations, votes)
         atomic_write_text(folder / WEIGHTS, weights_of)
-        atomic_write_text(done, json.dumps(figures, indent=1))
+        write_json(done, figures)
     log.info("evaluated %s in %.1f s", name, time.perf_counter() - begin)
     return figures
 
@@ -214,5 +213,5 @@ def _write_answers(folder: Path, evaluations: Sequence[SetEvaluation], votes: in
                 lines.append(accuracy.evaluation_line(example, heldout.name, answer, group))
             report[heldout.name] = accuracy.accuracy_by_label(heldout.examples, [answer.correct for answer in chosen])
             report[heldout.name]["outcomes"] = accuracy.count_outcomes(chosen)
-        atomic_write_text(folder / f"{kind}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-        atomic_write_text(folder / f"{kind}.json", json.dumps(report, indent=1))
+        write_jsonl(folder / f"{kind}.jsonl", lines)
+        write_json(folder / f"{kind}.json", report)

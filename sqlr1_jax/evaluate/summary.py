@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from sqlr1_jax.config import Config
 from sqlr1_jax.evaluate import accuracy
-from sqlr1_jax.io import atomic_write_text, read_jsonl
+from sqlr1_jax.io import read_json, read_jsonl, write_json
 from sqlr1_jax.sql.outcome import OutcomeKind
 
 
-def write(workdir: Path, config: Config, stage: str, seconds: float) -> None:
+def write(workdir: Path, stage: str, seconds: float) -> None:
     """Adds `seconds` to a stage's time and writes summary.json with the evaluations that exist."""
     path = workdir / "summary.json"
-    times = json.loads(path.read_text())["seconds"] if path.exists() else {}
+    times = read_json(path)["seconds"] if path.exists() else {}
     # Seconds are added because a resumed stage runs more than once. A stage whose work is already done adds few.
     times[stage] = round(times.get(stage, 0.0) + seconds, 3)
     times["total"] = round(sum(value for name, value in times.items() if name != "total"), 3)
@@ -23,14 +21,14 @@ def write(workdir: Path, config: Config, stage: str, seconds: float) -> None:
     for name in ("sft", "final"):
         figures = workdir / "evaluation" / name / "figures.json"
         if figures.exists():
-            summary[name] = json.loads(figures.read_text())
+            summary[name] = read_json(figures)
     summary |= summary.get("final", summary.get("sft", {})).get("heldout", {})
     if "sft" in summary and "final" in summary:
         mean, low, high = gain(workdir)
         summary |= {"gain": mean, "interval": [low, high]}
     if (workdir / "export").exists():
         summary["export"] = str(workdir / "export")
-    atomic_write_text(path, json.dumps(summary, indent=1))
+    write_json(path, summary)
 
 
 def gain(workdir: Path, before: str = "sft", after: str = "final", **labels: str) -> tuple[float, float, float]:

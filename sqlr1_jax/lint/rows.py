@@ -42,15 +42,14 @@ def arbitrary_limit(statement: Statement) -> Iterator[Suspicion]:
 
 def _break_ties(statement: Statement, limited: Sequence[tuple[Node, int]], desc: bool) -> str:
     """The query with ties before each LIMIT broken by all result columns; `limited` has each SELECT and its columns."""
-    root = statement.tree.copy()
-    copies = {id(node): copy for node, copy in zip(statement.tree.walk(), root.walk(), strict=True)}
+    copies = statement.copy_nodes()
     for query, width in limited:
         copy = copies[id(query)]
         order = copy.args.get("order")
         terms = list(order.expressions) if order else []
         terms += [exp.Ordered(this=exp.Literal.number(i + 1), desc=desc, nulls_first=not desc) for i in range(width)]
         copy.set("order", exp.Order(expressions=terms))
-    return write(root)
+    return write(copies[id(statement.tree)])
 
 
 def _num_columns(statement: Statement, query: Node) -> int:

@@ -158,9 +158,13 @@ class Statement:
         tables = [self.table(source) for source in self.tree.find_all(exp.Table)]
         return list({table.name: table for table in tables if table}.values())
 
+    def copy_nodes(self) -> dict[int, Node]:
+        """A copy of the tree: the copy of each node, by the node's id()."""
+        return {id(node): copy for node, copy in zip(self.tree.walk(), self.tree.copy().walk(), strict=True)}
+
     def rewrite(self, replacements: dict[int, Node]) -> str:
         """The SQL with some nodes replaced; the keys are their id()."""
-        copies = {id(node): copy for node, copy in zip(self.tree.walk(), self.tree.copy().walk(), strict=True)}
+        copies = self.copy_nodes()
         root = copies[id(self.tree)].root()
         for old, new in replacements.items():
             copies[old].replace(new)

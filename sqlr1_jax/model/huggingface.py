@@ -169,7 +169,7 @@ def _open_tensors(folder: Path) -> dict[str, np.ndarray]:
     files = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
         lacking = f"lacks files that its index lists ({', '.join(missing[:3])})"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import bisect
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from sqlr1_jax.errors import ConfigError
+from sqlr1_jax.io import read_json
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # transformers warns that torch is missing, which is intended
 
@@ -59,7 +59,7 @@ def stop_ids(tokenizer: Any, folder: str | Path = "") -> tuple[int, ...]:
     ids = {tokenizer.eos_token_id} | {tokenizer.get_vocab().get(text) for text in _STOP_TOKENS}
     path = Path(folder) / "generation_config.json"
     if folder and path.is_file():
-        listed = json.loads(path.read_text()).get("eos_token_id")
+        listed = read_json(path).get("eos_token_id")
         ids |= set(listed) if isinstance(listed, list) else {listed}
     stops = tuple(sorted(token for token in ids if token is not None))
     if not stops:
@@ -101,7 +101,7 @@ def count_tokens(folder: str | Path) -> int:
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         return 0
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = read_json(path)
     vocabulary = record["model"]["vocab"]
     ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
     return 1 + max([*ids, *(token["id"] for token in record.get("added_tokens", ()))])

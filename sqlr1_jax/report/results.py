@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from sqlr1_jax.evaluate import accuracy
 from sqlr1_jax.report import sql_text
@@ -135,11 +135,9 @@ def outcomes(record: RunRecord) -> list[tuple[str, list[tuple[str, int, float]]]
     return found
 
 
-def habit_share(
-    evaluation: Evaluation | None, habits: Sequence[str] = ("extra_column", "dropped_distinct")
-) -> float | None:
+def habit_share(evaluation: Evaluation | None, habits: Collection[str] = _HAS_HABIT.keys()) -> float | None:
     """Fraction of SQL answers with the teacher's habit, where it would change the result; None without such answers."""
-    lines = evaluation.lines.get("heldout", {}).values() if evaluation else ()
+    lines = _heldout_lines(evaluation) if evaluation else ()
     apt = [line for line in lines if line.get("habit") in habits and line["sql"]]
     flags = [_HAS_HABIT[line["habit"]](line["sql"], line["gold"]) for line in apt]
     return accuracy.fraction_correct(flags) if flags else None

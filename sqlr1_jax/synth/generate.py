@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sqlr1_jax.io import read_json
 from sqlr1_jax.synth import phrasings, tokenizer, words, worker
 from sqlr1_jax.synth.worker import Job, SynthError
 
@@ -73,7 +74,7 @@ def _is_complete(folder: Path, expected: dict[str, Any]) -> bool:
             raise SynthError(f"{folder} holds files but no {MARKER}: remove it, or name another workdir.")
         folder.rmdir()
         return False
-    actual = json.loads(marker.read_text())
+    actual = read_json(marker)
     differing = [
         f"{key} is {actual.get(key)}, not {value}" for key, value in expected.items() if actual.get(key) != value
     ]

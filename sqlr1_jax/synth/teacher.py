@@ -10,7 +10,6 @@ from sqlr1_jax.synth.queries import Compound, Expr, Query, Select, With
 
 EXTRA_COLUMN = "extra_column"  # also selects the column that the query orders by, or compares with an aggregate
 DROPPED_DISTINCT = "dropped_distinct"  # leaves out DISTINCT
-HABITS = (EXTRA_COLUMN, DROPPED_DISTINCT)
 
 
 def habit(query: Query) -> str:

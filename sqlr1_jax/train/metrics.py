@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sqlr1_jax.io import atomic_write_text, read_jsonl
+from sqlr1_jax.io import read_jsonl, write_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Metrics:
             return
         lines = [line for line in read_metrics(self._path) if line["stage"] != self._stage or line["step"] <= step]
         if self._path.exists():
-            atomic_write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
+            write_jsonl(self._path, lines)
         shutil.rmtree(self._tensorboard_dir, ignore_errors=True)
         for line in lines:
             self._write_tensorboard(line["stage"], line["step"], line)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from sqlr1_jax import config
 from sqlr1_jax.evaluate import accuracy, summary
 
 FIGURES = {"ex_greedy": 0.5, "ex_vote8": 0.6, "pass8": 0.7, "well_formed": 0.9, "n": 4}
@@ -37,7 +36,7 @@ def _read(workdir: Path) -> dict[str, Any]:
 
 
 def _write(workdir: Path, stage: str, seconds: float) -> dict[str, Any]:
-    summary.write(workdir, config.Config(), stage, seconds)
+    summary.write(workdir, stage, seconds)
     return _read(workdir)
 
 

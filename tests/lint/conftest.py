@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
-from sqlr1_jax import config, lint
+from sqlr1_jax import lint
 from sqlr1_jax.data import schema
 from sqlr1_jax.lint.statement import Statement
 from sqlr1_jax.sql.executor import Executor
@@ -14,19 +14,18 @@ FindReasons = Callable[[str], dict[str, str]]
 
 
 @pytest.fixture(scope="module")
-def find_reasons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FindReasons]:
+def find_reasons(tmp_path_factory: pytest.TempPathFactory, executor: Executor) -> FindReasons:
     """Applies all rules to a query on the shop database: the reasons of those that find something, by rule."""
     database = make_shop(tmp_path_factory.mktemp("lint"))
     tables = schema.read_schema(database, sampled=False)
-    with Executor(config.ExecuteConfig(workers=1)) as executor:
 
-        def find(sql: str) -> dict[str, str]:
-            reasons = {}
-            for suspicion in lint.suspicions(Statement(sql, tables)):
-                outcomes = [executor.run(database, query).result() for query in suspicion.queries]
-                verdict = suspicion.verdict(outcomes)
-                if verdict:
-                    reasons[suspicion.rule] = suspicion.reason + (verdict if isinstance(verdict, str) else "")
-            return reasons
+    def find(sql: str) -> dict[str, str]:
+        reasons = {}
+        for suspicion in lint.suspicions(Statement(sql, tables)):
+            outcomes = [executor.run(database, query).result() for query in suspicion.queries]
+            verdict = suspicion.verdict(outcomes)
+            if verdict:
+                reasons[suspicion.rule] = suspicion.reason + (verdict if isinstance(verdict, str) else "")
+        return reasons
 
-        yield find
+    return find
