@@ -264,7 +264,6 @@ def save_model(
     tokenizer_folder: str | Path = "",
     dtype: str = "",
     shard_gigabytes: float = 5.0,
-    card: str = "",
 ) -> list[str]:
     """Writes a Hugging Face folder: weights, config.json, generation_config.json, tokenizer files and model card.
 
@@ -277,7 +276,6 @@ def save_model(
       tokenizer_folder: the folder to copy tokenizer files from; empty: none.
       dtype: of the stored weights; empty: config.param_dtype, so that loading gives the same bits.
       shard_gigabytes: the most a weights file holds, unless a single tensor is larger.
-      card: text of README.md; empty: a short model card.
 
     Returns:
       The names of the files written; an empty list on other processes.
@@ -298,7 +296,7 @@ def save_model(
         if (Path(tokenizer_folder) / name).is_file() and Path(tokenizer_folder).resolve() != folder.resolve():
             shutil.copyfile(Path(tokenizer_folder) / name, folder / name)
             written.append(name)
-    for name, text in _text_files(config, tokenizer_folder, dtype or config.param_dtype, card).items():
+    for name, text in _text_files(config, tokenizer_folder, dtype or config.param_dtype).items():
         (folder / name).write_text(text, encoding="utf-8")
         written.append(name)
     return written
@@ -328,7 +326,7 @@ def _lazy_tensor(values: jax.Array, path: str, layer: int | None, dtype: np.dtyp
     return LazyTensor(template.format(layer), dtype, _hf_shape(shape, in_axes), load)
 
 
-def _text_files(config: Qwen2Config, tokenizer_folder: str | Path, dtype: str, card: str) -> dict[str, str]:
+def _text_files(config: Qwen2Config, tokenizer_folder: str | Path, dtype: str) -> dict[str, str]:
     end_ids = _end_ids(tokenizer_folder)
     record = {
         "architectures": ["Qwen2ForCausalLM"],
@@ -355,7 +353,7 @@ def _text_files(config: Qwen2Config, tokenizer_folder: str | Path, dtype: str, c
     return {
         "config.json": json.dumps(record, indent=2) + "\n",
         "generation_config.json": json.dumps({"do_sample": False, **end_ids}, indent=2) + "\n",
-        "README.md": card or _model_card(config, dtype),
+        "README.md": _model_card(config, dtype),
     }
 
 

@@ -56,7 +56,8 @@ def stop_ids(tokenizer: Any, folder: str | Path = "") -> tuple[int, ...]:
     Raises:
       ConfigError: there is no such id.
     """
-    ids = {tokenizer.eos_token_id} | {tokenizer.get_vocab().get(text) for text in _STOP_TOKENS}
+    vocabulary = tokenizer.get_vocab()  # each call builds a dictionary of all tokens
+    ids = {tokenizer.eos_token_id} | {vocabulary.get(text) for text in _STOP_TOKENS}
     path = Path(folder) / "generation_config.json"
     if folder and path.is_file():
         listed = read_json(path).get("eos_token_id")

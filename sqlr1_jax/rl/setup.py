@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import numpy as np
 
 from sqlr1_jax import config
 from sqlr1_jax.data.packing import RowLayout
@@ -106,10 +105,7 @@ def compile_programs(setup: GrpoSetup, train_state: TrainState) -> TrainState:
         setup.engine.compile(weights, evaluation.evaluation_request(context, any_prompts, 1, 0.0))
     del weights  # the update needs their memory
     no_rows = batch.pack_groups([], setup.update_spec.layout, setup.rows_config)
-    no_advantages_PG = np.zeros((1, grpo_config.samples), np.float32)
-    empty_batch = batch.assemble_batch(
-        no_rows, context.mesh, grpo_config.rows.per_microbatch, setup.max_microbatches, no_advantages_PG
-    )
+    empty_batch = batch.assemble_batch(no_rows, context.mesh, grpo_config.rows.per_microbatch, setup.max_microbatches)
     empty_batch = add_logprobs(setup, train_state.params, empty_batch)
     return state.compile_update(train_state, empty_batch, grpo_loss, grpo_config, setup.update_spec)
 

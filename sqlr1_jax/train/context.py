@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,11 @@ class RunContext:
         """The folder of the model's tokenizer."""
         return _tokenizer_dir(self.config, self.workdir)
 
+    @functools.cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The token ids that end a completion. Kept, because they are needed whenever a sample ends."""
+        return tokenizer.stop_ids(self.tokenizer)
+
     def checkpoints(self, stage: str) -> Checkpoints:
         """The stage's checkpoints. Step 0 is never deleted, because the reference model is loaded from it."""
         return Checkpoints(self.workdir / "checkpoints" / stage, self.config.checkpoint.keep, pinned=(0,))
@@ -64,7 +70,7 @@ class RunContext:
         longest = max((len(prompt.ids) for prompt in prompts if not prompt.over_budget), default=1)
         prompt_tokens = -(-longest // 16) * 16
         mesh = sharding.sampling_mesh(self.mesh, self.model.num_kv_heads)
-        return Engine(self.model, mesh, tokenizer.stop_ids(self.tokenizer), prompt_tokens, self.config.rollout)
+        return Engine(self.model, mesh, self.stop_ids, prompt_tokens, self.config.rollout)
 
     def request(self, prompts: Sequence[Prompt], samples: int, sampling: SamplingConfig, step: int) -> Request:
         """A request for `samples` completions of each prompt; `step` is folded into the sampling keys."""
@@ -102,9 +108,8 @@ class RunContext:
 
     def texts(self, ids: Sequence[Any]) -> list[str]:
         """Decodes completions, each a sequence of token ids, without a stop token at the end."""
-        stop_ids = set(tokenizer.stop_ids(self.tokenizer))
         return self.tokenizer.batch_decode(
-            [list(tokens[:-1] if len(tokens) and int(tokens[-1]) in stop_ids else tokens) for tokens in ids],
+            [list(tokens[:-1] if len(tokens) and int(tokens[-1]) in self.stop_ids else tokens) for tokens in ids],
             clean_up_tokenization_spaces=False,  # cleaning up would change spaces inside SQL strings
         )
 

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import html.parser
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,10 +156,3 @@ def test_a_change_has_a_color_if_its_interval_excludes_zero(
     gain = results.Gain("", 10, 0.5, 0.5 + difference, interval)
     assert page.points(gain.difference) == text
     assert page.direction(gain) == css_class
-
-
-def test_the_command_does_not_import_jax(fake_run: Callable) -> None:
-    workdir = fake_run().whole().workdir
-    code = "import sys; sys.modules['jax'] = None; from sqlr1_jax.report.__main__ import main; main(sys.argv[1:])"
-    done = subprocess.run([sys.executable, "-c", code, f"--workdir={workdir}"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout.strip()) == (0, str(workdir / "report.html")), done.stderr

@@ -19,7 +19,6 @@ from sqlr1_jax.sql import executor as executor_module
 from sqlr1_jax.sql.executor import Executor, ExecutorError
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 from sqlr1_jax.sql.process import WorkerError
-from sqlr1_jax.sql.worker_queue import batch_size
 from testing import hostile_sql
 
 CFG = ExecuteConfig(workers=2, max_steps=2_000_000, wall_seconds=20.0, max_rows=2000)
@@ -169,14 +168,6 @@ def test_only_the_query_that_crashes_the_worker_is_blamed(
         assert outcomes[bad].kind == "runtime_error" and "it crashed the worker process twice" in outcomes[bad].message
         golds = [executor.submit(pets, f"SELECT {i}, 2", "SELECT 'CRASH'") for i in range(12)]
         assert {future.result().kind for future in golds} == {"gold_error"}
-
-
-@pytest.mark.parametrize(
-    ("waiting", "in_flight", "size"),
-    [(0, 0, 0), (1, 0, 1), (6, 0, 3), (16, 0, 8), (99, 8, 8), (9, 8, 1), (8, 8, 0), (3, 8, 0)],
-)
-def test_half_of_all_jobs_are_left_for_idle_workers(waiting: int, in_flight: int, size: int) -> None:
-    assert batch_size(waiting, in_flight) == size
 
 
 def test_defect_09_scores_come_from_other_processes_and_nothing_stops_them(pets: Path, tmp_path: Path) -> None:
