@@ -10,10 +10,8 @@ Separate processes keep the thread pools of XLA and torch apart, and each engine
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -239,12 +237,6 @@ def _read_status(field: str) -> int:
         if entry.startswith(f"{field}:"):
             return int(entry.split()[1]) * 1024  # reported in kB
     return 0
-
-
-def trim_heap() -> None:
-    """Returns freed memory to the system; does nothing if the C library is not glibc."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def describe_machine(platform_name: str) -> str:

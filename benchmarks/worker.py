@@ -37,7 +37,7 @@ def serve(job: dict[str, Any], output: Any) -> None:
     except ImportError as error:
         answer({"absent": str(error)})
         return
-    measure.trim_heap()  # otherwise a run could reuse memory that loading freed, and the peak would not show it
+    malloc.trim_heap()  # otherwise a run could reuse memory that loading freed, and the peak would not show it
     memory = measure.PeakMemory()
     answer({"tokens": work.tokens, "prompts": work.prompts, "samples": work.samples})
     for request in sys.stdin:
@@ -45,7 +45,7 @@ def serve(job: dict[str, Any], output: Any) -> None:
             answer({"flops": measure.matmul_rate(job["platform"])})
             continue
         if request.strip() == "rest":
-            measure.trim_heap()
+            malloc.trim_heap()
             answer({})
             continue
 

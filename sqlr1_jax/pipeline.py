@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from sqlr1_jax import prompt_metadata
+from sqlr1_jax import malloc, prompt_metadata
 from sqlr1_jax.config import Config
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.evaluate import run as evaluation
@@ -77,9 +77,10 @@ class Pipeline:
         export_model(self.context, self.workdir / "export")
 
     def summarize(self, stage: str, seconds: float) -> None:
-        """Writes summary.json and report.html after a stage that took `seconds`."""
+        """Writes summary.json and report.html after a stage that took `seconds`, and returns the memory it freed."""
         collectives.run_on_primary(summary.write, self.workdir, stage, seconds)
         collectives.run_on_primary(page.write, self.workdir)
+        malloc.trim_heap()  # the next stage's programs need blocks of other sizes
 
     def _remove_stale_evaluation(self) -> None:
         """Removes the final figures unless they are those of the run's last weights."""

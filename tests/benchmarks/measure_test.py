@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import worker
 
+from sqlr1_jax import malloc
+
 
 def _facts(seconds: list[float], tokens: int = 100, **more: Any) -> dict[str, Any]:
     return {"tokens": tokens, "seconds": seconds, "cpu_seconds": seconds, "peak_bytes": 3_000_000, **more}
@@ -75,8 +77,8 @@ def test_worker_reports_time_and_peak_memory_of_each_run(monkeypatch: pytest.Mon
     monkeypatch.setitem(worker.MODULES, "trl", "an_engine")
     monkeypatch.setitem(sys.modules, "an_engine", Engine)  # type: ignore[arg-type]
     runs_before_trim: list[int] = []
-    trim_heap = measure.trim_heap
-    monkeypatch.setattr(measure, "trim_heap", lambda: (runs_before_trim.append(len(arrays)), trim_heap()))  # type: ignore[func-returns-value]
+    trim_heap = malloc.trim_heap
+    monkeypatch.setattr(malloc, "trim_heap", lambda: (runs_before_trim.append(len(arrays)), trim_heap()))  # type: ignore[func-returns-value]
     started, first, second, rested = _serve(JOB, "run\nrun\nrest\n", monkeypatch)
     assert started == {"tokens": 6, "prompts": 1, "samples": 2}
     assert first["loss"] == 2.0 and 0 < first["seconds"] < 60 and first["cpu_seconds"] > 0
