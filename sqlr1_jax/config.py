@@ -281,8 +281,8 @@ class Config:
     export: ExportConfig = ExportConfig()
 
 
-# These settings may change when a run resumes. Most do not affect the result of a step; the number of steps also
-# stretches a decaying learning rate schedule, from the step at which the run resumes.
+# These settings may change when a run resumes. Most do not affect the result of a step. The exceptions are sft.steps
+# and grpo.steps if the learning rate decays: after the resume, it follows the schedule of the new length.
 FREE_ON_RESUME = (
     "stages",
     "sft.steps",

@@ -12,7 +12,8 @@ processes, such as whether a file exists in a shared folder, must be made equal 
 The others do not communicate: initialize, process_count, process_index, count_processes, is_primary, local_slice,
 check_batch_sizes. With a single process, collectives return their argument without running a program.
 
-Shapes: H processes; each array may have another leading dimension B, but its B is the same on all processes.
+Shapes: H processes. B is an array's leading dimension. It is the same on all processes, but may differ from array to
+array.
 """
 
 from __future__ import annotations

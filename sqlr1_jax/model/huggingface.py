@@ -36,8 +36,9 @@ class _HfName(NamedTuple):
     """The name and layout of a parameter in Hugging Face files."""
 
     template: str  # with {} for the layer
-    # How many of our axes, after the layer axis, are a matmul's input; 0: a bias, whose axes the file flattens; None:
-    # stored in our shape.
+    # How many of the parameter's axes, without the layer axis, are inputs of its matmul. They come first. The others
+    # are outputs. The file flattens inputs and outputs to one axis each. 0: a bias, which has only outputs. None: the
+    # file stores the parameter in our shape.
     in_axes: int | None
 
 
@@ -241,7 +242,10 @@ def _read_slice(
 
 
 def _flat_slice(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
-    """The slice for `index` of a Hugging Face axis, which is several of ours flattened; only our first is sharded."""
+    """Converts `index`, slices of several of our axes, to one slice of the Hugging Face axis that flattens them.
+
+    The slices after the first must cover their whole axes, because only the first axis is ever sharded.
+    """
     # Heads a to b of our [H, h] are the entries a · h to b · h of the stored axis.
     start, stop, _ = index[0].indices(shape[0])
     inner = math.prod(shape[1:])

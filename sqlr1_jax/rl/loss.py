@@ -47,7 +47,8 @@ def grpo_loss(logp_BT: jax.Array, entropy_BT: jax.Array, micro: Batch, config: G
     if config.importance_cap:
         policy_BT *= jnp.minimum(jnp.exp(old_BT - sampled_BT), config.importance_cap)
     objective_BT = -policy_BT - config.entropy * entropy_BT
-    # The clip stops the gradient above its range if the advantage is positive, below it if it is not.
+    # Clipping sets the policy term's gradient to zero in two cases: the advantage is positive and the ratio is above
+    # its upper bound, or the advantage is negative and the ratio is below its lower bound.
     binding_BT = jnp.where(advantage_BT > 0, ratio_BT > 1 + config.clip_high, ratio_BT < 1 - config.clip)
     metrics = {
         "entropy": entropy_BT,

@@ -116,7 +116,10 @@ class CompletionExecutor:
             self._error = self._error or error
 
     def _submit_answer(self, example: Example, parsed: Answer) -> Future[Outcome]:
-        """Submits one answer. `seconds` measures only answers that have SQL to run."""
+        """Submits one answer and returns the Future of its outcome.
+
+        An answer without SQL runs nothing, so `seconds` does not count it.
+        """
         if not parsed.problem:
             self._first_submitted = self._first_submitted or time.perf_counter()
         rule = self._context.config.grpo.reward.rule

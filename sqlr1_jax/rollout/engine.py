@@ -229,7 +229,8 @@ class Engine:
         padded_length: int,
     ) -> Slots:
         slot_R = slots_HR[collectives.process_index()]
-        prompt_R = np.append(prompt_P, FREE)[slot_R]  # padding has slot P, where FREE is appended
+        # Unused entries of slot_R are P, the index of the appended FREE.
+        prompt_R = np.append(prompt_P, FREE)[slot_R]
         batch = _make_prefill_batch(request, slot_R, prompt_R, padded_length)
         batch = sharding.to_global_arrays(batch, mesh=self.mesh, rules=sharding.SAMPLE_RULES)
         return programs.prefill(weights, slots, batch, np.int32(request.step), request.seed, self.model_config)

@@ -314,8 +314,8 @@ class Executor:
     def _answer_known(self, batch: deque[Job]) -> None:
         """Answers the jobs that need no worker.
 
-        They are those without a gold query whose result is in the cache on disk, and those whose gold query is known
-        to kill its worker.
+        A job without a gold query needs none if the result of its own query is in the cache on disk. A job with a gold
+        query needs none if that gold query is known to kill its worker.
         """
         for job in list(batch) if self._cache or self._fatal_golds else []:
             database, gold_sql = job.key.database, job.key.gold_sql

@@ -28,7 +28,10 @@ class RecentResults:
     """The most recently used results by (database, SQL), up to a number of cells. Failed queries count as results."""
 
     def __init__(self, max_cells: int = 2_000_000):
-        """max_cells: the cells of all results together; each result counts as one cell more than it has."""
+        """max_cells: the largest number of cells of all stored results together.
+
+        Each result counts one extra cell, because empty and failed results take memory too.
+        """
         self._max_cells = max_cells
         self._cells = 0
         self._results: OrderedDict[tuple[str, str], Result] = OrderedDict()

@@ -27,7 +27,9 @@ STEPS_PER_TICK = 1000  # resolution of the step count: about 10 µs of SQLite's 
 MAX_SESSIONS = 32  # connections kept open
 FETCH_ROWS = 64  # rows fetched between two checks of the result's size
 
-_MAX_TICKS = 2**31  # more than the progress handler's calls in any statement, before and after it returns True
+# More than the progress handler's calls in any statement, so that the handler (`_begin`) always has a value to return.
+# SQLite stops the statement at the first True. The other values are a reserve, in case SQLite calls the handler again.
+_MAX_TICKS = 2**31
 _SIZED = (str, bytes)
 _FILE_ERRORS = ("unable to open database file", "disk I/O error")  # SQLite's messages when it cannot open a file
 
@@ -82,7 +84,8 @@ class _TooLarge(Exception):
 class Session:
     """One hardened connection, in one of the four modes that two flags give.
 
-    clocked: date functions know the (fixed) current time, which makes all of them slower.
+    clocked: date functions are allowed, and their current time is fixed. They are Python functions
+    (`clock.stop_clock`), which are slower than SQLite's own. Without `clocked`, date functions are denied.
     quick: temp_store=FILE, so SQLite sorts in a buffer of 2 MB, which takes a third less time. Opening a file is
     blocked, so a larger sort fails and runs again with quick=False.
     """

@@ -73,7 +73,8 @@ class WorkerQueue:
 def batch_size(waiting: int, in_flight: int = 0) -> int:
     """How many jobs a worker takes from a queue of `waiting` jobs when it has `in_flight` already.
 
-    Unless it had more, it then has at most half of all these jobs, rounded up; the first idle worker takes the others.
+    It takes at most MAX_BATCH. With the jobs in flight it then has at most half of all `waiting` + `in_flight` jobs,
+    rounded up; if it already has that many, it takes none. The others are left for idle workers.
     """
     return max(0, min(MAX_BATCH, (1 + waiting - in_flight) // 2))
 

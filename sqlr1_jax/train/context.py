@@ -58,7 +58,7 @@ class RunContext:
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """The token ids that end a completion. Kept, because they are needed whenever a sample ends."""
+        """The token ids that end a completion. Cached, because `texts` needs them for every completion."""
         return tokenizer.stop_ids(self.tokenizer)
 
     def checkpoints(self, stage: str) -> Checkpoints:
@@ -189,7 +189,8 @@ def find_checkpoint(
         if (context.workdir / "checkpoints" / stage).exists():
             checkpoints = context.checkpoints(stage)
             latest = CheckpointRef(stage, checkpoints.resolve(step)) if checkpoints.steps() else latest
-    return collectives.broadcast(latest)  # processes may see the shared folder at different times
+    # The answer is process 0's, because another process may not see a new checkpoint in the shared folder yet.
+    return collectives.broadcast(latest)
 
 
 def describe_weights(context: RunContext, checkpoint: CheckpointRef | None) -> str:

@@ -153,7 +153,10 @@ class DeferredMetrics:
         self._device_step = result.state.step
 
     def timed(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
-        """Calls a function once the device is idle and records its seconds as time/<name>, not as part of time/step."""
+        """Waits until the device has finished the newest step, calls a function and returns its result.
+
+        The function's seconds are recorded as time/<name> and are not part of time/step.
+        """
         jax.block_until_ready(self._device_step)
         begin = time.perf_counter()
         result = function(*args)
