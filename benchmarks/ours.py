@@ -21,7 +21,8 @@ from sqlr1_jax.distributed import sharding
 from sqlr1_jax.model import huggingface
 from sqlr1_jax.model.qwen2 import Qwen2Config
 from sqlr1_jax.rl.loss import grpo_loss
-from sqlr1_jax.rollout.engine import Engine, Request
+from sqlr1_jax.rollout.engine import Engine
+from sqlr1_jax.rollout.request import Request
 from sqlr1_jax.train import batch, state
 from sqlr1_jax.train.batch import Batch
 from sqlr1_jax.train.state import TrainState, UpdateSpec

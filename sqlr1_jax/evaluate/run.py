@@ -20,7 +20,8 @@ from sqlr1_jax.distributed import collectives
 from sqlr1_jax.evaluate import accuracy
 from sqlr1_jax.evaluate.accuracy import Candidate
 from sqlr1_jax.io import atomic_write_text, read_json, write_json, write_jsonl
-from sqlr1_jax.rollout.engine import Engine, Request
+from sqlr1_jax.rollout.engine import Engine
+from sqlr1_jax.rollout.request import Request
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train.context import RunContext
 
@@ -169,7 +170,7 @@ def evaluation_request(
     sampling = SamplingConfig(temperature=temperature, max_tokens=training.max_tokens, stop=training.stop)
     return dataclasses.replace(
         context.request(prompts, samples, sampling, EVALUATION_STEP),
-        prompt_offset=prompt_offset,
+        index_P=range(prompt_offset, prompt_offset + len(prompts)),
         max_concurrent_prompts=context.config.evaluate.max_concurrent_prompts,
         on_finished=lambda finished: report_progress(len(finished)),
     )

@@ -206,6 +206,48 @@ def _attend_shared_prefix(
     return _heads_last(shared_prefix.attend(q_BKgTh, k_BKTh, v_BKTh, length_B, parts))
 
 
+def attend_after_prefix(
+    q_BTHh: jax.Array,
+    k_BTKh: jax.Array,
+    v_BTKh: jax.Array,
+    prefix_kv: tuple[jax.Array, jax.Array],
+    prefix_length: jax.Array,
+    query_chunk: int = 0,
+) -> jax.Array:
+    """Causal attention of rows that continue one shared prefix, whose keys and values are given → [B, T, H, h].
+
+    Only the ends of rows may be padding. XLA computes it on every platform: rows are short, since they hold what
+    follows the prefix.
+
+    Args:
+      q_BTHh: queries.
+      k_BTKh: the rows' own keys.
+      v_BTKh: the rows' own values.
+      prefix_kv: keys and values [S, K, h] of the prefix in one layer.
+      prefix_length: tokens of the prefix; the others of the S are padding.
+      query_chunk: queries at a time, which bounds the scores' memory; 0: all.
+    """
+    T, K = q_BTHh.shape[1], k_BTKh.shape[2]
+    k_KhS, v_KSh = prefix_kv[0].transpose(1, 2, 0), prefix_kv[1].transpose(1, 0, 2)
+    k_BKhT, v_BKTh = k_BTKh.transpose(0, 2, 3, 1), v_BTKh.transpose(0, 2, 1, 3)
+    visible_S = jnp.arange(k_KhS.shape[-1]) < prefix_length
+    positions_1T = jnp.arange(T, dtype=jnp.int32)[None]
+
+    def block(q_BKgMh: jax.Array, info: QueryInfo) -> jax.Array:
+        B, _, g, M, h = q_BKgMh.shape
+        # As in a decode step, the rows are samples of one prompt: the prefix takes one matmul per head for all of them.
+        prefix_scores = _scores(q_BKgMh.swapaxes(0, 1).reshape(K, B * g * M, h), k_KhS)
+        prefix_scores = jnp.where(visible_S, prefix_scores, MASKED_SCORE)
+        causal_MT = positions_1T <= info[0][0][:, None]
+        own_scores = _scores(q_BKgMh.reshape(B, K, g * M, h), k_BKhT).reshape(B, K, g, M, T)
+        own_scores = jnp.where(causal_MT, own_scores, MASKED_SCORE).reshape(1, B, K, g * M, T)
+        prefix_v, own_v = QuantizedArray(v_KSh[None], None), QuantizedArray(v_BKTh, None)
+        out = _mix_prefix_and_own(prefix_scores[None], prefix_v, own_scores, own_v, q_BKgMh.dtype)
+        return out.reshape(B, K, g, M, h).astype(q_BKgMh.dtype)
+
+    return _heads_last(_map_query_chunks(block, _heads_first(q_BTHh, K), (positions_1T,), query_chunk))
+
+
 def attend_cached(q_PGHh: jax.Array, cache: KVCache, stack: int, entry: jax.Array | int) -> jax.Array:
     """Attention of one decode step → [P, G, H, h]: over the prompt's prefix and the sample's own columns.
 

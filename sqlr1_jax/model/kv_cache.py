@@ -60,6 +60,15 @@ class KVCache:
         return self.v[0].values.shape[-2]
 
 
+@struct.dataclass
+class SharedPrefix:
+    """Keys and values of a text that several prompts begin with, such as a database's schema. Computed once."""
+
+    k_LSKh: jax.Array  # in the model's dtype, also if the cache is int8
+    v_LSKh: jax.Array
+    length: jax.Array  # int32 scalar: tokens of the text; the others of the S are padding
+
+
 def shapes(
     layers: tuple[int, int],
     prompts: int,
@@ -125,15 +134,29 @@ def _constrain(cache: KVCache) -> KVCache:
     return cache.replace(prefix_k=prefix_k, prefix_v=prefix_v, k=k, v=v)  # type: ignore[attr-defined]
 
 
-def insert(cache: KVCache, prefill_kv: tuple[jax.Array, jax.Array], length_R: jax.Array, slot_R: jax.Array) -> KVCache:
+def insert(
+    cache: KVCache,
+    prefill_kv: tuple[jax.Array, jax.Array],
+    length_R: jax.Array,
+    slot_R: jax.Array,
+    prefix: SharedPrefix | None = None,
+) -> KVCache:
     """The cache with R prefilled prompts in their slots, where their samples start at the next step.
 
     Args:
       cache: the KV cache.
       prefill_kv: keys and values [L, R, S', K, h] of all layers, with S' at most the cache's S.
-      length_R: cached tokens of each prompt.
+      length_R: cached tokens of each prompt, without those of `prefix`.
       slot_R: the slot of each prompt; a prompt whose slot is P or more is dropped.
+      prefix: what all R prompts begin with; `prefill_kv` is of the tokens after it.
     """
+    if prefix is not None:
+        columns = cache.prefix_v[0].values.shape[-2]
+        prefill_kv = (
+            _join(prefix.k_LSKh, prefill_kv[0], prefix, columns),
+            _join(prefix.v_LSKh, prefill_kv[1], prefix, columns),
+        )
+        length_R = length_R + prefix.length
     k_LRSKh, v_LRSKh = prefill_kv
     k_LRKhS, v_LRKSh = k_LRSKh.transpose(0, 1, 3, 4, 2), v_LRSKh.transpose(0, 1, 3, 2, 4)
     # The layers of stack i are i, i + U, i + 2U, …; without an entry axis only i.
@@ -150,6 +173,16 @@ def insert(cache: KVCache, prefill_kv: tuple[jax.Array, jax.Array], length_R: ja
         start_P=cache.start_P.at[slot_R].set(cache.step, mode="drop"),
     )
     return _constrain(inserted)
+
+
+def _join(prefix_LSKh: jax.Array, own_LRSKh: jax.Array, prefix: SharedPrefix, columns: int) -> jax.Array:
+    """Keys or values of the prefix's tokens followed directly by each prompt's own, cut to the cache's columns."""
+    L, R, S_own, K, h = own_LRSKh.shape
+    S = prefix_LSKh.shape[1]
+    joined = jnp.broadcast_to(prefix_LSKh[:, None], (L, R, S, K, h))
+    joined = jnp.pad(joined, ((0, 0), (0, 0), (0, S_own), (0, 0), (0, 0)))
+    # The prompts' own tokens overwrite the prefix's padding.
+    return jax.lax.dynamic_update_slice(joined, own_LRSKh, _int32(0, 0, prefix.length, 0, 0))[:, :, :columns]
 
 
 def _set_slots(old: jax.Array, new: jax.Array, slot_R: jax.Array) -> jax.Array:

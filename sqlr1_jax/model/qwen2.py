@@ -19,7 +19,7 @@ from sqlr1_jax.distributed.sharding import SAMPLE_RULES, TRAIN_RULES, Rules, con
 from sqlr1_jax.model import attention, ops
 from sqlr1_jax.model import kv_cache as caches
 from sqlr1_jax.model.attention import Mask
-from sqlr1_jax.model.kv_cache import KVCache
+from sqlr1_jax.model.kv_cache import KVCache, SharedPrefix
 from sqlr1_jax.model.ops import Transposed
 from sqlr1_jax.model.quantize import CONTRACTING_AXES
 
@@ -160,6 +160,7 @@ def forward(
     config: Qwen2Config,
     cache: KVCache | None = None,
     slot_B: jax.Array | None = None,
+    prefix: SharedPrefix | None = None,
 ) -> tuple[jax.Array, KVCache | None]:
     """Runs the model from tokens to its final norm, in one of three modes.
 
@@ -176,28 +177,39 @@ def forward(
       config: the model's shape.
       cache: the KV cache, or None.
       slot_B: for prefill, the cache slot of each row; None: row i goes to slot i.
+      prefix: for prefill, what all rows continue; positions count its tokens, and `tokens_BT` starts after them.
 
     Returns:
       Hidden states [B, T, D] in config.dtype, and the updated cache or None.
     """
     rules = TRAIN_RULES if cache is None else SAMPLE_RULES
-    # With tied embeddings, `unstack_layers` wraps the table in `Transposed`; its values are still [V, D], so a row is a
-    # token's embedding.
-    embed = params["embed"]
-    table_VD = embed.values if isinstance(embed, Transposed) else embed
-    # Cast to `dtype` first, as the sampler's copy is, so that trainer and sampler embed tokens identically.
-    x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(config.dtype).astype(config.matmul_output_dtype)
-    x_BTD = constrain(x_BTD, ("rows", "time", None), rules)
+    x_BTD = _embed_tokens(params, tokens_BT, config, rules)
     rope = _rope_table(positions_BT, config)
     if cache is not None and mask is None:
         x_BTD, cache = _decode_layers(params["layers"], x_BTD, rope, cache, config)
     else:
         assert mask is not None
-        x_BTD, kv_LBTKh = _forward_layers(params["layers"], x_BTD, rope, mask, config, rules, cache is not None)
+        layers = params["layers"] if cache is None else prefill_layers(params)
+        x_BTD, kv_LBTKh = _forward_layers(layers, x_BTD, rope, mask, config, rules, cache is not None, prefix)
         if cache is not None:
             slot_B = jnp.arange(tokens_BT.shape[0]) if slot_B is None else slot_B
-            cache = caches.insert(cache, kv_LBTKh, (mask.prefix_BT > 0).sum(1, dtype=jnp.int32), slot_B)
+            cache = caches.insert(cache, kv_LBTKh, (mask.prefix_BT > 0).sum(1, dtype=jnp.int32), slot_B, prefix)
     return _norm(x_BTD, params["final_norm"], config), cache
+
+
+def shared_prefix(params: Params, tokens_S: jax.Array, length: jax.Array, config: Qwen2Config) -> SharedPrefix:
+    """Keys and values of a text that several prompts begin with: `length` tokens, then padding."""
+    tokens_1S, positions_1S = tokens_S[None], jnp.arange(tokens_S.size, dtype=jnp.int32)[None]
+    x_1SD = _embed_tokens(params, tokens_1S, config, SAMPLE_RULES)
+    mask = attention.causal_mask(tokens_1S, length[None])
+    rope = _rope_table(positions_1S, config)
+    _, (k_L1SKh, v_L1SKh) = _forward_layers(prefill_layers(params), x_1SD, rope, mask, config, SAMPLE_RULES, True)
+    return SharedPrefix(k_L1SKh[:, 0], v_L1SKh[:, 0], length)
+
+
+def prefill_layers(params: Params) -> Layers:
+    """The layers' weights in the form that prefill takes: stacked if the sampler has them, else those of decoding."""
+    return params["prefill_layers"] if "prefill_layers" in params else params["layers"]
 
 
 def unstack_layers(params: Params, config: Qwen2Config) -> Params:
@@ -213,32 +225,54 @@ def unstack_layers(params: Params, config: Qwen2Config) -> Params:
     return {**params, "layers": layers, table: Transposed(unembedding(params, config).T)}
 
 
+def _embed_tokens(params: Params, tokens_BT: jax.Array, config: Qwen2Config, rules: Rules) -> jax.Array:
+    # With tied embeddings, `unstack_layers` wraps the table in `Transposed`; its values are still [V, D], so a row is a
+    # token's embedding.
+    embed = params["embed"]
+    table_VD = embed.values if isinstance(embed, Transposed) else embed
+    # Cast to `dtype` first, as the sampler's copy is, so that trainer and sampler embed tokens identically.
+    x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(config.dtype).astype(config.matmul_output_dtype)
+    return constrain(x_BTD, ("rows", "time", None), rules)
+
+
 def _layer_params(layers: Layers, index: int) -> Params:
     return layers[index] if isinstance(layers, tuple) else jax.tree.map(lambda leaf: leaf[index], layers)
 
 
 def _forward_layers(
-    layers: Layers, x_BTD: jax.Array, rope: Rope, mask: Mask, config: Qwen2Config, rules: Rules, return_kv: bool
+    layers: Layers,
+    x_BTD: jax.Array,
+    rope: Rope,
+    mask: Mask,
+    config: Qwen2Config,
+    rules: Rules,
+    return_kv: bool,
+    prefix: SharedPrefix | None = None,
 ) -> tuple[jax.Array, Any]:
     """Hidden states [B, T, D] and, with `return_kv`, all layers' keys and values, each [L, B, T, K, h]."""
 
-    def layer(x_BTD: jax.Array, w: Params) -> tuple[jax.Array, Any]:
+    def layer(x_BTD: jax.Array, inputs: tuple[Params, Any]) -> tuple[jax.Array, Any]:
+        w, prefix_kv = inputs
         x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
         q_BTHh, k_BTKh, v_BTKh = _project(x_BTD, w, rope, config)
-        o_BTHh = attention.attend(q_BTHh, k_BTKh, v_BTKh, mask, config.query_chunk, config.attention)
+        if prefix is None:
+            o_BTHh = attention.attend(q_BTHh, k_BTKh, v_BTKh, mask, config.query_chunk, config.attention)
+        else:
+            o_BTHh = attention.attend_after_prefix(q_BTHh, k_BTKh, v_BTKh, prefix_kv, prefix.length, config.query_chunk)
         x_BTD = _after_attention(x_BTD, o_BTHh, w, config, rules)
         return x_BTD, (k_BTKh, v_BTKh) if return_kv else (None, None)
 
     if config.remat != "none":
         # Inside a scan XLA cannot undo rematerialization by CSE, so the barriers of prevent_cse are unnecessary.
         layer = jax.checkpoint(layer, prevent_cse=False, policy=_remat_policy(config.remat))
+    prefix_kv = None if prefix is None else (prefix.k_LSKh, prefix.v_LSKh)
     if isinstance(layers, tuple):
         kv_per_layer = []
-        for w in layers:
-            x_BTD, kv_BTKh = layer(x_BTD, w)
+        for i, w in enumerate(layers):
+            x_BTD, kv_BTKh = layer(x_BTD, (w, jax.tree.map(lambda leaf, i=i: leaf[i], prefix_kv)))
             kv_per_layer.append(kv_BTKh)
         return x_BTD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kv_per_layer)
-    return jax.lax.scan(layer, x_BTD, layers, unroll=min(config.unroll, config.num_layers))
+    return jax.lax.scan(layer, x_BTD, (layers, prefix_kv), unroll=min(config.unroll, config.num_layers))
 
 
 def _remat_policy(remat: str) -> Callable[..., Any] | None:

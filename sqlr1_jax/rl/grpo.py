@@ -22,7 +22,7 @@ from sqlr1_jax.rl.advantage import compute_advantages
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.rl.scoring import Rewards, StepTimer
 from sqlr1_jax.rl.setup import STAGE, GrpoSetup, add_logprobs, compile_programs, prepare
-from sqlr1_jax.rollout.engine import Completions, FinishedSample
+from sqlr1_jax.rollout.request import Completions, FinishedSample
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train import batch, loop
 from sqlr1_jax.train.batch import Batch
@@ -101,7 +101,7 @@ def sample(
     grpo_config = setup.context.config.grpo
     request = dataclasses.replace(
         setup.context.request(prompts, grpo_config.samples, grpo_config.sampling, step),
-        prompt_offset=collectives.local_slice(grpo_config.prompts).start,
+        index_P=range(grpo_config.prompts)[collectives.local_slice(grpo_config.prompts)],
         on_finished=on_finished,
     )
     weights = setup.engine.prepare_weights(params)  # freed on return: the update needs their memory

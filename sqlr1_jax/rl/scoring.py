@@ -20,7 +20,7 @@ from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.rl import reward
-from sqlr1_jax.rollout.engine import Completions, FinishedSample
+from sqlr1_jax.rollout.request import Completions, FinishedSample
 from sqlr1_jax.sql.answers import submit_answer
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind

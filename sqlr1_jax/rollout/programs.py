@@ -8,6 +8,12 @@ A slot is room for one prompt and its G samples. Prefill and decoding split a pr
 
 So every logit comes from a decode step, and prefill computes none. Training rows split prompts in the same way.
 
+Prompts on one database begin with the same tokens, its schema. `prefill_prefix` computes their keys and values once,
+and `prefill` then only those of each prompt's own tokens:
+
+    prefill_prefix  input t(0) … t(m-1)      → SharedPrefix
+    prefill         input t(m) … t(n-2)      → the prefix's keys and values, then the prompt's own, in its slot
+
 `decode_steps` is one program, a while loop over decode steps without host synchronization:
 
     ┌─► forward(token_PG)                              writes one column of the KV cache → logits_PGV
@@ -33,7 +39,7 @@ from flax import struct
 from sqlr1_jax.config import SamplingConfig
 from sqlr1_jax.distributed.sharding import SAMPLE_RULES, constrain
 from sqlr1_jax.model import attention, qwen2
-from sqlr1_jax.model.kv_cache import KVCache
+from sqlr1_jax.model.kv_cache import KVCache, SharedPrefix
 from sqlr1_jax.rollout import sampling
 
 Array = Any  # numpy on the host, jax.Array on the device
@@ -54,7 +60,7 @@ class Slots:
 class PrefillBatch(NamedTuple):
     """R prompts to prefill, each with the slot that it goes to. All fields are int32."""
 
-    tokens_RS: Array  # the prompts without their last tokens, padded at the end
+    tokens_RS: Array  # the prompts without their last tokens and without a shared prefix, padded at the end
     length_R: Array  # tokens of each in `tokens_RS`
     last_token_R: Array  # the last tokens
     slot_R: Array  # each prompt's slot; P marks a padding entry, which goes to no slot
@@ -94,9 +100,28 @@ def init_slots(
     return _constrain_slots(Slots(cache, zeros_PG, zeros_PG, zeros_PG == 0, zeros_PG, uniform_PGT))
 
 
+@functools.partial(jax.jit, static_argnames=("model_config",))
+def prefill_prefix(params: Any, tokens_S: Array, length: Array, model_config: qwen2.Qwen2Config) -> SharedPrefix:
+    """Keys and values of the text that several prompts begin with.
+
+    Args:
+      params: the sampler's weights.
+      tokens_S: the text's tokens, padded at the end.
+      length: int32 scalar, its tokens without padding.
+      model_config: the sampler's.
+    """
+    return qwen2.shared_prefix(params, tokens_S, length, model_config)
+
+
 @functools.partial(jax.jit, static_argnames=("seed", "model_config"), donate_argnames=("slots",))
 def prefill(
-    params: Any, slots: Slots, batch: PrefillBatch, step: jax.Array, seed: int, model_config: qwen2.Qwen2Config
+    params: Any,
+    slots: Slots,
+    batch: PrefillBatch,
+    step: jax.Array,
+    seed: int,
+    model_config: qwen2.Qwen2Config,
+    prefix: SharedPrefix | None = None,
 ) -> Slots:
     """The slots with the batch's prompts in them, ready for their first decode step.
 
@@ -107,12 +132,14 @@ def prefill(
       step: training step, for the random numbers.
       seed: of the run.
       model_config: the sampler's.
+      prefix: what all prompts of the batch begin with; None: nothing.
     """
     tokens_RS, length_R, last_token_R, slot_R, prompt_index_R, limit_RG = batch
     (R, S), (_, G, T) = tokens_RS.shape, slots.uniform_PGT.shape
-    positions_RS = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), tokens_RS.shape)
+    first_position = 0 if prefix is None else prefix.length
+    positions_RS = first_position + jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), tokens_RS.shape)
     mask = attention.causal_mask(tokens_RS, length_R)
-    _, cache = qwen2.forward(params, tokens_RS, positions_RS, mask, model_config, slots.cache, slot_R)
+    _, cache = qwen2.forward(params, tokens_RS, positions_RS, mask, model_config, slots.cache, slot_R, prefix)
     assert cache is not None
 
     def scatter(old: jax.Array, new: jax.Array) -> jax.Array:
@@ -135,7 +162,9 @@ def prefill(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("steps", "stop_ids", "model_config", "sampling_config"), donate_argnames=("slots",)
+    jax.jit,
+    static_argnames=("steps", "stop_ids", "model_config", "sampling_config", "temperatures"),
+    donate_argnames=("slots",),
 )
 def decode_steps(
     params: Any,
@@ -145,6 +174,7 @@ def decode_steps(
     stop_ids: tuple[int, ...],
     model_config: qwen2.Qwen2Config,
     sampling_config: SamplingConfig,
+    temperatures: tuple[float, ...] = (),
 ) -> tuple[Slots, DecodedTokens]:
     """Samples up to `steps` tokens of every unfinished sample; the module's docstring shows the loop.
 
@@ -160,6 +190,7 @@ def decode_steps(
       stop_ids: token ids that end a sample; the sample includes its stop token.
       model_config: the sampler's.
       sampling_config: temperature and truncation.
+      temperatures: one for each of a prompt's samples; empty: sampling_config's for all.
     """
     P, G = slots.token_PG.shape
     stop_N = jnp.asarray(stop_ids, jnp.int32)
@@ -170,7 +201,7 @@ def decode_steps(
 
     def decode_step(carry: tuple) -> tuple:
         i, slots, tokens_PGC, logprobs_PGC = carry
-        token_PG, logprob_PG, cache = _sample_next(params, slots, model_config, sampling_config)
+        token_PG, logprob_PG, cache = _sample_next(params, slots, model_config, sampling_config, temperatures)
         token_PG = jnp.where(slots.done_PG, 0, token_PG)
         logprob_PG = jnp.where(slots.done_PG, 0.0, logprob_PG)
         length_PG = slots.length_PG + ~slots.done_PG
@@ -192,7 +223,11 @@ def decode_steps(
 
 
 def _sample_next(
-    params: Any, slots: Slots, model_config: qwen2.Qwen2Config, sampling_config: SamplingConfig
+    params: Any,
+    slots: Slots,
+    model_config: qwen2.Qwen2Config,
+    sampling_config: SamplingConfig,
+    temperatures: tuple[float, ...],
 ) -> tuple[jax.Array, jax.Array, KVCache]:
     """Each sample's next token [P, G], its log-probability [P, G], and the cache with `slots.token_PG` written."""
     cache = slots.cache
@@ -204,7 +239,7 @@ def _sample_next(
     # A finished slot's age keeps growing past T. Its token is masked, so any index in bounds will do.
     index_P = jnp.minimum(age_P, slots.uniform_PGT.shape[2] - 1)
     uniform_PG = jnp.take_along_axis(slots.uniform_PGT, index_P[:, None, None], axis=2)[..., 0]
-    return *sampling.next_token(logits_PGV, uniform_PG, sampling_config), new_cache
+    return *sampling.next_tokens(logits_PGV, uniform_PG, sampling_config, temperatures), new_cache
 
 
 def _constrain_slots(slots: Slots) -> Slots:

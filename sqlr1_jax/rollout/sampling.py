@@ -8,6 +8,10 @@ Shapes: P prompts, G samples per prompt, T tokens of a sample, V vocabulary, N b
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -34,6 +38,30 @@ def uniforms(seed: int, step: jax.Array, prompt_P: jax.Array, samples: int, leng
     return jax.vmap(lambda prompt: jax.vmap(lambda sample: sample_uniforms(prompt, sample))(jnp.arange(samples)))(
         prompt_P
     )
+
+
+def next_tokens(
+    logits_PGV: jax.Array, uniform_PG: jax.Array, sampling_config: SamplingConfig, temperatures: Sequence[float] = ()
+) -> tuple[jax.Array, jax.Array]:
+    """`next_token` with a temperature for each of a prompt's samples.
+
+    Args:
+      logits_PGV: float32.
+      uniform_PG: random numbers in [0, 1).
+      sampling_config: truncation, and the temperature if `temperatures` is empty.
+      temperatures: G of them, or none. Samples with the same temperature should be neighbors: each run of equal
+        temperatures is computed together.
+    """
+    if not temperatures:
+        return next_token(logits_PGV, uniform_PG, sampling_config)
+    parts, start = [], 0
+    for temperature, equal in itertools.groupby(temperatures):
+        samples = slice(start, start + len(list(equal)))
+        config = dataclasses.replace(sampling_config, temperature=temperature)
+        parts.append(next_token(logits_PGV[:, samples], uniform_PG[:, samples], config))
+        start = samples.stop
+    token_PG, logprob_PG = (jnp.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+    return token_PG, logprob_PG
 
 
 def next_token(

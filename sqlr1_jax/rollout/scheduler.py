@@ -21,17 +21,26 @@ class SlotScheduler:
       prompt_P: int64, the prompt in each slot, by its index over all processes; FREE if there is none.
     """
 
-    def __init__(self, slots: int, prompts: int, processes: int = 1):
+    def __init__(self, slots: int, prefix_N: npt.ArrayLike, processes: int = 1):
         """Process i owns the i-th of `processes` equal parts of the slots and of the prompts.
+
+        Args:
+          slots: of all processes.
+          prefix_N: a number for the prefix of each of the N prompts of all processes. All prompts that a process puts
+            into one batch of `admit` have the same.
+          processes: the number of processes.
 
         Raises:
           ValueError: the slots or the prompts do not divide evenly among the processes.
         """
-        if slots % processes or prompts % processes:
-            raise ValueError(f"{slots} slots and {prompts} prompts do not divide evenly among {processes} processes.")
+        self._prefix_N = np.asarray(prefix_N)
+        if slots % processes or len(self._prefix_N) % processes:
+            raise ValueError(
+                f"{slots} slots and {len(self._prefix_N)} prompts do not divide evenly among {processes} processes."
+            )
         self.prompt_P: npt.NDArray[np.int64] = np.full(slots, FREE)
         self._processes = processes
-        self._waiting = [list(part) for part in np.split(np.arange(prompts), processes)]
+        self._waiting = [list(part) for part in np.split(np.arange(len(self._prefix_N)), processes)]
 
     @property
     def done(self) -> bool:
@@ -66,6 +75,8 @@ class SlotScheduler:
         for process, waiting in enumerate(self._waiting):
             first = process * local_slots
             free = first + np.flatnonzero(self.prompt_P[first : first + local_slots] == FREE)
-            for i, slot in enumerate(free[: min(per_process, len(waiting))]):
+            same_prefix = self._prefix_N[waiting[:per_process]] == self._prefix_N[waiting[:1]]
+            count = len(same_prefix) if same_prefix.all() else int(np.argmin(same_prefix))
+            for i, slot in enumerate(free[:count]):
                 self.prompt_P[slot], slots_HR[process, i] = waiting.pop(0), slot
         return slots_HR if (slots_HR < len(self.prompt_P)).any() else None

@@ -19,7 +19,8 @@ from sqlr1_jax.data.prompt import Prompt, PromptRenderer
 from sqlr1_jax.distributed import collectives, sharding
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import huggingface, init, qwen2, tokenizer
-from sqlr1_jax.rollout.engine import Engine, Request
+from sqlr1_jax.rollout.engine import Engine
+from sqlr1_jax.rollout.request import Request
 from sqlr1_jax.train.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,15 @@ class RunContext:
     def request(self, prompts: Sequence[Prompt], samples: int, sampling: SamplingConfig, step: int) -> Request:
         """A request for `samples` completions of each prompt; `step` is folded into the sampling keys."""
         stop_fn = tokenizer.StopTextMatcher(self.tokenizer, sampling.stop) if sampling.stop else None
-        return Request([prompt.ids for prompt in prompts], samples, sampling, self.config.seed, step, stop_fn=stop_fn)
+        return Request(
+            prompts=[prompt.ids for prompt in prompts],
+            samples=samples,
+            sampling=sampling,
+            seed=self.config.seed,
+            step=step,
+            prefix_length_P=[prompt.prefix_length for prompt in prompts],
+            stop_fn=stop_fn,
+        )
 
     def examples(self, spec: str, split: str) -> list[Example]:
         """Reads the examples of a data source.

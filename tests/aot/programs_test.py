@@ -18,8 +18,8 @@ from sqlr1_jax.data.packing import Group, Segment
 from sqlr1_jax.distributed import sharding
 from sqlr1_jax.model import init, qwen2, tokenizer
 from sqlr1_jax.rl.loss import grpo_loss
-from sqlr1_jax.rollout.engine import Request
 from sqlr1_jax.rollout.programs import PrefillBatch
+from sqlr1_jax.rollout.request import Request
 from sqlr1_jax.train import batch, state
 
 pytestmark = pytest.mark.usefixtures("compiles_fast")

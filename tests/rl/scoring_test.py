@@ -14,7 +14,7 @@ from sqlr1_jax.data.example import Example
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.rl import reward, scoring
 from sqlr1_jax.rl.scoring import StepTimer
-from sqlr1_jax.rollout.engine import FinishedSample
+from sqlr1_jax.rollout.request import FinishedSample
 from sqlr1_jax.sql.executor import Executor, ExecutorError
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 from sqlr1_jax.train.context import RunContext

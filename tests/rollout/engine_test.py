@@ -16,7 +16,8 @@ from sqlr1_jax.distributed import sharding
 from sqlr1_jax.model import qwen2
 from sqlr1_jax.model.ops import Transposed
 from sqlr1_jax.model.quantize import QuantizedArray
-from sqlr1_jax.rollout.engine import Completions, Engine, Request
+from sqlr1_jax.rollout.engine import Engine
+from sqlr1_jax.rollout.request import Completions, Request
 from sqlr1_jax.train import batch, state
 from testing import tiny_models
 from testing.compilation import compiled_programs
@@ -126,8 +127,8 @@ def test_a_rollout_repeats_bit_for_bit() -> None:
 
 def test_samples_do_not_depend_on_the_batch() -> None:
     """The same (seed, step, prompt index) in other batches: fewer prompts, more prompts, more samples."""
-    _assert_same(_rollout(_prompts()[2:], prompt_offset=2), _select(_baseline(), slice(2, 4)))
-    _assert_same(_rollout(_prompts()[3:], prompt_offset=3), _select(_baseline(), slice(3, 4)))
+    _assert_same(_rollout(_prompts()[2:], index_P=[2, 3]), _select(_baseline(), slice(2, 4)))
+    _assert_same(_rollout(_prompts()[3:], index_P=[3]), _select(_baseline(), slice(3, 4)))
     larger = _rollout((*_prompts(), *_prompts()[:2]), samples=G + 2)
     _assert_same(_select(larger, slice(0, 4)), _baseline())
 

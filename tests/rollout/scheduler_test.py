@@ -9,7 +9,7 @@ from sqlr1_jax.rollout.scheduler import FREE, SlotScheduler
 
 
 def test_prompts_enter_the_first_free_slots_in_order() -> None:
-    scheduler = SlotScheduler(3, 5)
+    scheduler = SlotScheduler(3, [0] * 5)
     batches = [slots_HR.tolist() for slots_HR in scheduler.admit(2)]
     assert batches == [[[0, 1]], [[2, 3]]], "the last entry is unused: 3 is the number of slots"
     assert scheduler.prompt_P.tolist() == [0, 1, 2]
@@ -21,7 +21,7 @@ def test_prompts_enter_the_first_free_slots_in_order() -> None:
 
 
 def test_release_ignores_slots_that_were_refilled_since_the_call() -> None:
-    scheduler = SlotScheduler(2, 3)
+    scheduler = SlotScheduler(2, [0] * 3)
     scheduler.admit(2)
     assigned_P = scheduler.prompt_P.copy()
     scheduler.release(np.array([False, True]), assigned_P)
@@ -34,7 +34,7 @@ def test_release_ignores_slots_that_were_refilled_since_the_call() -> None:
 
 def test_slots_that_do_not_divide_among_processes_are_refused() -> None:
     with pytest.raises(ValueError, match="3 slots and 4 prompts do not divide evenly among 2 processes"):
-        SlotScheduler(3, 4, 2)
+        SlotScheduler(3, [0] * 4, 2)
 
 
 @given(
@@ -49,7 +49,7 @@ def test_every_prompt_enters_one_slot_of_its_own_process(
 ) -> None:
     """`slots` and `prompts` are those of one process; bit p of a call's `busy_bits` is slot p's."""
     num_slots = slots * processes
-    scheduler = SlotScheduler(num_slots, prompts * processes, processes)
+    scheduler = SlotScheduler(num_slots, [0] * (prompts * processes), processes)
     admitted: list[int] = []
     for call in range(100):
         before_P = scheduler.prompt_P.copy()

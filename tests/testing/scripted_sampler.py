@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sqlr1_jax.rollout.engine import Completions, FinishedSample, Request
+from sqlr1_jax.rollout.request import Completions, FinishedSample, Request
 
 
 def completions(context: Any, texts: Sequence[Sequence[str]], length: int = 256) -> Completions:
@@ -31,7 +31,7 @@ def completions(context: Any, texts: Sequence[Sequence[str]], length: int = 256)
 class RecordedRequest(NamedTuple):
     """What a test checks of a request."""
 
-    prompt_offset: int
+    first_index: int
     prompts: int  # how many
     temperature: float
     step: int
@@ -58,7 +58,7 @@ class ScriptedSampler:
         """Writes every completion, and reports all of them to `request.on_finished` at once."""
         del weights
         self.requests.append(
-            RecordedRequest(request.prompt_offset, len(request.prompts), request.sampling.temperature, request.step)
+            RecordedRequest(request.indices[0], len(request.prompts), request.sampling.temperature, request.step)
         )
         self.max_concurrent_prompts.append(request.max_concurrent_prompts)
         prompt_texts = [self._context.tokenizer.decode(ids) for ids in request.prompts]
