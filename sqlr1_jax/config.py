@@ -171,6 +171,8 @@ class RewardConfig:
     arctic: float = 0.0
     overlap: float = 0.0  # weight of partial credit: the F1 score of the result's cells and the gold result's cells
     schema_recall: float = 0.0  # weight of the fraction of the gold query's tables and columns that the SQL names
+    # Accepts a reasoning answer whose </answer> is missing before the stop token. Off, as in the paper.
+    open_answer: bool = False
     length_unit: str = "characters"  # unit of lengths; the released code counts characters, the paper tokens
     rule: str = "spider"  # comparison of results (sql/compare.py)
     empty_match: str = "mismatch"  # verdict on an empty result that equals an empty gold result; the paper's: match

@@ -49,12 +49,10 @@ your reasoning
 the query
 ```
 </answer>""",
-    "direct": """Give one query and nothing else, in this form:
-<answer>
+    "direct": """Give one query in one block of this form, and nothing else:
 ```sql
 the query
-```
-</answer>""",
+```""",
 }
 _CACHED_INDICES = 32  # databases whose values stay in memory; one with a million values takes a gigabyte
 _PLACEHOLDER = "Placeholder for the user message"  # stands in for it while the template is split

@@ -64,11 +64,11 @@ def test_brief_prompt_is_exact(pets: Path, tiny_tokenizer: Any) -> None:
 
 
 def test_full_instructions_show_the_answer_format(pets: Path, tiny_tokenizer: Any) -> None:
-    for answer_format, tags in (("reasoning", ["<think>", "</think>", "<answer>", "```sql"]), ("direct", ["<answer>"])):
+    for answer_format, tags in (("reasoning", ["<think>", "</think>", "<answer>", "```sql"]), ("direct", ["```sql"])):
         data = config.DataConfig(form=answer_format, instructions="full", schema="fixed")
         text = PromptRenderer(tiny_tokenizer, data).render(make_example(pets, knowledge="Red is a color.")).text
         assert all(text.count(tag) == 1 for tag in tags)
-        assert ("<think>" in text) == (answer_format == "reasoning")
+        assert ("<think>" in text) == ("<answer>" in text) == (answer_format == "reasoning")
         parts = ["CREATE TABLE owners", "CREATE TABLE dogs", "Red is a color.", QUESTION, "assistant"]
         positions = [text.index(part) for part in parts]
         assert positions == sorted(positions)
