@@ -43,9 +43,9 @@ def test_export_matches_only_its_own_weights_and_dtype(tmp_path: Path) -> None:
     )
 
 
-def test_prompt_of_an_external_model_describes_the_answer_form(tmp_path: Path) -> None:
+def test_an_external_model_is_asked_for_a_bare_block(tmp_path: Path) -> None:
     data, _ = prompt_metadata.read(tmp_path)
-    assert (data.form, data.schema, data.instructions) == ("reasoning", "retrieved", "full")
+    assert (data.prompt, data.form, data.schema, data.instructions) == ("ours", "direct", "fixed", "full")
 
 
 UNKNOWN_SCHEMA = (
