@@ -163,7 +163,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", type=int, default=0, help="check only the first N examples; 0: all")
     add("--cache", default=default_folder(), help="folder that keeps results for later runs; empty: none")
     add("--tokenizer", default="", help="folder of the model's tokenizer; without it no prompt length is checked")
-    add("--schema", default="retrieved", help="schema format of the prompts: retrieved, fixed, qualified or compact")
+    add(
+        "--schema",
+        default="retrieved",
+        help="schema format of the prompts: retrieved, fixed, qualified, compact or rows",
+    )
     add("--max_prompt_tokens", type=int, default=default.max_prompt_tokens, help="longest prompt allowed")
     add("--quiet", action="store_true", help="no progress bar")
     return parser

@@ -82,7 +82,11 @@ class DataConfig:
     limit: int = 0  # takes only each source's first N examples, counted after a selection such as synsql-200k; 0: all
     form: str = "reasoning"  # answer form; reasoning: reasoning, then SQL; direct: SQL without reasoning
     schema: str = "qualified"  # format of the schema text (data/schema.py)
-    # Instructions in the prompt. full: also explains the answer form, for a model that was not trained on it.
+    # Text of the prompt (data/templates.py). ours: this project's; the others are those that published models were
+    # trained with: OmniSQL, SQL-R1, Qwen2.5-Coder's text-to-SQL form (which has a schema format of its own) and
+    # Arctic-Text2SQL-R1.
+    prompt: str = "ours"
+    # Instructions in the prompt `ours`. full: also explains the answer form, for a model that was not trained on it.
     instructions: str = "brief"
     max_prompt_tokens: int = 4096  # prompts with more tokens get a shorter schema format, or count as over budget
     synth: SynthConfig = SynthConfig()
@@ -171,6 +175,8 @@ class RewardConfig:
     arctic: float = 0.0
     overlap: float = 0.0  # weight of partial credit: the F1 score of the result's cells and the gold result's cells
     schema_recall: float = 0.0  # weight of the fraction of the gold query's tables and columns that the SQL names
+    # Accepts a reasoning answer whose </answer> is missing before the stop token. Off, as in the paper.
+    open_answer: bool = False
     length_unit: str = "characters"  # unit of lengths; the released code counts characters, the paper tokens
     rule: str = "spider"  # comparison of results (sql/compare.py)
     empty_match: str = "mismatch"  # verdict on an empty result that equals an empty gold result; the paper's: match

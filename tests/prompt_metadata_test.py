@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from sqlr1_jax.errors import ConfigError
 
 CFG = dataclasses.replace(
     config.Config(),
-    data=config.DataConfig(form="direct", schema="fixed", instructions="full", max_prompt_tokens=777),
+    data=config.DataConfig(prompt="omnisql", form="direct", schema="fixed", instructions="full", max_prompt_tokens=777),
     grpo=config.GrpoConfig(sampling=config.SamplingConfig(max_tokens=99)),
 )
 
@@ -19,7 +20,17 @@ def test_how_to_ask_survives_the_file(tmp_path: Path) -> None:
     prompt_metadata.write(tmp_path, CFG, "grpo, step 3")
     data, max_tokens = prompt_metadata.read(tmp_path)
     assert (data.form, data.schema, data.instructions, data.max_prompt_tokens) == ("direct", "fixed", "full", 777)
-    assert max_tokens == 99
+    assert (data.prompt, max_tokens) == ("omnisql", 99)
+
+
+def test_an_export_without_a_prompt_name_has_our_prompt(tmp_path: Path) -> None:
+    prompt_metadata.write(tmp_path, CFG, "grpo, step 3")
+    path = tmp_path / prompt_metadata.FILE_NAME
+    path.write_text(
+        json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "prompt"})
+    )
+    data, _ = prompt_metadata.read(tmp_path)
+    assert (data.prompt, data.schema) == ("ours", "fixed")
 
 
 def test_export_matches_only_its_own_weights_and_dtype(tmp_path: Path) -> None:
@@ -32,9 +43,9 @@ def test_export_matches_only_its_own_weights_and_dtype(tmp_path: Path) -> None:
     )
 
 
-def test_prompt_of_an_external_model_describes_the_answer_form(tmp_path: Path) -> None:
+def test_an_external_model_is_asked_for_a_bare_block(tmp_path: Path) -> None:
     data, _ = prompt_metadata.read(tmp_path)
-    assert (data.form, data.schema, data.instructions) == ("reasoning", "retrieved", "full")
+    assert (data.prompt, data.form, data.schema, data.instructions) == ("ours", "direct", "fixed", "full")
 
 
 UNKNOWN_SCHEMA = (

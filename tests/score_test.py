@@ -122,8 +122,7 @@ def test_r_ves_scores_timed_runs(files: Path, capsys: pytest.CaptureFixture[str]
 def test_an_evaluation_has_the_same_score_as_in_the_run(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     database = files / "databases" / "pets" / "pets.sqlite"
     golds = ["SELECT count(*) FROM dogs", "SELECT color FROM dogs WHERE age > 99", "SELECT 1", "SELECT 2"]
-    texts = ["<answer>\n```sql\nSELECT 4\n```\n</answer>", "<answer>\n```sql\nSELECT 1 WHERE 0\n```\n</answer>", "no"]
-    texts += ["<answer>\n```sql\nDROP TABLE dogs\n```\n</answer>"]
+    texts = ["```sql\nSELECT 4\n```", "```sql\nSELECT 1 WHERE 0\n```", "no", "```sql\nDROP TABLE dogs\n```"]
     examples = [Example(f"h-{i}", "pets", database, "?", sql, complexity="Simple") for i, sql in enumerate(golds)]
     with Executor(ExecuteConfig(workers=1)) as executor:
         candidates = accuracy.execute_candidates(executor, examples, [[text] for text in texts], "direct", "spider")

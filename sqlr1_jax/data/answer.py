@@ -1,10 +1,13 @@
-"""Writes and parses the answer format of completions (docs/method.md, section 3).
+"""Writes and reads the answers of a model (docs/method.md, section 3).
 
-Parsing recovers exactly what was written.
+There are two readings:
 
-A reasoning answer is `<think>`, the reasoning, `</think>`, `<answer>`, a fenced `sql` block, `</answer>`. A direct
-answer has only the part from `<answer>` on. The SQL between the fences is never changed: it is not stripped, not joined
-to one line (a `--` comment ends with its line) and not cut at a semicolon.
+- `read` is strict: the reward uses it, and it is exact for what `write` wrote. A reasoning answer is `<think>`, the
+  reasoning, `</think>`, `<answer>`, a fenced `sql` block, `</answer>`. A direct answer is one fenced `sql` block.
+- `read_lenient` takes the SQL that an answer holds, whatever its form: accuracy and `ask` use it. `well_formed` says
+  whether the strict reading succeeds too.
+
+Neither changes the SQL: it is not joined to one line (a `--` comment ends with its line) and not cut at a semicolon.
 """
 
 from __future__ import annotations
@@ -22,6 +25,21 @@ _ANSWER = ("<answer>", "</answer>")
 # A block ends at a fence at the start of a line, or at a fence that ends the answer.
 _SQL_BLOCK = re.compile(r"```sql(?=\s)(.*?)(?:\n[ \t]*```|```\s*\Z)", re.DOTALL)
 
+# The lenient reading. A possessive quantifier keeps a text of many comments from taking exponential time.
+_SQL_LANGUAGES = ("sql", "sqlite", "sqlite3")
+_OPENING_FENCE = re.compile(r"```[ \t]*(\w*)")
+_ONE_LINE_BLOCK = re.compile(r"[ \t]*([^\s`][^\n]*?)```")
+# Ends a block: a fence at the start or end of a line or before a tag, or a tag. A fence with a language is not this
+# block's own: it opens the next one.
+_BLOCK_END = re.compile(r"\n[ \t]*```(?!\w|[ \t]*sql)|\n(?=[ \t]*```)|```(?=\s|<|\Z)|(?=</?answer>|</think>)|\Z")
+_NAME = r"(?:\"[^\"\n]*\"|`[^`\n]*`|\S{1,100}?)"
+_STATEMENT = rf"(?:SELECT\b|WITH\s+(?:RECURSIVE\s+)?{_NAME}\s*(?:\([^()]*\)\s*)?AS\b)"
+_STARTS_LIKE_SQL = re.compile(rf"(?>\s+|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*+[\s(]*{_STATEMENT}", re.DOTALL | re.IGNORECASE)
+_BARE_STATEMENT = re.compile(
+    rf"(?:^|(?<=<answer>))[ \t]*({_STATEMENT}.*?(?:;(?=[ \t]*(?:\n|\Z))|(?=\n\s*\n|</?(?:answer|think)>|```|\Z)))",
+    re.DOTALL | re.IGNORECASE | re.MULTILINE,
+)
+
 
 class AnswerError(Sqlr1Error):
     """Reasoning or SQL that the format cannot hold, such as SQL with `</answer>` in it."""
@@ -31,11 +49,12 @@ class AnswerError(Sqlr1Error):
 class Answer:
     """A parsed completion. `sql` is None if and only if `problem` is set."""
 
-    think: str  # the text between the think tags; "" in the direct format
-    answer: str  # the text between the answer tags
+    think: str  # the text between the think tags; "" in the strict reading of the direct format
+    answer: str  # the text that holds the SQL: between the answer tags, or after the thinking
     sql: str | None
     # BAD_FORMAT: a tag is missing, repeated or out of order. NO_SQL: there is no SQL block, or it is empty.
     problem: OutcomeKind | None = None
+    well_formed: bool = True  # whether the strict reading has no problem
 
 
 def write(reasoning: str, sql: str, answer_format: str) -> str:
@@ -45,8 +64,9 @@ def write(reasoning: str, sql: str, answer_format: str) -> str:
       AnswerError: `read` would not return the same reasoning and SQL.
       ValueError: there is no such format.
     """
-    answer = f"<answer>\n```sql\n{sql}\n```\n</answer>"
-    text = f"<think>\n{reasoning}\n</think>\n{answer}" if answer_format == "reasoning" else answer
+    block = f"```sql\n{sql}\n```"
+    reasoned = f"<think>\n{reasoning}\n</think>\n<answer>\n{block}\n</answer>"
+    text = reasoned if answer_format == "reasoning" else block
     parsed = read(text, answer_format)
     if parsed.sql != sql or (answer_format == "reasoning" and parsed.think != reasoning):
         reason = parsed.problem or "it contains a tag or fence of the format"
@@ -54,26 +74,105 @@ def write(reasoning: str, sql: str, answer_format: str) -> str:
     return text
 
 
-def read(text: str, answer_format: str) -> Answer:
-    """Parses a completion: it must have each tag once, in order, and an SQL block between the answer tags.
+def after_opening(text: str, opening: str) -> str:
+    """What a model continues with to give the answer `text`, if the prompt ends with `opening` (`Prompt.opening`)."""
+    tag = opening.rfind(_THINK[0])
+    return text if tag < 0 else text.removeprefix(opening[tag:])
 
-    Text outside the tags is allowed. If there are several SQL blocks, the first one counts.
+
+def read(text: str, answer_format: str, open_answer: bool = False) -> Answer:
+    """Reads an answer strictly.
+
+    A reasoning answer has each tag once, in order, and an SQL block between the answer tags. Text outside the tags is
+    allowed; if there are several SQL blocks, the first one counts. A direct answer is one SQL block, without tags and
+    without any text around it but white space.
+
+    Args:
+      text: the completion, after `Prompt.opening`.
+      answer_format: a name in FORMATS.
+      open_answer: accepts a reasoning answer without `</answer>`: it ends with the text.
 
     Raises:
       ValueError: there is no such format.
     """
     if answer_format not in FORMATS:
         raise ValueError(f"an answer's format is {' or '.join(FORMATS)}, not {answer_format!r}")
-    tags = _THINK + _ANSWER if answer_format == "reasoning" else _ANSWER
+    if answer_format == "direct":
+        return _read_direct(text)
+    if open_answer and _ANSWER[1] not in text:
+        text += _ANSWER[1]
+    tags = _THINK + _ANSWER
     positions = [text.find(tag) for tag in tags]
     if any(text.count(tag) != 1 for tag in tags) or positions != sorted(positions):
-        return Answer("", "", None, OutcomeKind.BAD_FORMAT)
-    think = _between(text, *_THINK) if answer_format == "reasoning" else ""
-    answer = _between(text, *_ANSWER)
-    block = _SQL_BLOCK.search(answer)
+        return Answer("", "", None, OutcomeKind.BAD_FORMAT, well_formed=False)
+    think, answer = _between(text, *_THINK), _between(text, *_ANSWER)
+    return _with_sql(think, answer, _SQL_BLOCK.search(answer))
+
+
+def read_lenient(text: str, answer_format: str) -> Answer:
+    """Reads whatever SQL an answer holds; arguments and errors as in `read`.
+
+    `think` is the text before the last `</think>`, `answer` the text after it, `sql` that of `find_sql`. `problem` is
+    NO_SQL or None.
+    """
+    well_formed = read(text, answer_format).well_formed
+    think, answer = _split_thinking(text)
+    sql = find_sql(text)
+    return Answer(think, answer, sql, None if sql else OutcomeKind.NO_SQL, well_formed)
+
+
+def find_sql(text: str) -> str | None:
+    """The SQL that an answer holds, without white space around it; None if there is none.
+
+    It is the last fenced block of SQL after the thinking, else the last bare SELECT or WITH statement there, else the
+    last fenced block of SQL in the thinking. A block is SQL if its language is sql or sqlite, or if it has no language
+    and starts like a query. A block may lack its closing fence.
+    """
+    answer = _split_thinking(text)[1]
+    blocks, rest = _sql_blocks(answer)
+    statements = [found[1].strip() for found in _BARE_STATEMENT.finditer(rest)]
+    candidates = blocks or statements or _sql_blocks(text)[0]
+    return candidates[-1] if candidates else None
+
+
+def _read_direct(text: str) -> Answer:
+    """The strict reading of a direct answer: exactly one block, so exactly two fences."""
+    answer = text.strip()
+    block = _SQL_BLOCK.fullmatch(answer)
+    if not block or answer.count("```") != 2 or any(tag in answer for tag in _THINK + _ANSWER):
+        return Answer("", "", None, OutcomeKind.BAD_FORMAT, well_formed=False)
+    return _with_sql("", answer, block)
+
+
+def _with_sql(think: str, answer: str, block: re.Match[str] | None) -> Answer:
     if block is None or not block[1].strip():
-        return Answer(think, answer, None, OutcomeKind.NO_SQL)
+        return Answer(think, answer, None, OutcomeKind.NO_SQL, well_formed=False)
     return Answer(think, answer, block[1].removeprefix("\n"))
+
+
+def _split_thinking(text: str) -> tuple[str, str]:
+    """The thinking, and the text after it; an unclosed `<think>` reaches to the end of the text."""
+    think, _, answer = text.rpartition(_THINK[1])
+    answer, opened, unclosed = answer.partition(_THINK[0])
+    think = f"{think}\n{unclosed}" if opened else think
+    return think.partition(_THINK[0])[2].strip("\n") if _THINK[0] in think else think.strip("\n"), answer
+
+
+def _sql_blocks(text: str) -> tuple[list[str], str]:
+    """The contents of the fenced blocks that are SQL, and the text without fenced blocks of other languages."""
+    blocks, rest, position = [], "", 0
+    while fence := _OPENING_FENCE.search(text, position):
+        language, begin = fence[1].lower(), fence.end()
+        if language in ("select", "with"):  # a block without language whose query stands behind the fence
+            language, begin = "", fence.start(1)
+        one_line, end = _ONE_LINE_BLOCK.match(text, begin), _BLOCK_END.search(text, begin)
+        assert end is not None, "the pattern also matches the end of the text"
+        content = (one_line[1] if one_line else text[begin : end.start()]).strip()
+        if content and (language in _SQL_LANGUAGES or (not language and _STARTS_LIKE_SQL.match(content))):
+            blocks.append(content)
+        rest += text[position : fence.start()] + ("" if language else f"\n{content}\n")
+        position = one_line.end() if one_line else end.end()
+    return blocks, rest + text[position:]
 
 
 def _between(text: str, opening: str, closing: str) -> str:

@@ -1,14 +1,15 @@
 """Renders prompts; cold start, GRPO, evaluation and `ask` all use this one renderer.
 
-A prompt is a chat: a system message with the answer format, a user message with the schema, the knowledge if there is
-any, and the question, then the opening of the reply. The tokenizer's own chat template is applied to it. Labels of the
-data (complexity, style) are never in it.
+A prompt is a chat: a system message if the template (`data/templates.py`) has one, a user message with the schema, the
+values retrieved for the question, the knowledge if there is any, and the question, then the opening of the reply. The
+tokenizer's own chat template is applied to it. Labels of the data (complexity, style) are never in it.
 
-    <|im_start|>system … <|im_end|> <|im_start|>user [schema] | [knowledge] [question] <|im_end|> <|im_start|>assistant
-    ├──────────── the same for every question on a database ───┤
+    <|im_start|>system … <|im_start|>user [schema] | [values] [knowledge] [question] <|im_end|> <|im_start|>assistant
+    ├───── the same for every question on a database ┤
 
-Unless values are retrieved for each question, the text up to the question is the same for all questions on a database,
-so its tokens can be shared; `Prompt.prefix_length` is their number.
+The text up to the question's own is the same for all questions on a database, so its tokens can be shared;
+`Prompt.prefix_length` is their number. Only published prompts in the schema format `retrieved` share nothing: they show
+retrieved values within the schema.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jinja2
 import numpy as np
 import numpy.typing as npt
 
-from sqlr1_jax.data import retrieval, schema
+from sqlr1_jax.data import example_rows, retrieval, schema, templates
 from sqlr1_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,30 +36,9 @@ log = logging.getLogger(__name__)
 
 Ints = npt.NDArray[np.int32]
 
-_BRIEF = "SQLite"
-_TASK = """You turn questions into SQLite queries. You are given the schema of a database, at times further \
-knowledge, and a question. The query's result must be what the question asks for: its columns and no others, \
-in its order where it names one."""
-_ANSWER_FORMAT = {
-    "reasoning": """Think first: which tables and columns the question needs, how they join, what is \
-filtered, grouped and ordered. Then give one query. Write each of these marks once, in this order:
-<think>
-your reasoning
-</think>
-<answer>
-```sql
-the query
-```
-</answer>""",
-    "direct": """Give one query and nothing else, in this form:
-<answer>
-```sql
-the query
-```
-</answer>""",
-}
 _CACHED_INDICES = 32  # databases whose values stay in memory; one with a million values takes a gigabyte
-_PLACEHOLDER = "Placeholder for the user message"  # stands in for it while the template is split
+_PLACEHOLDER = "Placeholder for a message"  # stands in for a message while the chat template is examined
+_THINK = ("<think>", "</think>")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,9 +50,11 @@ class Prompt:
     ids: Ints
     # Length of the token prefix that all questions on this database share in this schema format; 0: none.
     prefix_length: int
-    schema: str  # the schema format it was rendered in, one of schema.FORMATS
+    schema: str  # the schema format it was rendered in, a value of data.schema
     trimmed: bool  # True if a shorter schema format was used because the configured one exceeded the budget
     over_budget: bool  # True if every format exceeds the budget; training skips it, evaluation counts it as wrong
+    # What the prompt begins the reply with, if that leaves `<think>` open: answers are read from opening + completion.
+    opening: str = ""
 
 
 class PromptRenderer:
@@ -87,10 +70,17 @@ class PromptRenderer:
         """
         self._tokenizer = tokenizer
         self._data = data
-        self._schema_formats = schema.FORMATS[schema.FORMATS.index(data.schema) :]  # each is shorter than the last
-        self._before_user, self._after_user = self._split_template()
+        self._template = templates.get(data.prompt, data.form, data.instructions)
+        self._schema_formats = formats_from(self._template.schema or data.schema)
+        if not tokenizer.chat_template:
+            raise ConfigError("the tokenizer has no chat template: take an instruction-tuned model's tokenizer.")
+        self._has_system_turn = self._shows_system_message()
+        self._before_user, after_user = self._split_chat_template()
+        self._opening = _open_tag(after_user) or self._template.opening
+        # A chat template that opens <think> itself already begins the reply as the prompt's template would.
+        self._after_user = after_user if _open_tag(after_user) else after_user + self._template.opening
         self._schemas: dict[Path, schema.Schema] = {}
-        self._schema_texts: dict[tuple[Path, str], str] = {}
+        self._shared_texts: dict[tuple[Path, str], str] = {}
         self._prefixes: dict[tuple[Path, str], Ints] = {}
         self._index = functools.lru_cache(_CACHED_INDICES)(lambda path: retrieval.Index(path, self._schema(path)))
 
@@ -114,32 +104,42 @@ class PromptRenderer:
         return [prompts[i] for i in range(len(examples))]
 
     def messages(self, example: Example, schema_format: str) -> list[dict[str, str]]:
-        """The chat that is given to the template, with the schema in one of `schema.FORMATS`."""
-        return self._chat(self._schema_text(example, schema_format) + self._question_text(example))
+        """The chat that is given to the chat template, with the schema in one of the values of `data.schema`."""
+        return self._chat(self._user_message(example, schema_format))
 
     def _chat(self, user_message: str) -> list[dict[str, str]]:
-        full = f"{_TASK}\n\n{_ANSWER_FORMAT[self._data.form]}"
-        system = full if self._data.instructions == "full" else _BRIEF
-        return [{"role": "system", "content": system}, {"role": "user", "content": user_message}]
+        """The messages; if the chat template shows no system message, it stands at the start of the user's."""
+        system, user = self._template.system, {"role": "user", "content": user_message}
+        if system is None:
+            return [user]
+        if self._has_system_turn:
+            return [{"role": "system", "content": system}, user]
+        return [{"role": "user", "content": f"{system}\n\n{user_message}"}]
 
-    def _split_template(self) -> tuple[str, str]:
+    def _shows_system_message(self) -> bool:
+        """Whether the chat template shows a system message; some leave it out, others raise an error."""
+        chat = [{"role": "system", "content": _PLACEHOLDER}, {"role": "user", "content": "question"}]
+        try:
+            return _PLACEHOLDER in self._apply_chat_template(chat)
+        except jinja2.TemplateError:
+            return False
+
+    def _split_chat_template(self) -> tuple[str, str]:
         """What the chat template puts before and after the user's message.
 
         The template is rendered once instead of once per prompt, which saves most of the rendering time.
         """
-        if not self._tokenizer.chat_template:
-            raise ConfigError("the tokenizer has no chat template: take an instruction-tuned model's tokenizer.")
-        text = self._tokenizer.apply_chat_template(self._chat(_PLACEHOLDER), tokenize=False, add_generation_prompt=True)
+        text = self._apply_chat_template(self._chat(_PLACEHOLDER))
         parts = text.split(_PLACEHOLDER)
         if len(parts) != 2:
             raise ConfigError(f"the chat template shows the user's message {len(parts) - 1} times, not once.")
         return parts[0], parts[1]
 
+    def _apply_chat_template(self, chat: list[dict[str, str]]) -> str:
+        return str(self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+
     def _render_in(self, examples: Sequence[Example], schema_format: str) -> list[Prompt]:
-        texts = [
-            self._before_user + self._schema_text(e, schema_format) + self._question_text(e) + self._after_user
-            for e in examples
-        ]
+        texts = [self._before_user + self._user_message(e, schema_format) + self._after_user for e in examples]
         return [
             Prompt(
                 example_id=example.id,
@@ -147,49 +147,68 @@ class PromptRenderer:
                 ids=ids,
                 prefix_length=self._prefix_length(example.database, schema_format, ids),
                 schema=schema_format,
-                trimmed=schema_format != self._data.schema,
+                trimmed=schema_format != self._schema_formats[0],
                 over_budget=len(ids) > self._data.max_prompt_tokens,
+                opening=self._opening,
             )
             for example, text, ids in zip(examples, texts, self._encode(texts), strict=True)
         ]
 
-    def _schema_text(self, example: Example, schema_format: str) -> str:
-        """The user's message up to the question. It ends with a newline; questions never start with one."""
-        database, values = example.database, None
+    def _user_message(self, example: Example, schema_format: str) -> str:
+        values = None
         if schema_format == "retrieved":
-            values = self._index(database).search(f"{example.question} {example.knowledge}")
-        elif (database, schema_format) in self._schema_texts:
-            return self._schema_texts[database, schema_format]
-        text = schema.render(self._schema(database), schema_format, values)
-        text = f"Database schema:\n{text}\n\n" if self._data.instructions == "full" else f"{text}\n"
-        if values is None:
-            self._schema_texts[database, schema_format] = text
-        return text
+            values = self._index(example.database).search(f"{example.question} {example.knowledge}")
+            if not self._template.matched_values:
+                text = schema.render(self._schema(example.database), schema_format, values)
+                return self._around_schema(text) + self._question_text(example)
+        matched = self._matched_values(values) if values else ""
+        return self._shared_text(example.database, schema_format) + matched + self._question_text(example)
+
+    def _shared_text(self, database: Path, schema_format: str) -> str:
+        """The user's message up to what is the question's own; retrieved values stand behind it."""
+        key = (database, schema_format)
+        if key not in self._shared_texts:
+            if schema_format == example_rows.FORMAT:
+                text = example_rows.render(database)
+            else:
+                text = schema.render(self._schema(database), schema_format)
+            self._shared_texts[key] = self._around_schema(text)
+        return self._shared_texts[key]
+
+    def _around_schema(self, schema_text: str) -> str:
+        return self._template.before_schema + schema_text + self._template.before_question
+
+    def _matched_values(self, values: schema.Values) -> str:
+        lines = [
+            f"{schema.quote(table)}.{schema.quote(column)}: {', '.join(map(schema.literal, found))}"
+            for (table, column), found in values.items()
+        ]
+        return self._template.matched_values.format(values="\n".join(lines))
 
     def _question_text(self, example: Example) -> str:
         knowledge, question = example.knowledge.strip(), example.question.strip()
-        if self._data.instructions == "full":
-            knowledge = f"Further knowledge:\n{knowledge}\n\n" if knowledge else ""
-            return f"{knowledge}Question:\n{question}"
-        return f"{knowledge}\n{question}" if knowledge else question
+        text = self._template.question_with_knowledge if knowledge else self._template.question
+        return text.format(knowledge=knowledge, question=question)
 
     def _schema(self, database: Path) -> schema.Schema:
         if database not in self._schemas:
-            sampled = self._data.schema not in schema.FORMATS_WITHOUT_VALUES
+            sampled = self._schema_formats[0] not in schema.FORMATS_WITHOUT_VALUES
             self._schemas[database] = schema.read_schema(database, sampled=sampled)
         return self._schemas[database]
 
     def _prefix_length(self, database: Path, schema_format: str, ids: Ints) -> int:
-        """The number of token ids that every prompt on the database starts with; 0 if values are retrieved.
+        """The number of token ids that every prompt on the database starts with.
+
+        It is 0 if the schema shows values that were retrieved for the question.
 
         Tokens at its end that the question can change do not count: a tokenizer may join the last newline of the schema
         with the first characters of the question.
         """
-        if schema_format == "retrieved":
+        if schema_format == "retrieved" and not self._template.matched_values:
             return 0
         key = (database, schema_format)
         if key not in self._prefixes:
-            text = self._before_user + self._schema_texts[key]
+            text = self._before_user + self._shared_text(database, schema_format)
             ids, ids_followed = self._encode([text, text + "A"])
             same = ids == ids_followed[: len(ids)]
             self._prefixes[key] = ids if same.all() else ids[: int(np.argmin(same))]
@@ -211,3 +230,16 @@ class PromptRenderer:
         if over:
             first = ", ".join(over[:3])
             log.warning("%d prompts are over %d tokens in every schema format, such as %s", len(over), budget, first)
+
+
+def formats_from(schema_format: str) -> tuple[str, ...]:
+    """A schema format and the shorter ones that replace it in prompts over the token budget, longest first."""
+    if schema_format == example_rows.FORMAT:
+        return (schema_format, *formats_from("fixed"))
+    return schema.FORMATS[schema.FORMATS.index(schema_format) :]
+
+
+def _open_tag(text: str) -> str:
+    """The part of a chat template's end that leaves `<think>` open, from the tag on; "" if there is none."""
+    _, tag, after = text.rpartition(_THINK[0])
+    return tag + after if tag and _THINK[1] not in after else ""

@@ -22,8 +22,9 @@ class Candidate:
     """One completion and the outcome of its SQL."""
 
     text: str
-    sql: str | None  # None if the completion has no SQL in the answer form
+    sql: str | None  # None if the completion has no SQL
     outcome: Outcome
+    well_formed: bool  # whether the completion keeps the answer form; accuracy does not depend on it
 
     @property
     def correct(self) -> bool:
@@ -32,11 +33,17 @@ class Candidate:
 
 
 def execute_candidates(
-    executor: Executor, examples: Sequence[Example], texts: Sequence[Sequence[str]], form: str, rule: str
+    executor: Executor,
+    examples: Sequence[Example],
+    texts: Sequence[Sequence[str]],
+    form: str,
+    rule: str,
+    openings: Sequence[str] | None = None,
 ) -> list[list[Candidate]]:
     """Executes the SQL of every completion and compares its result with that of the gold query.
 
-    The SQL runs exactly as the model wrote it; no value of the gold query is copied into it.
+    The SQL is whatever the completion holds (`answer.find_sql`), in the answer form or not. It runs exactly as the
+    model wrote it; no value of the gold query is copied into it.
 
     Args:
       executor: an open pool of SQL workers.
@@ -44,17 +51,18 @@ def execute_candidates(
       texts: completions, [example][sample].
       form: the answer form, a name in `answer.FORMATS`.
       rule: the comparison, a name in `compare.RULES`.
+      openings: `Prompt.opening` of each example's prompt; None: no prompt opens a tag.
 
     Returns:
-      Candidates, [example][sample]. A completion without readable SQL has an outcome too: no_sql or bad_format.
+      Candidates, [example][sample]. A completion without SQL has an outcome too: no_sql.
     """
     pending = []
-    for example, samples in zip(examples, texts, strict=True):
+    for example, opening, samples in zip(examples, openings or [""] * len(examples), texts, strict=True):
         for text in samples:
-            parsed = answer.read(text, form)
+            parsed = answer.read_lenient(opening + text, form)
             future = submit_answer(executor, parsed, example.database, example.sql, rule)
-            pending.append((text, parsed.sql, future))
-    candidates = iter(Candidate(text, sql, future.result()) for text, sql, future in pending)
+            pending.append((text, parsed, future))
+    candidates = iter(Candidate(text, a.sql, future.result(), a.well_formed) for text, a, future in pending)
     return [[next(candidates) for _ in samples] for samples in texts]
 
 
@@ -139,7 +147,10 @@ def evaluation_line(
         "id": example.id, "set": set_name, "db_id": example.db_id, "question": example.question, "gold": example.sql,
         "family": example.family, "habit": example.habit, "style": example.style,
         "complexity": example.complexity, "text": chosen.text, "sql": chosen.sql, "outcome": chosen.outcome.kind,
+        "well_formed": chosen.well_formed,
     }  # fmt: skip
     if candidates:
-        line["candidates"] = [{"text": c.text, "sql": c.sql, "outcome": c.outcome.kind} for c in candidates]
+        line["candidates"] = [
+            {"text": c.text, "sql": c.sql, "outcome": c.outcome.kind, "well_formed": c.well_formed} for c in candidates
+        ]
     return line

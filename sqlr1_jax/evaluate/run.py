@@ -62,7 +62,7 @@ class SetEvaluation:
             "ex_greedy": accuracy.fraction_correct(candidate.correct for candidate in self.greedy),
             f"ex_vote{votes}": accuracy.fraction_correct(candidate.correct for candidate in self.winners),
             f"pass{votes}": accuracy.fraction_correct(any(c.correct for c in group) for group in self.sampled),
-            "well_formed": float(np.mean([candidate.outcome.kind.well_formed for candidate in self.greedy])),
+            "well_formed": float(np.mean([candidate.well_formed for candidate in self.greedy])),
             "n": len(self.greedy),
         }
 

@@ -99,7 +99,7 @@ def _sample(title: str, sample: Line, gold: str, form: str) -> Sample:
     sql = sample["sql"]
     return Sample(
         title=title,
-        reasoning=answer.read(sample["text"], form).think,
+        reasoning=answer.read_lenient(sample["text"], form).think,
         sql=sql_text.highlight_difference(sql, gold) if sql else Markup(""),
         text="" if sql else sample["text"],
         outcome=sample["outcome"],

@@ -59,7 +59,8 @@ def train_step(setup: GrpoSetup, state: TrainState, step: int) -> StepResult:
     examples, prompts, batch_ids = setup.prompt_set.batch(grpo_config.prompts, context.config.seed, step)
 
     # Sample. The engine hands over each completion as it ends, so its SQL executes while others are still sampled.
-    execution = scoring.CompletionExecutor(context, setup.executor, examples, grpo_config.samples)
+    openings = [prompt.opening for prompt in prompts]
+    execution = scoring.CompletionExecutor(context, setup.executor, examples, grpo_config.samples, openings)
     completions = sample(setup, state.params, prompts, step, on_finished=execution.submit)
     timer.lap("rollout")
 

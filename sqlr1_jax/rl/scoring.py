@@ -91,8 +91,17 @@ class CompletionExecutor:
     workers. All three are indexed [prompt][sample].
     """
 
-    def __init__(self, context: RunContext, executor: Executor, examples: Sequence[Example], samples: int):
+    def __init__(
+        self,
+        context: RunContext,
+        executor: Executor,
+        examples: Sequence[Example],
+        samples: int,
+        openings: Sequence[str] | None = None,
+    ):
+        """Takes G samples of each example; `openings` are the `Prompt.opening` of the prompts, None: all empty."""
         self._context, self._executor, self._examples = context, executor, examples
+        self._openings = openings or [""] * len(examples)
         empty: list[Any] = [None] * samples
         self.texts: list[list[str]] = [empty.copy() for _ in examples]
         self.answers: list[list[Answer]] = [empty.copy() for _ in examples]
@@ -109,11 +118,15 @@ class CompletionExecutor:
         try:
             texts = self._context.texts([sample.ids for sample in finished])  # one call: batched decoding is cheaper
             for (prompt, sample, _), text in zip(finished, texts, strict=True):
-                parsed = answer.read(text, self._context.config.data.form)
+                parsed = self._read(self._openings[prompt] + text)
                 self.texts[prompt][sample], self.answers[prompt][sample] = text, parsed
                 self._pending[prompt][sample] = self._submit_answer(self._examples[prompt], parsed)
         except Exception as error:
             self._error = self._error or error
+
+    def _read(self, text: str) -> Answer:
+        config = self._context.config
+        return answer.read(text, config.data.form, config.grpo.reward.open_answer)
 
     def _submit_answer(self, example: Example, parsed: Answer) -> Future[Outcome]:
         """Submits one answer and returns the Future of its outcome.

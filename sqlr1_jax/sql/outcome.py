@@ -20,7 +20,7 @@ class OutcomeKind(enum.StrEnum):
     TOO_LARGE = "too_large"  # its result exceeds the row or byte limit, which the gold result does not
     DENIED = "denied"  # it does more than read: writes, pragmas, several statements, random()
     GOLD_ERROR = "gold_error"  # the gold query fails; the prediction was not run
-    NO_SQL = "no_sql"  # the completion has the answer form but holds no SQL; set by data/answer.py
+    NO_SQL = "no_sql"  # the completion holds no SQL; set by data/answer.py
     BAD_FORMAT = "bad_format"  # the completion does not have the answer form; set by data/answer.py
     OK = "ok"  # the query ran and there was no gold query to compare with
 
@@ -49,7 +49,7 @@ class OutcomeKind(enum.StrEnum):
 
     @property
     def well_formed(self) -> bool:
-        """Whether the completion holds SQL in the answer form."""
+        """Whether SQL was found in the completion; under the strict reading, in the answer form."""
         return self not in (OutcomeKind.NO_SQL, OutcomeKind.BAD_FORMAT)
 
 

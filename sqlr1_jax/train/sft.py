@@ -169,7 +169,7 @@ def make_sft_examples(context: RunContext, examples: Sequence[Example]) -> list[
         elif text is None:
             left_out["has no answer in this form"] += 1
         else:
-            usable.append((example, prompt, text))
+            usable.append((example, prompt, answer.after_opening(text, prompt.opening)))
     for reason, count in left_out.items():
         log.warning("%s: %d of %d examples left out: each %s", source, count, len(examples), reason)
     if not usable:

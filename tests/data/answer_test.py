@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sqlr1_jax.data import answer
 from sqlr1_jax.data.answer import AnswerError
 
+BLOCK = "```sql\nSELECT 1\n```"
 WELL_FORMED = "<think>\nwhy\n</think>\n<answer>\n```sql\nSELECT 1\n```\n</answer>"
 
 pieces = [*"ab`'-<>;\n\r\t ", "```", "```sql", "<think>", "</think>", "<answer>", "</answer>", "é"]
@@ -32,7 +34,7 @@ def test_reading_undoes_writing(reasoning: str, sql: str, answer_format: str) ->
 
 def test_both_formats_are_exact() -> None:
     assert answer.write("why", "SELECT 1", "reasoning") == WELL_FORMED
-    assert answer.write("why", "SELECT 1", "direct") == "<answer>\n```sql\nSELECT 1\n```\n</answer>"
+    assert answer.write("why", "SELECT 1", "direct") == "```sql\nSELECT 1\n```"
     parsed = answer.read(WELL_FORMED, "reasoning")
     assert (parsed.think, parsed.answer, parsed.sql) == ("why", "```sql\nSELECT 1\n```", "SELECT 1")
 
@@ -87,12 +89,153 @@ def test_read_accepts_text_around_the_answer_and_reads_the_first_block(text: str
     assert (parsed.sql, parsed.problem) == (sql, None)
 
 
-def test_the_direct_format_needs_no_reasoning() -> None:
-    direct = "<answer>\n```sql\nSELECT 1\n```\n</answer>"
-    assert answer.read(direct, "direct").sql == "SELECT 1"
+def test_a_direct_answer_is_one_block_and_nothing_else() -> None:
+    direct = "```sql\nSELECT 1\n```"
+    for text in (direct, f"\n {direct}\n\n", "```sql\nSELECT 1```"):
+        parsed = answer.read(text, "direct")
+        assert (parsed.think, parsed.sql, parsed.well_formed) == ("", "SELECT 1", True)
+    assert answer.read(direct, "direct").answer == direct
     assert answer.read(direct, "reasoning").problem == "bad_format"
-    assert answer.read(WELL_FORMED, "direct").sql == "SELECT 1"
-    assert answer.read("```sql\nSELECT 1\n```", "direct").problem == "bad_format"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (f"<answer>\n{BLOCK}\n</answer>", "bad_format"),
+        (WELL_FORMED, "bad_format"),
+        (f"The query:\n{BLOCK}", "bad_format"),
+        (f"{BLOCK}\nIt counts.", "bad_format"),
+        (f"{BLOCK}\n{BLOCK}", "bad_format"),
+        (BLOCK.replace("sql", ""), "bad_format"),
+        (BLOCK.replace("\n```", ""), "bad_format"),
+        ("SELECT 1", "bad_format"),
+        ("", "bad_format"),
+        ("```sql\n \n```", "no_sql"),
+    ],
+)
+def test_text_around_the_block_breaks_the_direct_form(text: str, problem: str) -> None:
+    parsed = answer.read(text, "direct")
+    assert (parsed.sql, parsed.problem, parsed.well_formed) == (None, problem, False)
+
+
+OPEN = WELL_FORMED.removesuffix("\n</answer>")
+
+
+def test_an_answer_may_lack_its_last_tag_only_if_the_setting_allows_it() -> None:
+    assert answer.read(OPEN, "reasoning").problem == "bad_format"
+    assert answer.read(OPEN, "reasoning", open_answer=True) == answer.read(f"{OPEN}\n</answer>", "reasoning")
+    assert answer.read(WELL_FORMED, "reasoning", open_answer=True) == answer.read(WELL_FORMED, "reasoning")
+    for text, problem in [
+        (OPEN.removesuffix("\n```"), "no_sql"),  # cut off within the block
+        (OPEN.replace("</think>", ""), "bad_format"),
+        (OPEN.replace("<answer>", ""), "bad_format"),
+        (f"{WELL_FORMED}</answer>", "bad_format"),
+    ]:
+        assert answer.read(text, "reasoning", open_answer=True).problem == problem
+
+
+def test_an_opened_reply_is_continued_after_the_tag() -> None:
+    for opening in ("<think>\n", "Let me see. \n<think>"):
+        continued = answer.after_opening(WELL_FORMED, opening)
+        assert answer.read(opening + continued, "reasoning") == answer.read(WELL_FORMED, "reasoning")
+    assert answer.after_opening(WELL_FORMED, "") == WELL_FORMED
+    assert answer.after_opening(BLOCK, "<think>\n") == BLOCK
+
+
+HELD = "SELECT a -- b\n  FROM  t"
+FORMS = {
+    "reasoning form": (f"<think>\nwhy\n</think>\n<answer>\n```sql\n{HELD}\n```\n</answer>", HELD),
+    "direct form": (f"```sql\n{HELD}\n```", HELD),
+    "upper case": (f"```SQL\n{HELD}\n```", HELD),
+    "sqlite": (f"```sqlite\n{HELD}\n```", HELD),
+    "SQLite after a blank": (f"``` SQLite\n{HELD}\n```", HELD),
+    "no language": (f"```\n{HELD}\n```", HELD),
+    "no language, with a comment": ("```\n-- all\n/* of */ select 1\n```", "-- all\n/* of */ select 1"),
+    "no language, in brackets": ("```\n(SELECT 1)\n```", "(SELECT 1)"),
+    "no language, WITH": ("```\nWITH x (a) AS (SELECT 1) SELECT 2\n```", "WITH x (a) AS (SELECT 1) SELECT 2"),
+    "no language, not a query": ("```\na | b\n1 | 2\n```", None),
+    "no line end": ("```sql SELECT 1 ```", "SELECT 1"),
+    "no line end and no language": ("So ```SELECT 1``` it is.", "SELECT 1"),
+    "fence behind the query": ("```sql\nSELECT 1;```\nThis counts ```x```.", "SELECT 1;"),
+    "unclosed": (f"Sure:\n```sql\n{HELD}", HELD),
+    "unclosed before a tag": ("<answer>```sql\nSELECT 1\n</answer>", "SELECT 1"),
+    "unclosed before another block": ("```sql\nSELECT 1\n```sql\nSELECT 2\n```", "SELECT 2"),
+    "without </answer>": (f"<think>why</think><answer>\n```sql\n{HELD}\n```", HELD),
+    "without <think>": (f"why\n</think>\n```sql\n{HELD}\n```", HELD),
+    "text around": (f"The query is\n\n```sql\n{HELD}\n```\n\nIt reads `t`.", HELD),
+    "the last of several": ("```sql\nSELECT 1\n```\nBetter:\n```\nSELECT 2\n```", "SELECT 2"),
+    "before another language": ("```sql\nSELECT 1\n```\n```python\nSELECT = 2\n```", "SELECT 1"),
+    "another language": ("```python\nSELECT 1\n```", None),
+    "json": ('```json\n{"sql": "SELECT 1"}\n```', None),
+    "empty block before": ("```sql\n\n```\n```sql\nSELECT 1\n```", "SELECT 1"),
+    "empty block": ("```sql\n```", None),
+    "sql in the thinking too": ("<think>```sql\nSELECT 2\n```</think>```sql\nSELECT 1\n```", "SELECT 1"),
+    "block in the thinking, statement behind": ("<think>```sql\nSELECT 2\n```</think>\nSELECT 1", "SELECT 1"),
+    "unclosed thinking": ("<think>\nI try\n```sql\nSELECT 1\n```\nand", "SELECT 1"),
+    "unclosed thinking without a block": ("<think>\nSELECT 1", None),
+    "block only in the thinking": ("<think>```sql\nSELECT 1\n```</think>As above.", "SELECT 1"),
+    "block before the thinking": ("```sql\nSELECT 1\n```<think>is it right?", "SELECT 1"),
+    "bare": (HELD, HELD),
+    "bare in the answer tags": ("<think>why</think><answer>SELECT 1</answer>", "SELECT 1"),
+    "bare with a semicolon": ("SELECT 1 ;\nThis counts.", "SELECT 1 ;"),
+    "bare before an empty line": ("It is:\n  select a\nfrom t\n \nThis counts.", "select a\nfrom t"),
+    "bare union": ("SELECT 1\nUNION\nSELECT 2", "SELECT 1\nUNION\nSELECT 2"),
+    "bare WITH": ("WITH x AS (\nSELECT 1\n)\nSELECT * FROM x;", "WITH x AS (\nSELECT 1\n)\nSELECT * FROM x;"),
+    "prose": ("With this schema, we select the name from t.", None),
+    "a fence in a string": ("```sql\nSELECT '```'\n```", "SELECT '```'"),
+    "a semicolon in a string": ("SELECT ';' || a\nFROM t", "SELECT ';' || a\nFROM t"),
+    "nothing": ("", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_lenient_reading_finds_the_sql_of_every_form(form: str) -> None:
+    text, sql = FORMS[form]
+    assert answer.find_sql(text) == sql
+    for answer_format in answer.FORMATS:
+        parsed = answer.read_lenient(text, answer_format)
+        assert (parsed.sql, parsed.problem) == (sql, None if sql else "no_sql")
+        assert parsed.well_formed == (answer.read(text, answer_format).problem is None)
+
+
+@pytest.mark.parametrize(
+    ("text", "think", "rest"),
+    [
+        ("<think>\nwhy\n</think>\nSELECT 1", "why", "\nSELECT 1"),
+        ("Well. <think>why</think>SELECT 1", "why", "SELECT 1"),
+        ("why\n</think>SELECT 1", "why", "SELECT 1"),
+        ("<think>why", "why", ""),
+        ("SELECT 1", "", "SELECT 1"),
+    ],
+)
+def test_the_lenient_reading_separates_thinking_from_the_answer(text: str, think: str, rest: str) -> None:
+    parsed = answer.read_lenient(text, "reasoning")
+    assert (parsed.think, parsed.answer) == (think, rest)
+
+
+@given(reasoning=text, sql=text, answer_format=st.sampled_from(answer.FORMATS))
+def test_both_readings_find_the_same_sql_in_a_well_formed_answer(reasoning: str, sql: str, answer_format: str) -> None:
+    assume("```" not in sql)
+    try:
+        written = answer.write(reasoning, sql, answer_format)
+    except AnswerError:
+        return
+    parsed = answer.read_lenient(written, answer_format)
+    assert (parsed.sql, parsed.well_formed) == (sql.strip(), True)
+
+
+@given(text=st.lists(st.sampled_from([*pieces, "SELECT 1", "WITH x AS (", "--", "/*", "*/", "\n\n"]), max_size=20))
+def test_the_lenient_reading_returns_a_part_of_the_text(text: list[str]) -> None:
+    sql = answer.find_sql("".join(text))
+    assert sql is None or (sql == sql.strip() != "" and sql in "".join(text))
+
+
+def test_the_lenient_reading_takes_linear_time() -> None:
+    start = time.perf_counter()
+    for piece in ("/* a */ ", "```\n", "```sql\n", "WITH x\n", "(", "SELECT\n", "<think>", "-- a\n"):
+        answer.find_sql("```\n" + piece * 5000)
+        answer.find_sql(piece * 5000)
+    assert time.perf_counter() - start < 5
 
 
 def test_write_rejects_text_that_read_would_not_return() -> None:

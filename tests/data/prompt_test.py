@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 import sqlite3
@@ -10,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sqlr1_jax.data
 from sqlr1_jax import config
-from sqlr1_jax.data import example, prompt, schema
+from sqlr1_jax.data import answer, example, prompt, schema, templates
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.prompt import PromptRenderer
 from sqlr1_jax.errors import ConfigError
@@ -64,14 +65,27 @@ def test_brief_prompt_is_exact(pets: Path, tiny_tokenizer: Any) -> None:
 
 
 def test_full_instructions_show_the_answer_format(pets: Path, tiny_tokenizer: Any) -> None:
-    for answer_format, tags in (("reasoning", ["<think>", "</think>", "<answer>", "```sql"]), ("direct", ["<answer>"])):
+    for answer_format, tags in (("reasoning", ["<think>", "</think>", "<answer>", "```sql"]), ("direct", ["```sql"])):
         data = config.DataConfig(form=answer_format, instructions="full", schema="fixed")
         text = PromptRenderer(tiny_tokenizer, data).render(make_example(pets, knowledge="Red is a color.")).text
         assert all(text.count(tag) == 1 for tag in tags)
-        assert ("<think>" in text) == (answer_format == "reasoning")
+        assert ("<think>" in text) == ("<answer>" in text) == (answer_format == "reasoning")
         parts = ["CREATE TABLE owners", "CREATE TABLE dogs", "Red is a color.", QUESTION, "assistant"]
         positions = [text.index(part) for part in parts]
         assert positions == sorted(positions)
+
+
+DIRECT = """\
+Give one query in one block of this form, and nothing else:
+```sql
+the query
+```<|im_end|>
+"""
+
+
+def test_the_direct_form_asks_for_one_block(pets: Path, tiny_tokenizer: Any) -> None:
+    data = config.DataConfig(form="direct", instructions="full", schema="fixed")
+    assert DIRECT in PromptRenderer(tiny_tokenizer, data).render(make_example(pets)).text
 
 
 def test_prompts_equal_the_rendered_chat_template(pets: Path, tiny_tokenizer: Any) -> None:
@@ -139,7 +153,7 @@ def test_the_prefix_ends_before_a_token_that_spans_the_boundary(pets: Path, tiny
         chat_template = "yes"
 
         def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
-            return messages[1]["content"] + "|"
+            return messages[0]["content"] + messages[-1]["content"] + "|"
 
         def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
             return {"input_ids": [[ord(t[-1]) for t in re.findall(r"\n?[^\n]|\n", text)] for text in texts]}
@@ -149,10 +163,28 @@ def test_the_prefix_ends_before_a_token_that_spans_the_boundary(pets: Path, tiny
     assert chr(rendered.ids[rendered.prefix_length]) == QUESTION[0]
 
 
-def test_retrieved_prompts_show_values_and_share_no_prefix(pets: Path, tiny_tokenizer: Any) -> None:
-    renderer = PromptRenderer(tiny_tokenizer, config.DataConfig(schema="retrieved"))
+def test_retrieved_values_stand_behind_the_schema(pets: Path, tiny_tokenizer: Any) -> None:
+    """So every question on the database shares the schema, which is that of `fixed`."""
+    asked = make_example(pets, "Which red dog is Lise Meitner's?", knowledge="Red is a color.")
+    section = "Matched values:\nowners.`full name`: 'Lise Meitner'\ndogs.color: 'red'\n"
+    for instructions, after in (("brief", ""), ("full", "\nFurther knowledge:\n")):
+        data = config.DataConfig(schema="retrieved", instructions=instructions)
+        renderer = PromptRenderer(tiny_tokenizer, data)
+        rendered, without = renderer.render_many([asked, make_example(pets)])
+        fixed = PromptRenderer(tiny_tokenizer, dataclasses.replace(data, schema="fixed"))
+        assert rendered.text.replace(section + "\n" * (instructions == "full"), "") == fixed.render(asked).text
+        assert section + after + "Red is a color." in rendered.text
+        assert without.text == fixed.render(make_example(pets)).text
+        assert rendered.schema == without.schema == "retrieved"
+        length = fixed.render(asked).prefix_length
+        assert rendered.prefix_length == without.prefix_length == length > 0
+
+
+def test_published_prompts_show_retrieved_values_in_the_schema(pets: Path, tiny_tokenizer: Any) -> None:
+    renderer = PromptRenderer(tiny_tokenizer, config.DataConfig(prompt="omnisql", schema="retrieved"))
     rendered = renderer.render(make_example(pets, "Which dog is Lise Meitner's?"))
     assert "example: ['Lise Meitner', 'Ada Byron', 'Max Born']" in rendered.text
+    assert "Matched values" not in rendered.text
     assert (rendered.prefix_length, rendered.schema) == (0, "retrieved")
 
 
@@ -205,7 +237,7 @@ def test_a_tokenizer_with_an_unusable_chat_template_is_refused() -> None:
         chat_template: str | None = None
 
         def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
-            return messages[1]["content"] * 2
+            return messages[-1]["content"] * 2
 
     with pytest.raises(ConfigError, match="no chat template"):
         PromptRenderer(Tokenizer(), config.DataConfig())
@@ -225,3 +257,85 @@ def test_twenty_thousand_prompts_take_seconds(shared_data: Path, qwen: Any) -> N
     prompts = prompt.PromptRenderer(qwen, config.DataConfig()).render_many(examples)
     assert time.perf_counter() - start < 15
     assert len(prompts) == 20_000
+
+
+def test_a_prompt_without_a_system_message_gets_the_chat_templates_own(pets: Path, qwen: Any) -> None:
+    for name in ("omnisql", "sql-r1", "qwen"):
+        text = PromptRenderer(qwen, config.DataConfig(prompt=name)).render(make_example(pets)).text
+        assert text.startswith("<|im_start|>system\nYou are Qwen, created by Alibaba Cloud.")
+        assert text.count("<|im_start|>") == 3
+
+
+@given(
+    questions=st.lists(st.tuples(st.text("abcXY ?'1", min_size=1), st.sampled_from(["", "It is Mia."])), min_size=2),
+    name=st.sampled_from(templates.NAMES),
+    schema_format=st.sampled_from([*schema.FORMATS, "rows"]),
+    instructions=st.sampled_from(["brief", "full"]),
+)
+@settings(max_examples=40)
+def test_prompts_on_a_database_share_their_schema(
+    pets: Path, qwen: Any, questions: list[tuple[str, str]], name: str, schema_format: str, instructions: str
+) -> None:
+    data = config.DataConfig(prompt=name, schema=schema_format, instructions=instructions)
+    examples = [make_example(pets, f"q{question}", knowledge=knowledge) for question, knowledge in questions]
+    prompts = PromptRenderer(qwen, data).render_many(examples)
+    length = prompts[0].prefix_length
+    assert {prompt.prefix_length for prompt in prompts} == {length}
+    assert all(np.array_equal(prompt.ids[:length], prompts[0].ids[:length]) for prompt in prompts)
+    if schema_format == "retrieved" and name not in ("ours", "qwen"):
+        assert length == 0
+        return
+    last_line = {"rows": " */", "qualified": "- join", "compact": "- join"}.get(prompts[0].schema, ");")
+    shared = qwen.decode(prompts[0].ids[:length])
+    assert last_line in shared and shared in prompts[1].text
+    assert last_line not in prompts[0].text[len(shared) :]
+
+
+# As DeepSeek's distilled models: no turn for the system message, and the reply begins with <think>.
+R1 = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}{% else %}<U>{{ m.content }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<A><think>\n{% endif %}"
+)
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "<U>{{ m.content }}{% endfor %}<A>"
+)
+
+
+def _with_chat_template(tokenizer: Any, chat_template: str) -> Any:
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = chat_template
+    return changed
+
+
+@pytest.mark.parametrize("name", templates.NAMES)
+def test_a_chat_template_may_open_the_reply(pets: Path, tiny_tokenizer: Any, name: str) -> None:
+    data = config.DataConfig(prompt=name, instructions="full")
+    rendered = PromptRenderer(_with_chat_template(tiny_tokenizer, R1), data).render(make_example(pets))
+    assert rendered.text.endswith("<A><think>\n")
+    assert rendered.opening == "<think>\n"
+    completion = "why\n</think>\n<answer>\n```sql\nSELECT 1\n```\n</answer>"
+    parsed = answer.read(rendered.opening + completion, "reasoning")
+    assert (parsed.think, parsed.sql, parsed.problem) == ("why", "SELECT 1", None)
+    closed = _with_chat_template(tiny_tokenizer, R1.replace("<think>\n", "<think>\n\n</think>\n"))
+    expected = "Let me solve this step by step. \n<think>" if name == "arctic" else ""
+    assert PromptRenderer(closed, data).render(make_example(pets)).opening == expected
+
+
+@pytest.mark.parametrize("dropping", [False, True])
+def test_without_a_system_turn_the_system_message_stands_with_the_users(
+    pets: Path, tiny_tokenizer: Any, dropping: bool
+) -> None:
+    chat_template = NO_SYSTEM.replace("{{ raise_exception('no system role') }}", "{% continue %}")
+    tokenizer = _with_chat_template(tiny_tokenizer, chat_template if dropping else NO_SYSTEM)
+    text = PromptRenderer(tokenizer, config.DataConfig()).render(make_example(pets)).text
+    assert text.startswith("<U>SQLite\n\n- owners tag")
+    assert text.endswith(f"{QUESTION}<A>")
+
+
+def test_rows_too_long_for_the_budget_give_way_to_fixed(pets: Path, tiny_tokenizer: Any) -> None:
+    long = PromptRenderer(tiny_tokenizer, config.DataConfig(schema="rows")).render(make_example(pets))
+    assert (long.schema, long.trimmed, long.opening) == ("rows", False, "")
+    data = config.DataConfig(schema="rows", max_prompt_tokens=len(long.ids) - 1)
+    shorter = PromptRenderer(tiny_tokenizer, data).render(make_example(pets))
+    assert (shorter.schema, shorter.trimmed) == ("fixed", True)

@@ -90,15 +90,24 @@ def test_a_failing_gold_query_counts_as_wrong_with_its_own_outcome(executor: Exe
     assert accuracy.count_outcomes([candidate]) == {"gold_error": 1}
 
 
-def test_an_unreadable_answer_has_an_outcome(executor: Executor, pets: Path) -> None:
+@pytest.mark.parametrize("form", answer.FORMATS)
+def test_accuracy_is_of_the_sql_that_an_answer_holds_in_any_form(executor: Executor, pets: Path, form: str) -> None:
     example = _example(pets, "SELECT 1")
-    texts = ["SELECT 1", "", "<think>\n\n</think>\n<answer>\nno block\n</answer>"]
-    [candidates] = accuracy.execute_candidates(executor, [example], [texts], "reasoning", "spider")
-    assert [(candidate.outcome.kind, candidate.sql, candidate.correct) for candidate in candidates] == [
-        ("bad_format", None, False),
-        ("bad_format", None, False),
-        ("no_sql", None, False),
-    ]
+    block, whole = answer.write("", "SELECT 1", "direct"), answer.write("why", "SELECT 1", "reasoning")
+    texts = [whole, block, whole.removesuffix("\n</answer>"), "SELECT 1", "I do not know.", ""]
+    [candidates] = accuracy.execute_candidates(executor, [example], [texts], form, "spider")
+    kinds = ["match"] * 4 + ["no_sql"] * 2
+    assert [(c.outcome.kind, c.sql) for c in candidates] == [(k, "SELECT 1" if k == "match" else None) for k in kinds]
+    assert [c.text for c in candidates] == texts
+    assert [c.well_formed for c in candidates] == [text == (whole if form == "reasoning" else block) for text in texts]
+
+
+def test_an_opened_reply_is_read_with_what_the_prompt_began(executor: Executor, pets: Path) -> None:
+    whole = answer.write("why", "SELECT 1", "reasoning")
+    texts = [[whole.removeprefix("<think>\n")], [whole]]
+    examples = [_example(pets, "SELECT 1", number) for number in range(2)]
+    opened = accuracy.execute_candidates(executor, examples, texts, "reasoning", "spider", ["<think>\n", ""])
+    assert [(c.text, c.sql, c.well_formed) for [c] in opened] == [(text, "SELECT 1", True) for [text] in texts]
 
 
 def test_candidates_are_in_the_order_of_their_texts(executor: Executor, pets: Path) -> None:
@@ -113,7 +122,7 @@ def test_candidates_are_in_the_order_of_their_texts(executor: Executor, pets: Pa
 
 
 def _candidate(kind: str, result: str = "") -> Candidate:
-    return Candidate(f"{kind} {result}", "SELECT 1", Outcome(OutcomeKind(kind), result_hash=result))
+    return Candidate(f"{kind} {result}", "SELECT 1", Outcome(OutcomeKind(kind), result_hash=result), kind == "match")
 
 
 @given(st.lists(st.sampled_from(["", "a", "b", "c"]), min_size=1, max_size=9))
@@ -210,8 +219,11 @@ def test_an_evaluation_line_has_the_documented_fields_and_survives_json() -> Non
     line = accuracy.evaluation_line(example, "heldout", chosen, [chosen, other])
     assert set(line) == {
         "id", "set", "db_id", "question", "gold", "family", "habit", "style", "complexity", "text", "sql", "outcome",
-        "candidates",
+        "well_formed", "candidates",
     }  # fmt: skip
-    assert line["candidates"] == [{"text": c.text, "sql": c.sql, "outcome": c.outcome.kind} for c in (chosen, other)]
+    assert line["well_formed"] is True
+    assert line["candidates"] == [
+        {"text": c.text, "sql": c.sql, "outcome": c.outcome.kind, "well_formed": c is chosen} for c in (chosen, other)
+    ]
     assert "candidates" not in accuracy.evaluation_line(example, "heldout", chosen)
     assert json.loads(json.dumps(line)) == line

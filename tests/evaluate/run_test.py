@@ -52,7 +52,7 @@ def _number(example: Any) -> int:
 
 
 def _script(example: Any, g: int) -> str:
-    """The first sample is correct on even items and not in the answer form on odd ones; the second is wrong."""
+    """The first sample is correct on even items and has no SQL on odd ones; the second is wrong."""
     if g == 0:
         return _answer(example.sql) if _number(example) % 2 == 0 else "no form"
     return _answer("SELECT 'wrong'")
@@ -132,7 +132,7 @@ def test_an_evaluation_writes_its_files_and_figures(
         assert report["all"] == {"n": len(correct), "ex": share}
         assert sum(part["n"] for part in report["by_family"].values()) == len(correct)
         assert sum(report["outcomes"].values()) == len(correct)
-        assert report["outcomes"].get("bad_format", 0) == correct.count(False)
+        assert report["outcomes"].get("no_sql", 0) == correct.count(False)
     assert {line["outcome"] for line in votes} <= {"match", "match_empty", "mismatch"}
     assert all(len(line["candidates"]) == 2 for line in votes)
     assert json.loads((folder / "vote2.json").read_text()).keys() == {"heldout", "newnames"}

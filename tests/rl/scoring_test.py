@@ -66,6 +66,28 @@ def test_completions_are_decoded_parsed_and_executed(context: RunContext, execut
     assert execution.seconds > 0
 
 
+def test_rewards_read_answers_strictly(context: RunContext, executor: Executor, pets: Path) -> None:
+    """An open answer counts only by its setting; a reply that the prompt opens is read with that opening."""
+    whole = _answer("SELECT 4")
+    texts = [[whole, whole.removesuffix("</answer>"), "```sql\nSELECT 4\n```"], [whole.removeprefix("<think>\n")] * 3]
+    examples = _examples(pets)[:1] * 2
+
+    def problems(context: RunContext, openings: list[str] | None) -> list[list[str | None]]:
+        completions = scripted_sampler.completions(context, texts)
+        execution = scoring.CompletionExecutor(context, executor, examples, 3, openings)
+        execution.submit([FinishedSample(p, g, completions.ids(p, g)) for p, g in np.ndindex(2, 3)])
+        execution.wait()
+        assert execution.texts == texts
+        return [[parsed.problem for parsed in group] for group in execution.answers]
+
+    bad = "bad_format"
+    assert problems(context, None) == [[None, bad, bad], [bad] * 3]
+    assert problems(context, ["", "<think>\n"]) == [[None, bad, bad], [None] * 3]
+    grpo_config = dataclasses.replace(context.config.grpo, reward=config.RewardConfig(open_answer=True))
+    context = dataclasses.replace(context, config=dataclasses.replace(context.config, grpo=grpo_config))
+    assert problems(context, None) == [[None, None, bad], [bad] * 3]
+
+
 def test_errors_while_sampling_are_raised_by_wait(context: RunContext, pets: Path) -> None:
     """Raised in the sampler's callback they would leave other processes blocked in a collective."""
     with Executor(config.ExecuteConfig(workers=1)) as executor:

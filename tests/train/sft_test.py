@@ -65,8 +65,22 @@ def test_a_database_with_too_many_questions_for_one_group_has_several(context: R
     assert len(set(group_ids)) == 12
 
 
-def test_retrieved_values_leave_no_shared_prefix_and_log_probabilities_stay_right(context: RunContext) -> None:
-    context = _with_data(context, schema="retrieved")
+def test_an_answer_continues_the_reply_that_the_prompt_opens(context: RunContext) -> None:
+    context = _with_data(context, prompt="arctic", schema="compact")
+    examples = context.examples("synth:", "sft")[:4]
+    for sft_example in sft.make_sft_examples(context, examples):
+        written = context.tokenizer.decode(sft_example.answer[:-1])
+        example, opening = sft_example.example, sft_example.prompt.opening
+        assert sft_example.prompt.text.endswith(opening) and opening.endswith("<think>")
+        assert opening + written == opening.removesuffix("<think>") + answer.write(
+            example.reasoning, example.sql, "reasoning"
+        )
+
+
+def test_retrieved_values_in_the_schema_leave_no_shared_prefix_and_log_probabilities_stay_right(
+    context: RunContext,
+) -> None:
+    context = _with_data(context, prompt="omnisql", schema="retrieved")
     groups, _ = sft.make_groups(context, context.examples("synth:", "sft"))
     assert all(len(group.prefix) == 0 for group in groups)
     layout = batch.choose_layout(groups, context.config.sft.rows)

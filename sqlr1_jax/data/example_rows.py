@@ -1,0 +1,71 @@
+"""The schema format `rows`: each table's CREATE TABLE statement as the database stores it, then three example rows.
+
+It is the form of BIRD's prompts, which Qwen2.5-Coder's report uses too. The rows stand in a comment, their columns
+aligned to the right:
+
+    CREATE TABLE dogs (code INTEGER, color TEXT)
+     /*
+     3 example rows:
+     SELECT * FROM dogs LIMIT 3;
+     code color
+       10   red
+       11   red
+     */
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from sqlr1_jax.data.schema import quote
+from sqlr1_jax.sql import database as sqlite
+
+FORMAT = "rows"  # a value of the setting data.schema
+ROWS = 3  # example rows of a table
+MAX_CELL_LENGTH = 40  # characters
+
+_TABLES = """SELECT name, sql FROM sqlite_master
+    WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid"""
+
+
+def render(database: str | Path) -> str:
+    """The tables of an SQLite file, separated by empty lines, without a final newline.
+
+    Raises:
+      sql.database.DatabaseError: the file cannot be opened or read; the message names it.
+    """
+    path = Path(database)
+    with closing(sqlite.open_readonly(path)) as connection:
+        connection.text_factory = lambda raw: raw.decode(errors="replace")
+        try:
+            tables = connection.execute(_TABLES).fetchall()
+            return "\n\n".join(f"{sql} \n {_example_rows(connection, name)}" for name, sql in tables)
+        except sqlite3.Error as error:
+            raise sqlite.DatabaseError(f"{path}: cannot read its tables: {error}") from error
+
+
+def _example_rows(connection: sqlite3.Connection, table: str) -> str:
+    """The comment with a table's first rows; its line ends are those of BIRD's prompts, blanks included."""
+    query = f"SELECT * FROM {quote(table)} LIMIT {ROWS}"
+    cursor = connection.execute(query)
+    cells = [[column[0] for column in cursor.description]]
+    cells += [[_cell(value) for value in row] for row in cursor.fetchmany(ROWS)]
+    return f"/* \n {ROWS} example rows: \n {query}; \n {_align(cells)} \n */"
+
+
+def _align(cells: Sequence[Sequence[str]]) -> str:
+    """Lines of cells, each cell as wide as the widest in its column and followed by a blank."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("".join(f"{cell.rjust(width)} " for cell, width in zip(row, widths, strict=True)) for row in cells)
+
+
+def _cell(value: Any) -> str:
+    """A value on one line, cut after MAX_CELL_LENGTH characters; NULL is None, as in BIRD's prompts."""
+    if isinstance(value, bytes):
+        return f"x'{value[:4].hex()}…'" if len(value) > 4 else f"x'{value.hex()}'"
+    text = " ".join(str(value).splitlines())
+    return text if len(text) <= MAX_CELL_LENGTH else f"{text[:MAX_CELL_LENGTH]}…"
