@@ -157,7 +157,9 @@ class RolloutConfig:
     # Prompts per host in one prefill batch, rounded up to a multiple of the data-parallel size; 0: all slots.
     prefill_batch: int = 0
     prompt_buckets: int = 1  # number of lengths that prompts are padded to, in equal steps; each is compiled
-    decode_steps_per_sync: int = 32  # decode steps on the device before the host reads which samples are done
+    # Decode steps on the device before the host reads which samples are done, and refills slots; 0: 4 on CPU, 32
+    # elsewhere.
+    decode_steps_per_sync: int = 0
     weights: str = ""  # number format of the layers' matrices; int8: quantized; empty: model.dtype
     cache: str = ""  # number format of the KV cache; int8: quantized; empty: model.dtype
 
@@ -244,9 +246,22 @@ class EvaluateConfig:
 
     every: int = 50  # GRPO steps between greedy evaluations on the subset; 0: none
     subset: int = 200  # questions in that subset of the held-out set
+    databases: int = 0  # databases to evaluate on, each with all its questions, chosen by seed; 0: all
+    limit: int = 0  # the most questions to evaluate, drawn in turns from the databases by seed; 0: all
     votes: int = 8  # candidates per question, among which a vote chooses
     temperature: float = 0.8  # sampling temperature of the candidates
-    max_concurrent_prompts: int = 64  # prompts sampled at once (slots)
+    top_p: float = 1.0  # nucleus of the candidates' sampling
+    max_tokens: int = 0  # token limit of an answer; 0: grpo.sampling.max_tokens, and at most 256 in the direct form
+    # Texts that end an answer; empty: grpo.sampling.stop, and in the direct form, by default, the end of a block.
+    stop: tuple[str, ...] = ()
+    # How evaluation asks, as the settings of `data` with the same names. Empty or 0: as the run trains, or, if it only
+    # evaluates model.path, as that model was trained (its sqlr1.json; a model without one is asked for a bare block).
+    form: str = ""  # answer form
+    prompt: str = ""  # prompt by name
+    schema: str = ""  # format of the schema text
+    instructions: str = ""  # instructions in the prompt
+    max_prompt_tokens: int = 0  # tokens of the longest prompt
+    max_concurrent_prompts: int = 0  # prompts sampled at once (slots); 0: 8 on CPU, 64 elsewhere
     rule: str = "spider"  # comparison of results (sql/compare.py)
 
 

@@ -17,6 +17,10 @@ STAGES = ("data", "sft", "grpo", "evaluate", "export")
 SOURCES = ("synth", *sources.PREFIXES)  # prefixes of data sources; synth: the embedded data set
 RULES = ("spider", "bird", "strict")
 
+FORMS = ("reasoning", "direct")
+SCHEMAS = ("qualified", "compact", "fixed", "retrieved", "rows")
+PROMPTS = ("ours", "omnisql", "sql-r1", "qwen", "arctic")
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.size": SIZES,
     "model.param_dtype": ("float32", "bfloat16"),
@@ -24,9 +28,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.activation_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "full", "offload"),
     "model.attention": ("auto", "xla", "splash", "cudnn"),
-    "data.form": ("reasoning", "direct"),
-    "data.schema": ("qualified", "compact", "fixed", "retrieved", "rows"),
-    "data.prompt": ("ours", "omnisql", "sql-r1", "qwen", "arctic"),
+    "data.form": FORMS,
+    "data.schema": SCHEMAS,
+    "data.prompt": PROMPTS,
     "data.instructions": ("brief", "full"),
     "sft.rows.layout": ("shared_prefix", "packed"),
     "grpo.rows.layout": ("shared_prefix", "packed"),
@@ -44,6 +48,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rollout.weights": ("", "int8"),
     "rollout.cache": ("", "int8"),
     "evaluate.rule": RULES,
+    "evaluate.form": ("", *FORMS),
+    "evaluate.prompt": ("", *PROMPTS),
+    "evaluate.schema": ("", *SCHEMAS),
+    "evaluate.instructions": ("", "brief", "full"),
     "execute.backend": ("sqlite3", "apsw"),
     "export.dtype": ("", "float32", "bfloat16"),
 }
@@ -77,7 +85,7 @@ LOWER_BOUNDS: dict[str, float] = {
     "rollout.max_concurrent_prompts": 0,
     "rollout.prefill_batch": 0,
     "rollout.prompt_buckets": 1,
-    "rollout.decode_steps_per_sync": 1,
+    "rollout.decode_steps_per_sync": 0,
     "execute.workers": 1,
     "execute.max_steps": 1000,
     "execute.wall_seconds": 0.1,
@@ -86,7 +94,11 @@ LOWER_BOUNDS: dict[str, float] = {
     "evaluate.subset": 1,
     "evaluate.votes": 1,
     "evaluate.temperature": 1e-3,
-    "evaluate.max_concurrent_prompts": 1,
+    "evaluate.max_concurrent_prompts": 0,
+    "evaluate.databases": 0,
+    "evaluate.limit": 0,
+    "evaluate.max_tokens": 0,
+    "evaluate.max_prompt_tokens": 0,
     "checkpoint.every": 0,
     "checkpoint.keep": 1,
     "export.shard_gigabytes": 1e-6,

@@ -52,7 +52,8 @@ def _tiny(config: ConfigDict) -> None:
     config.grpo.sampling.max_tokens = 64
     # The paper's 3e-7 is for billions of weights. Here 3e-4 lost 3 points after an SFT set without teacher errors.
     config.grpo.optimizer.update(learning_rate=1.2e-4, schedule="linear")
-    config.evaluate.every = 22
+    config.evaluate.update(every=22, max_concurrent_prompts=64)
+    config.rollout.decode_steps_per_sync = 32  # a step takes a millisecond, a call from the host as long
     config.checkpoint.every = 100
 
 

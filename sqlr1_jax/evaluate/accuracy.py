@@ -13,7 +13,7 @@ from sqlr1_jax.data import answer
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.sql.answers import submit_answer
 from sqlr1_jax.sql.executor import Executor
-from sqlr1_jax.sql.outcome import Outcome
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 from sqlr1_jax.sql.vote import vote
 
 
@@ -99,9 +99,9 @@ def accuracy_by_label(examples: Sequence[Example], correct: Sequence[bool]) -> d
     }
 
 
-def count_outcomes(candidates: Iterable[Candidate]) -> dict[str, int]:
-    """How many candidates have each kind of outcome, sorted by kind."""
-    return dict(sorted(collections.Counter(candidate.outcome.kind for candidate in candidates).items()))
+def count_outcomes(outcomes: Iterable[OutcomeKind]) -> dict[str, int]:
+    """How many outcomes there are of each kind, sorted by kind."""
+    return dict(sorted(collections.Counter(outcomes).items()))
 
 
 def paired_gain(

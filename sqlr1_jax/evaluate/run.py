@@ -1,118 +1,118 @@
-"""Evaluates weights on every held-out set, greedily and by vote, and writes evaluation/<name>/."""
+"""Evaluates weights on every held-out set, greedily and by vote, and writes evaluation/<name>/.
+
+Questions are answered in chunks of whole databases, ordered by the length of their prompts. Each chunk is one rollout:
+every question's greedy answer and all candidates of its vote come from one prefill, and the database's part of the
+prompt is prefilled once. A chunk's answers are written when it is done, and an interrupted evaluation goes on with the
+next chunk. A chunk's samples do not depend on the other chunks, so the results are the same bytes as without a stop.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from tqdm import tqdm
 
-from sqlr1_jax.config import SamplingConfig
+from sqlr1_jax.config import Config, SamplingConfig
 from sqlr1_jax.data import order
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.evaluate import accuracy
 from sqlr1_jax.evaluate.accuracy import Candidate
+from sqlr1_jax.evaluate.content_key import content_key
+from sqlr1_jax.evaluate.heldout import HeldoutSet, load_heldout_sets, prompt_settings
+from sqlr1_jax.evaluate.partial_results import PartialResults
 from sqlr1_jax.io import atomic_write_text, read_json, write_json, write_jsonl
+from sqlr1_jax.progress import Progress
 from sqlr1_jax.rollout.engine import Engine
+from sqlr1_jax.rollout.prefixes import padded_size
 from sqlr1_jax.rollout.request import Request
 from sqlr1_jax.sql.executor import Executor
+from sqlr1_jax.sql.outcome import OutcomeKind
 from sqlr1_jax.train.context import RunContext
 
 log = logging.getLogger(__name__)
 
 Figures = dict[str, float]
+Line = dict[str, Any]  # of greedy.jsonl or of the vote's file
 
 WEIGHTS = "weights.txt"  # names the weights that were evaluated
+KEY = "key.json"  # digests of what decided the results
 FIGURES = "figures.json"  # written last, so its presence means that an evaluation is complete
 EVALUATION_STEP = -1 % 2**31  # step number in evaluations' sampling keys; no training step has it
+CHUNK_ROUNDS = 8  # a chunk has this many times the questions that are sampled at once, so few slots idle at its end
+SLOTS_CPU, SLOTS = 8, 64  # questions sampled at once if the config does not say
+# A direct answer is one block of SQL; small models often go on to explain it.
+DIRECT_STOP = ("\n```\n",)
+DIRECT_TOKENS = 256  # token limit of a direct answer if the config does not say: twice Spider's longest query
 
 
-@dataclasses.dataclass(frozen=True)
-class HeldoutSet:
-    """Questions that no stage trains on, with their prompts. A prompt over the token budget counts as wrong."""
+class Question(NamedTuple):
+    """One question of the evaluation."""
 
-    name: str
-    examples: list[Example]
-    prompts: list[Prompt]
-
-
-@dataclasses.dataclass(frozen=True)
-class SetEvaluation:
-    """The executed answers to one held-out set."""
-
-    heldout: HeldoutSet
-    greedy: list[Candidate]  # one per question
-    sampled: list[list[Candidate]]  # [question][vote]
-
-    @property
-    def winners(self) -> list[Candidate]:
-        """The winner of each question's vote."""
-        return [accuracy.vote_winner(candidates) for candidates in self.sampled]
-
-    def figures(self, votes: int) -> Figures:
-        """The set's entry in figures.json; all values except n are fractions."""
-        return {
-            "ex_greedy": accuracy.fraction_correct(candidate.correct for candidate in self.greedy),
-            f"ex_vote{votes}": accuracy.fraction_correct(candidate.correct for candidate in self.winners),
-            f"pass{votes}": accuracy.fraction_correct(any(c.correct for c in group) for group in self.sampled),
-            "well_formed": float(np.mean([candidate.well_formed for candidate in self.greedy])),
-            "n": len(self.greedy),
-        }
+    set_name: str
+    example: Example
+    prompt: Prompt
+    number: int  # among the questions of its set; its random numbers depend on it
 
 
-def load_heldout_sets(context: RunContext) -> list[HeldoutSet]:
-    """The run's held-out sets: "heldout" and "newnames" of the embedded data, only "heldout" of another source."""
-    source = context.config.data.evaluate
-    names = ["heldout", "newnames"] if source.startswith("synth:") else ["heldout"]
-    sets = [(name, context.examples(source, name)) for name in names]
-    return [HeldoutSet(name, examples, context.prompts(examples)) for name, examples in sets if examples]
+class Answers(NamedTuple):
+    """The lines of one question in the two files of answers."""
 
-
-def greedy_accuracy(context: RunContext, engine: Engine, executor: Executor, params: Any, heldout: HeldoutSet) -> float:
-    """Greedy execution accuracy on a fixed subset of `evaluate.subset` questions: the curve shown during training."""
-    indices = order.subset(len(heldout.examples), context.config.evaluate.subset, context.config.seed)
-    prompts, examples = [heldout.prompts[i] for i in indices], [heldout.examples[i] for i in indices]
-    texts = sample_texts(context, engine, engine.prepare_weights(params), prompts, 1, 0.0)
-    candidates = execute_texts(context, executor, examples, texts)
-    return accuracy.fraction_correct(group[0].correct for group in candidates)
+    greedy: Line
+    vote: Line
 
 
 def evaluate(context: RunContext, name: str, params: Any, weights_of: str, executor: Executor) -> dict[str, Figures]:
     """Evaluates weights on all held-out sets, writes evaluation/<name>/ and returns the figures by set.
 
-    `weights_of` names the weights, for example "grpo, step 110". If the folder already has figures of the same
-    weights, they are returned and nothing is computed.
+    If the folder already has figures of the same weights, questions and settings, by content, they are returned and
+    nothing is computed.
+
+    Args:
+      context: the run.
+      name: of the folder.
+      params: the weights.
+      weights_of: names the weights, for example "grpo, step 110".
+      executor: an open pool of SQL workers.
     """
-    discard_stale_figures(context, name, weights_of)
-    folder = context.workdir / "evaluation" / name
-    done = folder / FIGURES
-    existing = collectives.broadcast(read_json(done) if done.exists() else None)
+    folder, sets = context.workdir / "evaluation" / name, load_heldout_sets(context)
+    key = content_key(context.config, params, sets)
+    existing = collectives.broadcast(_existing_figures(folder, key))
     if existing is not None:
+        collectives.run_on_primary(atomic_write_text, folder / WEIGHTS, weights_of)
         return existing
     folder.mkdir(parents=True, exist_ok=True)
-    begin = time.perf_counter()
-    sets = load_heldout_sets(context)
-    engine = context.engine([prompt for heldout in sets for prompt in heldout.prompts])
-    weights = engine.prepare_weights(params)
-    votes = context.config.evaluate.votes
-    evaluations, figures = [], {}
-    for heldout in sets:
-        evaluation = _evaluate_set(context, engine, weights, executor, heldout)
-        evaluations.append(evaluation)
-        figures[heldout.name] = evaluation.figures(votes)
-        log.info("%s, %s: %s", name, heldout.name, figures[heldout.name])
+    start = time.perf_counter()
+    answers = _answer_questions(context, name, params, executor, sets, PartialResults(folder, key))
+    figures = {heldout.name: _figures(answers[heldout.name], context.config.evaluate.votes) for heldout in sets}
     if collectives.is_primary():
-        _write_answers(folder, evaluations, votes)
+        _write_answers(folder, sets, answers, context.config.evaluate.votes)
         atomic_write_text(folder / WEIGHTS, weights_of)
-        write_json(done, figures)
-    log.info("evaluated %s in %.1f s", name, time.perf_counter() - begin)
+        write_json(folder / KEY, key)
+        write_json(folder / FIGURES, figures)
+        PartialResults(folder, key).delete()
+    for set_name, set_figures in figures.items():
+        log.info("%s, %s: %s", name, set_name, set_figures)
+    log.info("evaluated %s in %.1f s", name, time.perf_counter() - start)
+    return figures
+
+
+def _existing_figures(folder: Path, key: Mapping[str, str]) -> dict[str, Figures] | None:
+    if not (folder / FIGURES).exists() or not (folder / KEY).exists():
+        return None
+    changed = [part for part, digest in read_json(folder / KEY).items() if key.get(part) != digest]
+    if changed:
+        log.info("%s holds results of other %s: evaluating again", folder, " and ".join(changed))
+        return None
+    figures: dict[str, Figures] = read_json(folder / FIGURES)
     return figures
 
 
@@ -124,26 +124,136 @@ def discard_stale_figures(context: RunContext, name: str, weights_of: str) -> No
         collectives.run_on_primary((folder / FIGURES).unlink, True)
 
 
+def _answer_questions(
+    context: RunContext,
+    name: str,
+    params: Any,
+    executor: Executor,
+    sets: Sequence[HeldoutSet],
+    partial: PartialResults,
+) -> dict[str, list[Answers]]:
+    """All answers by set, in the order of its questions; those in `partial` are not computed again."""
+    settings = context.config.evaluate
+    temperatures = (settings.temperature,) * settings.votes + (0.0,)
+    questions = [
+        Question(heldout.name, example, prompt, index)
+        for heldout in sets
+        for index, (example, prompt) in enumerate(zip(heldout.examples, heldout.prompts, strict=True))
+    ]
+    chunks = split_into_chunks(questions, CHUNK_ROUNDS * concurrent_prompts(context.config))
+    answers: dict[tuple[str, int], Answers] = {}
+    weights = None
+    done = sum(len(chunk) for i, chunk in enumerate(chunks) if i in partial.chunks)
+    with Progress(f"evaluating {name}", len(questions), "question", done) as progress:
+        for i, chunk in enumerate(chunks):
+            lines = partial.chunks.get(i)
+            if lines is None:
+                engine = _chunk_engine(context, chunk)
+                weights = engine.prepare_weights(params) if weights is None else weights
+                lines = _answer_chunk(context, engine, weights, executor, chunk, temperatures, progress)
+                collectives.run_on_primary(partial.add, i, lines)
+            answers |= {(q.set_name, q.number): Answers(*line) for q, line in zip(chunk, lines, strict=True)}
+    return {heldout.name: [answers[heldout.name, index] for index in range(len(heldout.examples))] for heldout in sets}
+
+
+def split_into_chunks(questions: Sequence[Question], size: int) -> list[list[Question]]:
+    """Chunks of at least `size` questions, except the last, of whole databases; short prompts come first.
+
+    A chunk's prompts have about one length, since its slots are as long as its longest prompt.
+    """
+    by_database: dict[Path, list[Question]] = {}
+    for question in questions:
+        by_database.setdefault(question.example.database, []).append(question)
+    databases = sorted(by_database.values(), key=lambda group: (_slot_tokens(group), str(group[0].example.database)))
+    chunks: list[list[Question]] = []
+    for _, same_length in itertools.groupby(databases, key=_slot_tokens):
+        chunks.append([])
+        for group in same_length:
+            if len(chunks[-1]) >= size:
+                chunks.append([])
+            chunks[-1] += group
+    return chunks
+
+
+def _slot_tokens(questions: Iterable[Question]) -> int:
+    return padded_size(max((len(q.prompt.ids) for q in questions if not q.prompt.over_budget), default=1))
+
+
+def _chunk_engine(context: RunContext, chunk: Sequence[Question]) -> Engine:
+    return context.engine([question.prompt for question in chunk], _slot_tokens(chunk))
+
+
+def _answer_chunk(
+    context: RunContext,
+    engine: Engine,
+    weights: Any,
+    executor: Executor,
+    chunk: Sequence[Question],
+    temperatures: tuple[float, ...],
+    progress: Progress,
+) -> list[Answers]:
+    """Samples and executes the answers to a chunk's questions; the last temperature is the greedy answer's."""
+    examples, prompts = [q.example for q in chunk], [q.prompt for q in chunk]
+    texts = sample_texts(context, engine, weights, prompts, temperatures, [q.number for q in chunk], progress)
+    candidates = execute_texts(context, executor, examples, prompts, texts)
+    answers = []
+    for question, (*votes, greedy) in zip(chunk, candidates, strict=True):
+        winner = accuracy.vote_winner(votes)
+        answers.append(
+            Answers(
+                accuracy.evaluation_line(question.example, question.set_name, greedy),
+                accuracy.evaluation_line(question.example, question.set_name, winner, votes),
+            )
+        )
+    return answers
+
+
+def greedy_accuracy(context: RunContext, engine: Engine, executor: Executor, params: Any, heldout: HeldoutSet) -> float:
+    """Greedy execution accuracy on a fixed subset of `evaluate.subset` questions: the curve shown during training."""
+    indices = order.subset(len(heldout.examples), context.config.evaluate.subset, context.config.seed)
+    prompts, examples = [heldout.prompts[i] for i in indices], [heldout.examples[i] for i in indices]
+    with Progress("evaluating the subset", len(indices), "question") as progress:
+        weights = engine.prepare_weights(params)
+        texts = sample_texts(context, engine, weights, prompts, (0.0,), range(len(prompts)), progress)
+    candidates = execute_texts(context, executor, examples, prompts, texts)
+    return accuracy.fraction_correct(group[0].correct for group in candidates)
+
+
 def sample_texts(
-    context: RunContext, engine: Engine, weights: Any, prompts: Sequence[Prompt], samples: int, temperature: float
+    context: RunContext,
+    engine: Engine,
+    weights: Any,
+    prompts: Sequence[Prompt],
+    temperatures: tuple[float, ...],
+    indices: Sequence[int],
+    progress: Progress,
 ) -> list[list[str]]:
     """Completions as text, [prompt][sample], on every process; "" for a prompt over the token budget.
 
     Each process samples a share of the prompts.
+
+    Args:
+      context: the run.
+      engine: sized for the prompts.
+      weights: from `engine.prepare_weights`.
+      prompts: of all processes.
+      temperatures: one for each sample of a prompt; 0 is greedy.
+      indices: each prompt's number, which its random numbers depend on.
+      progress: counts prompts as their samples end.
     """
-    within_budget = [prompt for prompt in prompts if not prompt.over_budget]
+    samples = len(temperatures)
+    within_budget = [(prompt, i) for prompt, i in zip(prompts, indices, strict=True) if not prompt.over_budget]
+    progress.update(len(prompts) - len(within_budget))
     # Every process must sample the same number of prompts, so the first prompts are repeated at the end and sampled
     # twice. Their second texts are not used.
     processes = collectives.process_count()
     padded_count = -(-len(within_budget) // processes) * processes
     padded = [within_budget[i % len(within_budget)] for i in range(padded_count)]
-    local = collectives.local_slice(padded_count)
-    local_count = local.stop - local.start
-    with tqdm(total=local_count * samples, desc="sampling", unit="sample", leave=False, disable=None) as bar:
-        request = evaluation_request(context, padded[local], samples, temperature, local.start, bar.update)
-        completions = engine.rollout(weights, request)
-    decoded = context.texts([completions.ids(p, g) for p in range(local_count) for g in range(samples)])
-    local_texts = [decoded[p * samples : (p + 1) * samples] for p in range(local_count)]
+    local = padded[collectives.local_slice(padded_count)]
+    request = evaluation_request(context, [p for p, _ in local], temperatures, [i for _, i in local], progress)
+    completions = engine.rollout(weights, request)
+    decoded = context.texts([completions.ids(p, g) for p in range(len(local)) for g in range(samples)])
+    local_texts = [decoded[p * samples : (p + 1) * samples] for p in range(len(local))]
     texts = iter(collectives.allgather_list(local_texts))
     return [[""] * samples if prompt.over_budget else next(texts) for prompt in prompts]
 
@@ -151,68 +261,91 @@ def sample_texts(
 def evaluation_request(
     context: RunContext,
     prompts: Sequence[Prompt],
-    samples: int,
-    temperature: float,
-    prompt_offset: int = 0,
-    report_progress: Callable[[int], Any] = lambda count: None,
+    temperatures: tuple[float, ...],
+    indices: Sequence[int] | None = None,
+    progress: Progress | None = None,
 ) -> Request:
     """The engine's request of an evaluation.
 
     Args:
-      context: the run, whose settings for GRPO's sampling give the token limit and the stop texts.
+      context: the run; `config.evaluate` gives the token limit, the stop texts and top_p.
       prompts: this process's prompts.
-      samples: completions per prompt.
-      temperature: 0 is greedy.
-      prompt_offset: index of the first prompt among those of all processes.
-      report_progress: called with the number of samples that have finished since its last call.
+      temperatures: one for each sample of a prompt.
+      indices: each prompt's number, which its random numbers depend on; None: its position.
+      progress: counts prompts as their samples end.
     """
-    training = context.config.grpo.sampling
-    sampling = SamplingConfig(temperature=temperature, max_tokens=training.max_tokens, stop=training.stop)
-    return dataclasses.replace(
-        context.request(prompts, samples, sampling, EVALUATION_STEP),
-        index_P=range(prompt_offset, prompt_offset + len(prompts)),
-        max_concurrent_prompts=context.config.evaluate.max_concurrent_prompts,
-        on_finished=lambda finished: report_progress(len(finished)),
+    settings, training = context.config.evaluate, context.config.grpo.sampling
+    direct = prompt_settings(context).form == "direct"
+    sampling = SamplingConfig(
+        temperature=temperatures[0],
+        top_p=settings.top_p,
+        max_tokens=settings.max_tokens or (min(training.max_tokens, DIRECT_TOKENS) if direct else training.max_tokens),
+        stop=settings.stop or training.stop or (DIRECT_STOP if direct else ()),
     )
+    samples_left = np.full(len(prompts), len(temperatures))
+
+    def count_finished(finished: Sequence[Any]) -> None:
+        for sample in finished:
+            samples_left[sample.prompt] -= 1
+            if progress and not samples_left[sample.prompt]:
+                progress.update()
+
+    return dataclasses.replace(
+        context.request(prompts, len(temperatures), sampling, EVALUATION_STEP),
+        index_P=indices,
+        temperatures=temperatures if len(set(temperatures)) > 1 else (),
+        max_concurrent_prompts=concurrent_prompts(context.config),
+        on_finished=count_finished,
+    )
+
+
+def concurrent_prompts(config: Config) -> int:
+    """Prompts sampled at once: the config's, or as many as keep the platform busy."""
+    return config.evaluate.max_concurrent_prompts or (SLOTS_CPU if jax.default_backend() == "cpu" else SLOTS)
 
 
 def execute_texts(
-    context: RunContext, executor: Executor, examples: Sequence[Example], texts: Sequence[Sequence[str]]
+    context: RunContext,
+    executor: Executor,
+    examples: Sequence[Example],
+    prompts: Sequence[Prompt],
+    texts: Sequence[Sequence[str]],
 ) -> list[list[Candidate]]:
     """Executed completions, [example][sample], on every process; each process executes a share of them."""
-    config, local = context.config, collectives.local_slice(len(examples))
-    candidates = accuracy.execute_candidates(
-        executor, examples[local], texts[local], config.data.form, config.evaluate.rule
-    )
+    local, rule = collectives.local_slice(len(examples)), context.config.evaluate.rule
+    openings = [prompt.opening for prompt in prompts[local]]
+    form = prompt_settings(context).form
+    candidates = accuracy.execute_candidates(executor, examples[local], texts[local], form, rule, openings)
     return collectives.allgather_list(candidates)
 
 
-def _evaluate_set(
-    context: RunContext, engine: Engine, weights: Any, executor: Executor, heldout: HeldoutSet
-) -> SetEvaluation:
-    """Answers a set twice: greedily, and with `evaluate.votes` samples per question."""
+def _figures(answers: Sequence[Answers], votes: int) -> Figures:
+    """A set's entry in figures.json; all values except n are fractions."""
 
-    def answer_all(samples: int, temperature: float) -> list[list[Candidate]]:
-        texts = sample_texts(context, engine, weights, heldout.prompts, samples, temperature)
-        return execute_texts(context, executor, heldout.examples, texts)
+    def right(line: Mapping[str, Any]) -> bool:
+        return OutcomeKind(line["outcome"]).correct
 
-    greedy = [group[0] for group in answer_all(1, 0.0)]
-    sampled = answer_all(context.config.evaluate.votes, context.config.evaluate.temperature)
-    return SetEvaluation(heldout, greedy, sampled)
+    return {
+        "ex_greedy": accuracy.fraction_correct(right(answer.greedy) for answer in answers),
+        f"ex_vote{votes}": accuracy.fraction_correct(right(answer.vote) for answer in answers),
+        f"pass{votes}": accuracy.fraction_correct(any(map(right, answer.vote["candidates"])) for answer in answers),
+        "well_formed": float(np.mean([answer.greedy["well_formed"] for answer in answers])),
+        "n": len(answers),
+    }
 
 
-def _write_answers(folder: Path, evaluations: Sequence[SetEvaluation], votes: int) -> None:
+def _write_answers(
+    folder: Path, sets: Sequence[HeldoutSet], answers: Mapping[str, Sequence[Answers]], votes: int
+) -> None:
     """Writes greedy.jsonl and vote8.jsonl (one line per question), and accuracy by label in greedy.json, vote8.json."""
-    for kind in ("greedy", f"vote{votes}"):
-        lines: list[dict[str, Any]] = []
+    for column, kind in enumerate(("greedy", f"vote{votes}")):
+        lines: list[Line] = []
         report = {}
-        for evaluation in evaluations:
-            heldout = evaluation.heldout
-            chosen = evaluation.greedy if kind == "greedy" else evaluation.winners
-            candidates = [()] * len(chosen) if kind == "greedy" else evaluation.sampled
-            for example, answer, group in zip(heldout.examples, chosen, candidates, strict=True):
-                lines.append(accuracy.evaluation_line(example, heldout.name, answer, group))
-            report[heldout.name] = accuracy.accuracy_by_label(heldout.examples, [answer.correct for answer in chosen])
-            report[heldout.name]["outcomes"] = accuracy.count_outcomes(chosen)
+        for heldout in sets:
+            chosen = [answer[column] for answer in answers[heldout.name]]
+            outcomes = [OutcomeKind(line["outcome"]) for line in chosen]
+            lines += chosen
+            report[heldout.name] = accuracy.accuracy_by_label(heldout.examples, [kind.correct for kind in outcomes])
+            report[heldout.name]["outcomes"] = accuracy.count_outcomes(outcomes)
         write_jsonl(folder / f"{kind}.jsonl", lines)
         write_json(folder / f"{kind}.json", report)

@@ -17,6 +17,7 @@ from sqlr1_jax.data.packing import PackedRows
 from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.evaluate import run as evaluation
+from sqlr1_jax.evaluate.heldout import load_heldout_sets
 from sqlr1_jax.rl import reward, rollout_log, scoring
 from sqlr1_jax.rl.advantage import compute_advantages
 from sqlr1_jax.rl.loss import grpo_loss
@@ -33,7 +34,7 @@ from sqlr1_jax.train.state import TrainState, update
 
 def train(context: RunContext, executor: Executor) -> TrainState:
     """Trains to the stage's last step, from its last checkpoint if there is one; returns the final state."""
-    heldout = evaluation.load_heldout_sets(context)[0]
+    heldout = load_heldout_sets(context)[0]
     with jax.set_mesh(context.mesh):
         setup, initial_state = prepare(context, executor, heldout)
         return loop.run_steps(

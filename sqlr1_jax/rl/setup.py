@@ -11,7 +11,7 @@ from sqlr1_jax import config
 from sqlr1_jax.data.packing import RowLayout
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.evaluate import run as evaluation
-from sqlr1_jax.evaluate.run import HeldoutSet
+from sqlr1_jax.evaluate.heldout import HeldoutSet
 from sqlr1_jax.rl import scoring
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.rl.scoring import PromptSet
@@ -102,7 +102,7 @@ def compile_programs(setup: GrpoSetup, train_state: TrainState) -> TrainState:
     any_prompts = setup.prompt_set.prompts[:1] * (local.stop - local.start)
     setup.engine.compile(weights, context.request(any_prompts, grpo_config.samples, grpo_config.sampling, 0))
     if context.config.evaluate.every:
-        setup.engine.compile(weights, evaluation.evaluation_request(context, any_prompts, 1, 0.0))
+        setup.engine.compile(weights, evaluation.evaluation_request(context, any_prompts, (0.0,)))
     del weights  # the update needs their memory
     no_rows = batch.pack_groups([], setup.update_spec.layout, setup.rows_config)
     empty_batch = batch.assemble_batch(no_rows, context.mesh, grpo_config.rows.per_microbatch, setup.max_microbatches)

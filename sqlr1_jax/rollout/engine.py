@@ -121,7 +121,9 @@ class Engine:
 
     def steps_per_sync(self, sampling: SamplingConfig) -> int:
         """C: decode steps of one program call."""
-        return min(self.config.decode_steps_per_sync, sampling.max_tokens)
+        # On CPU a step of a real model takes a good part of a second, so slots should not idle for many of them.
+        default = 4 if self.mesh.devices.flat[0].platform == "cpu" else 32
+        return min(self.config.decode_steps_per_sync or default, sampling.max_tokens)
 
     def prefill_batch_size(self, slots: int, processes: int) -> int:
         """Prompts in one prefill of all processes: config.prefill_batch × processes, rounded up; at most `slots`.

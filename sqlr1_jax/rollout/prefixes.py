@@ -47,7 +47,7 @@ class RequestPrefixes:
     """
 
     def __init__(self, request: Request, store: PrefixStore | None) -> None:
-        """Takes prefixes of MIN_TOKENS or more: all if there is a `store` for later calls, else those of several prompts."""
+        """Prefixes of one prompt alone count only if there is a `store`, which later calls will use."""
         self._request, self._store = request, store or PrefixStore()
         lengths = self._usable_lengths()
         keys = [ids[:n].tobytes() for ids, n in zip(request.prompts, lengths, strict=True)]

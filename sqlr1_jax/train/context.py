@@ -66,10 +66,10 @@ class RunContext:
         """The stage's checkpoints. Step 0 is never deleted, because the reference model is loaded from it."""
         return Checkpoints(self.workdir / "checkpoints" / stage, self.config.checkpoint.keep, pinned=(0,))
 
-    def engine(self, prompts: Sequence[Prompt]) -> Engine:
-        """A sampling engine sized for the longest of `prompts` that is within the token budget."""
+    def engine(self, prompts: Sequence[Prompt], prompt_tokens: int = 0) -> Engine:
+        """A sampling engine for prompts of `prompt_tokens`; 0: sized for the longest of `prompts` within the budget."""
         longest = max((len(prompt.ids) for prompt in prompts if not prompt.over_budget), default=1)
-        prompt_tokens = -(-longest // 16) * 16
+        prompt_tokens = prompt_tokens or -(-longest // 16) * 16
         mesh = sharding.sampling_mesh(self.mesh, self.model.num_kv_heads)
         return Engine(self.model, mesh, self.stop_ids, prompt_tokens, self.config.rollout)
 

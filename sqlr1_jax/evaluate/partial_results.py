@@ -1,0 +1,48 @@
+"""The answers of an evaluation that is not complete, on disk as its chunks end."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlr1_jax.distributed import collectives
+from sqlr1_jax.io import read_jsonl
+
+FILE_NAME = "partial.jsonl"  # first line: the key; then for each chunk its number and its answers
+
+
+class PartialResults:
+    """Chunks of answers in <folder>/partial.jsonl. Those of other weights, questions or settings are ignored.
+
+    Attributes:
+      chunks: by number, the answers that an earlier run has written.
+    """
+
+    def __init__(self, folder: Path, key: Mapping[str, str]) -> None:
+        """Reads the file, on the first process, if it belongs to `key`."""
+        self._path, self._key = folder / FILE_NAME, dict(key)
+        self.chunks: dict[int, list[Any]] = collectives.broadcast(self._read())
+
+    def add(self, chunk: int, answers: Sequence[Any]) -> None:
+        """Appends a chunk; it is on the disk when the call returns."""
+        with self._path.open("a" if self.chunks else "w", encoding="utf-8") as file:
+            if not self.chunks:
+                file.write(json.dumps(self._key) + "\n")
+            file.write(json.dumps([chunk, list(answers)]) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.chunks[chunk] = list(answers)
+
+    def delete(self) -> None:
+        """Removes the file."""
+        self._path.unlink(missing_ok=True)
+
+    def _read(self) -> dict[int, list[Any]]:
+        if not self._path.exists():
+            return {}
+        # The last line may be cut off, if the process was killed while it wrote.
+        key, *lines = [*read_jsonl(self._path, on_bad_lines="warn")] or [None]
+        return dict(lines) if key == self._key else {}
