@@ -157,7 +157,7 @@ class RolloutConfig:
     # Prompts per host in one prefill batch, rounded up to a multiple of the data-parallel size; 0: all slots.
     prefill_batch: int = 0
     prompt_buckets: int = 1  # number of lengths that prompts are padded to, in equal steps; each is compiled
-    # Decode steps on the device before the host reads which samples are done, and refills slots; 0: 4 on CPU, 32
+    # Decode steps on the device before the host reads which samples are done, and refills slots; 0: 2 on CPU, 32
     # elsewhere.
     decode_steps_per_sync: int = 0
     weights: str = ""  # number format of the layers' matrices; int8: quantized; empty: model.dtype

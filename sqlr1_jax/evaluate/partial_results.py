@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sqlr1_jax.distributed import collectives
-from sqlr1_jax.io import read_jsonl
+from sqlr1_jax.io import read_jsonl, write_jsonl
 
 FILE_NAME = "partial.jsonl"  # first line: the key; then for each chunk its number and its answers
 
@@ -27,14 +25,9 @@ class PartialResults:
         self.chunks: dict[int, list[Any]] = collectives.broadcast(self._read())
 
     def add(self, chunk: int, answers: Sequence[Any]) -> None:
-        """Appends a chunk; it is on the disk when the call returns."""
-        with self._path.open("a" if self.chunks else "w", encoding="utf-8") as file:
-            if not self.chunks:
-                file.write(json.dumps(self._key) + "\n")
-            file.write(json.dumps([chunk, list(answers)]) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Writes a chunk next to those before it."""
         self.chunks[chunk] = list(answers)
+        write_jsonl(self._path, [self._key, *self.chunks.items()])
 
     def delete(self) -> None:
         """Removes the file."""
@@ -43,6 +36,5 @@ class PartialResults:
     def _read(self) -> dict[int, list[Any]]:
         if not self._path.exists():
             return {}
-        # The last line may be cut off, if the process was killed while it wrote.
         key, *lines = [*read_jsonl(self._path, on_bad_lines="warn")] or [None]
         return dict(lines) if key == self._key else {}

@@ -122,7 +122,7 @@ class Engine:
     def steps_per_sync(self, sampling: SamplingConfig) -> int:
         """C: decode steps of one program call."""
         # On CPU a step of a real model takes a good part of a second, so slots should not idle for many of them.
-        default = 4 if self.mesh.devices.flat[0].platform == "cpu" else 32
+        default = 2 if self.mesh.devices.flat[0].platform == "cpu" else 32
         return min(self.config.decode_steps_per_sync or default, sampling.max_tokens)
 
     def prefill_batch_size(self, slots: int, processes: int) -> int:

@@ -87,7 +87,7 @@ def test_two_empty_results_are_equal_in_evaluation(executor: Executor, pets: Pat
 def test_a_failing_gold_query_counts_as_wrong_with_its_own_outcome(executor: Executor, pets: Path) -> None:
     [candidate] = _execute(executor, _example(pets, "SELECT nothing FROM nowhere"), "SELECT 1")
     assert (candidate.outcome.kind, candidate.correct) == ("gold_error", False)
-    assert accuracy.count_outcomes([candidate]) == {"gold_error": 1}
+    assert accuracy.count_outcomes([candidate.outcome.kind]) == {"gold_error": 1}
 
 
 @pytest.mark.parametrize("form", answer.FORMATS)

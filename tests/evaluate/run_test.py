@@ -4,16 +4,22 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sqlr1_jax import config
 from sqlr1_jax.data import answer, order
+from sqlr1_jax.data.example import Example
+from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.evaluate import accuracy
 from sqlr1_jax.evaluate import run as evaluation
+from sqlr1_jax.evaluate.heldout import load_heldout_sets
 from sqlr1_jax.io import read_jsonl
+from sqlr1_jax.progress import Progress
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import OutcomeKind
 from sqlr1_jax.train.context import RunContext
@@ -26,11 +32,11 @@ def _engine(context: RunContext, monkeypatch: pytest.MonkeyPatch, completion: Co
     """Replaces the run's sampler: it answers the prompt of an example with completion(example, sample)."""
     by_text = {
         prompt.text: example
-        for heldout in evaluation.load_heldout_sets(context)
-        for example, prompt in zip(heldout.examples, heldout.prompts, strict=True)
+        for held_out in load_heldout_sets(context)
+        for example, prompt in zip(held_out.examples, held_out.prompts, strict=True)
     }
     engine = ScriptedSampler(context, lambda text, g: completion(by_text[text], g))
-    monkeypatch.setattr(RunContext, "engine", lambda self, prompts: engine)
+    monkeypatch.setattr(RunContext, "engine", lambda self, prompts, prompt_tokens=0: engine)
     return engine
 
 
@@ -52,23 +58,10 @@ def _number(example: Any) -> int:
 
 
 def _script(example: Any, g: int) -> str:
-    """The first sample is correct on even items and has no SQL on odd ones; the second is wrong."""
-    if g == 0:
+    """On even items the greedy answer (the last) and the first candidate are correct; on odd ones neither has SQL."""
+    if g != 1:
         return _answer(example.sql) if _number(example) % 2 == 0 else "no form"
     return _answer("SELECT 'wrong'")
-
-
-def test_heldout_sets_are_two_of_the_embedded_data_and_one_of_other_data(context: RunContext) -> None:
-    sets = evaluation.load_heldout_sets(context)
-    assert [(heldout.name, len(heldout.examples), len(heldout.prompts)) for heldout in sets] == [
-        ("heldout", 6, 6),
-        ("newnames", 4, 4),
-    ]
-    data = dataclasses.replace(context.config.data, evaluate=f"synsql:{context.data_dir / 'grpo.json'}")
-    other = dataclasses.replace(context, config=dataclasses.replace(context.config, data=data))
-    assert [(heldout.name, len(heldout.examples)) for heldout in evaluation.load_heldout_sets(other)] == [
-        ("heldout", 12)
-    ]
 
 
 def test_all_prompts_of_a_set_are_sampled_with_the_configured_concurrency(
@@ -76,8 +69,9 @@ def test_all_prompts_of_a_set_are_sampled_with_the_configured_concurrency(
 ) -> None:
     context = _with(context, max_concurrent_prompts=4)
     engine: Any = _engine(context, monkeypatch, lambda example, g: f"{example.id} {g}")
-    heldout = evaluation.load_heldout_sets(context)[0]
-    texts = evaluation.sample_texts(context, engine, None, heldout.prompts, 2, 0.8)
+    heldout = load_heldout_sets(context)[0]
+    with Progress("sampling", 6, "question") as progress:
+        texts = evaluation.sample_texts(context, engine, None, heldout.prompts, (0.8, 0.8), range(6), progress)
     assert texts == [[f"{example.id} {g}" for g in range(2)] for example in heldout.examples]
     assert (engine.requests, engine.max_concurrent_prompts) == ([(0, 6, 0.8, evaluation.EVALUATION_STEP)], [4])
 
@@ -87,9 +81,11 @@ def test_a_prompt_over_the_budget_is_not_sampled_and_counts_as_wrong(
 ) -> None:
     context = _with(context, max_concurrent_prompts=4)
     engine: Any = _engine(context, monkeypatch, lambda example, g: _answer(example.sql))
-    heldout = evaluation.load_heldout_sets(context)[0]
+    heldout = load_heldout_sets(context)[0]
     prompts = [dataclasses.replace(p, over_budget=i == 2) for i, p in enumerate(heldout.prompts)]
-    texts = evaluation.sample_texts(context, engine, None, prompts, 1, 0.0)
+    with Progress("sampling", 6, "question") as progress:
+        texts = evaluation.sample_texts(context, engine, None, prompts, (0.0,), range(6), progress)
+        assert "6 of 6 questions" in progress.line()
     assert [text == "" for [text] in texts] == [False, False, True, False, False, False]
     candidates = accuracy.execute_candidates(executor, heldout.examples, texts, "reasoning", "spider")
     assert [group[0].correct for group in candidates] == [True, True, False, True, True, True]
@@ -101,7 +97,7 @@ def test_greedy_accuracy_covers_the_fixed_subset(
 ) -> None:
     context = _with(context, subset=4, max_concurrent_prompts=4)
     engine: Any = _engine(context, monkeypatch, _script)
-    heldout = evaluation.load_heldout_sets(context)[0]
+    heldout = load_heldout_sets(context)[0]
     chosen = order.subset(6, 4, context.config.seed)
     want = np.mean([_number(heldout.examples[i]) % 2 == 0 for i in chosen])
     assert evaluation.greedy_accuracy(context, engine, executor, None, heldout) == want
@@ -117,7 +113,7 @@ def test_an_evaluation_writes_its_files_and_figures(
     folder = context.workdir / "evaluation" / "final"
     greedy = list(read_jsonl(folder / "greedy.jsonl"))
     votes = list(read_jsonl(folder / "vote2.jsonl"))
-    for heldout in evaluation.load_heldout_sets(context):
+    for heldout in load_heldout_sets(context):
         correct = [_number(example) % 2 == 0 for example in heldout.examples]
         lines = [line for line in greedy if line["set"] == heldout.name]
         assert [line["id"] for line in lines] == [example.id for example in heldout.examples]
@@ -151,17 +147,29 @@ def test_a_complete_evaluation_is_read_and_not_repeated(
     assert len(engine.requests) == rollouts
 
 
-def test_other_weights_are_evaluated_again(
+def test_other_weights_questions_or_settings_are_evaluated_again(
+    context: RunContext, monkeypatch: pytest.MonkeyPatch, executor: Executor, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = _with(context, votes=1, max_concurrent_prompts=8)
+    engine: Any = _engine(context, monkeypatch, _script)
+    evaluation.evaluate(context, "final", {"w": jnp.ones(3)}, "/models/a", executor)
+    rollouts = len(engine.requests)
+    evaluation.evaluate(context, "final", {"w": jnp.ones(3)}, "/models/moved", executor)
+    assert len(engine.requests) == rollouts
+    with caplog.at_level(logging.INFO):
+        evaluation.evaluate(context, "final", {"w": jnp.ones(3).at[1].set(2)}, "/models/a", executor)
+        assert "results of other weights" in caplog.text
+        evaluation.evaluate(_with(context, votes=2), "final", {"w": jnp.ones(3).at[1].set(2)}, "/models/a", executor)
+        assert "results of other settings" in caplog.text
+    assert len(engine.requests) == 3 * rollouts
+
+
+def test_figures_of_a_run_that_trained_further_are_discarded(
     context: RunContext, monkeypatch: pytest.MonkeyPatch, executor: Executor
 ) -> None:
-    """A run continued with more steps has other final weights, so the old figures are stale."""
     context = _with(context, votes=1, max_concurrent_prompts=8)
     _engine(context, monkeypatch, _script)
-    first = evaluation.evaluate(context, "final", None, "grpo, step 4", executor)
-    monkeypatch.setattr(accuracy, "fraction_correct", lambda flags: 0.125)
-    assert evaluation.evaluate(context, "final", None, "grpo, step 4", executor) == first
-    again = evaluation.evaluate(context, "final", None, "grpo, step 8", executor)
-    assert again["heldout"]["ex_greedy"] == 0.125
+    evaluation.evaluate(context, "final", None, "grpo, step 8", executor)
     done = context.workdir / "evaluation" / "final" / "figures.json"
     evaluation.discard_stale_figures(context, "final", "grpo, step 8")
     assert done.exists()
@@ -169,18 +177,53 @@ def test_other_weights_are_evaluated_again(
     assert not done.exists()
 
 
-def test_an_interrupted_evaluation_is_repeated(
+def test_an_interrupted_evaluation_resumes_to_the_same_bytes(
     context: RunContext, monkeypatch: pytest.MonkeyPatch, executor: Executor
 ) -> None:
-    context = _with(context, votes=1, max_concurrent_prompts=8)
-    _engine(context, monkeypatch, _script)
-    first = evaluation.evaluate(context, "final", None, "grpo, step 4", executor)
+    context = _with(context, votes=2, max_concurrent_prompts=1)
+    monkeypatch.setattr(evaluation, "CHUNK_ROUNDS", 2)
+    engine: Any = _engine(context, monkeypatch, _script)
+    evaluation.evaluate(context, "whole", None, "grpo, step 4", executor)
+    rollouts, stop_after = len(engine.requests), 2
+    assert rollouts >= 4
+
+    def stop(*_: Any) -> Any:
+        if len(engine.requests) == rollouts + stop_after:
+            raise KeyboardInterrupt
+        return rollout(*_)
+
+    rollout = engine.rollout
+    engine.rollout = stop
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.evaluate(context, "final", None, "grpo, step 4", executor)
     folder = context.workdir / "evaluation" / "final"
-    lines = (folder / "greedy.jsonl").read_bytes()
-    (folder / "figures.json").unlink()
-    (folder / "greedy.jsonl").write_bytes(lines[:20])
-    assert evaluation.evaluate(context, "final", None, "grpo, step 4", executor) == first
-    assert (folder / "greedy.jsonl").read_bytes() == lines
+    assert len((folder / "partial.jsonl").read_text().splitlines()) == 1 + stop_after
+    engine.rollout = rollout
+    evaluation.evaluate(context, "final", None, "grpo, step 4", executor)
+    assert len(engine.requests) == 2 * rollouts
+    for path in (context.workdir / "evaluation" / "whole").iterdir():
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+    assert not (folder / "partial.jsonl").exists()
+
+
+def test_chunks_hold_whole_databases_of_about_one_prompt_length() -> None:
+    def questions(database: str, tokens: int, count: int) -> list[evaluation.Question]:
+        example = Example("0", database, Path(f"/{database}.sqlite"), "?", "SELECT 1")
+        prompt = Prompt("0", "", np.zeros(tokens, np.int32), 0, "fixed", False, over_budget=False)
+        return [evaluation.Question("heldout", example, prompt, i) for i in range(count)]
+
+    everything = [*questions("long", 300, 2), *questions("a", 90, 3), *questions("b", 70, 2), *questions("c", 80, 1)]
+    chunks = evaluation.split_into_chunks(everything, 3)
+    assert [[q.example.db_id for q in chunk] for chunk in chunks] == [["a"] * 3, ["b", "b", "c"], ["long"] * 2]
+
+
+def test_one_pass_gives_the_greedy_answer_and_all_candidates(
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = _with(context, votes=2, temperature=0.7, top_p=0.9, max_tokens=9, stop=(";",))
+    request = evaluation.evaluation_request(context, load_heldout_sets(context)[0].prompts, (0.7, 0.7, 0.0))
+    assert (request.samples, request.temperatures) == (3, (0.7, 0.7, 0.0))
+    assert dataclasses.astuple(request.sampling) == (0.7, 0.9, 0, 0.0, 9, (";",))
 
 
 def test_the_evaluation_step_is_past_all_training_steps() -> None:

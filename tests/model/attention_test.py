@@ -202,3 +202,17 @@ def test_unknown_backend_is_named_in_the_error() -> None:
     mask = attention.causal_mask(jnp.zeros((B, T), jnp.int32), jnp.array([T, T]))
     with pytest.raises(ValueError, match="'flash' is unknown"):
         attend(*inputs(), mask, backend="flash")
+
+
+@pytest.mark.parametrize("query_chunk", [0, 2])
+def test_rows_that_continue_a_prefix_attend_as_if_they_held_it(query_chunk: int) -> None:
+    """Against whole rows [prefix | own tokens], with padding after the prefix."""
+    rng, S, length, rows, own = np.random.default_rng(1), 6, 4, 3, 5
+    q, k, v = (jnp.asarray(rng.standard_normal((rows, S + own, n, h)), jnp.float32) for n in (H, K, K))
+    k, v = (x.at[1:, :S].set(x[0, :S]) for x in (k, v))  # one prefix for all rows
+    q_whole, k_whole, v_whole = (jnp.concatenate([x[:, :length], x[:, S:]], axis=1) for x in (q, k, v))
+    mask = attention.causal_mask(jnp.zeros((rows, length + own), jnp.int32), jnp.full(rows, length + own))
+    expected = attend(q_whole, k_whole, v_whole, mask)[:, length:]
+    prefix_kv = k[0, :S], v[0, :S]
+    got = attention.attend_after_prefix(q[:, S:], k[:, S:], v[:, S:], prefix_kv, jnp.int32(length), query_chunk)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,7 +17,9 @@ from sqlr1_jax.distributed import sharding
 from sqlr1_jax.model import qwen2
 from sqlr1_jax.model.ops import Transposed
 from sqlr1_jax.model.quantize import QuantizedArray
+from sqlr1_jax.rollout import prefixes, programs
 from sqlr1_jax.rollout.engine import Engine
+from sqlr1_jax.rollout.prefixes import PrefixStore
 from sqlr1_jax.rollout.request import Completions, Request
 from sqlr1_jax.train import batch, state
 from testing import tiny_models
@@ -52,7 +55,7 @@ def _eight_devices() -> jax.sharding.Mesh:
 
 
 def _rollout(
-    prompts: tuple[np.ndarray, ...], engine: Engine | None = None, samples: int = G, step: int = 2, **changed: Any
+    prompts: Sequence[np.ndarray], engine: Engine | None = None, samples: int = G, step: int = 2, **changed: Any
 ) -> Completions:
     """Completions of these prompts under random weights; `changed` are other fields of the request."""
     engine = engine or _engine()
@@ -286,3 +289,63 @@ def test_the_trainers_and_the_samplers_logprobs_agree(layout: str) -> None:
     gap = np.abs(train_logprob - np.asarray(train_batch.rows.logprob))[loss_mask]
     assert np.exp(gap).mean() <= 1.0001
     assert packing.packed_length(groups[0]) == len(_prompts()[0]) - 1 + completions.length_PG[0].sum()
+
+
+def _record_prefixes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The length of every prefix that is prefilled from now on."""
+    lengths: list[int] = []
+    prefill_prefix = programs.prefill_prefix
+
+    def recorded(params: Any, tokens_S: Any, length: Any, model_config: Any) -> Any:
+        lengths.append(int(length))
+        return prefill_prefix(params, tokens_S, length, model_config)
+
+    monkeypatch.setattr(programs, "prefill_prefix", recorded)
+    return lengths
+
+
+def test_a_shared_prefix_is_prefilled_once_and_changes_no_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of two databases and one alone, refilled into two slots, against the same prompts prefilled whole."""
+    monkeypatch.setattr(prefixes, "MIN_TOKENS", 4)
+    first, second = np.arange(2, 8, dtype=np.int32), np.arange(20, 25, dtype=np.int32)
+    own = [[9, 10], [11, 12, 13], [14, 9, 3]]
+    prompts = [np.concatenate([shared, np.asarray(ids, np.int32)]) for shared in (first, second) for ids in own]
+    prompts.append(np.arange(30, 36, dtype=np.int32))
+    lengths = [6, 6, 6, 5, 5, 5, 4]
+    computed = _record_prefixes(monkeypatch)
+    variants: list[dict[str, Any]] = [{}, {"cache": "int8"}, {"max_concurrent_prompts": 2, "prefill_batch": 2}]
+    for settings in variants:
+        engine = _engine(**settings)
+        whole = _rollout(prompts, engine)
+        assert computed == []
+        _assert_same(_rollout(prompts, engine, prefix_length_P=lengths), whole)
+        assert computed == [6, 5]
+        computed.clear()
+
+
+def test_a_store_keeps_prefixes_between_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefixes, "MIN_TOKENS", 4)
+    shared, store, engine = np.arange(2, 8, dtype=np.int32), PrefixStore(), _engine()
+    weights = engine.prepare_weights(tiny_models.random_params())
+    computed = _record_prefixes(monkeypatch)
+    for own in ([9, 10], [11, 12, 13]):
+        prompts = [np.concatenate([shared, np.asarray(own, np.int32)])]
+        whole = engine.rollout(weights, Request(prompts, G, SAMPLING, 7, 2))
+        kept = engine.rollout(weights, Request(prompts, G, SAMPLING, 7, 2, prefix_length_P=[6]), store)
+        _assert_same(kept, whole)
+    assert computed == [6]
+
+
+def test_each_sample_has_its_own_temperature() -> None:
+    greedy = dataclasses.replace(SAMPLING, temperature=0.0)
+    expected = _rollout(_prompts(), samples=1, sampling=greedy)
+    mixed = _rollout(_prompts(), samples=G + 1, temperatures=(SAMPLING.temperature,) * G + (0.0,))
+    _assert_same(_select(mixed, slice(0, 4), G), _baseline())
+    np.testing.assert_array_equal(mixed.tokens_PGT[:, G:], expected.tokens_PGT)
+
+
+def test_all_tokens_so_far_are_reported_after_each_read() -> None:
+    lengths: list[int] = []
+    engine = _engine(decode_steps_per_sync=2)
+    result = _rollout(_prompts(), engine, on_read=lambda completions: lengths.append(int(completions.length_PG.sum())))
+    assert lengths == sorted(lengths) and len(lengths) > 1 and lengths[-1] == result.length_PG.sum()
