@@ -212,6 +212,22 @@ def write(cache: KVCache, stack: int, entry: jax.Array | int, k_PGKh: jax.Array,
     )
 
 
+def to_slots(y_1NHh: jax.Array, sample_N: jax.Array | None, cache: KVCache) -> jax.Array:
+    """Heads of the samples `sample_N` at their places in [P, G, H, h], with zeros for other samples; None: as given."""
+    if sample_N is None:
+        return y_1NHh
+    P, R = cache.start_P.size, cache.v[0].values.shape[-4]
+    y_RHh = jnp.zeros((R, *y_1NHh.shape[2:]), y_1NHh.dtype).at[sample_N].set(y_1NHh[0], mode="drop")
+    return y_RHh.reshape(P, R // P, *y_RHh.shape[1:])
+
+
+def from_slots(o_PGHh: jax.Array, sample_N: jax.Array | None) -> jax.Array:
+    """The inverse of `to_slots`."""
+    if sample_N is None:
+        return o_PGHh
+    return o_PGHh.reshape(-1, *o_PGHh.shape[2:]).at[sample_N].get(mode="clip")[None]
+
+
 def _int32(*indices: jax.Array | int) -> tuple[jax.Array, ...]:
     """Indices of one dtype, which dynamic slices need if some of them are traced."""
     return tuple(jnp.asarray(index, jnp.int32) for index in indices)

@@ -161,13 +161,14 @@ def forward(
     cache: KVCache | None = None,
     slot_B: jax.Array | None = None,
     prefix: SharedPrefix | None = None,
+    sample_N: jax.Array | None = None,
 ) -> tuple[jax.Array, KVCache | None]:
     """Runs the model from tokens to its final norm, in one of three modes.
 
         mask   cache   mode
         yes    no      training rows
         yes    yes     prefill: the rows' keys and values become prefixes in the cache
-        no     yes     one decode step: B is the prompts P and T is their samples G
+        no     yes     one decode step: [B, T] is [P, G], prompts and their samples, or [1, N] with `sample_N`
 
     Args:
       params: the parameters; `params["layers"]` is stacked or unstacked (`Layers`).
@@ -177,6 +178,7 @@ def forward(
       config: the model's shape.
       cache: the KV cache, or None.
       slot_B: for prefill, the cache slot of each row; None: row i goes to slot i.
+      sample_N: for a decode step, the samples p · G + g that it decodes; numbers from P · G on are padding. None: all.
       prefix: for prefill, what all rows continue; positions count its tokens, and `tokens_BT` starts after them.
 
     Returns:
@@ -186,7 +188,7 @@ def forward(
     x_BTD = _embed_tokens(params, tokens_BT, config, rules)
     rope = _rope_table(positions_BT, config)
     if cache is not None and mask is None:
-        x_BTD, cache = _decode_layers(params["layers"], x_BTD, rope, cache, config)
+        x_BTD, cache = _decode_layers(params["layers"], x_BTD, rope, cache, config, sample_N)
     else:
         assert mask is not None
         layers = params["layers"] if cache is None else prefill_layers(params)
@@ -289,9 +291,12 @@ def _remat_policy(remat: str) -> Callable[..., Any] | None:
 
 
 def _decode_layers(
-    layers: Layers, x_PGD: jax.Array, rope: Rope, cache: KVCache, config: Qwen2Config
+    layers: Layers, x_PGD: jax.Array, rope: Rope, cache: KVCache, config: Qwen2Config, sample_N: jax.Array | None
 ) -> tuple[jax.Array, KVCache]:
-    """All layers for one decode step: hidden states [P, G, D], and the cache with the step's keys and values."""
+    """All layers for one decode step: hidden states [P, G, D], and the cache with the step's keys and values.
+
+    With `sample_N` hidden states are [1, N, D]: only the samples that are not done pass through the matmuls.
+    """
     # The cache keeps layer i as entry i // U of stack i % U. An iteration of the scan runs U consecutive layers, one
     # of each stack, so it takes the same entry of every stack:
     #
@@ -306,9 +311,9 @@ def _decode_layers(
         (x_PGD, cache), (entry, group) = carry, inputs
         for stack in range(stacks):
             w = _layer_params(group, stack)
-            q_PGHh, k_PGKh, v_PGKh = _project(x_PGD, w, rope, config)
+            q_PGHh, k_PGKh, v_PGKh = (caches.to_slots(y, sample_N, cache) for y in _project(x_PGD, w, rope, config))
             cache = caches.write(cache, stack, entry, k_PGKh, v_PGKh)
-            o_PGHh = attention.attend_cached(q_PGHh, cache, stack, entry)
+            o_PGHh = caches.from_slots(attention.attend_cached(q_PGHh, cache, stack, entry), sample_N)
             x_PGD = _after_attention(x_PGD, o_PGHh, w, config, SAMPLE_RULES)
         return (x_PGD, cache), None
 

@@ -163,7 +163,7 @@ def prefill(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("steps", "stop_ids", "model_config", "sampling_config", "temperatures"),
+    static_argnames=("steps", "stop_ids", "model_config", "sampling_config", "temperatures", "rows"),
     donate_argnames=("slots",),
 )
 def decode_steps(
@@ -175,12 +175,13 @@ def decode_steps(
     model_config: qwen2.Qwen2Config,
     sampling_config: SamplingConfig,
     temperatures: tuple[float, ...] = (),
+    rows: int = 0,
 ) -> tuple[Slots, DecodedTokens]:
     """Samples up to `steps` tokens of every unfinished sample; the module's docstring shows the loop.
 
-    A finished sample still passes through the model, since shapes are static; its outputs are masked. Slots are
-    refilled only between calls. A larger `steps` wastes work on finished samples; a smaller one synchronizes more
-    often.
+    A finished sample still passes through the model, since shapes are static, and its outputs are masked; with `rows`
+    only that many samples pass. Slots are refilled only between calls. A larger `steps` wastes work on finished
+    samples; a smaller one synchronizes more often.
 
     Args:
       params: the sampler's weights.
@@ -191,6 +192,7 @@ def decode_steps(
       model_config: the sampler's.
       sampling_config: temperature and truncation.
       temperatures: one for each of a prompt's samples; empty: sampling_config's for all.
+      rows: at least as many as there are unfinished samples; 0: all samples. Only for one device.
     """
     P, G = slots.token_PG.shape
     stop_N = jnp.asarray(stop_ids, jnp.int32)
@@ -201,7 +203,7 @@ def decode_steps(
 
     def decode_step(carry: tuple) -> tuple:
         i, slots, tokens_PGC, logprobs_PGC = carry
-        token_PG, logprob_PG, cache = _sample_next(params, slots, model_config, sampling_config, temperatures)
+        token_PG, logprob_PG, cache = _sample_next(params, slots, model_config, sampling_config, temperatures, sample_N)
         token_PG = jnp.where(slots.done_PG, 0, token_PG)
         logprob_PG = jnp.where(slots.done_PG, 0.0, logprob_PG)
         length_PG = slots.length_PG + ~slots.done_PG
@@ -212,6 +214,7 @@ def decode_steps(
         return i + 1, slots, tokens_PGC, jax.lax.dynamic_update_index_in_dim(logprobs_PGC, logprob_PG, i, 2)
 
     slots = slots.replace(done_PG=slots.done_PG | force_done_PG)  # type: ignore[attr-defined]
+    sample_N = _unfinished_samples(slots.done_PG, rows) if rows else None
     outputs = jnp.zeros((P, G, steps), jnp.int32), jnp.zeros((P, G, steps), jnp.float32)
     _, slots, tokens_PGC, logprobs_PGC = jax.lax.while_loop(
         any_unfinished, decode_step, (jnp.int32(0), slots, *outputs)
@@ -228,18 +231,40 @@ def _sample_next(
     model_config: qwen2.Qwen2Config,
     sampling_config: SamplingConfig,
     temperatures: tuple[float, ...],
+    sample_N: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, KVCache]:
-    """Each sample's next token [P, G], its log-probability [P, G], and the cache with `slots.token_PG` written."""
-    cache = slots.cache
+    """Each sample's next token [P, G], its log-probability [P, G], and the cache with `slots.token_PG` written.
+
+    With `sample_N`, only these samples' tokens are computed, and the others get token 0.
+    """
+    (P, G), cache = slots.token_PG.shape, slots.cache
     age_P = cache.step - cache.start_P  # decode steps since the slot's prompt was prefilled
-    positions_PG = jnp.broadcast_to((cache.prefix_length_P + age_P)[:, None], slots.token_PG.shape)
-    hidden_PGD, new_cache = qwen2.forward(params, slots.token_PG, positions_PG, None, model_config, cache)
-    assert new_cache is not None
-    logits_PGV = qwen2.unembed(params, hidden_PGD, model_config)
     # A finished slot's age keeps growing past T. Its token is masked, so any index in bounds will do.
     index_P = jnp.minimum(age_P, slots.uniform_PGT.shape[2] - 1)
     uniform_PG = jnp.take_along_axis(slots.uniform_PGT, index_P[:, None, None], axis=2)[..., 0]
-    return *sampling.next_tokens(logits_PGV, uniform_PG, sampling_config, temperatures), new_cache
+    position_PG = jnp.broadcast_to((cache.prefix_length_P + age_P)[:, None], (P, G))
+    temperature_PG = jnp.broadcast_to(jnp.asarray(temperatures or (1.0,) * G, jnp.float32)[None], (P, G))
+    inputs: tuple[jax.Array, ...] = slots.token_PG, position_PG, uniform_PG, temperature_PG
+    if sample_N is not None:
+        inputs = tuple(x.reshape(-1).at[sample_N].get(mode="clip")[None] for x in inputs)
+    token, position, uniform, temperature = inputs  # [P, G] or [1, N]
+    hidden, new_cache = qwen2.forward(params, token, position, None, model_config, cache, sample_N=sample_N)
+    assert new_cache is not None
+    logits = qwen2.unembed(params, hidden, model_config)
+    if temperatures:
+        token, logprob = sampling.next_tokens(logits, uniform, sampling_config, temperature)
+    else:
+        token, logprob = sampling.next_token(logits, uniform, sampling_config)
+    if sample_N is not None:
+        token, logprob = (
+            jnp.zeros(P * G, x.dtype).at[sample_N].set(x[0], mode="drop").reshape(P, G) for x in (token, logprob)
+        )
+    return token, logprob, new_cache
+
+
+def _unfinished_samples(done_PG: jax.Array, rows: int) -> jax.Array:
+    """The numbers p · G + g of the samples that are not done, padded to `rows` with P · G, which is out of bounds."""
+    return jnp.nonzero(~done_PG.reshape(-1), size=rows, fill_value=done_PG.size)[0]
 
 
 def _constrain_slots(slots: Slots) -> Slots:

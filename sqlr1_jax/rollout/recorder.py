@@ -33,6 +33,11 @@ class SampleRecorder:
         local_P = self._local_prompts(prompt_P)
         return np.where((local_P != FREE)[:, None], self._done_PG[local_P], False)
 
+    def unfinished(self, prompt_P: npt.NDArray[np.int64]) -> int:
+        """How many samples in this process's slots have not ended, as far as the host knows: never too few."""
+        local_P = self._local_prompts(prompt_P)
+        return int((~self._done_PG[local_P[local_P != FREE]]).sum())
+
     def record(self, assigned_P: npt.NDArray[np.int64], decoded: DecodedTokens) -> None:
         """Copies the output of one call of `decode_steps`, and reports the samples that ended in it.
 

@@ -349,3 +349,16 @@ def test_all_tokens_so_far_are_reported_after_each_read() -> None:
     engine = _engine(decode_steps_per_sync=2)
     result = _rollout(_prompts(), engine, on_read=lambda completions: lengths.append(int(completions.length_PG.sum())))
     assert lengths == sorted(lengths) and len(lengths) > 1 and lengths[-1] == result.length_PG.sum()
+
+
+def test_samples_that_are_done_are_left_out_and_change_no_other() -> None:
+    """Twelve prompts in six slots: the number of unfinished samples passes through all row sizes."""
+    prompts = [np.roll(prompt, i) for i in range(3) for prompt in _prompts()]
+    settings: dict[str, Any] = {"max_concurrent_prompts": 6, "prefill_batch": 1, "decode_steps_per_sync": 1}
+    sizes = _engine(**settings).row_sizes(6 * G)
+    assert sizes == [5, 9, 14, 0] and _engine(unstack_layers=False).row_sizes(6 * G) == [0]
+    limits = np.asarray([[1 + (5 * p + 3 * g) % 9 for g in range(G)] for p in range(12)], np.int32)
+    all_rows = _rollout(prompts, _engine(unstack_layers=False, **settings), limit_PG=limits)
+    with compiled_programs() as compiled:
+        _assert_same(_rollout(prompts, _engine(**settings), limit_PG=limits), all_rows)
+    assert len([name for name in compiled if "decode_steps" in name]) >= 3

@@ -141,3 +141,15 @@ def test_random_numbers_are_uniform() -> None:
     assert values[-1] < 1
     distance = np.abs(values - (np.arange(10000) + 0.5) / 10000).max()
     assert distance < 1.95 / 100, "Kolmogorov-Smirnov test at a significance of 0.001"
+
+
+def test_each_sample_may_have_its_own_temperature() -> None:
+    rng = np.random.default_rng(0)
+    logits, uniform = jnp.asarray(rng.standard_normal((2, 3, 50))), jnp.asarray(rng.random((2, 3)))
+    temperatures = (0.7, 1.3, 0.0)
+    mixed = sampling.next_tokens(logits, uniform, config.SamplingConfig(top_k=9), jnp.asarray([temperatures] * 2))
+    for g, temperature in enumerate(temperatures):
+        alone = config.SamplingConfig(temperature=temperature, top_k=9)
+        expected = sampling.next_token(logits[:, g : g + 1], uniform[:, g : g + 1], alone)
+        np.testing.assert_array_equal(mixed[0][:, g : g + 1], expected[0])
+        np.testing.assert_allclose(mixed[1][:, g : g + 1], expected[1], rtol=1e-6)
