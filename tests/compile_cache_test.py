@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -37,9 +38,13 @@ print(counts["compile_requests_use_cache"], counts["cache_hits"], float(y).hex()
 """
 
 
+def _setting(name: str) -> Any:
+    return getattr(jax.config, name)
+
+
 @pytest.fixture(autouse=True)
 def _jax_settings() -> Iterator[None]:
-    before = {name: getattr(jax.config, name) for name in NAMES}
+    before = {name: _setting(name) for name in NAMES}
     yield
     for name, value in before.items():
         jax.config.update(name, value)
@@ -78,23 +83,23 @@ def test_the_default_is_in_the_users_cache(no_variables: pytest.MonkeyPatch, tmp
     folder = compile_cache.enable()
     assert folder is not None
     assert folder.parent == tmp_path / "sqlr1_jax" / "xla"
-    assert jax.config.jax_compilation_cache_dir == str(folder)
-    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.5
+    assert _setting(NAMES[0]) == str(folder)
+    assert _setting(NAMES[1]) == 0.5
 
 
 def test_jax_variables_win_over_the_defaults(no_variables: pytest.MonkeyPatch, tmp_path: Path) -> None:
     no_variables.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "jax"))
     no_variables.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "3")
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    before = _setting(NAMES[1])
     assert compile_cache.enable() == tmp_path / "jax"
-    assert jax.config.jax_persistent_cache_min_compile_time_secs == before
+    assert _setting(NAMES[1]) == before
     assert compile_cache.enable(str(tmp_path / "mine")) == tmp_path / "mine"
 
 
 def test_empty_means_no_cache(no_variables: pytest.MonkeyPatch, tmp_path: Path) -> None:
     no_variables.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert compile_cache.enable("") is None
-    assert not jax.config.jax_compilation_cache_dir
+    assert not _setting(NAMES[0])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -103,4 +108,4 @@ def test_a_folder_that_cannot_be_made_is_logged(tmp_path: Path, caplog: pytest.L
     with caplog.at_level(logging.WARNING):
         assert compile_cache.enable(str(tmp_path / "file" / "cache")) is None
     assert f"compiled programs are not kept: {tmp_path}" in caplog.text
-    assert not jax.config.jax_compilation_cache_dir
+    assert not _setting(NAMES[0])

@@ -47,7 +47,7 @@ class RequestPrefixes:
     """
 
     def __init__(self, request: Request, store: PrefixStore | None) -> None:
-        """Takes prefixes of MIN_TOKENS or more: all if there is a `store` for later calls, else those of several prompts."""
+        """Takes prefixes of MIN_TOKENS or more: those of several prompts, or all if a `store` keeps them for later."""
         self._request, self._store = request, store or PrefixStore()
         lengths = self._usable_lengths()
         keys = [ids[:n].tobytes() for ids, n in zip(request.prompts, lengths, strict=True)]
