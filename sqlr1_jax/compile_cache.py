@@ -56,7 +56,7 @@ def _is_writable(path: Path) -> bool:
     try:
         if not path.is_absolute() and path.parts[0] == "~":
             raise OSError("there is no home folder")
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)  # what is in it will be executed
         if not os.access(path, os.W_OK):
             raise PermissionError("no permission to write")
     except OSError as error:
