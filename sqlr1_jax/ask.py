@@ -1,6 +1,7 @@
 """Asks a model about a database: python -m sqlr1_jax.ask --model=runs/first/export --database=FILE.sqlite "question".
 
-Prints the reasoning, the SQL and the rows of its result.
+Prints the answer while it is sampled, and the rows of its SQL. Without a question it starts a session: one question per
+line of standard input, all answered by the model that is in memory.
 """
 
 from __future__ import annotations
@@ -9,26 +10,34 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
-from sqlr1_jax import config, prompt_metadata
-from sqlr1_jax.data.answer import Answer
-from sqlr1_jax.data.answer import read as read_answer
+from sqlr1_jax import ask_output, compile_cache, config, prompt_metadata
+from sqlr1_jax.data.answer import Answer, read_lenient
 from sqlr1_jax.data.example import Example
-from sqlr1_jax.errors import ConfigError, exit_on_error
+from sqlr1_jax.data.prompt import Prompt, PromptRenderer
+from sqlr1_jax.errors import ConfigError, Sqlr1Error, exit_on_error
 from sqlr1_jax.sql import database as sqlite
 from sqlr1_jax.sql.answers import submit_answer
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 from sqlr1_jax.sql.vote import vote
 
+DECODE_STEPS_PER_SYNC = 4  # tokens between two pieces of streamed text
+# Prefilling a schema of 2048 tokens then takes 150 MB of temporaries instead of 530, for the 0.5B in float32.
+QUERY_CHUNK = 256
+_QUIT = r"\q"
+
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
     """The answer to one question."""
 
-    text: str  # the whole completion
+    text: str  # the whole answer, with what the prompt began it with
     answer: Answer
     outcome: Outcome
     agreed: int  # candidates with this result, itself included
@@ -36,10 +45,16 @@ class Reply:
 
 
 class Asker:
-    """A model in memory, with the prompts, sampler and SQL sandbox of training."""
+    """A model in memory, with the prompts, sampler and SQL sandbox of training.
+
+    Everything that questions share is kept from one to the next: weights, compiled programs, the schema's text, and the
+    keys and values of the prompt's prefix. The database must not change while it is asked about.
+    """
 
     def __init__(self, model: Path, votes: int = 1, temperature: float = 0.8, seed: int = 0):
-        """Loads a Hugging Face folder. One vote is decoded greedily; several are sampled at `temperature`.
+        """Loads a Hugging Face folder; the weights are read in a thread, for which the first question waits.
+
+        One vote is decoded greedily; several are sampled at `temperature`.
 
         Raises:
           ConfigError: the folder holds no model of ours, or its files are broken.
@@ -49,42 +64,122 @@ class Asker:
         data, max_tokens = prompt_metadata.read(model)
         import jax
 
-        from sqlr1_jax.train.context import create_context, init_params
+        from sqlr1_jax.rollout.prefixes import PrefixStore
+        from sqlr1_jax.train.context import create_context
 
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        settings = config.ModelConfig(path=str(model), param_dtype=dtype, dtype=dtype)
-        self.votes, self.config = votes, config.Config(seed=seed, model=settings, data=data)
+        settings = config.ModelConfig(path=str(model), param_dtype=dtype, dtype=dtype, query_chunk=QUERY_CHUNK)
+        rollout = config.RolloutConfig(prefill_batch=1, decode_steps_per_sync=DECODE_STEPS_PER_SYNC)
+        self.votes, self.config = votes, config.Config(seed=seed, model=settings, data=data, rollout=rollout)
         self.sampling = config.SamplingConfig(temperature=temperature if votes > 1 else 0.0, max_tokens=max_tokens)
         self._context = create_context(self.config, model)
-        with jax.set_mesh(self._context.mesh):
-            self._params = init_params(self._context)
+        self._renderer = PromptRenderer(self._context.tokenizer, data)
+        self._prefixes, self._engine = PrefixStore(), self._context.engine([])
+        self._weights = _in_thread(self._load_weights)
 
-    def ask(self, executor: Executor, database: Path, question: str, knowledge: str = "") -> Reply:
-        """Samples candidates, runs their SQL, and returns the vote's winner.
+    def ask(
+        self,
+        executor: Executor,
+        database: Path,
+        question: str,
+        knowledge: str = "",
+        on_text: Callable[[str], object] | None = None,
+        on_finished: Callable[[int], object] | None = None,
+    ) -> Reply:
+        """Samples candidates, runs their SQL, and returns the vote's winner; arguments as in `sample`.
 
         Raises:
           ConfigError: schema and question are longer than the model's prompts may be.
         """
-        return reply_of(self.sample(database, question, knowledge), self.config.data.form, executor, database)
+        texts = self.sample(database, question, knowledge, on_text, on_finished)
+        return reply_of(texts, self.config.data.form, executor, database)
 
-    def sample(self, database: Path, question: str, knowledge: str = "") -> list[str]:
-        """One completion for each vote."""
+    def sample(
+        self,
+        database: Path,
+        question: str,
+        knowledge: str = "",
+        on_text: Callable[[str], object] | None = None,
+        on_finished: Callable[[int], object] | None = None,
+    ) -> list[str]:
+        """One answer for each vote.
+
+        Args:
+          database: the SQLite file.
+          question: the question.
+          knowledge: what the schema does not say; "" for nothing.
+          on_text: called with each new piece of the first candidate's text.
+          on_finished: called with the number of candidates that have finished, whenever some do.
+
+        Raises:
+          ConfigError: schema and question are longer than the model's prompts may be.
+        """
+        prompt = self._prompt(database, question, knowledge)
+        weights, finished = self._weights.result(), 0
+        stream = ask_output.TextStream(self._decode, on_text or (lambda text: None), prompt.opening)
+
+        def count_finished(samples: Sequence[Any]) -> None:
+            nonlocal finished
+            finished += len(samples)
+            if on_finished:
+                on_finished(finished)
+
+        request = dataclasses.replace(
+            self._context.request([prompt], self.votes, self.sampling, 0),
+            on_read=(lambda completions: stream.update(completions.ids(0, 0))) if on_text else None,
+            on_finished=count_finished,
+        )
+        completions = self._engine_for(prompt).rollout(weights, request, self._prefixes)
+        stream.finish(completions.ids(0, 0))
+        return [prompt.opening + self._decode(completions.ids(0, vote)) for vote in range(self.votes)]
+
+    def _load_weights(self) -> Any:
+        import jax
+
+        from sqlr1_jax.train.context import init_params
+
+        with jax.set_mesh(self._context.mesh):
+            return self._engine.prepare_weights(init_params(self._context))
+
+    def _prompt(self, database: Path, question: str, knowledge: str) -> Prompt:
         example = Example("question", database.stem, database.absolute(), question, "", knowledge)
-        prompt = self._context.prompts([example])[0]
+        prompt = self._renderer.render(example)
         if prompt.over_budget:
             raise ConfigError(
                 f"{database}: schema and question take {len(prompt.ids)} tokens, and the "
                 f"model takes {self.config.data.max_prompt_tokens}. Ask about a database with fewer tables."
             )
-        engine = self._context.engine([prompt])
-        request = self._context.request([prompt], self.votes, self.sampling, 0)
-        completions = engine.rollout(engine.prepare_weights(self._params), request)
-        return self._context.texts([completions.ids(0, g).tolist() for g in range(self.votes)])
+        return prompt
+
+    def _engine_for(self, prompt: Prompt) -> Any:
+        """The engine; its prompt length only grows, in steps, because each one is compiled."""
+        from sqlr1_jax.rollout.prefixes import padded_size
+
+        tokens = max(self._engine.prompt_tokens, padded_size(len(prompt.ids)))
+        self._engine = dataclasses.replace(self._engine, prompt_tokens=tokens)
+        return self._engine
+
+    def _decode(self, ids: Any) -> str:
+        return self._context.texts([list(map(int, ids))])[0]
+
+
+def _in_thread(function: Callable[[], Any]) -> Future[Any]:
+    """The result of a function that runs in a daemon thread: a failing command does not wait for it to end."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
 
 
 def reply_of(texts: Sequence[str], form: str, executor: Executor, database: Path) -> Reply:
-    """Runs the SQL of each completion and returns the vote's winner; `form` is config.data.form."""
-    answers = [read_answer(text, form) for text in texts]
+    """Runs the SQL that each answer holds and returns the vote's winner; `form` is config.data.form."""
+    answers = [read_lenient(text, form) for text in texts]
     pending = [submit_answer(executor, answer, database) for answer in answers]
     outcomes = [future.result() for future in pending]
     winner = vote(outcomes) or 0
@@ -92,43 +187,75 @@ def reply_of(texts: Sequence[str], form: str, executor: Executor, database: Path
     return Reply(texts[winner], answers[winner], outcomes[winner], agreed, len(texts))
 
 
-def show(reply: Reply) -> str:
-    """The reply as text for a terminal."""
-    answer, outcome = reply.answer, reply.outcome
-    if answer.sql is None:
-        return f"The model's answer holds no SQL ({outcome.kind}):\n\n{reply.text.strip()}"
-    if outcome.kind == OutcomeKind.OK:
-        result = table(outcome)
-    else:
-        result = f"{outcome.kind.replace('_', ' ')}: {outcome.message}"
-    votes = f"{reply.agreed} of {reply.candidates} candidates gave this result." if reply.candidates > 1 else ""
-    return "\n\n".join(part for part in (answer.think.strip(), answer.sql.strip(), result, votes) if part)
+def answer_question(asker: Asker, executor: Executor, question: str, args: argparse.Namespace) -> bool:
+    """Prints the reply to one question; whether its SQL ran.
+
+    The text is streamed in a session and to a terminal, unless there are several candidates or the output is JSON.
+    """
+    streams = args.votes == 1 and not args.json and (not args.question or sys.stdout.isatty())
+    reply = asker.ask(
+        executor,
+        args.database,
+        question,
+        args.knowledge,
+        on_text=_write if streams else None,
+        on_finished=(lambda count: _write_progress(count, args.votes)) if args.votes > 1 else None,
+    )
+    if streams:
+        print("\n")
+    print(ask_output.as_json(reply) if args.json else ask_output.show(reply, streams), flush=True)
+    return reply.outcome.kind == OutcomeKind.OK
 
 
-def table(outcome: Outcome) -> str:
-    """A result as aligned columns, numbers to the right, with the number of rows below."""
-    cells = [["NULL" if value is None else str(value) for value in row] for row in outcome.rows]
-    widths = [max(map(len, column)) for column in zip(outcome.columns, *cells, strict=True)]
-    right = [all(isinstance(value, int | float) for value in column) for column in zip(*outcome.rows, strict=True)]
-    aligns = [str.rjust if is_number else str.ljust for is_number in right] or [str.ljust] * len(widths)
-    lines = [
-        " | ".join(align(cell, width) for align, cell, width in zip(aligns, row, widths, strict=True)).rstrip()
-        for row in [list(outcome.columns), *cells]
-    ]
-    lines.insert(1, "-+-".join("-" * width for width in widths))
-    more = f", the first {len(cells)} shown" if outcome.row_count > len(cells) else ""
-    return "\n".join([*lines, f"({outcome.row_count} row{'s' * (outcome.row_count != 1)}{more})"])
+def hold_session(asker: Asker, executor: Executor, args: argparse.Namespace) -> None:
+    """Answers questions until the input ends; neither an error about one nor Ctrl-C during one ends the session."""
+    for question in _questions(prompt="" if args.json else "> "):
+        try:
+            answer_question(asker, executor, question, args)
+        except Sqlr1Error as error:
+            print(f"{error.prefix}{error}", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            print()
+        if not args.json:
+            print()
+
+
+def _questions(prompt: str) -> Iterator[str]:
+    r"""The lines of standard input up to its end or to `\q`; empty lines are left out."""
+    if sys.stdin.isatty():
+        import readline  # noqa: F401  # input() then edits lines and keeps a history
+    while True:
+        try:
+            line = input(prompt).strip()
+        except (EOFError, KeyboardInterrupt):
+            break
+        if line == _QUIT:
+            break
+        if line:
+            yield line
+
+
+def _write(piece: str) -> None:
+    print(ask_output.printable(piece), end="", flush=True)
+
+
+def _write_progress(count: int, votes: int) -> None:
+    """One line on standard error, which a terminal overwrites."""
+    end = "\r" if sys.stderr.isatty() and count < votes else "\n"
+    print(f"{count} of {votes} candidates", end=end, file=sys.stderr, flush=True)
 
 
 @exit_on_error()
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command; `argv` excludes the program's name. Exits with 1 if the answer's SQL did not run."""
+    """The command; `argv` excludes the program's name. Exits with 1 if the SQL of a single question did not run."""
     args = _parser().parse_args(argv)
     sqlite.open_readonly(args.database).close()  # an unreadable file is an error before the model is loaded
+    compile_cache.enable()
     with Executor(config.ExecuteConfig(workers=min(args.votes, os.cpu_count() or 1))) as executor:
-        reply = Asker(args.model, args.votes).ask(executor, args.database, args.question, args.knowledge)
-    print(show(reply))
-    sys.exit(reply.outcome.kind != OutcomeKind.OK)
+        asker = Asker(args.model, args.votes)
+        if args.question:
+            sys.exit(not answer_question(asker, executor, args.question, args))
+        hold_session(asker, executor, args)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -137,7 +264,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--database", type=Path, required=True, help="SQLite file; it is only read")
     parser.add_argument("--votes", type=int, default=1, help="candidates; the most frequent result wins")
     parser.add_argument("--knowledge", default="", help="knowledge that the schema does not hold")
-    parser.add_argument("question")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per question")
+    parser.add_argument("question", nargs="?", default="", help=r"without it: a session, ended by \q or end of file")
     return parser
 
 

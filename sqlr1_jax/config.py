@@ -290,6 +290,9 @@ class Config:
 
     seed: int = 0  # seed of weights, data order, sampling and the generated data set
     stages: tuple[str, ...] = STAGES  # stages to run, in the order given
+    # Folder that keeps compiled programs for later runs. auto: $JAX_COMPILATION_CACHE_DIR, or if that is not set,
+    # sqlr1_jax/xla in the user's cache folder; empty: none. A program that is read computes the same bits.
+    compile_cache: str = "auto"
     model: ModelConfig = ModelConfig()
     mesh: MeshConfig = MeshConfig()
     data: DataConfig = DataConfig()
@@ -306,6 +309,7 @@ class Config:
 # and grpo.steps if the learning rate decays: after the resume, it follows the schedule of the new length.
 FREE_ON_RESUME = (
     "stages",
+    "compile_cache",
     "sft.steps",
     "grpo.steps",
     "evaluate.every",

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sqlr1_jax import config
+from sqlr1_jax import compile_cache, config
 from sqlr1_jax.errors import ConfigError, exit_on_error
 from sqlr1_jax.io import read_json
 
@@ -26,6 +26,7 @@ def export(workdir: Path, output: Path, settings: config.ExportConfig) -> None:
         raise ConfigError(f"{workdir} holds no run: it has no config.json. --checkpoint= names a run's folder.")
     run_config = dataclasses.replace(config.freeze(read_json(path)), export=settings)
     config.check(run_config)
+    compile_cache.enable(run_config.compile_cache)
     from sqlr1_jax.pipeline import export_model
     from sqlr1_jax.train.context import create_context
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from sqlr1_jax import malloc
+from sqlr1_jax import compile_cache, malloc
 from sqlr1_jax.config import Config, as_dict, check_path, differences, freeze
 from sqlr1_jax.config_checks import RENAMED
 from sqlr1_jax.distributed import collectives
@@ -107,6 +107,7 @@ def absl_main(argv: list[str]) -> None:
     if _DISTRIBUTED.value:
         collectives.initialize()
     log_to(workdir)
+    compile_cache.enable(config.compile_cache)
     run(config, workdir)
 
 

@@ -9,11 +9,13 @@ goes tensor by tensor. The layouts differ:
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +32,7 @@ from sqlr1_jax.model.qwen2 import Params, ParamSpec, Qwen2Config, abstract_param
 from sqlr1_jax.model.safetensors import LazyTensor, WeightsError
 
 _log = logging.getLogger(__name__)
+_READERS = 4  # threads that read a parameter; numpy copies and casts without the GIL
 
 
 class _HfName(NamedTuple):
@@ -153,9 +156,10 @@ def load_params(
       WeightsError: a tensor is missing or has another shape; the message names the file and the tensor.
     """
     folder = resolve_folder(source)
-    tensors = _open_tensors(folder)
+    tensors = safetensors.open_folder(folder)
     specs = flax.traverse_util.flatten_dict(abstract_params(config), sep="/", is_leaf=lambda _, leaf: is_spec(leaf))
-    params = {path: _load_param(folder, tensors, path, spec, mesh, rules) for path, spec in specs.items()}
+    with ThreadPoolExecutor(_READERS) as readers:
+        params = {path: _load_param(folder, tensors, path, spec, mesh, rules, readers) for path, spec in specs.items()}
     known = {name for path, spec in specs.items() for name in _hf_names(path, spec)}
     # Some tied models also store lm_head; it equals the embedding and is ignored.
     unknown = sorted(set(tensors) - known - {"lm_head.weight"})
@@ -165,27 +169,19 @@ def load_params(
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
-def _open_tensors(folder: Path) -> dict[str, np.ndarray]:
-    # If there is an index, the files it lists; otherwise every *.safetensors file.
-    files = sorted(folder.glob("*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing or not files:
-        lacking = f"lacks files that its index lists ({', '.join(missing[:3])})"
-        problem = lacking if missing else "has no *.safetensors file"
-        raise WeightsError(f"{folder} {problem}; download the model again, in safetensors form.")
-    return {name: tensor for file in files for name, tensor in safetensors.open_file(file).items()}
-
-
 def _hf_names(path: str, spec: ParamSpec) -> list[str]:
     template = _HF_NAMES[path].template
     return [template.format(i) for i in range(spec.shape[0])] if path.startswith("layers/") else [template]
 
 
 def _load_param(
-    folder: Path, tensors: Mapping[str, np.ndarray], path: str, spec: ParamSpec, mesh: Any, rules: Rules
+    folder: Path,
+    tensors: Mapping[str, np.ndarray],
+    path: str,
+    spec: ParamSpec,
+    mesh: Any,
+    rules: Rules,
+    readers: ThreadPoolExecutor,
 ) -> jax.Array:
     layered = path.startswith("layers/")
     shape, in_axes = spec.shape[1:] if layered else spec.shape, _HF_NAMES[path].in_axes
@@ -196,10 +192,16 @@ def _load_param(
     def read_shard(index: tuple[slice, ...] | None) -> np.ndarray:
         """One device's part, in our layout."""
         index = index or (slice(None),) * len(spec.shape)
-        if not layered:
-            return _read_slice(tensors[names[0]], index, shape, in_axes).astype(spec.dtype)
-        layers = [_read_slice(tensors[name], index[1:], shape, in_axes) for name in names[index[0]]]
-        return np.stack(layers).astype(spec.dtype)
+        sizes = [len(range(size)[axis]) for axis, size in zip(index, spec.shape, strict=True)]
+        shard = safetensors.aligned_array(sizes, spec.dtype)
+        if layered:
+            sources = [_read_slice(tensors[name], index[1:], shape, in_axes) for name in names[index[0]]]
+            targets = list(shard)
+        else:
+            sources = np.array_split(_read_slice(tensors[names[0]], index, shape, in_axes), _READERS)
+            targets = np.array_split(shard, _READERS)
+        list(readers.map(np.copyto, targets, sources, itertools.repeat("unsafe")))  # reads, transposes and casts
+        return shard
 
     # JAX calls read_shard once for each distinct shard of this process, and only those slices are read from disk.
     if mesh is None:

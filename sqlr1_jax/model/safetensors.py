@@ -10,7 +10,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from sqlr1_jax.errors import Sqlr1Error
+from sqlr1_jax.io import read_json
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -25,6 +26,7 @@ _DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+_ALIGNMENT = 64  # bytes
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -66,6 +68,24 @@ def open_file(path: Path) -> dict[str, np.ndarray]:
     return {name: _memory_map(path, name, record, 8 + length, size) for name, record in header.items()}
 
 
+def open_folder(folder: Path) -> dict[str, np.ndarray]:
+    """Opens the tensors of the files that the folder's index lists, or without an index of every *.safetensors file.
+
+    Raises:
+      WeightsError: a file is missing, or `open_file` cannot read it.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing or not files:
+        lacking = f"lacks files that its index lists ({', '.join(missing[:3])})"
+        problem = lacking if missing else "has no *.safetensors file"
+        raise WeightsError(f"{folder} {problem}; download the model again, in safetensors form.")
+    return {name: tensor for file in files for name, tensor in open_file(file).items()}
+
+
 def _memory_map(path: Path, name: str, record: Mapping, start: int, size: int) -> np.ndarray:
     begin, end = record["data_offsets"]
     if start + end > size:
@@ -80,6 +100,14 @@ def _memory_map(path: Path, name: str, record: Mapping, start: int, size: int) -
     if begin == end:
         return np.zeros(record["shape"], dtype)
     return np.memmap(path, dtype=dtype, mode="r", offset=start + begin, shape=tuple(record["shape"]))
+
+
+def aligned_array(shape: Sequence[int], dtype: str) -> np.ndarray:
+    """An array to read values into, at an address that JAX on CPU takes over without a copy."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def write_file(path: Path, tensors: list[LazyTensor]) -> None:

@@ -5,6 +5,7 @@ import struct
 import tracemalloc
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -92,3 +93,12 @@ def test_quantized_tensors_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0")
     with pytest.raises(WeightsError, match="w is stored as F8_E4M3"):
         safetensors.open_file(tmp_path / "w.safetensors")
+
+
+def test_jax_takes_an_aligned_array_over_without_a_copy() -> None:
+    for shape in ((3,), (5, 7), (0, 2)):
+        values = safetensors.aligned_array(shape, "bfloat16")
+        assert (values.shape, str(values.dtype)) == (shape, "bfloat16")
+    values = safetensors.aligned_array((5, 7), "float32")
+    values[:] = 1
+    assert jax.device_put(values).unsafe_buffer_pointer() == values.ctypes.data

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import pytest
+
+from sqlr1_jax import ask, ask_output
+from sqlr1_jax.data import answer
+from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
+
+
+def _reply(text: str, outcome: Outcome, form: str = "direct") -> ask.Reply:
+    return ask.Reply(text, answer.read_lenient(text, form), outcome, 1, 1)
+
+
+def _decode_bytes(ids: Sequence[int]) -> str:
+    """A tokenizer with one token per byte."""
+    return bytes(ids).decode(errors="replace")
+
+
+def test_a_stream_writes_each_piece_once_and_whole_characters() -> None:
+    pieces: list[str] = []
+    stream = ask_output.TextStream(_decode_bytes, pieces.append, opening="<think>")
+    ids = list("aé🐶b".encode())
+    for end in range(len(ids) + 1):
+        stream.update(ids[:end])
+    stream.finish(ids)
+    assert pieces == ["<think>", "a", "é", "🐶", "b"]
+
+
+def test_a_stream_ends_with_what_it_held_back() -> None:
+    pieces: list[str] = []
+    stream = ask_output.TextStream(_decode_bytes, pieces.append)
+    ids = list("aé".encode())[:-1]
+    stream.update(ids)
+    assert pieces == ["a"]
+    stream.finish(ids)
+    assert pieces == ["a", "\ufffd"]
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [("a\tb\nc", "a\tb\nc"), ("\x1b[31mred\x1b[0m", "[31mred[0m"), ("a\r\x00\x07\x7f\x9bb", "ab"), ("é ☃", "é ☃")],
+)
+def test_control_characters_are_not_printed(text: str, printed: str) -> None:
+    assert ask_output.printable(text) == printed
+
+
+def test_control_characters_of_answer_and_cells_are_not_printed() -> None:
+    outcome = Outcome(
+        OutcomeKind.OK, rows=(("a\x1b]0;title\x07b",), ("two\r\nlines",)), columns=("x\x1b",), row_count=2
+    )
+    shown = ask_output.show(_reply("```sql\nSELECT '\x1b[2J'\n```", outcome))
+    assert shown == "SELECT '[2J'\n\nx\n---------\na]0;titleb\ntwo lines\n(2 rows)".replace("-" * 9, "-" * 10)
+
+
+def test_a_long_result_says_how_long() -> None:
+    outcome = Outcome(OutcomeKind.OK, rows=((None, "a"), (2.5, "b")), columns=("x", "name"), row_count=900)
+    assert ask_output.table(outcome) == "x    | name\n-----+-----\nNULL | a\n2.5  | b\n(900 rows, the first 2 shown)"
+
+
+def test_an_empty_result_keeps_its_columns() -> None:
+    assert ask_output.table(Outcome(OutcomeKind.OK, columns=("x", "name"))) == "x | name\n--+-----\n(0 rows)"
+
+
+def test_an_answer_in_another_form_says_so() -> None:
+    outcome = Outcome(OutcomeKind.OK, rows=((1,),), columns=("1",), row_count=1)
+    form = "(the answer does not keep the form that the prompt asks for)"
+    assert ask_output.show(_reply("SELECT 1", outcome)) == f"SELECT 1\n\n{form}\n\n1\n-\n1\n(1 row)"
+    assert form not in ask_output.show(_reply("```sql\nSELECT 1\n```", outcome))
+    assert form in ask_output.show(_reply("```sql\nSELECT 1\n```", outcome, form="reasoning"))
+
+
+def test_what_was_streamed_is_not_repeated() -> None:
+    outcome = Outcome(OutcomeKind.OK, rows=((1,),), columns=("1",), row_count=1)
+    assert ask_output.show(_reply("```sql\nSELECT 1\n```", outcome), streamed=True) == "1\n-\n1\n(1 row)"
+    no_sql = _reply("I do not know.", Outcome(OutcomeKind.NO_SQL))
+    assert ask_output.show(no_sql, streamed=True) == "The model's answer holds no SQL (no_sql)."
+
+
+def test_json_has_null_numbers_and_text() -> None:
+    rows = ((None, 2.5, "x'0aff'"), (1, 2, "\x1b"))
+    outcome = Outcome(OutcomeKind.OK, rows=rows, columns=("a", "b", "c"), row_count=7)
+    line = ask_output.as_json(_reply("SELECT é", outcome))
+    assert "\n" not in line
+    assert "\x1b" not in line
+    assert json.loads(line) == {
+        "sql": "SELECT é",
+        "columns": ["a", "b", "c"],
+        "rows": [[None, 2.5, "x'0aff'"], [1, 2, "\x1b"]],
+        "row_count": 7,
+        "outcome": "ok",
+        "message": "",
+        "well_formed": False,
+        "text": "SELECT é",
+        "votes": {"agreed": 1, "candidates": 1},
+    }
