@@ -144,7 +144,7 @@ class StepPrograms:
         (S, G, T), cache_dtype = dataclasses.astuple(self.rollout_layout), self.config.rollout.cache
 
         def function() -> Any:
-            return programs.init_slots(self.slots, G, S, T, self.engine.model_config, cache_dtype)
+            return programs.init_slots(self.slots, G, S, T, self.engine.decode_config, cache_dtype)
 
         return AotProgram(self.engine.mesh, function, (), (self.state, self.reference))
 
@@ -178,7 +178,7 @@ class StepPrograms:
 
         def function(params: Any, slots: Any, force_done_PG: Any) -> Any:
             return programs.decode_steps(
-                params, slots, force_done_PG, steps, STOP_IDS, self.engine.model_config, self.config.grpo.sampling
+                params, slots, force_done_PG, steps, STOP_IDS, self.engine.decode_config, self.config.grpo.sampling
             )
 
         # The share of these steps in the keys that a whole completion attends to.

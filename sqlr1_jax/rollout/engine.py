@@ -60,20 +60,22 @@ class Engine:
     prompt_tokens: int  # maximum number of tokens in a prompt
     config: RolloutConfig
     unstack_layers: bool | None = None  # None: only on CPU
-    prefill_config: qwen2.Qwen2Config = dataclasses.field(init=False)  # for the loop over stacked layers
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prefill_config", self.model_config)
         if self.unstack_layers is None:
             object.__setattr__(self, "unstack_layers", self.mesh.devices.flat[0].platform == "cpu")
-        if self.unstack_layers:
-            unrolled = dataclasses.replace(self.model_config, unroll=self.model_config.num_layers)
-            object.__setattr__(self, "model_config", unrolled)
+
+    @functools.cached_property
+    def decode_config(self) -> qwen2.Qwen2Config:
+        """The model for decoding: with unstacked layers, all of them are unrolled."""
+        if not self.unstack_layers:
+            return self.model_config
+        return dataclasses.replace(self.model_config, unroll=self.model_config.num_layers)
 
     def prepare_weights(self, params: Any) -> Any:
         """The sampler's copy of the training weights: cast or quantized, and sharded by SAMPLE_RULES."""
         unstacked = bool(self.unstack_layers)
-        weights = _prepare_weights(params, self.model_config, self.mesh, self.config.weights, unstacked)
+        weights = _prepare_weights(params, self.decode_config, self.mesh, self.config.weights, unstacked)
         same_numbers = self.model_config.dtype == self.model_config.param_dtype and not self.config.weights
         if unstacked and same_numbers and self.mesh.size == 1:
             # Prefill then needs no copy, and its loop over stacked layers compiles in half the time.
@@ -160,7 +162,7 @@ class Engine:
             request.samples,
             self.prompt_tokens,
             request.sampling.max_tokens,
-            self.model_config,
+            self.decode_config,
             self.config.cache,
         )
 
@@ -185,14 +187,14 @@ class Engine:
     def _prefill_prefix(self, weights: Any, ids: Ids) -> SharedPrefix:
         tokens_S = np.zeros(padded_size(len(ids)), np.int32)
         tokens_S[: len(ids)] = ids
-        return programs.prefill_prefix(weights, tokens_S, np.int32(len(ids)), self.prefill_config)
+        return programs.prefill_prefix(weights, tokens_S, np.int32(len(ids)), self.model_config)
 
     def _prefill(
         self, weights: Any, slots: Slots, batch: PrefillBatch, request: Request, prefix: SharedPrefix | None = None
     ) -> Slots:
         batch = sharding.to_global_arrays(batch, mesh=self.mesh, rules=sharding.SAMPLE_RULES)
         step = np.int32(request.step)
-        return programs.prefill(weights, slots, batch, step, request.seed, self.prefill_config, prefix)
+        return programs.prefill(weights, slots, batch, step, request.seed, self.model_config, prefix)
 
     def _decode(
         self, weights: Any, slots: Slots, force_done_PG: npt.NDArray[np.bool_], request: Request, rows: int = 0
@@ -204,7 +206,7 @@ class Engine:
             sharding.to_global_arrays(force_done_PG, self.mesh, rules=sharding.SAMPLE_RULES),
             self.steps_per_sync(request.sampling),
             self.stop_ids,
-            self.model_config,
+            self.decode_config,
             request.sampling,
             request.temperatures,
             rows,

@@ -107,7 +107,7 @@ def test_unstacked_and_transposed_weights_give_the_logits_of_stacked_ones(
 
     def prepare(unstack_layers: bool | None) -> tuple[Any, qwen2.Qwen2Config]:
         engine = _engine(None, model_config, unstack_layers, weights=weights_dtype)
-        return engine.prepare_weights(params), engine.model_config
+        return engine.prepare_weights(params), engine.decode_config
 
     (unstacked, unrolled_config), (stacked, stacked_config) = prepare(None), prepare(False)
     assert isinstance(stacked["layers"], dict) and len(unstacked["layers"]) == model_config.num_layers
@@ -119,7 +119,7 @@ def test_unstacked_and_transposed_weights_give_the_logits_of_stacked_ones(
 
 def test_stacked_and_unstacked_layers_sample_the_same() -> None:
     engine = _engine(unstack_layers=False)
-    assert engine.model_config.unroll == 1 and _engine().model_config.unroll == tiny_models.MODEL.num_layers
+    assert engine.decode_config.unroll == 1 and _engine().decode_config.unroll == tiny_models.MODEL.num_layers
     _assert_same(_rollout(_prompts(), engine), _baseline())
 
 
