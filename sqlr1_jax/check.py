@@ -13,8 +13,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from sqlr1_jax import config
 from sqlr1_jax.data.example import Example, read_all_records
 from sqlr1_jax.data.prompt import PromptRenderer
@@ -23,6 +21,7 @@ from sqlr1_jax.io import write_jsonl
 from sqlr1_jax.lint import preflight
 from sqlr1_jax.lint.preflight import RULES, Finding
 from sqlr1_jax.model import tokenizer
+from sqlr1_jax.progress import Progress, print_line
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.result_cache import default_folder
 
@@ -54,11 +53,13 @@ def check(args: argparse.Namespace) -> CheckResult:
     prompts = PromptRenderer(tokenizer.load(args.tokenizer), data_config) if args.tokenizer else None
     examples, set_aside = read_all_records(args.data, args.databases, args.limit)
     findings = preflight.record_findings(set_aside)
-    with Executor(execute_config) as executor, tqdm(total=len(examples), unit=" examples", disable=args.quiet) as bar:
+    report = (lambda line: None) if args.quiet else print_line
+    progress = Progress("checking", len(examples), "example", report=report, bar=not args.quiet)
+    with Executor(execute_config) as executor, progress:
         checks = preflight.Preflight(executor, prompts)
         for count, of_database in checks.findings(examples):
             findings += of_database
-            bar.update(count)
+            progress.update(count)
     order = {example.id: i for i, example in enumerate(examples)}
     findings.sort(key=lambda finding: order.get(finding.id, -1))
     return CheckResult(examples, len(examples) + len(set_aside), findings, time.monotonic() - start, checks.from_disk)

@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from tqdm import tqdm
@@ -20,7 +21,16 @@ class Progress:
     Lines come from a thread of their own, so that they also appear while one unit takes long, as a compilation does.
     """
 
-    def __init__(self, what: str, total: int, unit: str, done: int = 0, seconds: float = LOG_SECONDS) -> None:
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        unit: str,
+        done: int = 0,
+        seconds: float = LOG_SECONDS,
+        report: Callable[[str], object] = log.info,
+        bar: bool = True,
+    ) -> None:
         """Names the work.
 
         Args:
@@ -29,11 +39,14 @@ class Progress:
           unit: name of one unit, without a plural s.
           done: units that an earlier run has done.
           seconds: between two lines.
+          report: takes a line; a command that sets up no logging passes `print_line`.
+          bar: whether a terminal gets a bar.
         """
         self._what, self._total, self._unit, self._seconds = what, total, unit, seconds
+        self._report = report
         self._initial = self._done = done
         self._start = time.perf_counter()
-        self._bar = tqdm(total=total, initial=done, desc=what, unit=unit, leave=False, disable=None)
+        self._bar = tqdm(total=total, initial=done, desc=what, unit=unit, leave=False, disable=None if bar else True)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._log_lines, name="progress", daemon=True)
 
@@ -57,7 +70,7 @@ class Progress:
 
     def _log_lines(self) -> None:
         while not self._closed.wait(self._seconds):
-            log.info("%s", self.line())
+            self._report(self.line())
 
     def line(self) -> str:
         """What is done, the rate since the start, and the time left at that rate."""
@@ -67,6 +80,11 @@ class Progress:
         if not rate:
             return counts
         return f"{counts}, {rate:.3g} {self._unit}s/s, {_duration((self._total - self._done) / rate)} left"
+
+
+def print_line(line: str) -> None:
+    """Prints to the error stream, where the lines of commands go whose result is on standard output."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _duration(seconds: float) -> str:

@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from tqdm import tqdm
 
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.model import flops
+from sqlr1_jax.progress import LOG_SECONDS, Progress
 from sqlr1_jax.train.checkpoint import Checkpoints
 from sqlr1_jax.train.context import RunContext
-from sqlr1_jax.train.interrupt import Interrupt, Interrupted
+from sqlr1_jax.train.interrupt import Interrupt, Interrupted, log_while_waiting
 from sqlr1_jax.train.metrics import Metrics
 from sqlr1_jax.train.state import TrainState, mean_metrics
 
@@ -73,9 +73,10 @@ def run_steps(
     with contextlib.closing(context.checkpoints(stage)) as checkpoints:  # closing waits until the last save is on disk
         state, completed = _resume(checkpoints, state)
         on_resume(completed)
-        state = compile_fn(state) if completed < steps else state
+        with log_while_waiting(f"the compilation of {stage}", LOG_SECONDS):
+            state = compile_fn(state) if completed < steps else state
         metrics = Metrics(context.workdir, stage, collectives.is_primary())
-        with metrics, Interrupt() as interrupt, _progress_bar(stage, completed, steps) as bar:
+        with metrics, Interrupt() as interrupt, Progress(stage, steps, "step", completed) as progress:
             metrics.truncate(completed)
             deferred = DeferredMetrics(metrics)
             for step in range(completed + 1, steps + 1):
@@ -90,7 +91,7 @@ def run_steps(
                 if is_last or interrupted or _is_due(step, config.checkpoint.every) or accuracy is not None:
                     deferred.flush()
                     deferred.timed("checkpoint", _save, checkpoints, state, accuracy)
-                bar.update()
+                progress.update()
                 if interrupted:
                     break
             if collectives.global_max(interrupt.requested):
@@ -102,10 +103,6 @@ def run_steps(
 def _is_due(step: int, interval: int) -> bool:
     """Whether something that happens every `interval` steps (0: never) happens after `step`."""
     return interval > 0 and step % interval == 0
-
-
-def _progress_bar(stage: str, completed: int, steps: int) -> tqdm:
-    return tqdm(initial=completed, total=steps, desc=stage, unit="step", dynamic_ncols=True, disable=None)
 
 
 def _resume(checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, int]:

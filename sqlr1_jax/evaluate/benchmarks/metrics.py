@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from sqlr1_jax.config import ExecuteConfig
 from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.evaluate import accuracy
 from sqlr1_jax.evaluate.benchmarks import formats, r_ves
 from sqlr1_jax.evaluate.benchmarks.formats import Gold, Predictions
+from sqlr1_jax.progress import Progress, print_line
 from sqlr1_jax.sql.compat import official
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
@@ -89,7 +88,12 @@ def judge_predictions(
             pending.append(_ready(Verdict(0.0, outcome)))
         else:
             pending.append(METRICS[name].submit(executor, rule, gold, sql, databases[gold.db_id], protocol))
-    return [verdict() for verdict in tqdm(pending, desc=name, unit="query", leave=False, disable=None)]
+    verdicts = []
+    with Progress(f"scoring by {name}", len(pending), "prediction", report=print_line) as progress:
+        for verdict in pending:
+            verdicts.append(verdict())
+            progress.update()
+    return verdicts
 
 
 def comparison_rule(name: str, protocol: Protocol) -> str:
