@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +18,12 @@ from threading import Thread
 from typing import Any
 
 from sqlr1_jax import ask_output, compile_cache, config, prompt_metadata
-from sqlr1_jax.data.answer import Answer, read_lenient
+from sqlr1_jax.data import templates
+from sqlr1_jax.data.answer import FORMATS, Answer, block_is_closed, read_lenient
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.prompt import Prompt, PromptRenderer
 from sqlr1_jax.errors import ConfigError, Sqlr1Error, exit_on_error
+from sqlr1_jax.model.tokenizer import StopMatcher
 from sqlr1_jax.sql import database as sqlite
 from sqlr1_jax.sql.answers import submit_answer
 from sqlr1_jax.sql.executor import Executor
@@ -51,10 +54,13 @@ class Asker:
     keys and values of the prompt's prefix. The database must not change while it is asked about.
     """
 
-    def __init__(self, model: Path, votes: int = 1, temperature: float = 0.8, seed: int = 0):
+    def __init__(
+        self, model: Path, votes: int = 1, temperature: float = 0.8, seed: int = 0, prompt: str = "", form: str = ""
+    ):
         """Loads a Hugging Face folder; the weights are read in a thread, for which the first question waits.
 
-        One vote is decoded greedily; several are sampled at `temperature`.
+        One vote is decoded greedily; several are sampled at `temperature`. `prompt` and `form` replace those of the
+        model's sqlr1.json; empty: they stay.
 
         Raises:
           ConfigError: the folder holds no model of ours, or its files are broken.
@@ -62,6 +68,7 @@ class Asker:
         if not (model / "config.json").exists():
             raise ConfigError(f"{model} holds no model: no config.json. --model= names an exported folder.")
         data, max_tokens = prompt_metadata.read(model)
+        data = dataclasses.replace(data, prompt=prompt or data.prompt, form=form or data.form)
         import jax
 
         from sqlr1_jax.rollout.prefixes import PrefixStore
@@ -71,6 +78,8 @@ class Asker:
         settings = config.ModelConfig(path=str(model), param_dtype=dtype, dtype=dtype, query_chunk=QUERY_CHUNK)
         rollout = config.RolloutConfig(prefill_batch=1, decode_steps_per_sync=DECODE_STEPS_PER_SYNC)
         self.votes, self.config = votes, config.Config(seed=seed, model=settings, data=data, rollout=rollout)
+        self._one_block = templates.asks_for_one_block(data.prompt, data.form)
+        max_tokens = min(max_tokens, templates.ONE_BLOCK_TOKENS) if self._one_block else max_tokens
         self.sampling = config.SamplingConfig(temperature=temperature if votes > 1 else 0.0, max_tokens=max_tokens)
         self._context = create_context(self.config, model)
         self._renderer = PromptRenderer(self._context.tokenizer, data)
@@ -128,6 +137,7 @@ class Asker:
             self._context.request([prompt], self.votes, self.sampling, 0),
             on_read=(lambda completions: stream.update(completions.ids(0, 0))) if on_text else None,
             on_finished=count_finished,
+            stop_fn=StopMatcher(self._context.tokenizer, block_is_closed) if self._one_block else None,
         )
         completions = self._engine_for(prompt).rollout(weights, request, self._prefixes)
         stream.finish(completions.ids(0, 0))
@@ -183,7 +193,8 @@ def reply_of(texts: Sequence[str], form: str, executor: Executor, database: Path
     pending = [submit_answer(executor, answer, database) for answer in answers]
     outcomes = [future.result() for future in pending]
     winner = vote(outcomes) or 0
-    agreed = sum(outcome.result_hash == outcomes[winner].result_hash for outcome in outcomes)
+    ran = [outcome for outcome in outcomes if outcome.kind == OutcomeKind.OK]
+    agreed = sum(outcome.result_hash == outcomes[winner].result_hash for outcome in ran)
     return Reply(texts[winner], answers[winner], outcomes[winner], agreed, len(texts))
 
 
@@ -213,9 +224,12 @@ def hold_session(asker: Asker, executor: Executor, args: argparse.Namespace) -> 
         try:
             answer_question(asker, executor, question, args)
         except Sqlr1Error as error:
-            print(f"{error.prefix}{error}", file=sys.stderr, flush=True)
+            if args.json:
+                print(json.dumps({"error": str(error)}), flush=True)
+            else:
+                print(f"{error.prefix}{error}", file=sys.stderr, flush=True)
         except KeyboardInterrupt:
-            print()
+            print(json.dumps({"error": "interrupted"}) if args.json else "", flush=True)
         if not args.json:
             print()
 
@@ -252,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sqlite.open_readonly(args.database).close()  # an unreadable file is an error before the model is loaded
     compile_cache.enable()
     with Executor(config.ExecuteConfig(workers=min(args.votes, os.cpu_count() or 1))) as executor:
-        asker = Asker(args.model, args.votes)
+        asker = Asker(args.model, args.votes, prompt=args.prompt, form=args.form)
         if args.question:
             sys.exit(not answer_question(asker, executor, args.question, args))
         hold_session(asker, executor, args)
@@ -264,6 +278,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--database", type=Path, required=True, help="SQLite file; it is only read")
     parser.add_argument("--votes", type=int, default=1, help="candidates; the most frequent result wins")
     parser.add_argument("--knowledge", default="", help="knowledge that the schema does not hold")
+    parser.add_argument("--prompt", default="", choices=("", *templates.NAMES), help="empty: as the model was trained")
+    parser.add_argument(
+        "--form", default="", choices=("", *FORMATS), help="answer form; empty: as the model was trained"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per question")
     parser.add_argument("question", nargs="?", default="", help=r"without it: a session, ended by \q or end of file")
     return parser

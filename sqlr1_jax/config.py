@@ -40,7 +40,7 @@ class ModelConfig:
     query_chunk: int = 0  # queries per block of XLA attention, which bounds the memory of its scores; 0: all queries
     ffw_chunks: int = 1  # time chunks of the feed-forward layer, whose activations are the peak memory in long rows
     logits_chunk: int = 1024  # positions whose logits are in memory at once; 0: all positions
-    unroll: int = 1  # layers per iteration of the layer scan; the sampler on CPU always unrolls all layers
+    unroll: int = 1  # layers per iteration of the layer scan; decoding on CPU always unrolls all layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,11 +252,11 @@ class EvaluateConfig:
     temperature: float = 0.8  # sampling temperature of the candidates
     top_p: float = 1.0  # nucleus of the candidates' sampling
     max_tokens: int = 0  # token limit of an answer; 0: grpo.sampling.max_tokens, and at most 256 in the direct form
-    # Texts that end an answer; empty: grpo.sampling.stop, and in the direct form, by default, the end of a block.
+    # Texts that end an answer; empty: grpo.sampling.stop, and if the prompt asks for one block, the end of a block.
     stop: tuple[str, ...] = ()
-    # How evaluation asks, as the settings of `data` with the same names. Empty or 0: as the run trains, or, if it only
-    # evaluates model.path, as that model was trained (its sqlr1.json; a model without one is asked for a bare block).
-    form: str = ""  # answer form
+    # Answer form. Empty, as for the next four: that of `data`, or, if the run only evaluates model.path, that of the
+    # model's sqlr1.json; a model without one is asked for one block of SQL.
+    form: str = ""
     prompt: str = ""  # prompt by name
     schema: str = ""  # format of the schema text
     instructions: str = ""  # instructions in the prompt

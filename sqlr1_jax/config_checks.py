@@ -155,8 +155,9 @@ def check_values(config: Config) -> None:
         _check_source(f"data.{name}", getattr(config.data, name))
     if not 0 <= (errors := config.data.synth.teacher_errors) <= 1:
         raise ConfigError(f"config.data.synth.teacher_errors is {errors}; it is a fraction, 0 to 1.")
-    if not 0 < (top_p := config.grpo.sampling.top_p) <= 1:
-        raise ConfigError(f"config.grpo.sampling.top_p is {top_p}; it takes 0 < top_p ≤ 1.")
+    for path in ("grpo.sampling.top_p", "evaluate.top_p"):
+        if not 0 < (top_p := get(config, path)) <= 1:
+            raise ConfigError(f"config.{path} is {top_p}; it takes 0 < top_p ≤ 1.")
     if (step := config.export.step) not in ("last", "best") and not step.isdigit():
         raise ConfigError(f"config.export.step is {step!r}; it takes last, best or a step's number.")
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from sqlr1_jax import malloc, prompt_metadata
 from sqlr1_jax.config import Config
@@ -19,6 +22,7 @@ from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.synth import generate
 from sqlr1_jax.train import sft
 from sqlr1_jax.train.context import (
+    TRAINING_STAGES,
     CheckpointRef,
     RunContext,
     create_context,
@@ -42,7 +46,7 @@ class Pipeline:
     @functools.cached_property
     def context(self) -> RunContext:
         """Created at first use, because it loads the tokenizer that the data stage trains."""
-        return create_context(self.config, self.workdir)
+        return create_context(_for_this_platform(self.config, self.workdir), self.workdir)
 
     @functools.cached_property
     def executor(self) -> Executor:
@@ -51,7 +55,9 @@ class Pipeline:
 
     def data(self) -> None:
         """Generates the embedded data set."""
-        collectives.run_on_primary(generate.generate, self.config.data.synth, self.config.seed, self.workdir / "data")
+        collectives.run_on_primary(
+            generate.generate, self.config.data.synth, self.config.seed, self.workdir / "data", log.info
+        )
 
     def sft(self) -> None:
         """The cold start: supervised fine-tuning, then an evaluation of its weights if config.stages has one."""
@@ -93,6 +99,15 @@ class Pipeline:
     def __exit__(self, *exception: Any) -> None:
         if "executor" in self.__dict__:
             self.executor.__exit__(*exception)
+
+
+def _for_this_platform(config: Config, workdir: Path) -> Config:
+    """The config with float32 if a model is only evaluated, on CPU, where bfloat16 is slower and no more exact."""
+    trains = set(TRAINING_STAGES) & set(config.stages) or (workdir / "checkpoints").exists()
+    if trains or config.model.dtype == "float32" or jax.default_backend() != "cpu":
+        return config
+    log.info("on CPU, the model is evaluated in float32 instead of %s", config.model.dtype)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
 
 
 def export_model(context: RunContext, folder: Path) -> None:

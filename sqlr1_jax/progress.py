@@ -56,7 +56,9 @@ class Progress:
         self._bar.update(count)
 
     def __enter__(self) -> Progress:
-        if not sys.stderr.isatty():
+        if (
+            self._report is not print_line or not sys.stderr.isatty()
+        ):  # a log file gets lines, a bar's terminal does not
             self._thread.start()
         return self
 

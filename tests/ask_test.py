@@ -50,7 +50,7 @@ class ScriptedAsker:
 
     answers: dict[str, Sequence[str]]
 
-    def __init__(self, model: Path, votes: int = 1) -> None:
+    def __init__(self, model: Path, votes: int = 1, prompt: str = "", form: str = "") -> None:
         self.asked: list[str] = []
 
     def ask(
@@ -172,6 +172,9 @@ def test_json_is_all_that_is_printed(run: Callable[..., Any]) -> None:
 def test_a_session_in_json_prints_one_object_per_line(run: Callable[..., Any]) -> None:
     _, out, _ = run({"Which?": [_said(RED)], "One?": [_said("SELECT 1")]}, "--json", lines="Which?\nOne?\n")
     assert [json.loads(line)["rows"] for line in out.splitlines()] == [[[10, 3], [11, 5]], [[1]]]
+    _, out, _ = run({"Long?": [""], "One?": [_said("SELECT 1")]}, "--json", lines="Long?\nOne?\n")
+    failed, answered = (json.loads(line) for line in out.splitlines())
+    assert failed == {"error": "the schema is too long"} and answered["rows"] == [[1]]
 
 
 def test_votes_stream_nothing_but_progress(run: Callable[..., Any]) -> None:

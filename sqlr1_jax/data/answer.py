@@ -25,8 +25,9 @@ _ANSWER = ("<answer>", "</answer>")
 # A block ends at a fence at the start of a line, or at a fence that ends the answer.
 _SQL_BLOCK = re.compile(r"```sql(?=\s)(.*?)(?:\n[ \t]*```|```\s*\Z)", re.DOTALL)
 
+_FENCE_LINE = re.compile(r"^[ \t]*```", re.MULTILINE)
+
 # The lenient reading. A possessive quantifier keeps a text of many comments from taking exponential time.
-_SQL_LANGUAGES = ("sql", "sqlite", "sqlite3")
 _OPENING_FENCE = re.compile(r"```[ \t]*(\w*)")
 _ONE_LINE_BLOCK = re.compile(r"[ \t]*([^\s`][^\n]*?)```")
 # Ends a block: a fence at the start or end of a line or before a tag, or a tag. A fence with a language is not this
@@ -39,6 +40,11 @@ _BARE_STATEMENT = re.compile(
     rf"(?:^|(?<=<answer>))[ \t]*({_STATEMENT}.*?(?:;(?=[ \t]*(?:\n|\Z))|(?=\n\s*\n|</?(?:answer|think)>|```|\Z)))",
     re.DOTALL | re.IGNORECASE | re.MULTILINE,
 )
+
+# A line of prose such as "Select the right table first."
+_SENTENCE = re.compile(r"^[ \t]*(?:Select|With)\b[^\n]*[.:][ \t]*$", re.MULTILINE)
+# Within a line, after a colon or a backtick: "The query is: SELECT a FROM b".
+_INLINE_STATEMENT = re.compile(r"[:`*][ \t*]*(SELECT\b[^\n;`]*?\bFROM\b[^\n;`]*)", re.IGNORECASE)
 
 
 class AnswerError(Sqlr1Error):
@@ -72,6 +78,11 @@ def write(reasoning: str, sql: str, answer_format: str) -> str:
         reason = parsed.problem or "it contains a tag or fence of the format"
         raise AnswerError(f"cannot be written as an answer ({reason}): {sql[:80]!r}")
     return text
+
+
+def block_is_closed(text: str) -> bool:
+    """Whether the text has a fenced block and its closing fence: small models often go on to explain their SQL."""
+    return len(_FENCE_LINE.findall(text)) > 1
 
 
 def after_opening(text: str, opening: str) -> str:
@@ -124,14 +135,16 @@ def read_lenient(text: str, answer_format: str) -> Answer:
 def find_sql(text: str) -> str | None:
     """The SQL that an answer holds, without white space around it; None if there is none.
 
-    It is the last fenced block of SQL after the thinking, else the last bare SELECT or WITH statement there, else the
-    last fenced block of SQL in the thinking. A block is SQL if its language is sql or sqlite, or if it has no language
-    and starts like a query. A block may lack its closing fence.
+    It is the last fenced block of SQL after the thinking, else the last bare SELECT or WITH statement there, at the
+    start of a line or else within one, else the last fenced block of SQL in the thinking. A block is SQL if its
+    language is a kind of SQL, or if it has no language and starts like a query. A block may lack its closing fence.
     """
     answer = _split_thinking(text)[1]
     blocks, rest = _sql_blocks(answer)
+    rest = _SENTENCE.sub("", rest)
     statements = [found[1].strip() for found in _BARE_STATEMENT.finditer(rest)]
-    candidates = blocks or statements or _sql_blocks(text)[0]
+    inline = [found[1].strip() for found in _INLINE_STATEMENT.finditer(rest)]
+    candidates = blocks or statements or inline or _sql_blocks(text)[0]
     return candidates[-1] if candidates else None
 
 
@@ -168,7 +181,10 @@ def _sql_blocks(text: str) -> tuple[list[str], str]:
         one_line, end = _ONE_LINE_BLOCK.match(text, begin), _BLOCK_END.search(text, begin)
         assert end is not None, "the pattern also matches the end of the text"
         content = (one_line[1] if one_line else text[begin : end.start()]).strip()
-        if content and (language in _SQL_LANGUAGES or (not language and _STARTS_LIKE_SQL.match(content))):
+        title, newline, below = content.partition("\n")
+        if newline and "sql" in language and text[begin] != "\n" and not _STARTS_LIKE_SQL.match(title):
+            content = below.strip()  # the rest of a line such as "```sql query"
+        if content and ("sql" in language or (not language and _STARTS_LIKE_SQL.match(content))):
             blocks.append(content)
         rest += text[position : fence.start()] + ("" if language else f"\n{content}\n")
         position = one_line.end() if one_line else end.end()

@@ -9,6 +9,10 @@ import dataclasses
 
 NAMES = ("ours", "omnisql", "sql-r1", "qwen", "arctic")  # values of the setting data.prompt
 
+REASONING = ("sql-r1", "arctic")  # prompts that ask for <think> and <answer>
+_ONE_BLOCK = ("ours", "qwen")  # prompts that, in the direct form, are answered with one block of SQL
+ONE_BLOCK_TOKENS = 256  # limit of such an answer if no setting says one: twice Spider's longest query
+
 
 @dataclasses.dataclass(frozen=True)
 class Template:
@@ -28,6 +32,11 @@ class Template:
     matched_values: str = ""
     schema: str = ""  # the schema format, if the prompt has only one; "": that of the setting data.schema
     opening: str = ""  # what the reply begins with
+
+
+def asks_for_one_block(name: str, form: str) -> bool:
+    """Whether the prompt of this name makes a model answer with one block of SQL and nothing else."""
+    return form == "direct" and name in _ONE_BLOCK
 
 
 def get(name: str, form: str, instructions: str) -> Template:

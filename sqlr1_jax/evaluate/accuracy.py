@@ -89,9 +89,11 @@ def breakdown(
 
 
 def accuracy_by_label(examples: Sequence[Example], correct: Sequence[bool]) -> dict[str, Any]:
-    """Accuracy over all examples, and by family, habit, complexity and style."""
+    """Accuracy over all examples with its 95 % interval by database, and by family, habit, complexity and style."""
+    items = {str(i): float(flag) for i, flag in enumerate(correct)}
+    _, low, high = clustered_mean(items, {str(i): example.db_id for i, example in enumerate(examples)})
     return {
-        "all": {"n": len(correct), "ex": fraction_correct(correct)},
+        "all": {"n": len(correct), "ex": fraction_correct(correct), "interval": [low, high]},
         "by_family": breakdown(examples, correct, lambda e: e.family),
         "by_habit": breakdown(examples, correct, lambda e: e.habit),
         "by_complexity": breakdown(examples, correct, lambda e: e.complexity),

@@ -11,23 +11,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sqlr1_jax.config import Config
-from sqlr1_jax.evaluate.heldout import HeldoutSet
+from sqlr1_jax.evaluate.heldout import HeldoutSet, prompt_settings
 from sqlr1_jax.sql.database import content_hash
+from sqlr1_jax.train.context import RunContext
 
-MULTIPLIER = 0x9E3779B1  # odd, so that no change of one number cancels
 
-
-def content_key(config: Config, params: Any, sets: Sequence[HeldoutSet]) -> dict[str, str]:
+def content_key(context: RunContext, params: Any, sets: Sequence[HeldoutSet]) -> dict[str, str]:
     """Digests of what decides the results. Equal keys mean equal results, whatever the files are called."""
+    config = context.config
     questions = [
-        [heldout.name, e.id, e.db_id, e.question, e.sql, p.text, p.opening]
+        [heldout.name, e.id, e.db_id, e.question, e.sql, p.ids.tolist(), p.opening, p.over_budget]
         for heldout in sets
         for e, p in zip(heldout.examples, heldout.prompts, strict=True)
     ]
     databases = sorted({example.database for heldout in sets for example in heldout.examples})
-    evaluate = dataclasses.replace(config.evaluate, every=0, subset=0)  # only training reads these two
-    settings = [evaluate, config.rollout, config.execute, config.grpo.sampling, config.model.dtype, config.seed]
+    settings = [
+        dataclasses.replace(config.evaluate, every=0, subset=0),  # only training reads these two
+        dataclasses.replace(config.execute, workers=0, gold_cache_dir=""),  # these two change no result
+        config.rollout,
+        config.grpo.sampling,
+        prompt_settings(context),
+        [config.seed, config.model.dtype, config.model.activation_dtype, jax.default_backend()],
+    ]
     return {
         "weights": weights_digest(params),
         "questions": _digest(questions),
@@ -37,20 +42,30 @@ def content_key(config: Config, params: Any, sets: Sequence[HeldoutSet]) -> dict
 
 
 def weights_digest(params: Any) -> str:
-    """A digest of all parameters, computed where they are: their bits, weighted by position and summed modulo 2^32."""
+    """A digest of all parameters, computed where they are: two sums of a hash of each number and its position."""
     leaves = jax.tree.leaves_with_path(params)
-    sums = jax.device_get([_checksum(leaf) for _, leaf in leaves])
+    sums = jax.device_get([_checksums(leaf) for _, leaf in leaves])
     names = [jax.tree_util.keystr(path) for path, _ in leaves]
-    return _digest([[name, leaf.shape, int(total)] for name, (_, leaf), total in zip(names, leaves, sums, strict=True)])
+    return _digest(
+        [[name, leaf.shape, total.tolist()] for name, (_, leaf), total in zip(names, leaves, sums, strict=True)]
+    )
 
 
 @jax.jit
-def _checksum(x: jax.Array) -> jax.Array:
+def _checksums(x: jax.Array) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32 if x.dtype.itemsize == 4 else jnp.uint16).astype(jnp.uint32)
-    weights = jnp.uint32(1)
+    position = jnp.zeros((1,) * x.ndim, jnp.uint32)
     for axis in range(x.ndim):  # index along each axis, so that no flat copy of a sharded array is made
-        weights = weights * jnp.uint32(MULTIPLIER) + 2 * jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    return (bits * (weights | jnp.uint32(1))).sum(dtype=jnp.uint32)
+        position = _mix(position * 31 + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis))
+    first = _mix(bits ^ position)
+    return jnp.stack([first.sum(dtype=jnp.uint32), _mix(first + position).sum(dtype=jnp.uint32)])
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """The finalizer of MurmurHash3: every bit of the result depends on every bit of x."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
 
 
 def _digest(value: Any) -> str:

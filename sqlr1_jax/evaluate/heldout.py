@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 
 from sqlr1_jax import prompt_metadata
 from sqlr1_jax.config import DataConfig
+from sqlr1_jax.data import templates
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.prompt import Prompt, PromptRenderer
 from sqlr1_jax.model import huggingface
 from sqlr1_jax.train.context import TRAINING_STAGES, RunContext
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +33,13 @@ def load_heldout_sets(context: RunContext) -> list[HeldoutSet]:
     """The run's held-out sets: "heldout" and "newnames" of the embedded data, only "heldout" of another source."""
     source, settings = context.config.data.evaluate, context.config.evaluate
     names = ["heldout", "newnames"] if source.startswith("synth:") else ["heldout"]
-    renderer = PromptRenderer(context.tokenizer, prompt_settings(context))
+    settings_of_prompts = prompt_settings(context)
+    log.info(
+        "evaluation asks with prompt %s, form %s, schema %s, at most %d tokens",
+        settings_of_prompts.prompt, settings_of_prompts.form, settings_of_prompts.schema,
+        settings_of_prompts.max_prompt_tokens,
+    )  # fmt: skip
+    renderer = PromptRenderer(context.tokenizer, settings_of_prompts)
     sets = []
     for name in names:
         examples = context.examples(source, name)
@@ -51,7 +61,10 @@ def prompt_settings(context: RunContext) -> DataConfig:
         data, _ = prompt_metadata.read(huggingface.resolve_folder(config.model.path))
     names = ("form", "prompt", "schema", "instructions", "max_prompt_tokens")
     replaced = {name: value for name in names if (value := getattr(config.evaluate, name))}
-    return dataclasses.replace(data, **replaced)
+    data = dataclasses.replace(data, **replaced)
+    if data.prompt in templates.REASONING and not config.evaluate.form:
+        data = dataclasses.replace(data, form="reasoning")
+    return data
 
 
 def choose_databases(examples: Sequence[Example], databases: int, limit: int, seed: int) -> list[Example]:

@@ -20,7 +20,7 @@ class PartialResults:
     """
 
     def __init__(self, folder: Path, key: Mapping[str, str]) -> None:
-        """Reads the file, on the first process, if it belongs to `key`."""
+        """Takes the file's chunks if it belongs to `key`; all processes take what the first one reads."""
         self._path, self._key = folder / FILE_NAME, dict(key)
         self.chunks: dict[int, list[Any]] = collectives.broadcast(self._read())
 

@@ -19,17 +19,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sqlr1_jax.config import Config, SamplingConfig
-from sqlr1_jax.data import order
+from sqlr1_jax.config import SamplingConfig
+from sqlr1_jax.data import answer, order, templates
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.prompt import Prompt
-from sqlr1_jax.distributed import collectives
+from sqlr1_jax.distributed import collectives, sharding
 from sqlr1_jax.evaluate import accuracy
 from sqlr1_jax.evaluate.accuracy import Candidate
 from sqlr1_jax.evaluate.content_key import content_key
 from sqlr1_jax.evaluate.heldout import HeldoutSet, load_heldout_sets, prompt_settings
 from sqlr1_jax.evaluate.partial_results import PartialResults
 from sqlr1_jax.io import atomic_write_text, read_json, write_json, write_jsonl
+from sqlr1_jax.model import tokenizer
 from sqlr1_jax.progress import Progress
 from sqlr1_jax.rollout.engine import Engine
 from sqlr1_jax.rollout.prefixes import padded_size
@@ -47,11 +48,11 @@ WEIGHTS = "weights.txt"  # names the weights that were evaluated
 KEY = "key.json"  # digests of what decided the results
 FIGURES = "figures.json"  # written last, so its presence means that an evaluation is complete
 EVALUATION_STEP = -1 % 2**31  # step number in evaluations' sampling keys; no training step has it
-CHUNK_ROUNDS = 8  # a chunk has this many times the questions that are sampled at once, so few slots idle at its end
+CHUNK_ROUNDS = 4  # a chunk has this many times the questions that are sampled at once, so few slots idle at its end
 SLOTS_CPU, SLOTS = 8, 64  # questions sampled at once if the config does not say
-# A direct answer is one block of SQL; small models often go on to explain it.
-DIRECT_STOP = ("\n```\n",)
-DIRECT_TOKENS = 256  # token limit of a direct answer if the config does not say: twice Spider's longest query
+DIRECT_TOKENS = (
+    256  # token limit of an answer that is one block of SQL, if the config does not say: twice Spider's longest query
+)
 
 
 class Question(NamedTuple):
@@ -84,21 +85,21 @@ def evaluate(context: RunContext, name: str, params: Any, weights_of: str, execu
       executor: an open pool of SQL workers.
     """
     folder, sets = context.workdir / "evaluation" / name, load_heldout_sets(context)
-    key = content_key(context.config, params, sets)
+    key = content_key(context, params, sets)
     existing = collectives.broadcast(_existing_figures(folder, key))
     if existing is not None:
         collectives.run_on_primary(atomic_write_text, folder / WEIGHTS, weights_of)
         return existing
-    folder.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    answers = _answer_questions(context, name, params, executor, sets, PartialResults(folder, key))
+    collectives.run_on_primary(_remove_figures, folder)
+    start, partial = time.perf_counter(), PartialResults(folder, key)
+    answers = _answer_questions(context, name, params, executor, sets, partial)
     figures = {heldout.name: _figures(answers[heldout.name], context.config.evaluate.votes) for heldout in sets}
     if collectives.is_primary():
         _write_answers(folder, sets, answers, context.config.evaluate.votes)
         atomic_write_text(folder / WEIGHTS, weights_of)
         write_json(folder / KEY, key)
         write_json(folder / FIGURES, figures)
-        PartialResults(folder, key).delete()
+        partial.delete()
     for set_name, set_figures in figures.items():
         log.info("%s, %s: %s", name, set_name, set_figures)
     log.info("evaluated %s in %.1f s", name, time.perf_counter() - start)
@@ -114,6 +115,13 @@ def _existing_figures(folder: Path, key: Mapping[str, str]) -> dict[str, Figures
         return None
     figures: dict[str, Figures] = read_json(folder / FIGURES)
     return figures
+
+
+def _remove_figures(folder: Path) -> None:
+    """Removes the figures of an earlier evaluation: a kill must not leave them next to new answers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (FIGURES, KEY):
+        (folder / name).unlink(missing_ok=True)
 
 
 def discard_stale_figures(context: RunContext, name: str, weights_of: str) -> None:
@@ -140,7 +148,7 @@ def _answer_questions(
         for heldout in sets
         for index, (example, prompt) in enumerate(zip(heldout.examples, heldout.prompts, strict=True))
     ]
-    chunks = split_into_chunks(questions, CHUNK_ROUNDS * concurrent_prompts(context.config))
+    chunks = split_into_chunks(questions, CHUNK_ROUNDS * concurrent_prompts(context))
     answers: dict[tuple[str, int], Answers] = {}
     weights = None
     done = sum(len(chunk) for i, chunk in enumerate(chunks) if i in partial.chunks)
@@ -157,9 +165,9 @@ def _answer_questions(
 
 
 def split_into_chunks(questions: Sequence[Question], size: int) -> list[list[Question]]:
-    """Chunks of at least `size` questions, except the last, of whole databases; short prompts come first.
+    """Chunks of whole databases with at least `size` questions, or fewer if no other database has prompts as long.
 
-    A chunk's prompts have about one length, since its slots are as long as its longest prompt.
+    Slots are as long as a chunk's longest prompt, so its prompts have about one length. Short prompts come first.
     """
     by_database: dict[Path, list[Question]] = {}
     for question in questions:
@@ -275,12 +283,14 @@ def evaluation_request(
       progress: counts prompts as their samples end.
     """
     settings, training = context.config.evaluate, context.config.grpo.sampling
-    direct = prompt_settings(context).form == "direct"
+    data = prompt_settings(context)
+    one_block = templates.asks_for_one_block(data.prompt, data.form)
     sampling = SamplingConfig(
         temperature=temperatures[0],
         top_p=settings.top_p,
-        max_tokens=settings.max_tokens or (min(training.max_tokens, DIRECT_TOKENS) if direct else training.max_tokens),
-        stop=settings.stop or training.stop or (DIRECT_STOP if direct else ()),
+        max_tokens=settings.max_tokens
+        or (min(training.max_tokens, DIRECT_TOKENS) if one_block else training.max_tokens),
+        stop=settings.stop or training.stop,
     )
     samples_left = np.full(len(prompts), len(temperatures))
 
@@ -288,20 +298,27 @@ def evaluation_request(
         for sample in finished:
             samples_left[sample.prompt] -= 1
             if progress and not samples_left[sample.prompt]:
-                progress.update()
+                progress.update(collectives.process_count())  # the others answer as many
 
+    request = context.request(prompts, len(temperatures), sampling, EVALUATION_STEP)
+    if one_block and not sampling.stop:
+        request = dataclasses.replace(request, stop_fn=tokenizer.StopMatcher(context.tokenizer, answer.block_is_closed))
     return dataclasses.replace(
-        context.request(prompts, len(temperatures), sampling, EVALUATION_STEP),
+        request,
         index_P=indices,
         temperatures=temperatures if len(set(temperatures)) > 1 else (),
-        max_concurrent_prompts=concurrent_prompts(context.config),
+        max_concurrent_prompts=concurrent_prompts(context),
         on_finished=count_finished,
     )
 
 
-def concurrent_prompts(config: Config) -> int:
-    """Prompts sampled at once: the config's, or as many as keep the platform busy."""
-    return config.evaluate.max_concurrent_prompts or (SLOTS_CPU if jax.default_backend() == "cpu" else SLOTS)
+def concurrent_prompts(context: RunContext) -> int:
+    """Prompts sampled at once: the config's, or as many as keep the platform busy, a multiple of the mesh's rows."""
+    if wanted := context.config.evaluate.max_concurrent_prompts:
+        return wanted
+    shape = sharding.sampling_mesh(context.mesh, context.model.num_kv_heads).shape
+    rows, default = shape["replica"] * shape["fsdp"], SLOTS_CPU if jax.default_backend() == "cpu" else SLOTS
+    return -(-default // rows) * rows
 
 
 def execute_texts(
@@ -326,10 +343,10 @@ def _figures(answers: Sequence[Answers], votes: int) -> Figures:
         return OutcomeKind(line["outcome"]).correct
 
     return {
-        "ex_greedy": accuracy.fraction_correct(right(answer.greedy) for answer in answers),
-        f"ex_vote{votes}": accuracy.fraction_correct(right(answer.vote) for answer in answers),
-        f"pass{votes}": accuracy.fraction_correct(any(map(right, answer.vote["candidates"])) for answer in answers),
-        "well_formed": float(np.mean([answer.greedy["well_formed"] for answer in answers])),
+        "ex_greedy": accuracy.fraction_correct(right(line.greedy) for line in answers),
+        f"ex_vote{votes}": accuracy.fraction_correct(right(line.vote) for line in answers),
+        f"pass{votes}": accuracy.fraction_correct(any(map(right, line.vote["candidates"])) for line in answers),
+        "well_formed": float(np.mean([line.greedy["well_formed"] for line in answers])),
         "n": len(answers),
     }
 
@@ -342,7 +359,7 @@ def _write_answers(
         lines: list[Line] = []
         report = {}
         for heldout in sets:
-            chosen = [answer[column] for answer in answers[heldout.name]]
+            chosen = [lines_of[column] for lines_of in answers[heldout.name]]
             outcomes = [OutcomeKind(line["outcome"]) for line in chosen]
             lines += chosen
             report[heldout.name] = accuracy.accuracy_by_label(heldout.examples, [kind.correct for kind in outcomes])

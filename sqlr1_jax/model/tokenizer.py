@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,25 +69,30 @@ def stop_ids(tokenizer: Any, folder: str | Path = "") -> tuple[int, ...]:
     return stops
 
 
-class StopTextMatcher:
-    """Finds the first stop text in a completion.
+class StopMatcher:
+    """Finds where a completion's text ends.
 
-    A call takes token ids and returns the number of tokens up to and including the one that completes a stop text, or
-    None if the completion contains none.
+    A call takes token ids and returns the number of tokens up to and including the one with which the text is ended, or
+    None if it goes on.
     """
 
-    def __init__(self, tokenizer: Any, texts: tuple[str, ...]):
-        self._tokenizer, self._texts = tokenizer, texts
+    def __init__(self, tokenizer: Any, is_ended: Callable[[str], bool]):
+        """is_ended: whether a text has ended; true for every text that continues one that has."""
+        self._tokenizer, self._is_ended = tokenizer, is_ended
 
     def __call__(self, ids: Any) -> int | None:
-        if not self._contains_stop_text(ids):
+        if not self._ended(ids):
             return None
-        # A stop text may start or end inside a token, so whole prefixes are decoded and their length is bisected.
-        return bisect.bisect_left(range(len(ids) + 1), True, key=lambda count: self._contains_stop_text(ids[:count]))
+        # The end may lie inside a token, so whole prefixes are decoded and their length is bisected.
+        return bisect.bisect_left(range(len(ids) + 1), True, key=lambda count: self._ended(ids[:count]))
 
-    def _contains_stop_text(self, ids: Any) -> bool:
-        text = self._tokenizer.decode(list(map(int, ids)), clean_up_tokenization_spaces=False)
-        return any(stop in text for stop in self._texts)
+    def _ended(self, ids: Any) -> bool:
+        return self._is_ended(self._tokenizer.decode(list(map(int, ids)), clean_up_tokenization_spaces=False))
+
+
+def stop_text_matcher(tokenizer: Any, texts: Sequence[str]) -> StopMatcher:
+    """Ends a completion at the first of these texts, which stays in it."""
+    return StopMatcher(tokenizer, lambda text: any(stop in text for stop in texts))
 
 
 def pad_id(tokenizer: Any) -> int:

@@ -103,6 +103,7 @@ def sample(
     grpo_config = setup.context.config.grpo
     request = dataclasses.replace(
         setup.context.request(prompts, grpo_config.samples, grpo_config.sampling, step),
+        prefix_length_P=None,  # prompts of a step are on different databases; and no program may compile in training
         index_P=range(grpo_config.prompts)[collectives.local_slice(grpo_config.prompts)],
         on_finished=on_finished,
     )

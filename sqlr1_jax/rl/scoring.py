@@ -117,16 +117,17 @@ class CompletionExecutor:
         """
         try:
             texts = self._context.texts([sample.ids for sample in finished])  # one call: batched decoding is cheaper
-            for (prompt, sample, _), text in zip(finished, texts, strict=True):
-                parsed = self._read(self._openings[prompt] + text)
+            for (prompt, sample, ids), text in zip(finished, texts, strict=True):
+                stopped = bool(len(ids)) and int(ids[-1]) in self._context.stop_ids
+                parsed = self._read(self._openings[prompt] + text, stopped)
                 self.texts[prompt][sample], self.answers[prompt][sample] = text, parsed
                 self._pending[prompt][sample] = self._submit_answer(self._examples[prompt], parsed)
         except Exception as error:
             self._error = self._error or error
 
-    def _read(self, text: str) -> Answer:
+    def _read(self, text: str, stopped: bool) -> Answer:
         config = self._context.config
-        return answer.read(text, config.data.form, config.grpo.reward.open_answer)
+        return answer.read(text, config.data.form, config.grpo.reward.open_answer and stopped)
 
     def _submit_answer(self, example: Example, parsed: Answer) -> Future[Outcome]:
         """Submits one answer and returns the Future of its outcome.

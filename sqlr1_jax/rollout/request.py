@@ -55,7 +55,7 @@ class Request:
     # How many tokens each prompt shares with others of the request, from its first on; prompts that begin with the same
     # such tokens are prefilled together, those tokens once. None: every prompt is prefilled whole.
     prefix_length_P: Sequence[int] | None = None
-    # A temperature for each of a prompt's samples, with equal ones next to each other; empty: sampling's for all.
+    # A temperature for each of a prompt's samples; empty: sampling's for all.
     temperatures: tuple[float, ...] = ()
     # Slots over all processes; 0: rollout.max_concurrent_prompts, or if that is 0 too, one slot per prompt.
     max_concurrent_prompts: int = 0

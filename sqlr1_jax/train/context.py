@@ -75,7 +75,7 @@ class RunContext:
 
     def request(self, prompts: Sequence[Prompt], samples: int, sampling: SamplingConfig, step: int) -> Request:
         """A request for `samples` completions of each prompt; `step` is folded into the sampling keys."""
-        stop_fn = tokenizer.StopTextMatcher(self.tokenizer, sampling.stop) if sampling.stop else None
+        stop_fn = tokenizer.stop_text_matcher(self.tokenizer, sampling.stop) if sampling.stop else None
         return Request(
             prompts=[prompt.ids for prompt in prompts],
             samples=samples,

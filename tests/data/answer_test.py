@@ -259,3 +259,35 @@ def test_every_real_answer_can_be_written(shared_data: Path) -> None:
             continue
         assert (parsed.think, parsed.sql) == (record["cot"], record["sql"])
     assert refused == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "sql"),
+    [
+        ("The query is: SELECT a FROM b;", "SELECT a FROM b"),
+        ("**Answer:** SELECT a FROM b", "SELECT a FROM b"),
+        ("Use `SELECT a FROM b` for this.", "SELECT a FROM b"),
+        ("```mysql\nSELECT 1\n```", "SELECT 1"),
+        ("```SQL query\nSELECT 1\n```", "SELECT 1"),
+        ("```sql SELECT a\nFROM b\n```", "SELECT a\nFROM b"),
+        ("Select the right table first.\nSELECT 1", "SELECT 1"),
+        ("Select the right table first.", None),
+        ("With this schema there is no answer.", None),
+    ],
+)
+def test_sql_is_found_within_prose_and_prose_is_not_sql(text: str, sql: str | None) -> None:
+    assert answer.find_sql(text) == sql
+
+
+@pytest.mark.parametrize(
+    ("text", "closed"),
+    [
+        ("```sql\nSELECT 1\n```", True),
+        ("Here it is:\n```\nSELECT 1\n```\nIt counts.", True),
+        ("Here it is:\n```\n", False),
+        ("```sql\nSELECT '```'", False),
+        ("SELECT 1", False),
+    ],
+)
+def test_a_block_is_closed_by_its_second_fence(text: str, closed: bool) -> None:
+    assert answer.block_is_closed(text) == closed

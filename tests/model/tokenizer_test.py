@@ -69,7 +69,7 @@ def test_qwen2_5s_tokenizer_has_its_known_ids(shared_data: Path) -> None:
 
 
 def test_stop_text_matcher_counts_up_to_the_token_that_completes_a_stop_text(tiny_tokenizer: Any) -> None:
-    matcher = tokenizer.StopTextMatcher(tiny_tokenizer, ("</answer>", "FROM"))
+    matcher = tokenizer.stop_text_matcher(tiny_tokenizer, ("</answer>", "FROM"))
     ids = tiny_tokenizer("<answer> SELECT count(*) FROM dogs </answer> more", add_special_tokens=False)["input_ids"]
     count = matcher(np.asarray(ids))
     assert count is not None
