@@ -218,7 +218,8 @@ def test_stop_fn_ends_a_completion() -> None:
 
 
 def test_rollout_does_not_compile_after_compile() -> None:
-    engine = _engine(max_concurrent_prompts=2, prefill_batch=1, decode_steps_per_sync=4, prompt_buckets=2)
+    engine = _engine(max_concurrent_prompts=4, prefill_batch=1, decode_steps_per_sync=4, prompt_buckets=2)
+    assert len(engine.row_sizes(4 * (G + 1))) == 4
     weights, request = engine.prepare_weights(tiny_models.random_params()), Request(_prompts(), G + 1, SAMPLING, 7, 2)
     with compiled_programs() as by_compile:
         engine.compile(weights, request)
@@ -314,8 +315,9 @@ def test_a_shared_prefix_is_prefilled_once_and_changes_no_sample(monkeypatch: py
     lengths = [6, 6, 6, 5, 5, 5, 4]
     computed = _record_prefixes(monkeypatch)
     variants: list[dict[str, Any]] = [{}, {"cache": "int8"}, {"max_concurrent_prompts": 2, "prefill_batch": 2}]
-    for settings in variants:
-        engine = _engine(**settings)
+    engines = [_engine(**settings) for settings in variants]
+    engines.append(_engine(_eight_devices(), max_concurrent_prompts=4, prefill_batch=4))
+    for engine in engines:
         whole = _rollout(prompts, engine)
         assert computed == []
         _assert_same(_rollout(prompts, engine, prefix_length_P=lengths), whole)
