@@ -32,7 +32,7 @@ os._exit(9)
 def logged(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A database whose committed sum of `amount` is 20,000, which its main file alone does not have."""
     path = tmp_path / "shop.sqlite"
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE sale (id INTEGER PRIMARY KEY, amount INTEGER, city TEXT)")
         amount = 10 if request.param == "journal" else 7
         connection.executemany("INSERT INTO sale VALUES (?, ?, ?)", [(i, amount, "x" * 500) for i in range(2000)])
