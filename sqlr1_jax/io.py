@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from sqlr1_jax.errors import Sqlr1Error
 
@@ -16,8 +18,40 @@ log = logging.getLogger(__name__)
 OnBadLines = Literal["error", "warn", "keep"]
 
 
+class EncodingError(Sqlr1Error):
+    """A text file that is not UTF-8; the message names the file, the line and the fix."""
+
+
 class JsonError(Sqlr1Error):
     """A file or a line of a JSONL file that is not JSON; the message names the file, the line and the fix."""
+
+
+@contextlib.contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """Opens a file of UTF-8, with or without a byte order mark.
+
+    Raises:
+      EncodingError: the file is read inside the context, and is not UTF-8.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        try:
+            yield file
+        except UnicodeDecodeError as error:
+            raise EncodingError(_where_not_utf8(path)) from error
+
+
+def _where_not_utf8(path: Path) -> str:
+    fix = "save the file as UTF-8, for example with `iconv -t utf-8 -f"
+    with path.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            return f"{path} is UTF-16; {fix} utf-16`."
+        file.seek(0)
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f"{path}: in line {number}, byte {error.start} is not UTF-8; {fix} latin1`."
+    return f"{path} is not UTF-8; {fix} latin1`."
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -47,7 +81,7 @@ def read_json(path: Path) -> Any:
       JsonError: it is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise JsonError(f"{path} is not JSON ({error}). Restore the file, or download it again.") from error
 
@@ -60,13 +94,14 @@ def read_jsonl(path: Path, on_bad_lines: OnBadLines = "error") -> Iterator[Any]:
 
     Raises:
       JsonError: a line is not JSON, under "error".
+      EncodingError: the file is not UTF-8.
     """
     return (value for _, value in read_numbered_jsonl(path, on_bad_lines))
 
 
 def read_numbered_jsonl(path: Path, on_bad_lines: OnBadLines = "error") -> Iterator[tuple[int, Any]]:
     """Yields (line number, value) as `read_jsonl` yields values; lines count from 1, blank ones too."""
-    with path.open(encoding="utf-8") as file:
+    with open_text(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue

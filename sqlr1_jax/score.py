@@ -50,7 +50,7 @@ def score(
     """
     for name in names:
         metrics.comparison_rule(name, protocol)
-    golds = formats.read_golds(gold_file)
+    golds = formats.read_golds(gold_file, protocol.compat)
     predictions = formats.read_predictions(predictions_file, golds)
     databases = formats.find_databases(golds, databases_folder, protocol.compat)
     verdicts: dict[str, list[Verdict]] = {}

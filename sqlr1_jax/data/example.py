@@ -16,7 +16,9 @@ from sqlr1_jax.sql import database as sqlite
 
 log = logging.getLogger(__name__)
 
-NO_DATABASE = "no readable SQLite file for its db_id"  # a reason to set a record aside
+# Reasons to set a record aside.
+NO_DATABASE = "no readable SQLite file for its db_id"
+UNREADABLE_DATABASE = "its database cannot be read"  # followed by why
 
 _OPTIONAL_TEXTS = ("knowledge", "reasoning", "complexity", "style", "family", "habit")
 
@@ -89,8 +91,9 @@ def read_all_records(spec: str, databases: str = "", limit: int = 0) -> tuple[li
 
 def database_candidates(folder: Path, db_id: str) -> list[Path]:
     """The paths at which a database may be in a folder of databases, the usual one first."""
-    folder, file = folder.absolute(), f"{db_id}.sqlite"
-    return [folder / db_id / file, folder / file, *([folder] if folder.is_file() else [])]
+    folder = folder.absolute()
+    nested = [folder / db_id / f"{db_id}{suffix}" for suffix in sqlite.SUFFIXES]
+    return [*nested, *(folder / path.name for path in nested), *([folder] if folder.is_file() else [])]
 
 
 class _BadRecordError(Exception):
@@ -104,7 +107,7 @@ class _Reader:
         self._spec = spec
         self._source = source
         self._folder = folder  # of the databases
-        self._databases: dict[str, Path | None] = {}  # by db_id; None: no file of it can be opened
+        self._databases: dict[str, Path | str] = {}  # by db_id; a text: why there is none
         self._excluded = excluded
         self._seen: set[str] = set()
         self.set_aside: list[SetAside] = []
@@ -114,7 +117,7 @@ class _Reader:
         """Yields the examples, and records those that are set aside."""
         for position, record in self._source.records():
             self._count += 1
-            record_id = str(record.get("id", position))
+            record_id = str(position if record.get("id") in (None, "") else record["id"])
             try:
                 example = self._example(record_id, record)
             except _BadRecordError as reason:
@@ -150,20 +153,21 @@ class _Reader:
         if not record:
             raise _BadRecordError("not a JSON object")
         for key in ("db_id", "question", "sql"):
-            if not isinstance(record.get(key), str) or not record[key].strip():
-                raise _BadRecordError(f"no {key}")
-        db_id: str = record["db_id"]
+            value = record.get(key)
+            is_number = key == "db_id" and type(value) is int
+            if not is_number and not (isinstance(value, str) and value.strip()):
+                raise _BadRecordError(_no_field(key))
+        db_id = str(record["db_id"]).strip()
         if record_id in self._seen:
             raise _BadRecordError("id seen before")
         self._seen.add(record_id)
         if "/" in db_id or "\\" in db_id or db_id in (".", ".."):
             raise _BadRecordError("db_id is a path")
         if db_id not in self._databases:
-            candidates = [] if self._folder is None else database_candidates(self._folder, db_id)
-            self._databases[db_id] = next((path for path in candidates if _opens(path)), None)
+            self._databases[db_id] = _find_database(self._folder, db_id)
         database = self._databases[db_id]
-        if database is None:
-            raise _BadRecordError(NO_DATABASE)
+        if isinstance(database, str):
+            raise _BadRecordError(database)
         texts = {key: str(record.get(key) or "") for key in _OPTIONAL_TEXTS}
         texts |= {"question": record["question"], "sql": record["sql"], "source": self._spec}
         return Example(record_id, db_id, database, spoiled=bool(record.get("spoiled", False)), **texts)
@@ -199,9 +203,22 @@ def _read_excluded(path: str) -> frozenset[str]:
     return frozenset(str(line["id"]) for line in lines)
 
 
-def _opens(path: Path) -> bool:
-    try:
-        sqlite.open_readonly(path).close()
-    except sqlite.DatabaseError:
-        return False
-    return True
+def _no_field(field: str) -> str:
+    """The reason to set aside a record without this field: the names under which it was looked for."""
+    *names, last = sources.FIELD_NAMES[field]
+    truth = ", or under reward_model" if field == "sql" else ""
+    return f"no {', '.join(names)} or {last}{truth}" if names else f"no {last}"
+
+
+def _find_database(folder: Path | None, db_id: str) -> Path | str:
+    """The first file of a database that can be opened, or why there is none."""
+    why = NO_DATABASE
+    for path in database_candidates(folder, db_id) if folder is not None else ():
+        try:
+            sqlite.open_readonly(path).close()
+        except sqlite.DatabaseError as error:
+            if path.exists() and why == NO_DATABASE:
+                why = f"{UNREADABLE_DATABASE}: {error}"
+            continue
+        return path
+    return why

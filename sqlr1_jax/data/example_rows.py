@@ -23,17 +23,20 @@ from typing import Any
 
 from sqlr1_jax.data.schema import quote
 from sqlr1_jax.sql import database as sqlite
+from sqlr1_jax.sql import modules
 
 FORMAT = "rows"  # a value of the setting data.schema
 ROWS = 3  # example rows of a table
 MAX_CELL_LENGTH = 40  # characters
 
-_TABLES = """SELECT name, sql FROM sqlite_master
-    WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid"""
+_OBJECTS = """SELECT name, type, sql FROM sqlite_master
+    WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY type, rowid"""
 
 
 def render(database: str | Path) -> str:
-    """The tables of an SQLite file, separated by empty lines, without a final newline.
+    """The tables of an SQLite file, then its views without rows, separated by empty lines, without a final newline.
+
+    Shadow tables (sql/modules.py) are left out. So is a table that cannot be read; the log names it once.
 
     Raises:
       sql.database.DatabaseError: the file cannot be opened or read; the message names it.
@@ -42,10 +45,24 @@ def render(database: str | Path) -> str:
     with closing(sqlite.open_readonly(path)) as connection:
         connection.text_factory = lambda raw: raw.decode(errors="replace")
         try:
-            tables = connection.execute(_TABLES).fetchall()
-            return "\n\n".join(f"{sql} \n {_example_rows(connection, name)}" for name, sql in tables)
+            shadows = modules.shadow_tables(modules.virtual_tables(connection))
+            objects = [row for row in connection.execute(_OBJECTS).fetchall() if row[0].lower() not in shadows]
         except sqlite3.Error as error:
             raise sqlite.DatabaseError(f"{path}: cannot read its tables: {error}") from error
+        texts = [_object(connection, path, *row) for row in objects]
+        return "\n\n".join(text for text in texts if text)
+
+
+def _object(connection: sqlite3.Connection, path: Path, name: str, kind: str, sql: str) -> str:
+    """The statement of a table, with its first rows, or of a view, which may be slow; "" if it cannot be read."""
+    try:
+        if kind == "table":
+            return f"{sql} \n {_example_rows(connection, name)}"
+        connection.execute(f"SELECT 1 FROM {quote(name)} LIMIT 0")
+        return sql
+    except sqlite3.Error as error:
+        sqlite.warn_once(f"{path}: {kind} {name} is left out of the schema, since it cannot be read ({error}).")
+        return ""
 
 
 def _example_rows(connection: sqlite3.Connection, table: str) -> str:

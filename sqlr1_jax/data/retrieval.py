@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sqlr1_jax.data.schema import MAX_VALUE_LENGTH, Schema, quote
+from sqlr1_jax.data.schema import MAX_VALUE_LENGTH, Schema, quote, read_values
 from sqlr1_jax.sql import database as sqlite
 
 MAX_RUN_WORDS = 8
@@ -129,11 +129,9 @@ def _read_values(database: Path, schema: Schema) -> dict[str, list[tuple[str, st
         for table in schema.tables:
             for column in table.columns:
                 name, source = quote(column.name), quote(table.name)
-                rows = connection.execute(
-                    f"""SELECT DISTINCT {name} FROM {source} NOT INDEXED
+                query = f"""SELECT DISTINCT {name} FROM {source} NOT INDEXED
                     WHERE typeof({name}) = 'text' AND length({name}) BETWEEN 1 AND {MAX_VALUE_LENGTH}"""
-                )
-                for (value,) in rows:
+                for (value,) in read_values(connection, query, database, table.name, column.name):
                     if "\n" not in value and "\r" not in value:
                         values.setdefault(value, []).append((table.name, column.name))
     return values

@@ -19,9 +19,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from sqlr1_jax.data import comments
 from sqlr1_jax.sql import database as sqlite
+from sqlr1_jax.sql import modules
 
 FORMATS = ("retrieved", "fixed", "qualified", "compact")  # values of the setting data.schema, longest text first
 FORMATS_WITHOUT_VALUES = ("qualified", "compact")
@@ -42,12 +44,10 @@ _RESERVED = """add all alter and as autoincrement between case cast check collat
 RESERVED = frozenset(_RESERVED.split())
 _BARE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
-_COLUMNS = """SELECT m.name, c.name, c.type, c.pk FROM sqlite_master m JOIN pragma_table_xinfo(m.name) c
-    WHERE m.type = 'table' AND m.name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND c.hidden != 1
-    ORDER BY m.rowid, c.cid"""
-_KEYS = """SELECT m.name, k.id, k."from", k."table", k."to", k.seq
-    FROM sqlite_master m JOIN pragma_foreign_key_list(m.name) k WHERE m.type = 'table'
-    ORDER BY m.rowid, k.id DESC, k.seq"""
+_OBJECTS = """SELECT name, type, sql FROM sqlite_master
+    WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid"""
+_COLUMNS = "SELECT name, type, pk FROM pragma_table_xinfo(?) WHERE hidden != 1 ORDER BY cid"
+_KEYS = """SELECT id, "from", "table", "to" FROM pragma_foreign_key_list(?) ORDER BY id DESC, seq"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +73,11 @@ class ForeignKey:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table and its columns, in the order of their declaration."""
+    """A table or view and its columns, in the order of their declaration."""
 
     name: str
     columns: tuple[Column, ...]
+    module: str = ""  # of a virtual table, as in USING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +86,14 @@ class Schema:
 
     tables: tuple[Table, ...]  # in the order of their creation
     foreign_keys: tuple[ForeignKey, ...]
+    views: tuple[Table, ...] = ()  # their columns have no values: a view may be slow
 
 
 def read_schema(database: str | Path, sampled: bool = True) -> Schema:
     """The schema of an SQLite file with its columns' comments and, if `sampled`, a few values of each column.
 
-    Foreign keys to tables or columns that do not exist are left out.
+    Shadow tables (sql/modules.py) and foreign keys to tables or columns that do not exist are left out. So is a table
+    or view that cannot be read, such as one of an extension's module; the log names it once.
 
     Raises:
       sql.database.DatabaseError: the file cannot be opened or read; the message names it.
@@ -99,11 +102,11 @@ def read_schema(database: str | Path, sampled: bool = True) -> Schema:
     with closing(sqlite.open_readonly(path)) as connection:
         connection.text_factory = lambda raw: raw.decode(errors="replace")
         try:
-            tables = _read_tables(connection, path, sampled)
-            keys = _read_keys(connection, tables)
+            tables, views = _read_tables(connection, path, sampled)
+            keys = [key for table in tables for key in _read_keys(connection, table, tables)]
         except sqlite3.Error as error:
             raise sqlite.DatabaseError(f"{path}: cannot read its schema: {error}") from error
-    return Schema(tuple(tables), tuple(keys))
+    return Schema(tuple(tables), tuple(keys), tuple(views))
 
 
 def render(schema: Schema, schema_format: str, values: Values | None = None) -> str:
@@ -122,7 +125,10 @@ def render(schema: Schema, schema_format: str, values: Values | None = None) -> 
     for key in schema.foreign_keys:
         keys.setdefault(key.table, []).append(key)
     retrieved = (values or {}) if schema_format == "retrieved" else {}
-    return "\n\n".join(_create_table(table, keys.get(table.name, []), retrieved) for table in schema.tables)
+    tables = [_create_table(table, keys.get(table.name, []), retrieved) for table in schema.tables]
+    # Of a view, only its columns: its query may be long, and the text must remain SQL.
+    views = [f"-- view {quote(view.name)} ({_join_names([c.name for c in view.columns])})" for view in schema.views]
+    return "\n\n".join([*tables, *(["\n".join(views)] if views else [])])
 
 
 def quote(name: str) -> str:
@@ -144,10 +150,11 @@ def _render_names(schema: Schema, qualified: bool) -> str:
     def name(table: str, column: str) -> str:
         return quote(column) if tables_with[column.lower()] == 1 else f"{quote(table)}.{quote(column)}"
 
+    shown = (*schema.tables, *schema.views)
     if qualified:
-        lines = ["- " + ", ".join(f"{quote(t.name)} {quote(c.name)}" for c in t.columns) for t in schema.tables]
+        lines = ["- " + ", ".join(f"{quote(t.name)} {quote(c.name)}" for c in t.columns) for t in shown]
     else:
-        lines = [f"- {quote(t.name)}: {_join_names([c.name for c in t.columns])}" for t in schema.tables]
+        lines = [f"- {quote(t.name)}: {_join_names([c.name for c in t.columns])}" for t in shown]
     for key in schema.foreign_keys:
         pairs = zip(key.columns, key.parent_columns, strict=True)
         condition = " and ".join(f"{name(key.table, child)} = {name(key.parent, parent)}" for child, parent in pairs)
@@ -171,35 +178,48 @@ def _create_table(table: Table, keys: Sequence[ForeignKey], retrieved: Values) -
         lines.append((f"FOREIGN KEY ({child}) REFERENCES {quote(key.parent)} ({parent})", ""))
     commas = [","] * (len(lines) - 1) + [""]
     body = [f"    {text}{comma}{comment}" for (text, comment), comma in zip(lines, commas, strict=True)]
-    return "\n".join([f"CREATE TABLE {quote(table.name)} (", *body, ");"])
+    module = f" -- virtual table of {table.module}" if table.module else ""
+    return "\n".join([f"CREATE TABLE {quote(table.name)} ({module}", *body, ");"])
 
 
 def _join_names(names: Sequence[str]) -> str:
     return ", ".join(quote(name) for name in names)
 
 
-def _read_tables(connection: sqlite3.Connection, path: Path, sampled: bool) -> list[Table]:
-    """The tables with their comments; BIRD's descriptions win over comments in the SQL."""
-    from_sql = {}
-    for name, sql in connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'"):
-        if "--" in (sql or "") or "/*" in (sql or ""):
-            from_sql.update({(name.lower(), column): text for column, text in comments.from_sql(sql).items()})
-    comment_of = from_sql | comments.from_descriptions(path)
-    columns: dict[str, list[Column]] = {}
-    for table, name, declared_type, primary_key in connection.execute(_COLUMNS).fetchall():
-        comment = comment_of.get((table.lower(), name.lower()), "")
-        values = _sample(connection, table, name) if sampled else ()
-        columns.setdefault(table, []).append(Column(name, declared_type, primary_key, comment, values))
-    return [Table(name, tuple(of_table)) for name, of_table in columns.items()]
+def _read_tables(connection: sqlite3.Connection, path: Path, sampled: bool) -> tuple[list[Table], list[Table]]:
+    """Tables and views with their comments; BIRD's descriptions win over comments in the SQL."""
+    module_of = modules.virtual_tables(connection)
+    shadows = modules.shadow_tables(module_of)
+    objects = [row for row in connection.execute(_OBJECTS).fetchall() if row[0].lower() not in shadows]
+    comment_of: dict[tuple[str, str], str] = {}
+    for name, kind, sql in objects:
+        if kind == "table" and ("--" in (sql or "") or "/*" in (sql or "")):
+            comment_of.update({(name.lower(), column): text for column, text in comments.from_sql(sql).items()})
+    comment_of |= comments.from_descriptions(path)
+    found: dict[str, list[Table]] = {"table": [], "view": []}
+    for name, kind, _ in objects:
+        try:
+            rows = connection.execute(_COLUMNS, (name,)).fetchall()
+        except sqlite3.Error as error:
+            sqlite.warn_once(f"{path}: {kind} {name} is left out of the schema, since it cannot be read ({error}).")
+            continue
+        columns = [
+            Column(column, type_, key, comment_of.get((name.lower(), column.lower()), ""))
+            for column, type_, key in rows
+        ]
+        if sampled and kind == "table":
+            columns = [dataclasses.replace(c, values=_sample(connection, path, name, c.name)) for c in columns]
+        found[kind].append(Table(name, tuple(columns), module_of.get(name, "")))
+    return found["table"], found["view"]
 
 
-def _read_keys(connection: sqlite3.Connection, tables: Sequence[Table]) -> list[ForeignKey]:
-    """The foreign keys, with names spelled as the tables spell them."""
-    by_name = {table.name.lower(): table for table in tables}
-    rows: dict[tuple[str, int], list[tuple[str, str, str | None]]] = {}
-    for table, number, column, parent, parent_column, _ in connection.execute(_KEYS):
-        rows.setdefault((table, number), []).append((column, parent, parent_column))
-    keys = [_foreign_key(by_name, table, columns) for (table, _), columns in rows.items()]
+def _read_keys(connection: sqlite3.Connection, table: Table, tables: Sequence[Table]) -> list[ForeignKey]:
+    """The foreign keys of a table, with names spelled as the tables spell them."""
+    by_name = {other.name.lower(): other for other in tables}
+    rows: dict[int, list[tuple[str, str, str | None]]] = {}
+    for number, column, parent, parent_column in connection.execute(_KEYS, (table.name,)):
+        rows.setdefault(number, []).append((column, parent, parent_column))
+    keys = [_foreign_key(by_name, table.name, columns) for columns in rows.values()]
     return [key for key in keys if key]
 
 
@@ -227,13 +247,24 @@ def _spelling(table: Table, column: str) -> str | None:
     return next((c.name for c in table.columns if c.name.lower() == column.lower()), None)
 
 
-def _sample(connection: sqlite3.Connection, table: str, column: str) -> tuple[Value, ...]:
-    """The first distinct short values among the table's first rows, in row order."""
+def _sample(connection: sqlite3.Connection, path: Path, table: str, column: str) -> tuple[Value, ...]:
+    """The first distinct short values among the table's first rows, in row order; none if they cannot be read."""
     name, source = quote(column), quote(table)
     # NOT INDEXED, since an index would give the rows in its own order.
-    rows = connection.execute(
-        f"""SELECT DISTINCT v FROM (SELECT {name} AS v FROM {source} NOT INDEXED LIMIT {SAMPLED_ROWS})
+    query = f"""SELECT DISTINCT v FROM (SELECT {name} AS v FROM {source} NOT INDEXED LIMIT {SAMPLED_ROWS})
         WHERE v IS NOT NULL AND typeof(v) != 'blob' AND length(v) BETWEEN 1 AND {MAX_VALUE_LENGTH}
         AND instr(v, char(10)) = 0 AND instr(v, char(13)) = 0 LIMIT {SAMPLED_VALUES}"""
-    )
-    return tuple(row[0] for row in rows)
+    return tuple(row[0] for row in read_values(connection, query, path, table, column))
+
+
+def read_values(
+    connection: sqlite3.Connection, query: str, path: Path, table: str, column: str
+) -> list[tuple[Any, ...]]:
+    """The rows of a query on one column. An unreadable one, as by an extension's collation, has none and is logged."""
+    try:
+        return connection.execute(query).fetchall()
+    except sqlite3.Error as error:
+        sqlite.warn_once(
+            f"{path}: column {column} of table {table} is shown without values; they are unreadable: {error}."
+        )
+        return []

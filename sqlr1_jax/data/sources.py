@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sqlr1_jax.errors import Sqlr1Error
-from sqlr1_jax.io import read_jsonl
+from sqlr1_jax.io import EncodingError, open_text, read_jsonl
 
 # An upper bound on the length of a JSON token that is not a string or number. If the buffer's end cuts a token off, the
 # parser's error lies within this many characters of the end.
@@ -46,7 +46,7 @@ def open_source(prefix: str, path: str) -> Source:
       ExampleError: there is no such file.
     """
     if prefix == "hub":
-        return Source(path, None, lambda: _numbered(_hub(path), _from_synsql))
+        return Source(path, None, lambda: _numbered(_hub(path), _from_any))
     file_format = _FORMATS[prefix]
     file = _find_file(prefix, Path(path), file_format.files)
     databases = database_folder(file, file_format.database_folders)
@@ -66,7 +66,7 @@ def json_list(file: Path, chunk: int = 1 << 22) -> Iterator[Any]:
     Raises:
       ExampleError: the file is not a JSON list, or is broken; the message names the record.
     """
-    with file.open(encoding="utf-8") as text:
+    with open_text(file) as text:
         buffer = text.read(chunk).lstrip()
         if not buffer.startswith("["):
             raise ExampleError(f"{file}: not a JSON list of records.")
@@ -114,8 +114,11 @@ def _read_values(file: Path) -> Iterator[Any]:
 
 
 def _numbered(values: Iterable[Any], rename: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Records:
-    for position, value in enumerate(values):
-        yield position, rename(value) if isinstance(value, Mapping) else {}
+    try:
+        for position, value in enumerate(values):
+            yield position, rename(value) if isinstance(value, Mapping) else {}
+    except EncodingError as error:
+        raise ExampleError(str(error)) from error
 
 
 def _find_file(prefix: str, path: Path, names: tuple[str, ...]) -> Path:
@@ -140,42 +143,75 @@ def _hub(name: str) -> Iterator[Any]:
     return iter(datasets.load_dataset(f"{owner}/{repository}", split=split or "train", streaming=True))
 
 
-_SYNSQL = {
-    "external_knowledge": "knowledge",
-    "cot": "reasoning",
-    "sql_complexity": "complexity",
-    "question_style": "style",
+# The names that public data sets have for a field of `Example`. Of several in a record, the first with content counts.
+FIELD_NAMES: Mapping[str, tuple[str, ...]] = {
+    "id": ("id", "question_id"),
+    "db_id": ("db_id",),
+    "question": ("question",),
+    "sql": ("sql", "SQL", "query"),  # SynSQL, BIRD, Spider
+    "knowledge": ("external_knowledge", "evidence", "knowledge"),
+    "reasoning": ("cot", "reasoning"),
+    "complexity": ("sql_complexity", "difficulty", "complexity"),
+    "style": ("question_style", "style"),
 }
-_BIRD = {"question_id": "id", "SQL": "sql", "evidence": "knowledge", "difficulty": "complexity"}
+_SPIDER_NAMES = {**FIELD_NAMES, "sql": ("query", "SQL", "sql")}  # Spider's `sql` is a parse tree
+_BIRD_NAMES = {**FIELD_NAMES, "id": ("question_id", "id"), "sql": ("SQL", "sql", "query")}
+_TRUTHS = ("reward_model", "reward_spec")  # records that hold gold SQL as `ground_truth`: verl, SkyRL
 
 
-def _from_synsql(record: Mapping[str, Any]) -> dict[str, Any]:
-    """SynSQL's format or SQL-R1's, with gold SQL under reward_model and the question perhaps only in the prompt."""
-    renamed = _renamed(record, _SYNSQL)
-    if "reward_model" not in record:
-        return renamed
-    truth = (record.get("reward_model") or {}).get("ground_truth") or {}
+def _from_any(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of any public form. With a ground truth, the question may stand only in the prompt."""
+    renamed = _renamed(record, FIELD_NAMES)
+    truth = _ground_truth(record)
     renamed.update({name: truth[name] for name in ("db_id", "sql") if truth.get(name)})
-    if not renamed.get("question"):
+    extra = record.get("extra_info")
+    if isinstance(extra, Mapping):
+        renamed.update(
+            {name: extra[name] for name in ("db_id", "question") if extra.get(name) and not renamed.get(name)}
+        )
+    if not renamed.get("question") and truth:
         renamed["question"] = _question_in(record.get("prompt") or ())
     return renamed
 
 
-def _question_in(prompt: Iterable[Mapping[str, str]]) -> str:
+def _ground_truth(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The object {db_id, sql} under reward_model or reward_spec. It may also be text: that object as JSON, or SQL."""
+    holders = [record[name] for name in _TRUTHS if isinstance(record.get(name), Mapping)]
+    truth: Any = next((holder["ground_truth"] for holder in holders if holder.get("ground_truth")), {})
+    if isinstance(truth, str):
+        try:
+            value = json.loads(truth)
+        except ValueError:
+            value = None
+        truth = value if isinstance(value, Mapping) else {"sql": truth}
+    return truth if isinstance(truth, Mapping) else {}
+
+
+def _question_in(prompt: str | Iterable[Any]) -> str:
     """The question in a prompt's last message: the text from `Question:` to the next heading or the end of the turn."""
-    text = [message.get("content", "") for message in prompt][-1:]
-    matches = re.findall(r"Question:\s*(.*?)\s*(?:\n\n?[A-Z][A-Za-z ]*:\s*\n|<\|im_end\|>|\Z)", "".join(text), re.S)
+    messages = [prompt] if isinstance(prompt, str) else list(prompt)[-1:]
+    text = "".join(str(m.get("content", "")) if isinstance(m, Mapping) else str(m) for m in messages)
+    matches = re.findall(r"Question:\s*(.*?)\s*(?:\n\n?[A-Z][A-Za-z ]*:\s*\n|<\|im_end\|>|\Z)", text, re.S)
     return matches[-1] if matches else ""
 
 
-def _renamed(record: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The record with fields renamed. A renamed field wins: Spider's dev.json has `query` and a parse tree `sql`."""
-    others = {name: value for name, value in record.items() if name not in names}
-    return others | {names[name]: value for name, value in record.items() if name in names}
+def _renamed(record: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The record under this project's names; fields of other names are kept."""
+    known = {name for aliases in names.values() for name in aliases}
+    renamed = {name: value for name, value in record.items() if name not in known}
+    for field, aliases in names.items():
+        present = [record[name] for name in aliases if name in record]
+        if present:
+            renamed[field] = next((value for value in present if _has_content(value)), present[0])
+    return renamed
 
 
-_from_spider = functools.partial(_renamed, names={"query": "sql"})
-_from_bird = functools.partial(_renamed, names=_BIRD)
+def _has_content(value: Any) -> bool:
+    return value not in (None, "") and not isinstance(value, Mapping | list)
+
+
+_from_spider = functools.partial(_renamed, names=_SPIDER_NAMES)
+_from_bird = functools.partial(_renamed, names=_BIRD_NAMES)
 
 
 class _FileFormat(NamedTuple):
@@ -184,14 +220,18 @@ class _FileFormat(NamedTuple):
     rename: Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
-_SYNSQL_FORMAT = _FileFormat(("data.json", "data.jsonl"), ("databases",), _from_synsql)
+_SYNSQL_FORMAT = _FileFormat(("data.json", "data.jsonl"), ("databases",), _from_any)
 _FORMATS: Mapping[str, _FileFormat] = {
     "synsql": _SYNSQL_FORMAT,
     "synsql-200k": _SYNSQL_FORMAT,
     "complex-5k": _SYNSQL_FORMAT,
     "spider": _FileFormat(("train_spider.json", "dev.json"), ("database", "databases"), _from_spider),
-    "bird": _FileFormat(("train.json", "dev.json"), ("dev_databases", "train_databases", "databases"), _from_bird),
-    "parquet": _FileFormat(("train.parquet",), ("databases",), _from_synsql),
-    "jsonl": _FileFormat(("data.jsonl", "train.jsonl"), ("databases",), _from_synsql),
+    "bird": _FileFormat(
+        ("train.json", "dev.json", "train-00000-of-00001.jsonl"),
+        ("dev_databases", "train_databases", "databases"),
+        _from_bird,
+    ),
+    "parquet": _FileFormat(("train.parquet",), ("databases",), _from_any),
+    "jsonl": _FileFormat(("data.jsonl", "train.jsonl"), ("databases",), _from_any),
 }
 PREFIXES = (*_FORMATS, "hub")  # all that `open_source` accepts

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlr1_jax import lint
 from sqlr1_jax.data import schema
-from sqlr1_jax.data.example import NO_DATABASE
+from sqlr1_jax.data.example import NO_DATABASE, UNREADABLE_DATABASE
 from sqlr1_jax.lint.statement import Statement, StatementError
 from sqlr1_jax.sql.database import DatabaseError
 from sqlr1_jax.sql.executor import Executor
@@ -126,8 +126,8 @@ class Preflight:
     def _check_database(self, database: Path, examples: Sequence[Example]) -> list[Finding]:
         queries = list(dict.fromkeys(example.sql for example in examples))
         reasons = self._query_reasons(database, queries)
-        is_broken = any("broken_database" in of_query for of_query in reasons.values())
-        prompts = self._prompts.render_many(examples) if self._prompts and not is_broken else []
+        readable = [example for example in examples if "broken_database" not in reasons[example.sql]]
+        prompts = self._prompts.render_many(readable) if self._prompts and readable else []
         too_long = {p.example_id: {"over_budget": [Reason(f"{len(p.ids)} tokens")]} for p in prompts if p.over_budget}
         return [
             Finding(example.id, example.db_id, rule, "; ".join(texts))
@@ -150,34 +150,42 @@ class Preflight:
 
 def record_findings(set_aside: Sequence[SetAside]) -> list[Finding]:
     """Findings for the records that could not become examples."""
-    rules = {NO_DATABASE: "missing_database"}
-    return [Finding(r.id, r.db_id, rules.get(r.reason, "bad_record"), r.reason) for r in set_aside]
+    rules = {NO_DATABASE: "missing_database", UNREADABLE_DATABASE: "broken_database"}
+    return [Finding(r.id, r.db_id, rules.get(r.reason.partition(":")[0], "bad_record"), r.reason) for r in set_aside]
 
 
 def _run_and_apply_rules(runner: QueryRunner, tables: schema.Schema, queries: Sequence[str]) -> dict[str, Reasons]:
-    empty_tables, error = _count_rows(runner, tables)
-    if error:
-        return {sql: {"broken_database": [Reason(error)]} for sql in queries}
+    empty_tables, errors = _count_rows(runner, tables)
+    broken = {sql: reason for sql in queries if (reason := _broken_table(sql, tables, errors))}
+    queries = [sql for sql in queries if sql not in broken]
     outcomes = runner.run(queries)
     reasons = {sql: _outcome_reasons(outcome) for sql, outcome in outcomes.items()}
     for kind in (OutcomeKind.OK, OutcomeKind.TIMEOUT, OutcomeKind.TOO_LARGE):
         of_kind = {sql: reasons[sql] for sql in queries if outcomes[sql].kind == kind}
         # Variants of a query that takes too long would take as long.
         _apply_rules(runner, tables, empty_tables, of_kind, run_queries=kind == OutcomeKind.OK)
-    return reasons
+    return reasons | {sql: {"broken_database": [Reason(text)]} for sql, text in broken.items()}
 
 
-def _count_rows(runner: QueryRunner, tables: schema.Schema) -> tuple[frozenset[str], str]:
-    """The tables without rows, and the error of the first table that cannot be read to its end; "" if there is none."""
+def _broken_table(sql: str, tables: schema.Schema, errors: Mapping[str, str]) -> str:
+    """The error of the first unreadable table that a query names, or of the first one if none can be read; else ""."""
+    if errors and len(errors) == len(tables.tables):
+        return next(iter(errors.values()))
+    named = (text for name, text in errors.items() if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", sql, re.IGNORECASE))
+    return next(named, "")
+
+
+def _count_rows(runner: QueryRunner, tables: schema.Schema) -> tuple[frozenset[str], dict[str, str]]:
+    """The tables without rows, and the error of each table that cannot be read to its end."""
     queries = {f"SELECT count(*) FROM {schema.quote(table.name)} NOT INDEXED": table.name for table in tables.tables}
-    error = ""
+    errors: dict[str, str] = {}
     empty: set[str] = set()
     for sql, outcome in runner.run(queries).items():
         if outcome.kind == OutcomeKind.RUNTIME_ERROR:
-            error = error or f"table {queries[sql]}: {outcome.message}"
+            errors[queries[sql]] = f"table {queries[sql]}: {outcome.message}"
         elif outcome.kind == OutcomeKind.OK and outcome.rows == ((0,),):
             empty.add(queries[sql])
-    return frozenset(empty), error
+    return frozenset(empty), errors
 
 
 def _outcome_reasons(outcome: Outcome) -> Reasons:

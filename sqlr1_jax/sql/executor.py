@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Self
 from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.sql.compare import RULES
 from sqlr1_jax.sql.compat import official
+from sqlr1_jax.sql.database import DatabaseError, readable_file
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 from sqlr1_jax.sql.process import WallTimeout, WorkerFailure, WorkerProcess
 from sqlr1_jax.sql.result import decode
@@ -71,6 +72,7 @@ class Executor:
         self._condition = threading.Condition()
         self._open = False
         self._error: Exception | None = None  # what broke the pool
+        self._readable_files: dict[str, str] = {}  # by database
         self._outcomes: OrderedDict[JobKey, Future[Outcome]] = OrderedDict()
         # Gold queries that kill a worker: (database, gold SQL) → message.
         self._fatal_golds: dict[tuple[str, str | None], str] = {}
@@ -119,11 +121,11 @@ class Executor:
         """
         if rule not in RULES and rule not in official.RULES:
             raise ValueError(f"There is no comparison rule {rule!r}; the rules are {', '.join(RULES)}.")
-        return self._submit(JobKey(os.path.abspath(os.fspath(database)), sql, gold_sql, rule, repeats))
+        return self._submit(JobKey(self._readable_file(database), sql, gold_sql, rule, repeats))
 
     def run(self, database: str | os.PathLike[str], sql: str) -> Future[Outcome]:
         """Runs a query without a comparison. The outcome's kind is OK, or says why the query did not run."""
-        return self._submit(JobKey(os.path.abspath(os.fspath(database)), sql, None, "", 0))
+        return self._submit(JobKey(self._readable_file(database), sql, None, "", 0))
 
     @property
     def workers(self) -> list[WorkerProcess]:
@@ -146,6 +148,16 @@ class Executor:
         with self._condition:
             counts, self._counts = self._counts, _Counts()
         return counts.summary()
+
+    def _readable_file(self, database: str | os.PathLike[str]) -> str:
+        """The file for the worker, which cannot apply a log (sql/committed.py). The worker reports a file's errors."""
+        name = os.path.abspath(os.fspath(database))
+        if name not in self._readable_files:
+            try:
+                self._readable_files[name] = readable_file(name)
+            except DatabaseError:
+                self._readable_files[name] = name
+        return self._readable_files[name]
 
     def _submit(self, key: JobKey) -> Future[Outcome]:
         with self._condition:

@@ -12,12 +12,12 @@ import sqlite3
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from itertools import chain, repeat
 from operator import length_hint
 from typing import Any, NamedTuple
 
-from sqlr1_jax.sql import backends, clock
+from sqlr1_jax.sql import backends, clock, modules
 from sqlr1_jax.sql.compare import Row
 from sqlr1_jax.sql.database import DatabaseError, open_readonly
 from sqlr1_jax.sql.outcome import OutcomeKind
@@ -59,7 +59,7 @@ _STATEMENTS_DENIED = """
 alter analyze attach begin commit create delete detach drop end explain insert pragma reindex release
 replace rollback savepoint update vacuum
 """
-FUNCTIONS = frozenset(_FUNCTIONS.split())
+FUNCTIONS = frozenset(_FUNCTIONS.split()) | modules.FUNCTIONS
 STATEMENTS_DENIED = frozenset(_STATEMENTS_DENIED.split())
 HIDDEN_TABLES = frozenset(("sqlite_stmt", "dbstat", "sqlite_dbpage", "bytecode", "tables_used"))  # SQLite's own state
 # Table-valued functions. The first use declares a virtual table, which the authorizer denies, so each is used once
@@ -95,7 +95,11 @@ class Session:
     def __init__(self, path: str, clocked: bool, backend: str = "sqlite3", quick: bool = False):
         """backend: a name in `backends.NAMES`. Raises DatabaseError if the file cannot be read."""
         self._clocked, self._backend, self.quick = clocked, backend, quick
+        self.used_module = False  # a statement read a virtual table, whose module keeps state that later ones would see
         self.connection = self._open(path)
+        self._modules: dict[str, str] = {}
+        with suppress(sqlite3.Error):  # a damaged schema is an error of the statements that need it
+            self._modules = modules.virtual_tables(self.connection)
         self._harden()
         self._begin(0)
 
@@ -161,20 +165,41 @@ class Session:
             connection.execute(f"PRAGMA {pragma}").close()
         for name in TABLE_FUNCTIONS:
             connection.execute(f"SELECT 1 FROM {name}('[]')").close()
+        self._connect_modules()
         for limit, value in LIMITS.items():
             connection.setlimit(limit, min(value, connection.getlimit(limit)))
         if self._clocked:
             clock.stop_clock(connection, self._backend)
         connection.set_authorizer(self.authorize)
 
-    def authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
+    def _connect_modules(self) -> None:
+        """Connects the virtual tables of SQLite's own modules: to connect one prepares writes, which are denied later.
+
+        A table that cannot be connected is an error of the statements that read it.
+        """
+        for name, module in self._modules.items():
+            if module in modules.SHADOW_SUFFIXES:
+                quoted = name.replace('"', '""')
+                with suppress(sqlite3.Error):
+                    self.connection.execute(f'SELECT 1 FROM "{quoted}" LIMIT 0').close()
+
+    def authorize(self, action: int, first: str | None, second: str | None, *rest: str | None) -> int:
         """SQLITE_OK or SQLITE_DENY for one action of a statement. SQLite calls this while it compiles."""
         if action == sqlite3.SQLITE_FUNCTION:
             return self._authorize_function((second or "").lower())
-        if action in ACTIONS_ALLOWED and not (action == sqlite3.SQLITE_READ and first in HIDDEN_TABLES):
+        if action in ACTIONS_ALLOWED and not (action == sqlite3.SQLITE_READ and self._is_hidden(first)):
+            return sqlite3.SQLITE_OK
+        # fts5 looks for changes of the file. Only SQLite itself names the schema here: the pragma_ table does not.
+        if action == sqlite3.SQLITE_PRAGMA and first == "data_version" and rest[:1] == ("main",) and self.used_module:
             return sqlite3.SQLITE_OK
         self.denied = f"only reading is allowed here, not action {action} on {first or second}"
         return sqlite3.SQLITE_DENY
+
+    def _is_hidden(self, table: str | None) -> bool:
+        if self._modules and table in self._modules:
+            self.used_module = True
+            return self._modules[table] not in modules.SHADOW_SUFFIXES
+        return table in HIDDEN_TABLES
 
     def _authorize_function(self, name: str) -> int:
         if name in FUNCTIONS or (self._clocked and name in clock.FUNCTIONS):
@@ -242,6 +267,8 @@ class Sandbox:
         while True:
             session = self._session(database, clocked, quick)
             result = self._run(session, sql, max_steps)
+            if session.used_module:  # so that the steps of a statement do not depend on earlier ones
+                self._sessions.pop((database, clocked, quick)).connection.close()
             needs_memory = quick and result.message in _FILE_ERRORS
             needs_clock = session.wants_clock and not clocked
             if not needs_memory and not needs_clock:

@@ -8,6 +8,7 @@ import pytest
 
 from sqlr1_jax.data import example_rows
 from sqlr1_jax.sql.database import DatabaseError
+from testing.databases import make_broken_parts
 
 PETS = (
     """CREATE TABLE owners (tag INTEGER PRIMARY KEY, city TEXT /* where they live */, "full name" TEXT) \n"""
@@ -69,3 +70,15 @@ def test_every_real_database_can_be_shown(shared_data: Path) -> None:
     for path in paths:
         text = example_rows.render(path)
         assert text.count(" example rows: ") == text.count("SELECT * FROM ") > 0, path
+
+
+def test_views_are_shown_without_rows_and_unreadable_tables_are_left_out(tmp_path: Path) -> None:
+    path = make_broken_parts(tmp_path / "parts.sqlite")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("CREATE VIRTUAL TABLE book USING fts5(title); CREATE VIEW v AS SELECT name FROM city")
+    text = example_rows.render(path)
+    assert text.endswith("*/\n\nCREATE VIEW v AS SELECT name FROM city")
+    assert "Via Appia" in text
+    assert "CREATE VIRTUAL TABLE book USING fts5(title)" in text
+    assert "SpatialIndex" not in text
+    assert "book_data" not in text

@@ -129,7 +129,7 @@ def test_bad_records_are_set_aside_and_counted(
     reasons = "\n".join(caplog.messages)
     for message in (
         "1 of 11 records set aside: no question (first: record 1)",
-        "no sql (first: record 2)",
+        "no sql, SQL or query, or under reward_model (first: record 2)",
         "no db_id (first: record 3)",
         "no readable SQLite file for its db_id (first: record 4)",
         "db_id is a path (first: record 5)",
@@ -150,8 +150,86 @@ def test_the_error_names_the_fix_if_all_databases_are_missing(tmp_path: Path) ->
 
 def test_a_file_that_is_no_database_counts_as_missing(tmp_path: Path) -> None:
     (tmp_path / "pets.sqlite").write_bytes(b"SQLite format 3\x00" + b"and then nothing like it" * 50)
-    with pytest.raises(ExampleError, match="no readable SQLite file"):
+    with pytest.raises(ExampleError, match=r"its database cannot be read: .*pets\.sqlite cannot be read as a SQLite"):
         example.read_examples(jsonl(tmp_path, record()), str(tmp_path))
+    (tmp_path / "pets.sqlite").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ExampleError, match="git lfs pull"):
+        example.read_examples(jsonl(tmp_path, record()), str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["pets/pets.db", "pets.db", "pets.sqlite3"])
+def test_databases_may_have_other_suffixes(tmp_path: Path, pets: Path, name: str) -> None:
+    path = tmp_path / "other" / name
+    path.parent.mkdir(parents=True)
+    shutil.copy(pets, path)
+    (one,) = example.read_examples(jsonl(tmp_path, record()), str(tmp_path / "other"))
+    assert one.database == path
+
+
+SQL = "SELECT count(*) FROM dogs"
+PROMPT = [{"role": "user", "content": "Question: How many dogs?"}]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"question": "How many dogs?", "query": SQL, "query_toks": ["SELECT"]},  # Spider
+        {"question": "How many dogs?", "query": SQL, "sql": {"from": {}}},
+        {"question": "How many dogs?", "SQL": SQL, "evidence": "", "question_id": 3},  # BIRD, bird23-train-filtered
+        {"question": "How many dogs?", "sql": SQL, "id": None},
+        {"prompt": PROMPT, "reward_model": {"style": "rule", "ground_truth": {"db_id": "pets", "sql": SQL}}},  # SQL-R1
+        {"prompt": PROMPT, "reward_model": {"style": "rule", "ground_truth": SQL}},  # verl
+        {"prompt": PROMPT, "reward_model": {"ground_truth": json.dumps({"db_id": "pets", "sql": SQL})}},
+        {"prompt": PROMPT, "reward_spec": {"method": "rule", "ground_truth": SQL}},  # SkyRL
+        {"prompt": "Question: How many dogs?", "reward_model": {"ground_truth": SQL}},
+        {"extra_info": {"question": "How many dogs?", "db_id": "pets"}, "reward_model": {"ground_truth": SQL}},
+    ],
+)
+@pytest.mark.parametrize("prefix", ["jsonl", "parquet"])
+def test_every_public_form_is_read_by_its_own_names(
+    tmp_path: Path, databases: str, fields: dict[str, Any], prefix: str
+) -> None:
+    rows = [{"db_id": "pets"} | fields] if "extra_info" not in fields else [fields]
+    if prefix == "jsonl":
+        spec = jsonl(tmp_path, *rows)
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        rows = [{name: value for name, value in row.items() if value != {"from": {}}} for row in rows]
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "data.parquet")
+        spec = f"parquet:{tmp_path}/data.parquet"
+    (one,) = example.read_examples(spec, databases)
+    assert (one.db_id, one.question, one.sql) == ("pets", "How many dogs?", SQL)
+    assert one.id == ("3" if "question_id" in fields else "0")
+
+
+@pytest.mark.parametrize("blank", [None, ""])
+def test_a_blank_id_is_the_position(tmp_path: Path, databases: str, blank: Any) -> None:
+    examples = example.read_examples(jsonl(tmp_path, *(record(id=blank) for _ in range(3))), databases)
+    assert [one.id for one in examples] == ["0", "1", "2"]
+
+
+def test_db_ids_may_end_in_a_line_end_or_be_numbers(tmp_path: Path, pets: Path) -> None:
+    shutil.copy(pets, tmp_path / "7.sqlite")
+    shutil.copy(pets, tmp_path / "pets.sqlite")
+    examples = example.read_examples(jsonl(tmp_path, record(db_id="pets\n"), record(db_id=7)), str(tmp_path))
+    assert [one.db_id for one in examples] == ["pets", "7"]
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json"])
+def test_byte_order_marks_are_skipped_and_other_encodings_named(tmp_path: Path, databases: str, name: str) -> None:
+    path = tmp_path / name
+    records = [record(question="Où ?"), record()]
+    text = json.dumps(records) if name == "data.json" else "".join(json.dumps(r) + "\n" for r in records)
+    text = text.replace("\\u00f9", "ù")
+    path.write_text(text, encoding="utf-8-sig")
+    assert [one.question for one in example.read_examples(f"jsonl:{path}", databases)] == ["Où ?", "How many dogs?"]
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(ExampleError, match=rf"{name}: in line 1, byte \d+ is not UTF-8; .*iconv"):
+        example.read_examples(f"jsonl:{path}", databases)
+    path.write_text(text, encoding="utf-16")
+    with pytest.raises(ExampleError, match=rf"{name} is UTF-16"):
+        example.read_examples(f"jsonl:{path}", databases)
 
 
 def test_excluded_records_do_not_count_toward_the_limit(tmp_path: Path, databases: str) -> None:

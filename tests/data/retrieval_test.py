@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sqlr1_jax.data import retrieval, schema
 from sqlr1_jax.data.retrieval import Bm25, Index
+from testing.databases import make_broken_parts
 
 
 def index(path: Path) -> Index:
@@ -116,3 +117,8 @@ def _short_texts(path: Path) -> set[str]:
             for row in connection.execute(f'SELECT * FROM "{table}"'):
                 found.update(value for value in row if isinstance(value, str) and value)
     return {value for value in found if len(value) <= schema.MAX_VALUE_LENGTH and len(value.splitlines()) == 1}
+
+
+def test_a_column_that_cannot_be_read_has_no_values(tmp_path: Path) -> None:
+    path = make_broken_parts(tmp_path / "parts.sqlite")
+    assert index(path).search("Is Via Appia in Rome?") == {("city", "name"): ["Rome"]}

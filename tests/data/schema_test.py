@@ -9,6 +9,7 @@ import pytest
 from sqlr1_jax.data import schema
 from sqlr1_jax.data.schema import ForeignKey
 from sqlr1_jax.sql.database import DatabaseError
+from testing.databases import make_broken_parts
 
 
 def make_database(folder: Path, sql: str) -> Path:
@@ -153,6 +154,46 @@ def _keywords() -> list[str]:
     TRANSACTION TRIGGER UNBOUNDED UNION UNIQUE UPDATE USING VACUUM VALUES VIEW VIRTUAL WHEN WHERE WINDOW WITH
     WITHOUT"""
     return words.split()
+
+
+def test_views_are_shown_and_shadow_tables_are_not(tmp_path: Path) -> None:
+    path = make_database(
+        tmp_path,
+        """CREATE TABLE dogs (code INTEGER PRIMARY KEY, age); CREATE VIEW "old dogs" AS SELECT code AS c, 1 FROM dogs;
+        CREATE VIRTUAL TABLE book USING fts5(title, body); INSERT INTO book VALUES ('red car', 'fast');
+        CREATE VIRTUAL TABLE page USING fts4(text); CREATE VIRTUAL TABLE box USING rtree(id, low, high);
+        CREATE VIEW adults AS SELECT * FROM dogs WHERE age > 2""",
+    )
+    read = schema.read_schema(path)
+    assert [table.name for table in read.tables] == ["dogs", "book", "page", "box"]
+    assert [view.name for view in read.views] == ["old dogs", "adults"]
+    assert schema.render(read, "compact") == (
+        "- dogs: code, age\n- book: title, body\n- page: text\n- box: id, low, high\n"
+        "- `old dogs`: c, `1`\n- adults: code, age"
+    )
+    text = schema.render(read, "fixed")
+    assert "CREATE TABLE book ( -- virtual table of fts5\n    title, -- example: ['red car']\n" in text
+    assert text.endswith(");\n\n-- view `old dogs` (c, `1`)\n-- view adults (code, age)")
+
+
+def test_a_part_that_cannot_be_read_is_set_aside_and_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = make_broken_parts(tmp_path / "parts.sqlite")
+    for _ in range(2):
+        read = schema.read_schema(path)
+    assert [(table.name, [c.values for c in table.columns]) for table in read.tables] == [
+        ("city", [(1,), ("Rome",)]),
+        ("street", [(1,), ()]),
+    ]
+    assert read.views == ()
+    messages = sorted(caplog.messages)
+    assert len(messages) == 3
+    assert "column name of table street is shown without values" in messages[0]
+    assert "no such collation sequence: LOCALIZED" in messages[0]
+    assert "table SpatialIndex is left out of the schema, since it cannot be read (no such module: Virt" in messages[1]
+    assert "view lost is left out of the schema" in messages[2]
+    assert all(str(path) in message for message in messages)
 
 
 def test_the_error_names_a_missing_or_broken_file(tmp_path: Path) -> None:

@@ -97,6 +97,18 @@ def test_a_source_is_a_folder_or_its_file(tmp_path: Path) -> None:
     assert sources.open_source("hub", "owner/name").databases is None
 
 
+def test_hub_records_are_renamed_by_any_public_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [{"query": "SELECT 1"}, {"SQL": "SELECT 2", "evidence": "e"}, {"sql": "SELECT 3", "cot": "c"}]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    records = [record for _, record in sources.open_source("hub", "birdsql/bird23-train-filtered").records()]
+    assert records == [
+        {"sql": "SELECT 1"},
+        {"sql": "SELECT 2", "knowledge": "e"},
+        {"sql": "SELECT 3", "reasoning": "c"},
+    ]
+
+
 @pytest.mark.parametrize("prefix", [name for name in config_checks.SOURCES if name not in ("synth", "hub")])
 def test_the_error_names_a_missing_file(tmp_path: Path, prefix: str) -> None:
     with pytest.raises(ExampleError, match="no such data") as error:

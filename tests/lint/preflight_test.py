@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,19 @@ def test_a_broken_database_is_a_finding_for_each_of_its_examples(check: Check, d
     assert found == {name: {"broken_database": "table shop: database disk image is malformed"} for name in "01"}
     gone = check(examples(tmp_path / "gone.sqlite", ["SELECT 1"]))
     assert "gone.sqlite does not exist" in gone["0"]["broken_database"]
+
+
+def test_a_broken_table_is_a_finding_only_for_queries_that_name_it(check: Check, tmp_path: Path) -> None:
+    path = tmp_path / "two.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            "CREATE TABLE good (a); INSERT INTO good VALUES (1); CREATE TABLE bad (a); INSERT INTO bad VALUES (1)"
+        )
+    data = bytearray(path.read_bytes())
+    data[-4096:] = b"\xff" * 4096  # the page of the last table
+    path.write_bytes(data)
+    found = check(examples(path, ["SELECT a FROM good", "SELECT a FROM BAD"]))
+    assert found == {"1": {"broken_database": "table bad: database disk image is malformed"}}
 
 
 def test_prompts_over_budget_are_found_with_a_tokenizer(check: Check, database: Path, tiny_tokenizer: Any) -> None:

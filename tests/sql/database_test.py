@@ -30,7 +30,31 @@ def test_any_file_name_is_just_a_name(tmp_path: Path, name: str) -> None:
 def test_missing_broken_and_empty_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.sqlite").write_text("no database at all, but long enough to have a header" * 20)
     (tmp_path / "empty.sqlite").touch()
-    expected = {"absent": "does not exist: check the folder", "broken": "not a database", "empty": "0 bytes"}
+    kinds = {
+        "lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+        "mac": b"\0\5\x16\7" + b"\0" * 4092,
+        "zip": b"PK\3\4" + b"x" * 600,
+        "gzip": b"\x1f\x8b" + b"x" * 600,
+        "html": b"<!DOCTYPE html>" + b"x" * 600,
+        "duck": b"x" * 8 + b"DUCK" + b"x" * 600,
+        "encrypted": bytes(range(256)) * 32,
+        "cut": b"SQLite format 3\0" + b"x" * 20,
+    }
+    for name, content in kinds.items():
+        (tmp_path / f"{name}.sqlite").write_bytes(content)
+    expected = {
+        "absent": "does not exist: check the folder",
+        "broken": "not a database",
+        "empty": "0 bytes",
+        "lfs": "is a Git LFS pointer, not the database: run `git lfs pull`",
+        "mac": "is macOS's metadata of another file",
+        "zip": "is a zip archive: unpack it",
+        "gzip": "is a gzip archive: unpack it",
+        "html": "is a web page",
+        "duck": "is a database of DuckDB",
+        "encrypted": "is no SQLite database, or it is encrypted",
+        "cut": "cannot be read as a SQLite database",
+    }
     for name, message in expected.items():
         with pytest.raises(DatabaseError, match=message) as caught:
             open_readonly(tmp_path / f"{name}.sqlite")

@@ -14,6 +14,7 @@ import pytest
 from sqlr1_jax.sql import backends, sandbox
 from sqlr1_jax.sql.result import Result
 from sqlr1_jax.sql.sandbox import Limits, Sandbox, Session
+from testing.databases import make_broken_parts
 
 LIMITS = Limits(max_steps=1_000_000, max_rows=1000, max_bytes=100_000, heap_bytes=0)  # 0: none, tests share a process
 COUNT_FOR_EVER = "WITH RECURSIVE t(a) AS (SELECT 1 UNION ALL SELECT a + 1 FROM t) SELECT count(*) FROM t"
@@ -256,6 +257,86 @@ def test_views_may_call_date_functions_with_a_fixed_now(tmp_path: Path, box: San
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE VIEW today AS SELECT date('now') AS day, strftime('%Y', '1999-05-05') AS year")
     assert box.query(str(path), "SELECT day, year FROM today", 100_000).rows == [("2025-01-01", "1999")]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with tables of SQLite's own modules, and one that shows SQLite's state."""
+    path = tmp_path_factory.mktemp("library") / "library.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            """CREATE TABLE author (id INTEGER PRIMARY KEY, name TEXT); INSERT INTO author VALUES (1, 'Ann');
+            CREATE VIRTUAL TABLE book USING fts5(title, body);
+            INSERT INTO book VALUES ('red car', 'fast'), ('blue boat', 'slow'), ('car car car', 'a car');
+            CREATE VIRTUAL TABLE page USING fts4(title, body); INSERT INTO page SELECT * FROM book;
+            CREATE VIRTUAL TABLE old USING fts3(title); INSERT INTO old SELECT title FROM book;
+            CREATE VIRTUAL TABLE box USING rtree(id, x0, x1); INSERT INTO box VALUES (1, 0, 1), (2, 5, 6);
+            CREATE VIRTUAL TABLE grid USING rtree_i32(id, x0, x1, +label); INSERT INTO grid VALUES (1, 0, 1, 'a');
+            CREATE VIRTUAL TABLE words USING fts5vocab(book, 'row'); CREATE VIRTUAL TABLE "USING x" USING fts5(a);
+            CREATE VIRTUAL TABLE names USING fts5(name, content='author', content_rowid='id');
+            INSERT INTO names (names) VALUES ('rebuild'); CREATE VIRTUAL TABLE state USING dbstat(main);
+            CREATE VIEW cars AS SELECT title FROM book WHERE book MATCH 'car'"""
+        )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("sql", "rows"),
+    [
+        ("SELECT count(*) FROM book", [(3,)]),
+        ("SELECT title FROM book WHERE book MATCH 'car' ORDER BY rank", [("car car car",), ("red car",)]),
+        ("SELECT title FROM book('car') ORDER BY bm25(book, 1.0, 0.5)", [("car car car",), ("red car",)]),
+        ("SELECT highlight(book, 0, '<', '>'), snippet(book, 0, '[', ']', '…', 1) FROM book('red')",
+         [("<red> car", "[red]…")]),
+        ("SELECT title FROM cars", [("red car",), ("car car car",)]),
+        ("SELECT name FROM names WHERE names MATCH 'ann'", [("Ann",)]),
+        ("SELECT a.name, b.title FROM author a JOIN book b ON b.rowid = a.id", [("Ann", "red car")]),
+        ("SELECT doc, cnt FROM words WHERE term = 'car'", [(2, 5)]),
+        ('SELECT count(*) FROM "USING x"', [(0,)]),
+        ("SELECT count(*) FROM page", [(3,)]),
+        ("SELECT snippet(page), offsets(page) FROM page WHERE page MATCH 'red'", [("<b>red</b> car", "0 0 0 3")]),
+        ("SELECT title FROM old WHERE old MATCH 'boat'", [("blue boat",)]),
+        ("SELECT count(*) FROM box", [(2,)]),
+        ("SELECT id FROM box WHERE x1 < 2", [(1,)]),
+        ("SELECT label FROM grid WHERE x0 >= 0", [("a",)]),
+    ],
+)  # fmt: skip
+def test_sqlites_own_modules_can_be_read(box: Sandbox, library: Path, sql: str, rows: list[tuple]) -> None:
+    first, second = (box.query(str(library), sql, 10**6) for _ in range(2))
+    assert (first.kind, first.rows, first.message) == ("ok", rows, "")
+    assert second.steps == first.steps
+    assert box.sessions == []  # a module keeps state
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "INSERT INTO book (book) VALUES ('optimize')",
+        "WITH x AS (SELECT 1) INSERT INTO book (book) VALUES ('delete-all')",
+        "WITH x AS (SELECT 1) DELETE FROM book",
+        "WITH x AS (SELECT 1) DELETE FROM box",
+        "WITH x AS (SELECT 1) UPDATE page SET title = ''",
+        "SELECT optimize(page) FROM page",
+        "SELECT fts3_tokenizer('simple')",
+        "SELECT * FROM state",
+        "SELECT * FROM pragma_data_version",
+        "SELECT * FROM pragma_data_version, book",
+        "PRAGMA data_version",
+        "PRAGMA main.data_version",
+    ],
+)
+def test_modules_do_no_more_than_read(box: Sandbox, library: Path, sql: str) -> None:
+    before = library.read_bytes()
+    result = box.query(str(library), sql, 10**6)
+    assert (result.kind, result.rows) == ("denied", [])
+    assert library.read_bytes() == before
+
+
+def test_a_table_of_an_extension_leaves_the_rest_readable(box: Sandbox, tmp_path: Path) -> None:
+    path = str(make_broken_parts(tmp_path / "parts.sqlite"))
+    assert box.query(path, "SELECT name FROM city", 10**6).rows == [("Rome",)]
+    assert box.query(path, "SELECT id FROM street", 10**6).rows == [(1,)]
+    assert box.query(path, "SELECT * FROM SpatialIndex", 10**6).kind in ("syntax_error", "denied")
 
 
 def test_a_missing_database_is_an_outcome(box: Sandbox, tmp_path: Path) -> None:

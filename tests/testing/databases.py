@@ -44,3 +44,18 @@ def _make(path: Path, script: str) -> Path:
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(script)
     return path
+
+
+def make_broken_parts(path: Path) -> Path:
+    """A database with a table of an extension's module, a column of its collation, a view of no table."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.create_collation("LOCALIZED", lambda a, b: (a > b) - (a < b))
+        connection.executescript(
+            """CREATE TABLE city (id INTEGER PRIMARY KEY, name TEXT); INSERT INTO city VALUES (1, 'Rome');
+            CREATE TABLE street (id INTEGER PRIMARY KEY, name TEXT COLLATE LOCALIZED);
+            INSERT INTO street VALUES (1, 'Via Appia'); CREATE VIEW lost AS SELECT * FROM gone;
+            PRAGMA writable_schema = ON;
+            INSERT INTO sqlite_master VALUES ('table', 'SpatialIndex', 'SpatialIndex', 0,
+                'CREATE VIRTUAL TABLE SpatialIndex USING VirtualSpatialIndex()')"""
+        )
+    return path

@@ -1,8 +1,9 @@
 """Readers of the files that `score` takes: gold queries, predictions and databases.
 
 Gold files: Spider's JSON, BIRD's JSON, this project's JSON (a list or lines), or lines of `SQL<tab>db_id`.
-Prediction files: JSON lines {id, db_id, sql}, as in evaluation/<name>/greedy.jsonl; one SQL per line in the order of
-the gold file; or BIRD's object {"0": "SQL<tab>----- bird -----<tab>db_id"}.
+Prediction files: JSON lines {id, db_id, sql}, as in evaluation/<name>/greedy.jsonl, or a list of such objects; one SQL
+per line, or a JSON list of SQL, in the order of the gold file; or BIRD's object
+{"0": "SQL<tab>----- bird -----<tab>db_id"}. All are UTF-8, with or without a byte order mark.
 A file with a record that cannot be scored is refused as a whole.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,12 @@ from typing import Any
 from sqlr1_jax.data import sources
 from sqlr1_jax.data.example import database_candidates
 from sqlr1_jax.data.sources import ExampleError
-from sqlr1_jax.io import read_numbered_jsonl
+from sqlr1_jax.io import EncodingError, open_text, read_numbered_jsonl
 from sqlr1_jax.sql import database as sqlite
 
 BIRD_SEPARATOR = "\t----- bird -----\t"
 _JSON_SUFFIXES = (".json", ".jsonl")
+_LOG_SUFFIXES = ("-wal", "-shm", "-journal")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Gold:
     db_id: str
     sql: str
     difficulty: str  # BIRD's difficulty or this project's complexity; "" if the record has none
+    record_id: str = ""  # the record's own id, if `id` is its position because ids occur twice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +46,10 @@ class Predictions:
     ignored: int  # number of predictions whose id is not in the gold file
 
 
-def read_golds(path: Path) -> list[Gold]:
+def read_golds(path: Path, lenient: bool = False) -> list[Gold]:
     """The gold queries of a file, in its order.
+
+    lenient: ids may occur twice. The id of every query is then its position, as in the official code.
 
     Raises:
       ExampleError: the file cannot be used; the message names the file, the record and the fix.
@@ -57,12 +63,15 @@ def read_golds(path: Path) -> list[Gold]:
         golds = _read_text_golds(path)
     if not golds:
         raise ExampleError(f"{path}: the file has no gold query.")
-    seen: set[str] = set()
-    for gold in golds:
-        if gold.id in seen:
-            raise ExampleError(f"{path}: two records have the id {gold.id}; ids must be unique.")
-        seen.add(gold.id)
-    return golds
+    [(twice, count)] = Counter(gold.id for gold in golds).most_common(1)
+    if count == 1:
+        return golds
+    if not lenient:
+        raise ExampleError(
+            f"{path}: two records have the id {twice}; ids must be unique. Remove one of them, or use --compat, which "
+            "goes by position."
+        )
+    return [dataclasses.replace(gold, id=str(i), record_id=gold.id) for i, gold in enumerate(golds)]
 
 
 def read_predictions(path: Path, golds: Sequence[Gold]) -> Predictions:
@@ -74,7 +83,11 @@ def read_predictions(path: Path, golds: Sequence[Gold]) -> Predictions:
     _check_file(path, "--predictions")
     lines = _lines(path)
     text = "\n".join(lines).strip()
+    if text.startswith("["):
+        return _read_list(path, golds, text)
     if not text.startswith("{"):
+        if path.suffix in _JSON_SUFFIXES and text:
+            raise ExampleError(f"{path} is named as JSON and begins with {text[:20]!r}; rename a file of SQL to .sql.")
         return _read_sql_lines(golds, lines)
     try:
         content = json.loads(text)
@@ -82,7 +95,7 @@ def read_predictions(path: Path, golds: Sequence[Gold]) -> Predictions:
         content = None
     if isinstance(content, Mapping) and "sql" not in content:
         return _read_bird_object(path, golds, content)
-    return _read_json_lines(path, golds)
+    return _read_records(path, golds, ((f"line {n}", value) for n, value in read_numbered_jsonl(path, "keep")))
 
 
 def default_databases(path: Path) -> Path:
@@ -129,16 +142,18 @@ def suite_files(database: Path, db_id: str, lenient: bool = False) -> list[Path]
     """The test suite of a database: all SQLite files in its folder, sorted; the spider metric runs on each of them.
 
     A file that is not in a folder named `db_id` is a suite of one. lenient=True takes, as the official code does, every
-    file with .sqlite anywhere in its name.
+    file with .sqlite anywhere in its name, except macOS's `._` files and SQLite's logs, on which the official code ends
+    with an error.
     """
     if database.parent.name != db_id:
         return [database]
-    pattern = "*.sqlite*" if lenient else "*.sqlite"
-    return sorted(path for path in database.parent.glob(pattern) if path.is_file())
+    pattern = "*.sqlite*" if lenient else f"*{database.suffix}"
+    files = (path for path in database.parent.glob(pattern) if path.is_file())
+    return sorted(path for path in files if not path.name.startswith("._") and not path.name.endswith(_LOG_SUFFIXES))
 
 
 def _gold(path: Path, position: int, record: Mapping[str, Any]) -> Gold:
-    name = str(record.get("id", record.get("question_id", position)))
+    name = str(next((record[key] for key in ("id", "question_id") if record.get(key) not in (None, "")), position))
     for key in ("db_id", "sql"):
         if not isinstance(record.get(key), str):
             raise ExampleError(
@@ -179,6 +194,8 @@ def _read_bird_object(path: Path, golds: Sequence[Gold], content: Mapping[str, A
     """BIRD's object. Its keys are ids if all of them are ids of the gold file, else positions if all of them are."""
     ids = {gold.id for gold in golds}
     positions = {str(i) for i in range(len(golds))}
+    if golds[0].record_id and not content.keys() <= positions:
+        raise ExampleError(f"{path}: ids occur twice in the gold file; write positions from 0 as keys.")
     positional = not content.keys() <= ids and content.keys() <= positions
     collector = _Collector(path, golds)
     for key, value in content.items():
@@ -190,15 +207,35 @@ def _read_bird_object(path: Path, golds: Sequence[Gold], content: Mapping[str, A
     return collector.predictions()
 
 
-def _read_json_lines(path: Path, golds: Sequence[Gold]) -> Predictions:
+def _read_list(path: Path, golds: Sequence[Gold], text: str) -> Predictions:
+    """A JSON list of SQL, in the order of the gold file, or of objects."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ExampleError(f"{path} begins as a JSON list but is not JSON ({error}): write the file again.") from error
+    if all(isinstance(value, str | None) for value in values):
+        sql = {gold.id: value for gold, value in zip(golds, values, strict=False)}
+        return Predictions(sql, max(0, len(values) - len(golds)))
+    return _read_records(path, golds, ((f"prediction {i}", value) for i, value in enumerate(values)))
+
+
+def _read_records(path: Path, golds: Sequence[Gold], records: Iterable[tuple[str, Any]]) -> Predictions:
+    """records: (how errors call it, a JSON value) of each prediction."""
     collector = _Collector(path, golds)
-    for position, (number, record) in enumerate(read_numbered_jsonl(path, on_bad_lines="keep")):
+    for position, (where, record) in enumerate(records):
         if not isinstance(record, Mapping) or not isinstance(record.get("sql", 0), str | None):
-            raise ExampleError(f"{path}: line {number} is not a prediction; write a JSON object {{id, db_id, sql}}.")
-        default = golds[position].id if position < len(golds) else None
-        name = record.get("id", record.get("question_id", default))
-        name = None if name is None else str(name)
-        collector.add(name, record["sql"], str(record.get("db_id") or ""), f"line {number}")
+            raise ExampleError(f"{path}: {where} is not a prediction; write a JSON object {{id, db_id, sql}}.")
+        gold = golds[position] if position < len(golds) else None
+        ids = [str(record[key]) for key in ("id", "question_id") if record.get(key) is not None]
+        name = ids[0] if ids else gold.id if gold else None
+        if golds[0].record_id and ids and gold:
+            if ids[0] not in (gold.id, gold.record_id):
+                raise ExampleError(
+                    f"{path}: {where} has the id {ids[0]}, but the gold file has {gold.record_id} there. "
+                    "Ids occur twice in the gold file: write the predictions in its order."
+                )
+            name = gold.id
+        collector.add(name, record["sql"], str(record.get("db_id") or ""), where)
     return collector.predictions()
 
 
@@ -237,10 +274,10 @@ class _Collector:
 
 def _lines(path: Path) -> list[str]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with open_text(path) as file:
             return [line.removesuffix("\n") for line in file]
-    except UnicodeDecodeError as error:
-        raise ExampleError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8.") from error
+    except EncodingError as error:
+        raise ExampleError(str(error)) from error
 
 
 def _check_file(path: Path, option: str) -> None:

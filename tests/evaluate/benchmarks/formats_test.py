@@ -91,6 +91,12 @@ def test_a_missing_or_garbled_file_is_named(tmp_path: Path) -> None:
         ({"0": f"x{SEPARATOR}pets", "2": f"y{SEPARATOR}zoo"}, {"7": "x", "b": "y"}, 0),  # positions
         ({"7": "x", "9": None, "846": "y"}, {"7": "x", "9": None}, 1),
         ({}, {}, 0),
+        ('["x", "y\\nz"]', {"7": "x", "9": "y\nz"}, 0),
+        ('[\n "x",\n null,\n "y",\n "z"\n]', {"7": "x", "9": None, "b": "y"}, 1),
+        ('[{"id": 9, "sql": "x"}, {"question_id": 7, "sql": "y"}]', {"9": "x", "7": "y"}, 0),
+        ('\ufeff{"id": 9, "sql": "x"}\n', {"9": "x"}, 0),
+        ('\ufeff{"7": "x"}', {"7": "x"}, 0),
+        ("\ufeffSELECT 1\nSELECT 2", {"7": "SELECT 1", "9": "SELECT 2"}, 0),
     ],
 )  # fmt: skip
 def test_prediction_files_of_every_form_are_read(
@@ -107,6 +113,8 @@ def test_prediction_files_of_every_form_are_read(
         ('{"id": 7, "sql": "x"}\n{"id": 9', "line 2 is not a prediction"),
         ('{"id": 7}\n{"id": 9}', "line 1 is not a prediction"),
         ({"7": ["x"]}, "prediction 7 is not text"),
+        ('["x", "y"', "begins as a JSON list but is not JSON"),
+        ('["x", 3]', "prediction 0 is not a prediction"),
         ({"0": f"x{SEPARATOR}zoo"}, "prediction 0 is for 7 on zoo"),
         ('{"id": 1, "sql": "x"}\n{"id": 2, "sql": "y"}', "none of its 2 predictions has an id of the gold file"),
     ],
@@ -149,3 +157,38 @@ def test_a_suite_is_all_files_of_the_database_folder(tmp_path: Path, pets: Path)
         "a2.sqlite",
     ]
     assert formats.suite_files(tmp_path / "flat.sqlite", "flat") == [tmp_path / "flat.sqlite"]
+
+
+def test_a_file_of_sql_named_as_json_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.json"
+    path.write_text("SELECT 1\n")
+    with pytest.raises(ExampleError, match=r"predictions.json is named as JSON and begins with 'SELECT 1'"):
+        formats.read_predictions(path, GOLDS)
+
+
+def test_files_of_the_system_are_not_in_a_suite(tmp_path: Path, pets: Path) -> None:
+    main = tmp_path / "a" / "a.sqlite"
+    main.parent.mkdir()
+    for name in ("a.sqlite", "._a.sqlite", "a.sqlite-wal", "a.sqlite-shm", "a.sqlite-journal"):
+        shutil.copy(pets, main.parent / name)
+    assert formats.suite_files(main, "a") == formats.suite_files(main, "a", lenient=True) == [main]
+
+
+def test_ids_that_occur_twice_go_by_position_under_the_official_rules(tmp_path: Path) -> None:
+    path = tmp_path / "gold.json"
+    path.write_text(
+        json.dumps([{"question_id": i, "db_id": "pets", "SQL": f"SELECT {n}"} for n, i in enumerate([1, 0, 1])])
+    )
+    with pytest.raises(ExampleError, match=r"two records have the id 1.*--compat"):
+        formats.read_golds(path)
+    golds = formats.read_golds(path, lenient=True)
+    assert [(gold.id, gold.record_id) for gold in golds] == [("0", "1"), ("1", "0"), ("2", "1")]
+    (tmp_path / "predictions").write_text(json.dumps({"0": "a", "1": "b", "2": "c"}))
+    assert formats.read_predictions(tmp_path / "predictions", golds).sql == {"0": "a", "1": "b", "2": "c"}
+    (tmp_path / "predictions").write_text(
+        "".join(f'{{"id": {i}, "sql": "{sql}"}}\n' for i, sql in ((1, "a"), (0, "b"), (1, "c")))
+    )
+    assert formats.read_predictions(tmp_path / "predictions", golds).sql == {"0": "a", "1": "b", "2": "c"}
+    (tmp_path / "predictions").write_text('{"id": 0, "sql": "a"}\n{"id": 0, "sql": "b"}\n{"id": 0, "sql": "c"}\n')
+    with pytest.raises(ExampleError, match="line 3 has the id 0, but the gold file has 1 there"):
+        formats.read_predictions(tmp_path / "predictions", golds)
