@@ -8,9 +8,9 @@ Every engine answers the same questions, once greedily and with `--votes` sample
     whole         our engine without either: prefills every prompt whole, for the greedy answers and for the samples
     transformers  left-padded batches of whole prompts, sorted by length, with `num_return_sequences`
 
-All use float32 and stop at the stop tokens and at a closing fence. Loading is not counted. Before the clock starts, every engine
-answers `--warm-up` questions, which compiles most of its programs; the others come from the compilation cache if the
-benchmark ran before.
+All use float32 and stop at the stop tokens and at a closing fence. Loading is not counted. Before the clock starts,
+every engine answers `--warm-up` questions, which compiles most of its programs; the others come from the compilation
+cache if the benchmark ran before.
 
 One engine after the other runs in a process of its own. Prints a table with the prompt tokens that each engine has to
 prefill, without padding, and, with --json, one line of JSON.
