@@ -236,7 +236,7 @@ class ExecuteConfig:
     wall_seconds: float = 30.0  # wall-clock limit of a query, which then counts as a timeout; its worker is killed
     max_rows: int = 100_000  # largest number of rows of a result
     max_bytes: int = 64 * 2**20  # largest size of a result
-    heap_bytes: int = 256 * 2**20  # limit of SQLite's heap in a worker
+    heap_bytes: int = 256 * 2**20  # limit of SQLite's heap in a worker; 0: none
     gold_cache_dir: str = ""  # folder that keeps results of gold queries for other runs; empty: none
 
 

@@ -143,9 +143,19 @@ def create_context(config: Config, workdir: Path) -> RunContext:
         )
     run_tokenizer = tokenizer.load(tokenizer_dir)
     model = model_config(config.model, len(run_tokenizer))
+    _check_top_k(config.grpo.sampling.top_k, model)
     log.info("mesh %s over %d hosts", dict(mesh.shape), collectives.process_count())
     collectives.check_batch_sizes(config, mesh, sharding.sampling_mesh(mesh, model.num_kv_heads))
     return RunContext(config, workdir, mesh, run_tokenizer, model)
+
+
+def _check_top_k(top_k: int, model: qwen2.Qwen2Config) -> None:
+    tokens = model.num_tokens or model.vocab_size
+    if top_k > tokens:
+        raise ConfigError(
+            f"config.grpo.sampling.top_k is {top_k}; it must be at most {tokens}, the number of tokens that the model "
+            "can sample. Set it to 0 for all of them."
+        )
 
 
 def _tokenizer_dir(config: Config, workdir: Path) -> Path:

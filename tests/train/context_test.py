@@ -13,7 +13,7 @@ from sqlr1_jax import config
 from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.distributed import sharding
 from sqlr1_jax.errors import ConfigError
-from sqlr1_jax.model import huggingface, qwen2
+from sqlr1_jax.model import huggingface, qwen2, tokenizer
 from sqlr1_jax.train.checkpoint import CheckpointNotFoundError
 from sqlr1_jax.train.context import (
     CheckpointRef,
@@ -194,6 +194,15 @@ def test_one_of_several_processes_needs_the_distributed_flag(
 def test_a_mesh_that_does_not_fit_the_devices_is_an_error(home: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.mesh"):
         create_context(tiny_runs.tiny_config(model__path=str(home / "model"), mesh__tensor=3), tmp_path)
+
+
+def test_top_k_is_at_most_the_number_of_tokens_that_the_model_can_sample(home: Path, tmp_path: Path) -> None:
+    tokens = tokenizer.count_tokens(home / "model")
+    model = {"model__path": str(home / "model"), "grpo__sampling__top_k": tokens}
+    assert create_context(tiny_runs.tiny_config(**model), tmp_path).model.num_tokens == tokens
+    model["grpo__sampling__top_k"] = tokens + 1
+    with pytest.raises(ConfigError, match=rf"config\.grpo\.sampling\.top_k is {tokens + 1}; .* at most {tokens},"):
+        create_context(tiny_runs.tiny_config(**model), tmp_path)
 
 
 def test_a_folders_weights_load_on_any_mesh(context: RunContext) -> None:
