@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,29 @@ def test_decoded_texts_are_exact_and_lack_the_stop_token(context: RunContext) ->
     assert context.texts([np.array([*tokens, stop]) for tokens in ids]) == texts
     assert context.texts(ids) == texts
     assert context.texts([[stop, *ids[0], stop]]) == [f"{context.tokenizer.decode([stop])}{texts[0]}"]
+
+
+def test_a_run_stops_at_the_ends_of_the_models_generation_config(home: Path, tmp_path: Path) -> None:
+    """Training, evaluation and `ask` take the engine and the texts of this context."""
+    folder = shutil.copytree(home / "model", tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [5, 7]}')
+    context = create_context(tiny_runs.tiny_config(model__path=str(folder)), tmp_path)
+    assert {5, 7, context.tokenizer.eos_token_id} <= set(context.stop_ids)
+    assert context.engine([]).stop_ids == context.stop_ids
+    assert context.texts([[9, 7], [9, 5], [9, 8]]) == [context.tokenizer.decode(ids) for ids in ([9], [9], [9, 8])]
+
+
+def test_a_token_past_a_hole_in_the_vocabulary_can_be_sampled(home: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(home / "model", tmp_path / "model")
+    record = json.loads((folder / "tokenizer.json").read_text())
+    last = tokenizer.count_tokens(folder) + 2  # the model's vocabulary has three more ids than its tokenizer
+    record["model"]["vocab"]["<|custom|>"] = last
+    (folder / "tokenizer.json").write_text(json.dumps(record))
+    context = create_context(tiny_runs.tiny_config(model__path=str(folder)), tmp_path)
+    logits = qwen2.mask_logits(jax.numpy.zeros((1, context.model.vocab_size)), context.model)
+    sampled = np.flatnonzero(np.asarray(logits)[0] == 0).tolist()
+    assert sampled == sorted(context.tokenizer.get_vocab().values())
+    assert sampled[-1] == last > sampled[-2] + 1
 
 
 @pytest.mark.parametrize("path", ["", "no/such-repository"])
