@@ -17,7 +17,7 @@ from sqlr1_jax import config
 from sqlr1_jax.data.example import Example, read_all_records
 from sqlr1_jax.data.prompt import PromptRenderer
 from sqlr1_jax.errors import ConfigError, exit_on_error
-from sqlr1_jax.io import write_jsonl
+from sqlr1_jax.io import user_path, write_jsonl
 from sqlr1_jax.lint import preflight
 from sqlr1_jax.lint.preflight import RULES, Finding
 from sqlr1_jax.model import tokenizer
@@ -147,8 +147,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data", required=True, help="PREFIX:PATH, as in spider:/data/spider")
     add("--databases", default="", help="folder of <db_id>/<db_id>.sqlite; default: next to the data")
-    add("--output", type=Path, help="file for the list to leave out of training: JSONL of {id, db_id, rule, reason}")
-    add("--report", type=Path, help="file for every finding: JSONL with question and SQL")
+    add(
+        "--output",
+        type=user_path,
+        help="file for the list to leave out of training: JSONL of {id, db_id, rule, reason}",
+    )
+    add("--report", type=user_path, help="file for every finding: JSONL with question and SQL")
     add(
         "--rules",
         default="",

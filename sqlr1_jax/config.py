@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlr1_jax import config_checks
 from sqlr1_jax.config_checks import STAGES, get
 from sqlr1_jax.errors import ConfigError
+from sqlr1_jax.io import JsonError, read_json_object
 
 if TYPE_CHECKING:  # imported late: only config files need ml_collections
     from ml_collections import ConfigDict
@@ -347,6 +349,22 @@ def freeze(tree: ConfigDict | dict) -> Config:
     config = _freeze_group(tree if isinstance(tree, dict) else tree.to_dict(), Config, "")
     check(config)
     return config
+
+
+def load(path: Path) -> Config:
+    """The checked settings in a run's config.json.
+
+    Raises:
+      ConfigError: the file is broken, or a setting cannot work; the message names the file.
+    """
+    try:
+        return freeze(read_json_object(path))
+    except JsonError as error:
+        raise ConfigError(
+            f"the settings of this run are lost: {error} If you remove it, the next command writes its own."
+        ) from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def check(config: Config) -> None:

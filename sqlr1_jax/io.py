@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlr1_jax.errors import Sqlr1Error
+from sqlr1_jax.errors import ConfigError, Sqlr1Error
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,18 @@ def write_json(path: Path, value: Any) -> None:
 def write_jsonl(path: Path, records: Iterable[Any], ensure_ascii: bool = True) -> None:
     """Writes a line of JSON per record, atomically. ensure_ascii: whether to escape letters outside ASCII."""
     atomic_write_text(path, "".join(json.dumps(record, ensure_ascii=ensure_ascii) + "\n" for record in records))
+
+
+def user_path(text: str) -> Path:
+    """The path that a user wrote; ~ is the home folder, which a shell leaves as it is in --workdir=~/runs.
+
+    Raises:
+      ConfigError: there is no home folder, and the path needs one.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{text}: there is no home folder (HOME is not set). Write an absolute path.") from error
 
 
 def find_fault(path: Path) -> str:
