@@ -133,21 +133,28 @@ class PromptRenderer:
         text = self._apply_chat_template(self._chat(_PLACEHOLDER))
         parts = text.split(_PLACEHOLDER)
         if len(parts) != 2:
-            raise ConfigError(f"the chat template shows the user's message {len(parts) - 1} times, not once.")
+            raise ConfigError(
+                f"the chat template in {self._template_file()} shows the user's message {len(parts) - 1} times, not "
+                "once. Replace the template."
+            )
         return parts[0], parts[1]
 
     def _apply_chat_template(self, chat: list[dict[str, str]]) -> str:
         try:
             return str(self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
         except Exception as error:  # jinja2's errors, and any other that the template's expressions raise
-            folder = Path(getattr(self._tokenizer, "name_or_path", ""))
-            names = [name for name in ("chat_template.jinja", "tokenizer_config.json") if (folder / name).is_file()]
             line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigError(
-                f"the chat template in {folder / names[0] if names else folder} cannot be applied to a user's message "
+                f"the chat template in {self._template_file()} cannot be applied to a user's message "
                 f"({line}{reason}). Download the file again, or replace the template."
             ) from error
+
+    def _template_file(self) -> Path:
+        """The file of the chat template, or the tokenizer's folder if it has none."""
+        folder = Path(getattr(self._tokenizer, "name_or_path", ""))
+        files = [folder / "chat_template.jinja", folder / "tokenizer_config.json"]
+        return next((file for file in files if file.is_file()), folder)
 
     def _render_in(self, examples: Sequence[Example], schema_format: str) -> list[Prompt]:
         texts = [self._before_user + self._user_message(e, schema_format) + self._after_user for e in examples]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.io import find_fault, read_json_object
 
+_log = logging.getLogger(__name__)
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # transformers warns that torch is missing, which is intended
 
 # Files of a tokenizer; an export copies those that exist.
@@ -56,7 +58,21 @@ def load(folder: str | Path) -> Any:
             f"The tokenizer in {folder} has no chat template. Use the Instruct variant of the model, or add the "
             'template as "chat_template" in tokenizer_config.json or as the file chat_template.jinja.'
         )
+    _warn_of_renumbered_tokens(folder / "tokenizer.json", tokenizer)
     return tokenizer
+
+
+def _warn_of_renumbered_tokens(path: Path, tokenizer: Any) -> None:
+    """Logs the first added token that is not loaded as the id that the file gives it, as happens past a hole."""
+    vocabulary = tokenizer.get_vocab()
+    for token in read_json_object(path).get("added_tokens") or ():
+        if (loaded := vocabulary.get(token["content"])) != token["id"]:
+            _log.warning(
+                "%s: the added token %s has the id %d in the file and %s once loaded, here as in transformers; if the "
+                "model was trained with the former, fill the ids before it with placeholder tokens",
+                path, token["content"], token["id"], loaded,
+            )  # fmt: skip
+            return
 
 
 def stop_ids(tokenizer: Any, folder: str | Path = "") -> tuple[int, ...]:

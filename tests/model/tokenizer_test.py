@@ -91,6 +91,22 @@ def test_holes_in_the_vocabulary_are_found(tiny_tokenizer: Any, tmp_path: Path) 
     assert tokenizer.count_tokens(folder) == count + 8
 
 
+def test_an_added_token_that_is_loaded_as_another_id_is_said(
+    tiny_tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tokenizers library gives added tokens consecutive ids, whatever the file says."""
+    count = len(tiny_tokenizer)
+    folder = copy_tokenizer(Path(tiny_tokenizer.name_or_path), tmp_path / "hole")
+    tokenizer.load(folder)
+    assert caplog.text == ""
+    record = json.loads((folder / "tokenizer.json").read_text())
+    record["added_tokens"].append(record["added_tokens"][0] | {"id": count + 7, "content": "<|custom|>"})
+    (folder / "tokenizer.json").write_text(json.dumps(record))
+    loaded = tokenizer.load(folder)
+    assert f"<|custom|> has the id {count + 7} in the file and {count} once loaded" in caplog.text
+    assert tokenizer.id_holes(loaded) == (count + 1, ())
+
+
 def test_count_tokens_includes_added_tokens(tiny_tokenizer: Any) -> None:
     assert tokenizer.count_tokens(tiny_tokenizer.name_or_path) == len(tiny_tokenizer)
 
