@@ -48,7 +48,9 @@ def check(args: argparse.Namespace) -> CheckResult:
     """
     start = time.monotonic()
     execute_config = config.ExecuteConfig(workers=args.workers, max_steps=args.max_steps, gold_cache_dir=args.cache)
-    data_config = config.DataConfig(schema=args.schema, instructions="full", max_prompt_tokens=args.max_prompt_tokens)
+    data_config = config.DataConfig(
+        schema=args.schema, instructions="full", max_prompt_tokens=args.max_prompt_tokens, limit=args.limit
+    )
     config.check(config.Config(execute=execute_config, data=data_config))
     prompts = PromptRenderer(tokenizer.load(args.tokenizer), data_config) if args.tokenizer else None
     examples, set_aside = read_all_records(args.data, args.databases, args.limit)
