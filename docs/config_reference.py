@@ -57,6 +57,8 @@ def row(path: str, comment: str) -> str:
     default = config_checks.get(config.Config(), path)
     choices = config_checks.CHOICES.get(path, ())
     listed = f"One of {', '.join(f'`{c}`' if c else 'empty' for c in choices)}" if choices else ""
+    if path in config_checks.RANGES:
+        listed = capitalize(str(config_checks.RANGES[path]))
     free = "*free*" if path in config.FREE_ON_RESUME else ""
     sentence = capitalize(comment).rstrip(".").replace("|", "\\|").replace("<", "&lt;")
     meaning = ". ".join(part for part in (sentence, listed, free) if part)

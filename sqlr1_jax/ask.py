@@ -263,6 +263,8 @@ def _write_progress(count: int, votes: int) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; `argv` excludes the program's name. Exits with 1 if the SQL of a single question did not run."""
     args = _parser().parse_args(argv)
+    if args.votes < 1:
+        raise ConfigError(f"--votes is {args.votes}; it must be at least 1.")
     sqlite.open_readonly(args.database).close()  # an unreadable file is an error before the model is loaded
     compile_cache.enable()
     with Executor(config.ExecuteConfig(workers=min(args.votes, os.cpu_count() or 1))) as executor:

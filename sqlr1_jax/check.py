@@ -17,7 +17,7 @@ from sqlr1_jax import config
 from sqlr1_jax.data.example import Example, read_all_records
 from sqlr1_jax.data.prompt import PromptRenderer
 from sqlr1_jax.errors import ConfigError, exit_on_error
-from sqlr1_jax.io import write_jsonl
+from sqlr1_jax.io import user_path, write_jsonl
 from sqlr1_jax.lint import preflight
 from sqlr1_jax.lint.preflight import RULES, Finding
 from sqlr1_jax.model import tokenizer
@@ -48,7 +48,9 @@ def check(args: argparse.Namespace) -> CheckResult:
     """
     start = time.monotonic()
     execute_config = config.ExecuteConfig(workers=args.workers, max_steps=args.max_steps, gold_cache_dir=args.cache)
-    data_config = config.DataConfig(schema=args.schema, instructions="full", max_prompt_tokens=args.max_prompt_tokens)
+    data_config = config.DataConfig(
+        schema=args.schema, instructions="full", max_prompt_tokens=args.max_prompt_tokens, limit=args.limit
+    )
     config.check(config.Config(execute=execute_config, data=data_config))
     prompts = PromptRenderer(tokenizer.load(args.tokenizer), data_config) if args.tokenizer else None
     examples, set_aside = read_all_records(args.data, args.databases, args.limit)
@@ -147,8 +149,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data", required=True, help="PREFIX:PATH, as in spider:/data/spider")
     add("--databases", default="", help="folder of <db_id>/<db_id>.sqlite; default: next to the data")
-    add("--output", type=Path, help="file for the list to leave out of training: JSONL of {id, db_id, rule, reason}")
-    add("--report", type=Path, help="file for every finding: JSONL with question and SQL")
+    add(
+        "--output",
+        type=user_path,
+        help="file for the list to leave out of training: JSONL of {id, db_id, rule, reason}",
+    )
+    add("--report", type=user_path, help="file for every finding: JSONL with question and SQL")
     add(
         "--rules",
         default="",

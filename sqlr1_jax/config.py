@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlr1_jax import config_checks
 from sqlr1_jax.config_checks import STAGES, get
 from sqlr1_jax.errors import ConfigError
+from sqlr1_jax.io import JsonError, read_json_object
 
 if TYPE_CHECKING:  # imported late: only config files need ml_collections
     from ml_collections import ConfigDict
@@ -204,6 +206,9 @@ class GrpoConfig:
     steps: int = 1000  # optimizer steps
     prompts: int = 8  # prompts per step, on all hosts
     samples: int = 8  # completions per prompt: the group size G
+    # First steps after which the run stops if no group had both right and wrong completions, or nearly every one was
+    # badly formed; 0: never.
+    idle_steps: int = 20
     sampling: SamplingConfig = SamplingConfig(temperature=1.1)
     clip: float = 0.2  # clip range below 1: the ratio's lower bound is 1 − clip
     clip_high: float = 0.2  # clip range above 1: the ratio's upper bound is 1 + clip_high
@@ -236,7 +241,7 @@ class ExecuteConfig:
     wall_seconds: float = 30.0  # wall-clock limit of a query, which then counts as a timeout; its worker is killed
     max_rows: int = 100_000  # largest number of rows of a result
     max_bytes: int = 64 * 2**20  # largest size of a result
-    heap_bytes: int = 256 * 2**20  # limit of SQLite's heap in a worker
+    heap_bytes: int = 256 * 2**20  # limit of SQLite's heap in a worker; 0: none
     gold_cache_dir: str = ""  # folder that keeps results of gold queries for other runs; empty: none
 
 
@@ -312,6 +317,7 @@ FREE_ON_RESUME = (
     "compile_cache",
     "sft.steps",
     "grpo.steps",
+    "grpo.idle_steps",
     "evaluate.every",
     "checkpoint.every",
     "checkpoint.keep",
@@ -347,6 +353,22 @@ def freeze(tree: ConfigDict | dict) -> Config:
     config = _freeze_group(tree if isinstance(tree, dict) else tree.to_dict(), Config, "")
     check(config)
     return config
+
+
+def load(path: Path) -> Config:
+    """The checked settings in a run's config.json.
+
+    Raises:
+      ConfigError: the file is broken, or a setting cannot work; the message names the file.
+    """
+    try:
+        return freeze(read_json_object(path))
+    except JsonError as error:
+        raise ConfigError(
+            f"the settings of this run are lost: {error} If you remove it, the next command writes its own."
+        ) from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def check(config: Config) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlr1_jax.data import sources
 from sqlr1_jax.errors import ConfigError
@@ -56,52 +57,126 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "export.dtype": ("", "float32", "bfloat16"),
 }
 
-LOWER_BOUNDS: dict[str, float] = {
-    "mesh.replica": 1,
-    "mesh.tensor": 1,
-    "model.ffw_chunks": 1,
-    "model.logits_chunk": 0,
-    "model.unroll": 1,
-    "data.limit": 0,
-    "data.max_prompt_tokens": 1,
-    "data.synth.workers": 1,
-    "data.synth.heldout_databases": 1,
-    "data.synth.heldout_questions": 1,
-    "sft.steps": 0,
-    "sft.databases": 1,
-    "sft.questions": 1,
-    "sft.rows.per_microbatch": 1,
-    "sft.rows.length_buckets": 1,
-    "grpo.steps": 0,
-    "grpo.prompts": 1,
-    "grpo.samples": 2,
-    "grpo.sampling.temperature": 1e-3,
-    "grpo.sampling.max_tokens": 1,
-    "grpo.clip": 0,
-    "grpo.clip_high": 0,
-    "grpo.importance_cap": 0,
-    "grpo.rows.per_microbatch": 1,
-    "grpo.rows.length_buckets": 1,
-    "rollout.max_concurrent_prompts": 0,
-    "rollout.prefill_batch": 0,
-    "rollout.prompt_buckets": 1,
-    "rollout.decode_steps_per_sync": 0,
-    "execute.workers": 1,
-    "execute.max_steps": 1000,
-    "execute.wall_seconds": 0.1,
-    "execute.max_rows": 1,
-    "evaluate.every": 0,
-    "evaluate.subset": 1,
-    "evaluate.votes": 1,
-    "evaluate.temperature": 1e-3,
-    "evaluate.max_concurrent_prompts": 0,
-    "evaluate.databases": 0,
-    "evaluate.limit": 0,
-    "evaluate.max_tokens": 0,
-    "evaluate.max_prompt_tokens": 0,
-    "checkpoint.every": 0,
-    "checkpoint.keep": 1,
-    "export.shard_gigabytes": 1e-6,
+
+class Range(NamedTuple):
+    """The numbers that a setting takes: those from `low` to `high`, and `also`. str() is how messages say it."""
+
+    low: float
+    high: float = math.inf  # inf: every finite number from `low` on
+    above_low: bool = False  # whether `low` itself is left out
+    below_high: bool = False  # whether `high` itself is left out
+    also: float | None = None  # a number outside the interval with a meaning of its own
+
+    def allows(self, value: float) -> bool:
+        """Whether the setting takes this number; never true of nan and inf."""
+        if value == self.also:
+            return True
+        above = value > self.low if self.above_low else value >= self.low
+        return above and (value < self.high if self.below_high or self.high == math.inf else value <= self.high)
+
+    def __str__(self) -> str:
+        parts = [f"{'above' if self.above_low else 'at least'} {self.low:.10g}"]
+        if self.high < math.inf:
+            parts.append(f"{'below' if self.below_high else 'at most'} {self.high:.10g}")
+        return (f"{self.also:.10g}, or " if self.also is not None else "") + " and ".join(parts)
+
+
+NOT_NEGATIVE, POSITIVE, COUNT = Range(0), Range(0, above_low=True), Range(1)
+FRACTION, NUCLEUS, DECAY = Range(0, 1), Range(0, 1, above_low=True), Range(0, 1, below_high=True)
+# Sampling divides by it: below 0.001, logits / temperature loses the precision of float32.
+TEMPERATURE = Range(1e-3)
+STEPS = Range(0, 2**31 - 2)  # int32 on the device; 2**31 - 1 is the step of evaluations (evaluate/run.py)
+
+_ROWS = {"length_buckets": COUNT, "prefix": NOT_NEGATIVE, "segment": NOT_NEGATIVE, "length": NOT_NEGATIVE} | {
+    "per_microbatch": COUNT
+}
+_OPTIMIZER = {
+    "learning_rate": POSITIVE,
+    "adam_learning_rate": NOT_NEGATIVE,
+    "warmup_steps": STEPS,
+    "end_fraction": FRACTION,
+    "b1": DECAY,
+    "b2": DECAY,
+    "eps": POSITIVE,  # with 0, a parameter without gradient becomes 0 / 0
+    "weight_decay": NOT_NEGATIVE,
+    "clip_norm": NOT_NEGATIVE,
+}
+
+
+def _in_groups(names: Mapping[str, Range], *groups: str) -> dict[str, Range]:
+    return {f"{group}.{name}": allowed for group in groups for name, allowed in names.items()}
+
+
+# The range of every numeric setting, in the order of config.py; docs/config.md lists them.
+RANGES: dict[str, Range] = {
+    "seed": Range(0, 2**32 - 1),  # JAX's keys take 32 bits
+    "model.query_chunk": NOT_NEGATIVE,
+    "model.ffw_chunks": COUNT,
+    "model.logits_chunk": NOT_NEGATIVE,
+    "model.unroll": COUNT,
+    "mesh.replica": COUNT,
+    "mesh.fsdp": Range(1, also=-1),
+    "mesh.tensor": COUNT,
+    "data.limit": NOT_NEGATIVE,
+    "data.max_prompt_tokens": COUNT,
+    "data.synth.sft_databases": COUNT,
+    "data.synth.sft_questions": COUNT,
+    "data.synth.grpo_databases": COUNT,
+    "data.synth.grpo_questions": COUNT,
+    "data.synth.heldout_databases": COUNT,
+    "data.synth.heldout_questions": COUNT,
+    "data.synth.newnames_databases": NOT_NEGATIVE,
+    "data.synth.newnames_questions": NOT_NEGATIVE,
+    "data.synth.teacher_errors": FRACTION,
+    "data.synth.workers": COUNT,
+    "sft.steps": STEPS,
+    "sft.databases": COUNT,
+    "sft.questions": COUNT,
+    **_in_groups(_ROWS, "sft.rows", "grpo.rows"),
+    **_in_groups(_OPTIMIZER, "sft.optimizer", "grpo.optimizer"),
+    "grpo.steps": STEPS,
+    "grpo.prompts": COUNT,
+    "grpo.samples": Range(2),  # an advantage compares the samples of a prompt
+    "grpo.sampling.temperature": TEMPERATURE,
+    "grpo.sampling.top_p": NUCLEUS,
+    "grpo.sampling.top_k": NOT_NEGATIVE,  # train/context.py compares it with the vocabulary
+    "grpo.sampling.min_p": FRACTION,
+    "grpo.sampling.max_tokens": COUNT,
+    "grpo.clip": Range(0, 1, above_low=True, below_high=True),
+    "grpo.clip_high": POSITIVE,
+    "grpo.idle_steps": NOT_NEGATIVE,
+    "grpo.kl": NOT_NEGATIVE,
+    "grpo.entropy": NOT_NEGATIVE,
+    "grpo.importance_cap": NOT_NEGATIVE,
+    **_in_groups(
+        dict.fromkeys(("format", "execution", "result", "length", "arctic", "overlap", "schema_recall"), NOT_NEGATIVE),
+        "grpo.reward",
+    ),
+    "rollout.max_concurrent_prompts": NOT_NEGATIVE,
+    "rollout.prefill_batch": NOT_NEGATIVE,
+    "rollout.prompt_buckets": COUNT,
+    "rollout.decode_steps_per_sync": NOT_NEGATIVE,
+    "execute.workers": COUNT,
+    "execute.max_steps": Range(1000),
+    "execute.gold_factor": Range(1, also=0),  # below 1, the gold query itself would time out
+    "execute.min_steps": COUNT,
+    "execute.wall_seconds": Range(0.1),
+    "execute.max_rows": COUNT,
+    "execute.max_bytes": COUNT,
+    "execute.heap_bytes": Range(2**20, also=0),  # less leaves no room for a page cache; 0: no limit
+    "evaluate.every": NOT_NEGATIVE,
+    "evaluate.subset": COUNT,
+    "evaluate.databases": NOT_NEGATIVE,
+    "evaluate.limit": NOT_NEGATIVE,
+    "evaluate.votes": COUNT,
+    "evaluate.temperature": TEMPERATURE,
+    "evaluate.top_p": NUCLEUS,
+    "evaluate.max_tokens": NOT_NEGATIVE,
+    "evaluate.max_prompt_tokens": NOT_NEGATIVE,
+    "evaluate.max_concurrent_prompts": NOT_NEGATIVE,
+    "checkpoint.every": NOT_NEGATIVE,
+    "checkpoint.keep": COUNT,
+    "export.shard_gigabytes": Range(1e-6),
 }
 
 # Settings and values that had another name before 0.1. Using an old name is an error that says the new one.
@@ -146,20 +221,20 @@ def check_values(config: Config) -> None:
     """Raises ConfigError for the first setting whose value cannot work."""
     for path, allowed in CHOICES.items():
         _check_choice(path, get(config, path), allowed)
-    for path, low in LOWER_BOUNDS.items():
-        if (value := get(config, path)) < low:
-            raise ConfigError(f"config.{path} is {value}; it must be at least {low}.")
+    for path, allowed_range in RANGES.items():
+        check_range(path, get(config, path), allowed_range)
     for stage in config.stages:
         _check_choice("stages", stage, STAGES)
     for name in ("train", "sft", "evaluate"):
         _check_source(f"data.{name}", getattr(config.data, name))
-    if not 0 <= (errors := config.data.synth.teacher_errors) <= 1:
-        raise ConfigError(f"config.data.synth.teacher_errors is {errors}; it is a fraction, 0 to 1.")
-    for path in ("grpo.sampling.top_p", "evaluate.top_p"):
-        if not 0 < (top_p := get(config, path)) <= 1:
-            raise ConfigError(f"config.{path} is {top_p}; it takes 0 < top_p ≤ 1.")
     if (step := config.export.step) not in ("last", "best") and not step.isdigit():
         raise ConfigError(f"config.export.step is {step!r}; it takes last, best or a step's number.")
+
+
+def check_range(path: str, value: float, allowed: Range) -> None:
+    """Raises ConfigError unless the range of the setting at `path` holds the value."""
+    if not allowed.allows(value):
+        raise ConfigError(f"config.{path} is {value}; it must be {allowed}.")
 
 
 def get(config: Any, path: str) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sqlr1_jax import compile_cache, config
 from sqlr1_jax.errors import ConfigError, exit_on_error
-from sqlr1_jax.io import read_json
+from sqlr1_jax.io import user_path
 
 
 def export(workdir: Path, output: Path, settings: config.ExportConfig) -> None:
@@ -24,7 +24,7 @@ def export(workdir: Path, output: Path, settings: config.ExportConfig) -> None:
     path = workdir / "config.json"
     if not path.exists():
         raise ConfigError(f"{workdir} holds no run: it has no config.json. --checkpoint= names a run's folder.")
-    run_config = dataclasses.replace(config.freeze(read_json(path)), export=settings)
+    run_config = dataclasses.replace(config.load(path), export=settings)
     config.check(run_config)
     compile_cache.enable(run_config.compile_cache)
     from sqlr1_jax.pipeline import export_model
@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sqlr1_jax.export", description="Exports a run for Hugging Face.")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="the run's folder")
-    parser.add_argument("--output", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--checkpoint", type=user_path, required=True, help="the run's folder")
+    parser.add_argument("--output", type=user_path, required=True, help="the folder to write")
     default = config.ExportConfig()
     parser.add_argument("--step", default=default.step, help="last, best or a step's number; default: %(default)s")
     parser.add_argument(

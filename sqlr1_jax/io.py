@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from sqlr1_jax.errors import Sqlr1Error
+from sqlr1_jax.errors import ConfigError, Sqlr1Error
 
 log = logging.getLogger(__name__)
 
@@ -74,16 +74,57 @@ def write_jsonl(path: Path, records: Iterable[Any], ensure_ascii: bool = True) -
     atomic_write_text(path, "".join(json.dumps(record, ensure_ascii=ensure_ascii) + "\n" for record in records))
 
 
+def user_path(text: str) -> Path:
+    """The path that a user wrote; ~ is the home folder, which a shell leaves as it is in --workdir=~/runs.
+
+    Raises:
+      ConfigError: there is no home folder, and the path needs one.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{text}: there is no home folder (HOME is not set). Write an absolute path.") from error
+
+
+def find_fault(path: Path) -> str:
+    """What an interrupted or refused download left instead of a file, as the end of a sentence; "" if nothing known."""
+    with path.open("rb") as file:
+        start = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not start:
+        return "is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer instead of the file: run `git lfs pull` in its folder"
+    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return "is a web page instead of the file, perhaps one that asks for a login"
+    return ""
+
+
 def read_json(path: Path) -> Any:
     """The value that a JSON file holds.
 
     Raises:
-      JsonError: it is not JSON.
+      JsonError: it is not JSON; the message says if it is empty, a Git LFS pointer or a web page.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
+        if fault := find_fault(path):
+            raise JsonError(f"{path} {fault}. Restore the file, or download it again.") from error
         raise JsonError(f"{path} is not JSON ({error}). Restore the file, or download it again.") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+      JsonError: it is not JSON, or another value than an object.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise JsonError(
+            f"{path} holds a {type(value).__name__}, not an object. Restore the file, or download it again."
+        )
+    return value
 
 
 def read_jsonl(path: Path, on_bad_lines: OnBadLines = "error") -> Iterator[Any]:

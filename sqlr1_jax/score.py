@@ -21,7 +21,7 @@ from sqlr1_jax.errors import exit_on_error
 from sqlr1_jax.evaluate.benchmarks import formats, metrics, r_ves
 from sqlr1_jax.evaluate.benchmarks.formats import Gold
 from sqlr1_jax.evaluate.benchmarks.metrics import METRICS, Protocol, Verdict
-from sqlr1_jax.io import write_jsonl
+from sqlr1_jax.io import user_path, write_jsonl
 from sqlr1_jax.sql import backends
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import OutcomeKind
@@ -173,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--predictions", type=Path, required=True, help="JSON lines {id, db_id, sql}, one SQL per line, or BIRD's JSON")
     add("--compat", action="store_true", help="use the official evaluators' rules instead of this project's")
     add("--keep_distinct", action="store_true", help="with --compat, spider: keep DISTINCT and further statements")
-    add("--output", type=Path, help="write one JSON line per gold query: {id, each metric, outcome}")
+    add("--output", type=user_path, help="write one JSON line per gold query: {id, each metric, outcome}")
     add("--json", action="store_true", help="print one JSON object, in fractions, instead of a table in percent")
     add("--iterations", type=_iterations, default=r_ves.ITERATIONS, help="timed runs per query of r_ves; %(default)s")
     add("--max_steps", type=_positive, help="SQLite steps that a query may take; 1e8 are about a second")

@@ -227,3 +227,8 @@ def test_a_missing_database_is_named_before_the_model_is_loaded(tmp_path: Path) 
 def test_a_missing_model_is_named(tmp_path: Path, pets: Path) -> None:
     with pytest.raises(SystemExit, match=f"error: {tmp_path} holds no model: no config.json"):
         ask.main([f"--model={tmp_path}", f"--database={pets}", "How many?"])
+
+
+def test_fewer_than_one_vote_is_refused_before_the_model_is_loaded(pets: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"error: --votes is 0; it must be at least 1\."):
+        ask.main([f"--model={tmp_path}", f"--database={pets}", "--votes=0", "How many dogs?"])

@@ -120,6 +120,7 @@ def test_a_record_without_a_database_is_left_out(tmp_path: Path) -> None:
         ("--report=/nowhere/at/all.jsonl", "/nowhere/at is not a folder: create it"),
         ("--data=spidr:x", "'spidr:x' is not a data source: write PREFIX:PATH"),
         ("--workers=0", "config.execute.workers is 0; it must be at least 1."),
+        ("--limit=-1", "config.data.limit is -1; it must be at least 0."),
         ("--schema=fix", "config.data.schema is 'fix'; it takes one of"),
         ("--tokenizer=/nowhere", "/nowhere has no tokenizer.json"),
     ],

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import typing
 from typing import Any
 
 import pytest
@@ -19,17 +21,67 @@ def changed(path: str, value: object) -> config.Config:
     return put(config.Config(), path.split("."))
 
 
-@pytest.mark.parametrize("path", [*config_checks.CHOICES, *config_checks.LOWER_BOUNDS, *config.FREE_ON_RESUME])
+@pytest.mark.parametrize("path", [*config_checks.CHOICES, *config_checks.RANGES, *config.FREE_ON_RESUME])
 def test_every_rule_names_an_existing_setting(path: str) -> None:
     assert path in dict(config.leaves(config.as_dict(config.Config())))
 
 
-@pytest.mark.parametrize("path", config_checks.LOWER_BOUNDS)
-def test_a_lower_bound_is_allowed_and_a_smaller_value_is_not(path: str) -> None:
-    low = type(config_checks.get(config.Config(), path))(config_checks.LOWER_BOUNDS[path])
-    config.check(changed(path, low))
+def numeric_settings(group: type, prefix: str = "") -> dict[str, type]:
+    """The type, int or float, of every numeric setting by dotted path."""
+    found: dict[str, type] = {}
+    for name, kind in typing.get_type_hints(group).items():
+        if dataclasses.is_dataclass(kind):
+            found |= numeric_settings(typing.cast(type, kind), f"{prefix}{name}.")
+        elif kind in (int, float):
+            found[prefix + name] = kind
+    return found
+
+
+def test_every_numeric_setting_has_a_range() -> None:
+    assert config_checks.RANGES.keys() == numeric_settings(config.Config).keys()
+
+
+@pytest.mark.parametrize(("path", "kind"), numeric_settings(config.Config).items())
+def test_a_numeric_setting_takes_the_ends_of_its_range_and_nothing_beyond(path: str, kind: type) -> None:
+    allowed = config_checks.RANGES[path]
+    step = 1 if kind is int else 1e-9
+    ends = [allowed.low + step * allowed.above_low, allowed.low - step * (not allowed.above_low)]
+    if allowed.high < math.inf:
+        ends += [allowed.high - step * allowed.below_high, allowed.high + step * (not allowed.below_high)]
+    for inside, outside in zip(ends[::2], ends[1::2], strict=True):
+        config.check(changed(path, kind(inside)))
+        with pytest.raises(ConfigError, match=rf"^config\.{path} is .*; it must be .*\.$"):
+            config.check(changed(path, kind(outside)))
+    if allowed.also is not None:
+        config.check(changed(path, kind(allowed.also)))
+
+
+@pytest.mark.parametrize("path", config_checks.RANGES)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_setting_is_infinite_or_not_a_number(path: str, value: float) -> None:
     with pytest.raises(ConfigError, match=path):
-        config.check(changed(path, low - 1))
+        config.check(changed(path, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("seed", -1, "config.seed is -1; it must be at least 0 and at most 4294967295."),
+        ("mesh.fsdp", 0, "config.mesh.fsdp is 0; it must be -1, or at least 1."),
+        ("grpo.sampling.top_k", -1, "config.grpo.sampling.top_k is -1; it must be at least 0."),
+        ("grpo.sampling.min_p", 1.5, "config.grpo.sampling.min_p is 1.5; it must be at least 0 and at most 1."),
+        ("grpo.clip", 50.0, "config.grpo.clip is 50.0; it must be above 0 and below 1."),
+        ("grpo.kl", -0.1, "config.grpo.kl is -0.1; it must be at least 0."),
+        ("grpo.optimizer.learning_rate", -1.0, "config.grpo.optimizer.learning_rate is -1.0; it must be above 0."),
+        ("sft.optimizer.clip_norm", -1.0, "config.sft.optimizer.clip_norm is -1.0; it must be at least 0."),
+        ("evaluate.top_p", 0.0, "config.evaluate.top_p is 0.0; it must be above 0 and at most 1."),
+        ("execute.gold_factor", 0.5, "config.execute.gold_factor is 0.5; it must be 0, or at least 1."),
+    ],
+)
+def test_a_number_that_cannot_work_is_refused_in_one_sentence(path: str, value: float, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.check(changed(path, value))
+    assert str(error.value) == message
 
 
 @pytest.mark.parametrize("path", config_checks.CHOICES)

@@ -64,8 +64,8 @@ def test_a_frozen_config_is_hashable_by_value() -> None:
         ({"data": {"train": "/data/spider"}}, "it takes PREFIX:PATH, as in spider:/data/spider."),
         ({"data": {"train": "spidr:/data"}}, "Did you mean 'spider'?"),
         ({"data": {"train": "spider:"}}, "the path after the prefix is missing"),
-        ({"data": {"synth": {"teacher_errors": 1.5}}}, "it is a fraction, 0 to 1"),
-        ({"grpo": {"sampling": {"top_p": 0.0}}}, "config.grpo.sampling.top_p is 0.0; it takes 0 < top_p ≤ 1."),
+        ({"data": {"synth": {"teacher_errors": 1.5}}}, "it must be at least 0 and at most 1."),
+        ({"grpo": {"sampling": {"top_p": 0.0}}}, "config.grpo.sampling.top_p is 0.0; it must be above 0 and at most"),
         ({"export": {"step": "newest"}}, "it takes last, best or a step's number"),
     ],
 )

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,8 @@ from typing import Any
 import pytest
 from absl import flags
 
-from sqlr1_jax import config, main
+from sqlr1_jax import config, main, run_lock
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.train import metrics
 from testing import tiny_runs
 
@@ -17,7 +21,8 @@ NUMBERS = [
     *(f"reward/{name}" for name in ("mean", "std", "format", "execution", "result", "length")),
     *(f"groups/{name}" for name in ("mixed", "all_right", "all_wrong")),
     *(f"completion/{name}" for name in ("mean_tokens", "max_tokens", "truncated")),
-    *("kl", "entropy", "clip_fraction", "ratio/mean", "ratio/max", "logprob_mismatch", "grad_norm", "lr", "loss"),
+    *("kl", "entropy", "clip_fraction", "ratio/mean", "ratio/max", "logprob_mismatch", "clamped_fraction"),
+    *("grad_norm", "lr", "loss"),
     *(f"time/{name}" for name in ("rollout", "reward_wait", "execute", "pack", "update", "step")),
     *("tokens_per_second", "tokens_per_second_per_chip"),
     *(f"sql/{name}" for name in ("p50_ms", "p99_ms", "timeouts", "wall_kills", "cache_hits")),
@@ -272,6 +277,88 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(
     assert "config.grpo.samples: 3 in the run, 4 now" in message
     assert "another --workdir" in message
     assert (tmp_path / "run" / "config.json").read_text() == before
+
+
+def test_a_value_that_was_refused_late_can_be_corrected(home: Path, tmp_path: Path, error: RunMain) -> None:
+    """The first command fails after config.json was written: its model's folder is there, its mesh fits no machine."""
+    workdir = tmp_path / "run"
+    assert "config.mesh" in error(*tiny_runs.command_line(home, workdir, mesh__tensor=7, stages="('grpo',)"))
+    assert json.loads((workdir / "config.json").read_text())["mesh"]["tensor"] == 7
+    corrected = tiny_runs.tiny_config(model__path=str(home / "model"), mesh__tensor=1, seed=3)
+    (workdir / "checkpoints" / "grpo" / "0").mkdir(parents=True)
+    main.claim(corrected, workdir)
+    assert config.load(workdir / "config.json") == corrected
+    assert not (workdir / "checkpoints").exists(), "the initial weights were those of another seed"
+    (workdir / "checkpoints" / "grpo" / "2").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"config\.seed: 3 in the run, 4 now"):
+        main.claim(dataclasses.replace(corrected, seed=4), workdir)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "config.json is empty."),
+        ('{"seed": ', "config.json is not JSON"),
+        ("[]", "config.json holds a list, not an object."),
+        ('{"sede": 1}', "config.json: config.sede does not exist. Did you mean config.seed?"),
+        ('{"seed": -1}', "config.json: config.seed is -1; it must be at least 0"),
+    ],
+)
+def test_a_broken_config_json_is_a_one_line_error(tmp_path: Path, error: RunMain, text: str, message: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(text)
+    assert f"{tmp_path / 'run'}/{message}" in error(SMOKE, f"--workdir={tmp_path / 'run'}")
+    assert (tmp_path / "run" / "config.json").read_text() == text
+
+
+def test_a_second_process_in_a_workdir_is_refused_and_writes_nothing(tmp_path: Path, error: RunMain) -> None:
+    with run_lock.hold(tmp_path / "run"):
+        message = error(SMOKE, f"--workdir={tmp_path / 'run'}")
+        assert f"another process works in {tmp_path / 'run'}" in message
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [run_lock.FILE_NAME]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stages"),
+    [
+        (["--config.stages=('data','grpo')", "--config.stages=('evaluate',)"], ("evaluate",)),
+        (["--config.stages", "('data','grpo')", "--config.stages=('sft','export')"], ("sft", "export")),
+        (["--config.stages=('data',)", "--config.stages", "('evaluate',)"], ("evaluate",)),
+        (["--config.stages=('data','grpo')"], ("data", "grpo")),
+    ],
+)
+def test_the_last_value_of_a_repeated_setting_wins(
+    monkeypatch: pytest.MonkeyPatch, error: RunMain, tmp_path: Path, arguments: list[str], stages: tuple[str, ...]
+) -> None:
+    seen: list[config.Config] = []
+
+    def end(run_config: config.Config, workdir: Path) -> None:
+        seen.append(run_config)
+        sys.exit("error: seen")
+
+    monkeypatch.setattr(main, "run", end)
+    repeated = ["--config.seed=1", "--config.sft.optimizer.frozen=('embed',)", "--config.seed=2"]
+    error(SMOKE, f"--workdir={tmp_path}", *repeated, *arguments, "--config.sft.optimizer.frozen=('q',)")
+    assert seen[0].stages == stages
+    assert (seen[0].seed, seen[0].sft.optimizer.frozen) == (2, ("q",))
+
+
+def test_a_workdir_in_the_home_folder_makes_no_folder_named_tilde(
+    monkeypatch: pytest.MonkeyPatch, error: RunMain, tmp_path: Path
+) -> None:
+    seen: list[Path] = []
+
+    def end(run_config: config.Config, workdir: Path) -> None:
+        seen.append(workdir)
+        sys.exit("error: seen")
+
+    monkeypatch.setattr(main, "run", end)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    error(SMOKE, "--workdir=~/run")
+    assert seen == [tmp_path / "home" / "run"]
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as without HOME and without an entry in passwd
+    assert "~/run: there is no home folder (HOME is not set)" in error(SMOKE, "--workdir=~/run")
+    assert not Path("~").exists()
 
 
 def test_a_run_may_resume_under_settings_free_to_change(finished: Path, tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ class PromptRenderer:
         tokenizer: a fast tokenizer of transformers.
 
         Raises:
-          ConfigError: the tokenizer has no chat template, or one that does not contain the user's message exactly once.
+          ConfigError: the tokenizer has no chat template, one that fails, or one that does not contain the user's
+            message exactly once.
         """
         self._tokenizer = tokenizer
         self._data = data
@@ -121,7 +122,7 @@ class PromptRenderer:
         chat = [{"role": "system", "content": _PLACEHOLDER}, {"role": "user", "content": "question"}]
         try:
             return _PLACEHOLDER in self._apply_chat_template(chat)
-        except jinja2.TemplateError:
+        except ConfigError:
             return False
 
     def _split_chat_template(self) -> tuple[str, str]:
@@ -132,11 +133,28 @@ class PromptRenderer:
         text = self._apply_chat_template(self._chat(_PLACEHOLDER))
         parts = text.split(_PLACEHOLDER)
         if len(parts) != 2:
-            raise ConfigError(f"the chat template shows the user's message {len(parts) - 1} times, not once.")
+            raise ConfigError(
+                f"the chat template in {self._template_file()} shows the user's message {len(parts) - 1} times, not "
+                "once. Replace the template."
+            )
         return parts[0], parts[1]
 
     def _apply_chat_template(self, chat: list[dict[str, str]]) -> str:
-        return str(self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+        try:
+            return str(self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # jinja2's errors, and any other that the template's expressions raise
+            line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConfigError(
+                f"the chat template in {self._template_file()} cannot be applied to a user's message "
+                f"({line}{reason}). Download the file again, or replace the template."
+            ) from error
+
+    def _template_file(self) -> Path:
+        """The file of the chat template, or the tokenizer's folder if it has none."""
+        folder = Path(getattr(self._tokenizer, "name_or_path", ""))
+        files = [folder / "chat_template.jinja", folder / "tokenizer_config.json"]
+        return next((file for file in files if file.is_file()), folder)
 
     def _render_in(self, examples: Sequence[Example], schema_format: str) -> list[Prompt]:
         texts = [self._before_user + self._user_message(e, schema_format) + self._after_user for e in examples]

@@ -9,6 +9,7 @@ goes tensor by tensor. The layouts differ:
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import logging
@@ -26,8 +27,7 @@ import numpy as np
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.distributed.sharding import TRAIN_RULES, Rules, named_sharding
 from sqlr1_jax.errors import ConfigError
-from sqlr1_jax.io import read_json
-from sqlr1_jax.model import safetensors, tokenizer
+from sqlr1_jax.model import config_json, safetensors, tokenizer
 from sqlr1_jax.model.qwen2 import Params, ParamSpec, Qwen2Config, abstract_params, is_spec
 from sqlr1_jax.model.safetensors import LazyTensor, WeightsError
 
@@ -93,51 +93,16 @@ def config_from_folder(folder: str | Path) -> Qwen2Config:
 
     Raises:
       ConfigError: the model is not a plain Qwen2, or its tokenizer has more ids than the vocabulary.
-      JsonError: config.json is broken.
+      JsonError: config.json or tokenizer.json is broken.
     """
     path = Path(folder) / "config.json"
-    record = read_json(path)
-    _check_supported(path, record)
-    heads = record["num_attention_heads"]
-    # transformers 5 writes rope_parameters; earlier versions write rope_theta and rope_scaling.
-    rope = record.get("rope_parameters") or {}
-    vocab_size, tokens = record["vocab_size"], tokenizer.count_tokens(folder)
-    if tokens > vocab_size:
+    config, tokens = config_json.read(path), tokenizer.count_tokens(folder)
+    if tokens > config.vocab_size:
         raise ConfigError(
-            f"{path}: vocab_size {vocab_size} is less than the {tokens} ids of the tokenizer in the same folder; use "
-            "the tokenizer that belongs to this model."
+            f"{path}: vocab_size {config.vocab_size} is less than the {tokens} ids of the tokenizer in the same "
+            "folder; use the tokenizer that belongs to this model."
         )
-    return Qwen2Config(
-        vocab_size=vocab_size,
-        hidden_size=record["hidden_size"],
-        num_layers=record["num_hidden_layers"],
-        num_heads=heads,
-        num_kv_heads=record.get("num_key_value_heads", heads),
-        head_size=record.get("head_dim") or record["hidden_size"] // heads,
-        ffw_size=record["intermediate_size"],
-        tied=record.get("tie_word_embeddings", False),
-        num_tokens=tokens,
-        rope_theta=float(rope.get("rope_theta") or record.get("rope_theta", 10000.0)),
-        norm_eps=record.get("rms_norm_eps", 1e-6),
-        max_positions=record.get("max_position_embeddings", 32768),
-    )
-
-
-def _check_supported(path: Path, record: Mapping[str, Any]) -> None:
-    rope = record.get("rope_parameters") or record.get("rope_scaling") or {}
-    unsupported = {
-        "model_type": record.get("model_type") != "qwen2",
-        "hidden_act": record.get("hidden_act", "silu") != "silu",
-        "use_sliding_window": bool(record.get("use_sliding_window")),
-        "quantization_config": bool(record.get("quantization_config")),
-        "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
-    }
-    for key, is_unsupported in unsupported.items():
-        if is_unsupported:
-            raise ConfigError(
-                f"{path}: {key} is {record.get(key)!r}, which is not supported. Use a plain Qwen2 model (Qwen2, "
-                "Qwen2.5, Qwen2.5-Coder) without sliding windows, RoPE scaling or quantization."
-            )
+    return dataclasses.replace(config, num_tokens=tokens)
 
 
 def load_params(
@@ -153,20 +118,46 @@ def load_params(
 
     Raises:
       ConfigError: there is no such folder or repository.
-      WeightsError: a tensor is missing or has another shape; the message names the file and the tensor.
+      WeightsError: a tensor is missing, has another shape or belongs to another architecture, or the model is tied and
+        its lm_head differs from the embedding; the message names the folder and the tensor.
     """
     folder = resolve_folder(source)
     tensors = safetensors.open_folder(folder)
     specs = flax.traverse_util.flatten_dict(abstract_params(config), sep="/", is_leaf=lambda _, leaf: is_spec(leaf))
+    _check_other_tensors(folder, tensors, {name for path, spec in specs.items() for name in _hf_names(path, spec)})
     with ThreadPoolExecutor(_READERS) as readers:
         params = {path: _load_param(folder, tensors, path, spec, mesh, rules, readers) for path, spec in specs.items()}
-    known = {name for path, spec in specs.items() for name in _hf_names(path, spec)}
-    # Some tied models also store lm_head; it equals the embedding and is ignored.
-    unknown = sorted(set(tensors) - known - {"lm_head.weight"})
+    return flax.traverse_util.unflatten_dict(params, sep="/")
+
+
+def _check_other_tensors(folder: Path, tensors: Mapping[str, np.ndarray], known: set[str]) -> None:
+    """Raises WeightsError if a tensor that is not read would change what the model computes; logs the harmless ones."""
+    head, embedding = "lm_head.weight", _HF_NAMES["embed"].template
+    is_stored_twice = head not in known and {head, embedding} <= tensors.keys()
+    if is_stored_twice and not _same_values(tensors[head], tensors[embedding]):
+        raise WeightsError(
+            f"{folder}: config.json says tie_word_embeddings true, but {head} differs from {embedding}. Set "
+            f"tie_word_embeddings to false to use {head}, or remove the tensor."
+        )
+    # Old files store rotary_emb.inv_freq, which config.json determines.
+    unknown = sorted(name for name in set(tensors) - known - {head} if not name.endswith(".inv_freq"))
+    foreign = [name for name in unknown if name.startswith("model.")]
+    if foreign:
+        raise WeightsError(
+            f"{folder} holds {len(foreign)} tensors that a Qwen2 model of its config.json does not have, such as "
+            f"{foreign[0]}; the weights or config.json belong to another model."
+        )
     if unknown:
         names = ", ".join(unknown[:5])
         _log.warning("%s: ignored %d tensors that a Qwen2 model does not have: %s", folder, len(unknown), names)
-    return flax.traverse_util.unflatten_dict(params, sep="/")
+
+
+def _same_values(a: np.ndarray, b: np.ndarray, rows: int = 4096) -> bool:
+    """Whether two stored tensors are equal; reads `rows` rows at a time."""
+    return a.shape == b.shape and all(
+        np.array_equal(a[i : i + rows].astype(np.float32), b[i : i + rows].astype(np.float32), equal_nan=True)
+        for i in range(0, len(a), rows)
+    )
 
 
 def _hf_names(path: str, spec: ParamSpec) -> list[str]:
@@ -222,7 +213,7 @@ def _check_tensor(folder: Path, tensors: Mapping[str, np.ndarray], name: str, sh
     if name not in tensors:
         raise WeightsError(
             f"{folder}: no safetensors file contains {name}; the download is incomplete, or config.json belongs to "
-            "another model."
+            f"another model{' (its tie_word_embeddings is not true)' if name == 'lm_head.weight' else ''}."
         )
     if tensors[name].shape != shape:
         raise WeightsError(
@@ -364,14 +355,12 @@ def _text_files(config: Qwen2Config, tokenizer_folder: str | Path, dtype: str) -
 
 
 def _end_ids(folder: str | Path) -> dict[str, Any]:
-    """eos_token_id, with the tokenizer's own id first, and pad_token_id; empty without a tokenizer."""
+    """eos_token_id, with the one that answers end on first, and pad_token_id; empty without a tokenizer."""
     if not folder:
         return {}
     loaded = tokenizer.load(folder)
-    stop_ids = tokenizer.stop_ids(loaded, folder)
-    # config.json takes only one id, the first.
-    first = loaded.eos_token_id if loaded.eos_token_id is not None else stop_ids[0]
-    others = [stop_id for stop_id in stop_ids if stop_id != first]
+    first = tokenizer.end_id(loaded, folder)  # config.json takes only this one
+    others = [stop_id for stop_id in tokenizer.stop_ids(loaded, folder) if stop_id != first]
     return {"eos_token_id": [first, *others], "pad_token_id": tokenizer.pad_id(loaded)}
 
 

@@ -45,6 +45,7 @@ class Qwen2Config:
     ffw_size: int
     tied: bool  # the unembedding is the transposed embedding
     num_tokens: int = 0  # the tokenizer's ids; ids beyond them are never predicted; 0: all are predicted
+    holes: tuple[tuple[int, int], ...] = ()  # ranges [start, end) of ids below num_tokens that no token has
     rope_theta: float = 1e6
     norm_eps: float = 1e-6
     max_positions: int = 32768  # the context length of pretraining, in tokens; written into an export
@@ -413,10 +414,14 @@ def unembed(params: Params, hidden: jax.Array, config: Qwen2Config) -> jax.Array
 
 
 def mask_logits(logits: jax.Array, config: Qwen2Config) -> jax.Array:
-    """Logits […, V] with MASKED_LOGIT for ids that the tokenizer lacks (those from config.num_tokens on)."""
-    if not config.num_tokens or config.num_tokens >= config.vocab_size:
+    """Logits […, V] with MASKED_LOGIT for ids that the tokenizer lacks: config.holes, and those from num_tokens on."""
+    is_padded = 0 < config.num_tokens < config.vocab_size
+    if not is_padded and not config.holes:
         return logits
-    known = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) < config.num_tokens
+    ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    known = ids < (config.num_tokens or config.vocab_size)
+    for start, end in config.holes:
+        known &= (ids < start) | (ids >= end)
     return jnp.where(known, logits, MASKED_LOGIT)
 
 

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from sqlr1_jax.errors import Sqlr1Error
-from sqlr1_jax.io import read_json
+from sqlr1_jax.io import find_fault, read_json_object
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -52,8 +52,11 @@ def open_file(path: Path) -> dict[str, np.ndarray]:
     """Opens every tensor of a file as a memory map, which reads only what is sliced.
 
     Raises:
-      WeightsError: the file is cut short, its header is not JSON, or a tensor is stored in an unsupported dtype.
+      WeightsError: the file is cut short or another kind of file, its header is not JSON, or a tensor is stored in an
+        unsupported dtype.
     """
+    if fault := find_fault(path):
+        raise WeightsError(f"{path} {fault}. Download it again.")
     size = path.stat().st_size
     with open(path, "rb") as file:
         prefix = file.read(8)
@@ -62,8 +65,10 @@ def open_file(path: Path) -> dict[str, np.ndarray]:
             raise WeightsError(f"{path} is cut short: its header extends past its {size} bytes; download it again.")
         try:
             header = json.loads(file.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise WeightsError(f"{path}: its header is not JSON ({error}); download it again.") from error
+    if not isinstance(header, dict):
+        raise WeightsError(f"{path}: its header is a {type(header).__name__}, not an object; download it again.")
     header.pop("__metadata__", None)
     return {name: _memory_map(path, name, record, 8 + length, size) for name, record in header.items()}
 
@@ -73,11 +78,15 @@ def open_folder(folder: Path) -> dict[str, np.ndarray]:
 
     Raises:
       WeightsError: a file is missing, or `open_file` cannot read it.
+      JsonError: the index is broken.
     """
     files = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        weight_map = read_json_object(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise WeightsError(f"{index} has no weight_map of tensors to files; download it again.")
+        files = [folder / name for name in sorted(set(weight_map.values()))]
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
         lacking = f"lacks files that its index lists ({', '.join(missing[:3])})"
@@ -87,19 +96,26 @@ def open_folder(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _memory_map(path: Path, name: str, record: Mapping, start: int, size: int) -> np.ndarray:
-    begin, end = record["data_offsets"]
+    try:
+        (begin, end), shape, stored = record["data_offsets"], tuple(map(int, record["shape"])), record["dtype"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: {name} has no readable dtype, shape and data_offsets; download it again."
+        ) from error
     if start + end > size:
         raise WeightsError(f"{path} is cut short: {name} ends past its {size} bytes; download it again.")
-    dtype = _DTYPES.get(record["dtype"])
+    dtype = _DTYPES.get(stored)
     if dtype is None:
         raise WeightsError(
-            f"{path}: {name} is stored as {record['dtype']}; only {', '.join(_DTYPES)} can be read. Use weights that "
+            f"{path}: {name} is stored as {stored}; only {', '.join(_DTYPES)} can be read. Use weights that "
             "are not quantized."
         )
+    if end - begin != math.prod(shape) * dtype.itemsize or begin < 0:
+        raise WeightsError(f"{path}: {name} has {end - begin} bytes, not those of shape {shape}; download it again.")
     # An empty file region cannot be mapped.
     if begin == end:
-        return np.zeros(record["shape"], dtype)
-    return np.memmap(path, dtype=dtype, mode="r", offset=start + begin, shape=tuple(record["shape"]))
+        return np.zeros(shape, dtype)
+    return np.memmap(path, dtype=dtype, mode="r", offset=start + begin, shape=shape)
 
 
 def aligned_array(shape: Sequence[int], dtype: str) -> np.ndarray:

@@ -74,6 +74,7 @@ def train_step(setup: GrpoSetup, state: TrainState, step: int) -> StepResult:
         outcomes = execution.wait()
         rewards = scoring.compute_rewards(context, examples, completions, execution.answers, outcomes)
     global_rewards = collectives.allgather_arrays(rewards)
+    setup.learning_check.watch(global_rewards, execution.texts)
     timer.lap("reward_wait")
 
     # Advantages are relative to the group. Groups that teach nothing are dropped before the update.

@@ -13,6 +13,7 @@ from sqlr1_jax.distributed import collectives
 from sqlr1_jax.evaluate import run as evaluation
 from sqlr1_jax.evaluate.heldout import HeldoutSet
 from sqlr1_jax.rl import scoring
+from sqlr1_jax.rl.learning_check import LearningCheck
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.rl.scoring import PromptSet
 from sqlr1_jax.rollout.engine import Engine
@@ -37,6 +38,7 @@ class GrpoSetup:
     reference_params: Any  # the model that the KL term pulls toward; None without a KL term
     rows_config: config.RowsConfig
     max_microbatches: int  # largest number of microbatches of an update
+    learning_check: LearningCheck
 
 
 def prepare(context: RunContext, executor: Executor, heldout: HeldoutSet) -> tuple[GrpoSetup, TrainState]:
@@ -64,6 +66,7 @@ def prepare(context: RunContext, executor: Executor, heldout: HeldoutSet) -> tup
         load_reference(context, initial_state),
         batch.with_row_length(grpo_config.rows, longest_group),
         batch.max_microbatches(grpo_config.prompts, grpo_config.rows, collectives.process_count()),
+        LearningCheck(grpo_config.idle_steps),
     )
     return setup, initial_state
 

@@ -58,7 +58,14 @@ class ResultCache:
         self._file(database).put(sql, result)
 
     def path(self, database: str) -> Path:
-        """The file of a database's results. Raises DatabaseError if the database does not exist."""
+        """The file of a database's results.
+
+        Raises:
+          DatabaseError: the database does not exist.
+          OSError: the cache's folder is in a home folder, and there is none.
+        """
+        if str(self._folder).startswith("~"):
+            raise OSError(f"{self._folder}: there is no home folder")
         return self._folder / f"{content_hash(database)}-{self._settings_hash}.jsonl"
 
     def _file(self, database: str) -> _CacheFile:

@@ -59,8 +59,11 @@ class RunContext:
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """The token ids that end a completion. Cached, because `texts` needs them for every completion."""
-        return tokenizer.stop_ids(self.tokenizer)
+        """The token ids that end a completion, those of generation_config.json included.
+
+        Cached, because `texts` needs them for every completion.
+        """
+        return tokenizer.stop_ids(self.tokenizer, self.tokenizer_dir)
 
     def checkpoints(self, stage: str) -> Checkpoints:
         """The stage's checkpoints. Step 0 is never deleted, because the reference model is loaded from it."""
@@ -142,23 +145,37 @@ def create_context(config: Config, workdir: Path) -> RunContext:
             "or put 'data' in config.stages."
         )
     run_tokenizer = tokenizer.load(tokenizer_dir)
-    model = model_config(config.model, len(run_tokenizer))
+    model = model_config(config.model, *tokenizer.id_holes(run_tokenizer))
+    _check_top_k(config.grpo.sampling.top_k, model)
     log.info("mesh %s over %d hosts", dict(mesh.shape), collectives.process_count())
     collectives.check_batch_sizes(config, mesh, sharding.sampling_mesh(mesh, model.num_kv_heads))
     return RunContext(config, workdir, mesh, run_tokenizer, model)
+
+
+def _check_top_k(top_k: int, model: qwen2.Qwen2Config) -> None:
+    tokens = model.num_tokens or model.vocab_size
+    if top_k > tokens:
+        raise ConfigError(
+            f"config.grpo.sampling.top_k is {top_k}; it must be at most {tokens}, the number of tokens that the model "
+            "can sample. Set it to 0 for all of them."
+        )
 
 
 def _tokenizer_dir(config: Config, workdir: Path) -> Path:
     return huggingface.resolve_folder(config.model.path) if config.model.path else workdir / "data" / "tokenizer"
 
 
-def model_config(config: ModelConfig, num_tokens: int) -> qwen2.Qwen2Config:
+def model_config(config: ModelConfig, num_tokens: int, holes: tuple[tuple[int, int], ...] = ()) -> qwen2.Qwen2Config:
     """The architecture of `config.path`, or of the preset `config.size`, with the other settings of `config`.
 
     Args:
       config: the model settings.
-      num_tokens: size of the tokenizer. The `tiny` preset takes it as its vocabulary size; in other models the
-        embedding may have more rows, as padding.
+      num_tokens: one more than the tokenizer's largest id. The `tiny` preset takes it as its vocabulary size; in other
+        models the embedding may have more rows, as padding.
+      holes: ranges [start, end) of ids below num_tokens that no token has.
+
+    Raises:
+      ConfigError: the folder's model is not a plain Qwen2, or its vocabulary lacks ids of the tokenizer.
     """
     if config.path:
         model = huggingface.config_from_folder(huggingface.resolve_folder(config.path))
@@ -166,9 +183,15 @@ def model_config(config: ModelConfig, num_tokens: int) -> qwen2.Qwen2Config:
         model = qwen2.PRESETS[config.size]
         if config.size == "tiny":
             model = dataclasses.replace(model, vocab_size=num_tokens)
+    if num_tokens > model.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has ids up to {num_tokens - 1}, and the model {config.path or config.size} a vocabulary of "
+            f"{model.vocab_size}: use the tokenizer that belongs to the model."
+        )
     return dataclasses.replace(
         model,
         num_tokens=num_tokens,
+        holes=holes,
         param_dtype=config.param_dtype,
         dtype=config.dtype,
         activation_dtype=config.activation_dtype,

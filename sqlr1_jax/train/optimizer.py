@@ -46,6 +46,21 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, decay], [config.warmup_steps])
 
 
+def at_step(opt_state: Any, step: jax.Array) -> Any:
+    """The optimizer state with its schedules at `step`, the number of completed steps.
+
+    optax's own count leaves out the steps that changed no weights, so its learning rate would lag behind the one that
+    `schedule` gives for the step. Adam's count stays: it is the number of gradients in its moments.
+    """
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    return jax.tree.map(
+        lambda node: node._replace(count=step) if is_schedule(node) else node, opt_state, is_leaf=is_schedule
+    )
+
+
 def _muon(config: OptimizerConfig, learning_rate: optax.Schedule, specs: Any) -> optax.GradientTransformation:
     adam_ratio = (config.adam_learning_rate or config.learning_rate) / config.learning_rate
     return optax.contrib.muon(

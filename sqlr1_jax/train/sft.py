@@ -25,6 +25,7 @@ from sqlr1_jax.data.packing import Group, Segment
 from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.errors import ConfigError
+from sqlr1_jax.model import tokenizer
 from sqlr1_jax.train import batch, loop, state
 from sqlr1_jax.train.batch import Batch
 from sqlr1_jax.train.context import RunContext, init_params
@@ -191,9 +192,7 @@ def _answer_text(example: Example, form: str) -> str | None:
 
 def _tokenize_answers(context: RunContext, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
     """Token ids of each answer, with the stop token appended."""
-    stop_id = context.tokenizer.eos_token_id
-    if stop_id is None:
-        stop_id = context.stop_ids[-1]
+    stop_id = tokenizer.end_id(context.tokenizer, context.tokenizer_dir)
     encoded = context.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     return [np.asarray([*ids, stop_id], np.int32) for ids in encoded]
 

@@ -81,16 +81,17 @@ def update(
     """One optimizer step over all microbatches. Donates the buffers of `state`.
 
     If the loss or the gradient is not finite, or the batch holds no rows, parameters and optimizer state stay the same
-    and only `step` advances.
+    and only `step` advances. The learning rate is that of `step`, whatever the steps before it did.
 
     Returns:
-      The new state, and metrics as (sum, count). `not_finite` counts steps with a loss or gradient that is not finite.
+      The new state, and metrics as (sum, count). `lr` is the learning rate; `not_finite` counts steps with a loss or
+      gradient that is not finite.
     """
     grads, objective, sums = compute_gradients(state.params, batch, loss_fn, loss_config, spec)
     tx = optimizer.make_optimizer(spec.optimizer, spec.model, spec.steps)
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(objective) & jnp.isfinite(norm)
-    changes, opt_state = tx.update(grads, state.opt_state, state.params)
+    changes, opt_state = tx.update(grads, optimizer.at_step(state.opt_state, state.step), state.params)
     params = optax.apply_updates(state.params, changes)
     accepted = finite & (batch.count > 0)
     select = functools.partial(jax.tree.map, lambda new, old: jnp.where(accepted, new, old))

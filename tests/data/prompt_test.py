@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import re
+import shutil
 import sqlite3
 import time
 from contextlib import closing
@@ -20,6 +22,7 @@ from sqlr1_jax.data import answer, example, prompt, schema, templates
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.prompt import PromptRenderer
 from sqlr1_jax.errors import ConfigError
+from sqlr1_jax.model import tokenizer
 
 QUESTION = "Which colors are there?"
 
@@ -244,6 +247,47 @@ def test_a_tokenizer_with_an_unusable_chat_template_is_refused() -> None:
     Tokenizer.chat_template = "doubled"
     with pytest.raises(ConfigError, match="2 times"):
         PromptRenderer(Tokenizer(), config.DataConfig())
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for m in messages %}{{ m['content']", "line 1: unexpected end of template"),
+        ("{{ raise_exception('Only tools\\nare served') }}", "Only tools"),
+        ("{{ messages[0]['content'] + 1 }}", "can only concatenate str"),
+        ("{{ nothing.of.this }}", "'nothing' is undefined"),
+    ],
+)
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "chat_template.jinja"])
+def test_a_chat_template_that_fails_is_one_line_that_names_its_file(
+    tmp_path: Path, tiny_tokenizer: Any, file: str, template: str, reason: str
+) -> None:
+    folder = shutil.copytree(tiny_tokenizer.name_or_path, tmp_path / "model")
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    record = json.loads((folder / "tokenizer_config.json").read_text()) | {"chat_template": template}
+    if file == "chat_template.jinja":
+        (folder / file).write_text(record.pop("chat_template"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError) as error:
+        PromptRenderer(tokenizer.load(folder), config.DataConfig())
+    assert f"chat template in {folder / file} cannot be applied" in str(error.value)
+    assert reason in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("refusal", ["raise_exception('System role not supported')", "m['content'] + 1"])
+def test_a_chat_template_that_refuses_a_system_turn_gets_its_text_in_the_users(
+    tiny_tokenizer: Any, pets: Path, refusal: str
+) -> None:
+    refusing = copy.deepcopy(tiny_tokenizer)
+    refusing.chat_template = (
+        f"{{% for m in messages %}}{{% if m['role'] == 'system' %}}{{{{ {refusal} }}}}{{% endif %}}"
+        "[{{ m['role'] }}] {{ m['content'] }}{% endfor %}[assistant]"
+    )
+    data = config.DataConfig()
+    system = templates.get(data.prompt, data.form, data.instructions).system
+    text = PromptRenderer(refusing, data).render(make_example(pets)).text
+    assert system and text.startswith(f"[user] {system}\n\n")
+    assert "[system]" not in text and "[assistant]" in text
 
 
 def test_no_examples_give_no_prompts(tiny_tokenizer: Any) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import pytest
 
 from sqlr1_jax.config import MeshConfig
 from sqlr1_jax.distributed import sharding
-from sqlr1_jax.errors import ConfigError
-from sqlr1_jax.model import huggingface, qwen2, safetensors
-from sqlr1_jax.model.safetensors import WeightsError
+from sqlr1_jax.errors import ConfigError, Sqlr1Error
+from sqlr1_jax.model import huggingface, qwen2, safetensors, tokenizer
+from sqlr1_jax.model.safetensors import LazyTensor, WeightsError
 from testing import tiny_models
 from testing.naive_decoding import greedy
 from testing.tiny_models import TRANSFORMERS_FIXTURE
@@ -91,10 +92,10 @@ def test_transformers_decodes_the_export_to_the_same_tokens(tmp_path: Path, tiny
     config = dataclasses.replace(tiny_models.MODEL, vocab_size=len(tiny_tokenizer) + 3, num_tokens=len(tiny_tokenizer))
     params = tiny_models.random_params(config)
     huggingface.save_model(tmp_path, params, config, tokenizer_folder)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
-    prompt = tokenizer("- dogs: code, color")["input_ids"]
+    model, loaded = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    prompt = loaded("- dogs: code, color")["input_ids"]
     assert prompt == tiny_tokenizer("- dogs: code, color")["input_ids"]
-    assert model.generation_config.eos_token_id[0] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert model.generation_config.eos_token_id[0] == loaded.convert_tokens_to_ids("<|im_end|>")
     expected = model.generate(torch.tensor([prompt]), max_new_tokens=24, eos_token_id=-1)[0, len(prompt) :].tolist()
     assert greedy(params, prompt, 24, config)[0] == expected
     assert huggingface.config_from_folder(tmp_path).num_tokens == len(tiny_tokenizer)
@@ -120,6 +121,169 @@ def write_config_json(folder: Path, **changes: Any) -> Path:
 def test_unsupported_models_are_rejected_with_the_reason(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"config\.json.*which is not supported"):
         huggingface.config_from_folder(write_config_json(tmp_path, **changes))
+
+
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 1e6}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"model_type": "qwen3"}, "model_type is 'qwen3'"),
+        ({"model_type": "qwen2_moe"}, "model_type is 'qwen2_moe'"),
+        ({"model_type": None}, "model_type is None"),
+        ({"architectures": ["Qwen2ForSequenceClassification"]}, "architectures is"),
+        ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types is"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling is"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": PLAIN_ROPE}, "rope_scaling is"),
+        ({"rope_scaling": {"factor": 4.0}}, "rope_scaling is"),
+        ({"rope_parameters": PLAIN_ROPE | {"rope_type": "yarn"}}, "rope_parameters is"),
+        ({"rope_parameters": PLAIN_ROPE | {"type": "dynamic"}}, "rope_parameters is"),
+        ({"rope_parameters": PLAIN_ROPE | {"mrope_section": [1, 1, 1]}}, "rope_parameters is"),
+        ({"rope_parameters": {"full_attention": PLAIN_ROPE}}, "rope_parameters is"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({"attention_bias": False}, "attention_bias is False"),
+    ],
+    ids=str,
+)
+def test_what_would_be_another_computation_is_refused_by_its_key(
+    tmp_path: Path, changes: dict[str, Any], key: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        huggingface.config_from_folder(write_config_json(tmp_path, **changes))
+    assert f"config.json: {key}" in str(error.value) and "plain Qwen2" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": None}, "config.json has no num_attention_heads. Download"),
+        ({"hidden_size": "24"}, "hidden_size is '24', which is not a positive integer. Download"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0, which is not a positive integer"),
+        ({"vocab_size": True}, "vocab_size is True, which is not a positive integer"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes', which is neither true nor false"),
+        ({"rms_norm_eps": -1}, "rms_norm_eps is -1, which is not a positive number"),
+        ({"hidden_size": 25}, "hidden_size is 25, with 6 attention heads, which do not divide evenly"),
+        ({"num_key_value_heads": 4}, "num_key_value_heads is 4, with 6 attention heads, which do not divide evenly"),
+        ({"rope_theta": 5.0}, "rope_theta is 5.0, but rope_parameters.rope_theta is 1000000.0. Remove the wrong one."),
+        ({"rope_parameters": {"rope_theta": "x"}}, "rope_parameters.rope_theta is 'x', which is not a positive number"),
+    ],
+    ids=str,
+)
+def test_a_value_that_cannot_be_right_is_one_line_with_file_key_and_fix(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        huggingface.config_from_folder(write_config_json(tmp_path, **changes))
+    assert message in str(error.value) and str(tmp_path / "config.json") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_parameters": PLAIN_ROPE},
+        {"rope_parameters": None, "rope_theta": 1e6},
+        {"rope_parameters": None, "rope_theta": 1e6, "rope_scaling": None},
+        {"rope_parameters": PLAIN_ROPE, "rope_theta": 1e6, "rope_scaling": {"type": "default"}},
+        {"layer_types": None, "architectures": None, "sliding_window": 4096},
+    ],
+    ids=str,
+)
+def test_all_spellings_of_a_plain_qwen2_give_the_same_shape(tmp_path: Path, changes: dict[str, Any]) -> None:
+    expected = huggingface.config_from_folder(TRANSFORMERS_FIXTURE)
+    assert expected.rope_theta == 1e6
+    assert huggingface.config_from_folder(write_config_json(tmp_path, **changes)) == expected
+
+
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:abcd\nsize 7031645\n"
+DAMAGES = [
+    (LFS_POINTER, "Git LFS pointer instead of the file: run `git lfs pull`"),
+    ("<!DOCTYPE html><html>401 access denied</html>", "web page instead of the file"),
+    ("", "is empty"),
+    ("{", "is not JSON|cut short|cannot be read"),
+    ("[]", "holds a list, not an object|cut short|cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), DAMAGES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ],
+)
+def test_a_broken_download_is_one_line_that_names_the_file(
+    home: Path, tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    folder = shutil.copytree(home / "model", tmp_path / "model")
+    (folder / name).write_text(text)
+    with pytest.raises(Sqlr1Error, match=message) as error:
+        config = huggingface.config_from_folder(folder)
+        tokenizer.stop_ids(tokenizer.load(folder), folder)
+        huggingface.load_params(folder, config)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+    if "cannot be read" not in str(error.value):
+        assert name in str(error.value)
+
+
+def rewrite_tensors(folder: Path, **changes: np.ndarray) -> None:
+    """Adds or replaces tensors of a folder's only file; __ in a name stands for a dot."""
+    tensors = dict(safetensors.open_file(folder / "model.safetensors"))
+    tensors |= {name.replace("__", "."): values for name, values in changes.items()}
+
+    def lazy(name: str, values: np.ndarray) -> LazyTensor:
+        return LazyTensor(name, values.dtype, values.shape, lambda: np.array(values))
+
+    safetensors.write_file(folder / "new", [lazy(name, values) for name, values in tensors.items()])
+    (folder / "new").replace(folder / "model.safetensors")
+
+
+def test_a_tied_model_whose_stored_head_differs_is_refused(tmp_path: Path) -> None:
+    params = tiny_models.random_params()
+    assert tiny_models.MODEL.tied
+    huggingface.save_model(tmp_path, params, tiny_models.MODEL)
+    head = np.array(params["embed"])
+    rewrite_tensors(tmp_path, lm_head__weight=head)
+    assert same_bits(huggingface.load_params(tmp_path, tiny_models.MODEL), params)
+    head[-1, -1] += 1
+    rewrite_tensors(tmp_path, lm_head__weight=head)
+    with pytest.raises(WeightsError, match=r"tie_word_embeddings true, but lm_head\.weight differs from model\.embed"):
+        huggingface.load_params(tmp_path, tiny_models.MODEL)
+
+
+@pytest.mark.parametrize(
+    "name", ["self_attn__q_norm__weight", "self_attn__o_proj__bias", "mlp__experts__0__up__weight"]
+)
+def test_tensors_of_another_architecture_are_refused(tmp_path: Path, name: str) -> None:
+    huggingface.save_model(tmp_path, tiny_models.random_params(), tiny_models.MODEL)
+    rewrite_tensors(tmp_path, model__layers__0__self_attn__rotary_emb__inv_freq=np.ones(2, np.float32))
+    huggingface.load_params(tmp_path, tiny_models.MODEL)
+    rewrite_tensors(tmp_path, **{f"model__layers__0__{name}": np.ones(4, np.float32)})
+    with pytest.raises(WeightsError, match=rf"1 tensors .* such as model\.layers\.0\.{name.replace('__', '.')};"):
+        huggingface.load_params(tmp_path, tiny_models.MODEL)
+
+
+def test_an_adapter_beside_the_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"LoRA adapter.*Merge it"):
+        huggingface.config_from_folder(write_config_json(tmp_path))
+
+
+def test_an_export_keeps_all_ends_of_the_folder(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    source = shutil.copytree(tiny_tokenizer.name_or_path, tmp_path / "source")
+    (source / "generation_config.json").write_text('{"eos_token_id": [5, 7]}')
+    model = dataclasses.replace(tiny_models.MODEL, vocab_size=len(tiny_tokenizer), num_tokens=len(tiny_tokenizer))
+    huggingface.save_model(tmp_path / "export", tiny_models.random_params(model), model, source)
+    ends = json.loads((tmp_path / "export" / "generation_config.json").read_text())["eos_token_id"]
+    assert ends[0] == tiny_tokenizer.eos_token_id and sorted(ends) == list(tokenizer.stop_ids(tiny_tokenizer, source))
+    assert {5, 7} < set(ends)
 
 
 def test_missing_and_misshapen_tensors_raise_an_error_that_names_them(tmp_path: Path) -> None:

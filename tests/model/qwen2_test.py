@@ -51,6 +51,17 @@ def small_preset(size: str) -> qwen2.Qwen2Config:
     )
 
 
+def test_only_ids_that_a_token_has_can_be_predicted() -> None:
+    """Ids 0 to 9 but for the holes; a token past a hole keeps its logit, and without holes so does every id."""
+    config = dataclasses.replace(tiny_models.MODEL, vocab_size=12, num_tokens=10, holes=((2, 4), (7, 8)))
+    values = jnp.arange(24, dtype=jnp.float32).reshape(2, 12)
+    masked = np.asarray(qwen2.mask_logits(values, config))
+    known = [0, 1, 4, 5, 6, 8, 9]
+    np.testing.assert_array_equal(masked[:, known], np.asarray(values)[:, known])
+    assert (np.delete(masked, known, axis=1) == qwen2.MASKED_LOGIT).all()
+    assert qwen2.mask_logits(values, dataclasses.replace(config, num_tokens=12, holes=())) is values
+
+
 @pytest.mark.parametrize("size", COUNTS)
 def test_presets_have_the_published_parameter_counts(size: str) -> None:
     assert qwen2.count_params(qwen2.PRESETS[size]) == COUNTS[size]

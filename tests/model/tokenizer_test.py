@@ -56,6 +56,57 @@ def test_stop_ids_are_the_tokenizers_and_those_of_generation_config(tiny_tokeniz
     assert tokenizer.stop_ids(tiny_tokenizer, tmp_path) == tuple(sorted([*ends, 6]))
 
 
+def test_answers_end_on_the_tokenizers_end_or_else_on_the_folders_first(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 5]}')
+    assert tokenizer.end_id(tiny_tokenizer, tmp_path) == tiny_tokenizer.eos_token_id
+    source = Path(tiny_tokenizer.name_or_path)
+    without = tokenizer.load(copy_tokenizer(source, tmp_path / "without", eos_token=None))
+    assert without.eos_token_id is None
+    assert tokenizer.end_id(without, tmp_path) == 7
+    assert tokenizer.end_id(without) == tiny_tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+@pytest.mark.parametrize("value", ['"<|im_end|>"', "[5, null]", "-1", "2.5", "true", "{}"])
+def test_an_end_that_is_no_id_is_refused_with_file_key_and_value(
+    tiny_tokenizer: Any, tmp_path: Path, value: str
+) -> None:
+    (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": {value}}}')
+    with pytest.raises(ConfigError, match=r"generation_config\.json: eos_token_id is .*; set it to a token id, a list"):
+        tokenizer.stop_ids(tiny_tokenizer, tmp_path)
+
+
+def test_holes_in_the_vocabulary_are_found(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    count = len(tiny_tokenizer)
+    assert tokenizer.id_holes(tiny_tokenizer) == (count, ())
+    folder = copy_tokenizer(Path(tiny_tokenizer.name_or_path), tmp_path / "hole")
+    record = json.loads((folder / "tokenizer.json").read_text())
+    record["model"]["vocab"]["<|custom|>"] = count + 7  # an entry of added_tokens would get the next free id
+    (folder / "tokenizer.json").write_text(json.dumps(record))
+    loaded = tokenizer.load(folder)
+    assert len(loaded) == count + 1
+    assert loaded.convert_tokens_to_ids("<|custom|>") == count + 7
+    size, holes = tokenizer.id_holes(loaded)
+    known = {*range(size)}.difference(*(range(*hole) for hole in holes))
+    assert size == count + 8 and known == {*loaded.get_vocab().values()}
+    assert tokenizer.count_tokens(folder) == count + 8
+
+
+def test_an_added_token_that_is_loaded_as_another_id_is_said(
+    tiny_tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tokenizers library gives added tokens consecutive ids, whatever the file says."""
+    count = len(tiny_tokenizer)
+    folder = copy_tokenizer(Path(tiny_tokenizer.name_or_path), tmp_path / "hole")
+    tokenizer.load(folder)
+    assert caplog.text == ""
+    record = json.loads((folder / "tokenizer.json").read_text())
+    record["added_tokens"].append(record["added_tokens"][0] | {"id": count + 7, "content": "<|custom|>"})
+    (folder / "tokenizer.json").write_text(json.dumps(record))
+    loaded = tokenizer.load(folder)
+    assert f"<|custom|> has the id {count + 7} in the file and {count} once loaded" in caplog.text
+    assert tokenizer.id_holes(loaded) == (count + 1, ())
+
+
 def test_count_tokens_includes_added_tokens(tiny_tokenizer: Any) -> None:
     assert tokenizer.count_tokens(tiny_tokenizer.name_or_path) == len(tiny_tokenizer)
 

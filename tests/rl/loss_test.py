@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -59,7 +60,7 @@ def _by_hand(
             tokens.append((kl, entropy[b, t], ratio * advantage > clipped * advantage, ratio, mismatch))
     names = ("kl", "entropy", "clip_fraction", "ratio/mean", "logprob_mismatch")
     means = dict(zip(names, np.mean(np.array(tokens, float), axis=0), strict=True))
-    return total, means | {"ratio/max": max(row[3] for row in tokens)}
+    return total, means | {"ratio/max": max(row[3] for row in tokens), "clamped_fraction": 0.0}
 
 
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.5, 2.0]))
@@ -111,6 +112,65 @@ def test_defect_05_kl_is_never_negative(gap: float, logp: float) -> None:
     kl, count = grpo_loss(ones * np.float32(logp), ones, micro, SETTINGS)[1]["kl"]
     rounding = 1e-6 if abs(gap) < 0.01 else 0.0  # of exp(gap) near 1 in float32, where KL itself is below 5e-5
     assert float(kl / count) >= -rounding
+
+
+@pytest.mark.parametrize("gap", [50.0, 100.0, -50.0, -100.0])
+def test_one_token_far_from_the_reference_does_not_decide_the_loss(gap: float) -> None:
+    """It is counted; loss and gradient are those of a token at the reference, where the KL term is 0."""
+    logp, entropy, micro = _inputs()
+    token = tuple(np.argwhere(micro.rows.weight > 0)[0])
+    reference, near = np.array(micro.reference_MBT), np.array(micro.reference_MBT)
+    reference[token], near[token] = logp[token] + gap, logp[token]
+    value_and_grad = jax.jit(
+        jax.value_and_grad(
+            lambda x, reference: grpo_loss(x, entropy, dataclasses.replace(micro, reference_MBT=reference), SETTINGS),
+            has_aux=True,
+        )
+    )
+    ((value, sums), gradient), ((other, means), expected) = value_and_grad(logp, reference), value_and_grad(logp, near)
+    assert float(value) == pytest.approx(float(other), rel=1e-6)
+    clamped = math.copysign(20, gap)
+    assert float(sums["kl"][0]) == pytest.approx(float(means["kl"][0]) + math.exp(clamped) - clamped - 1, rel=1e-5)
+    assert float(sums["clamped_fraction"][0]) == 1
+    assert float(sums["clamped_fraction"][1]) == (micro.rows.weight > 0).sum()
+    np.testing.assert_array_equal(gradient, expected)
+
+
+@pytest.mark.parametrize("advantage", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize("log_ratio", [50.0, 100.0])
+def test_one_token_far_from_the_old_policy_leaves_the_loss_finite(advantage: float, log_ratio: float) -> None:
+    logp, entropy, micro = _inputs()
+    ones = np.ones((B, T), np.float32)
+    micro = dataclasses.replace(
+        micro,
+        advantage_MBT=advantage * ones,
+        old_MBT=logp - np.float32(log_ratio),
+        rows=micro.rows._replace(weight=ones, logprob=logp - np.float32(log_ratio)),
+    )
+    settings = dataclasses.replace(SETTINGS, kl=0.0, entropy=0.0)
+    (value, sums), gradient = jax.value_and_grad(lambda x: grpo_loss(x, entropy, micro, settings), has_aux=True)(logp)
+    assert float(value) == 0
+    np.testing.assert_array_equal(gradient, 0)
+    assert float(sums["ratio/max"][0]) == pytest.approx(math.exp(20), rel=1e-4)
+    assert {name: np.isfinite(total) for name, (total, _) in sums.items()} == dict.fromkeys(sums, True)
+    assert float(sums["clamped_fraction"][0]) == B * T
+
+
+def test_the_loss_has_the_bits_of_its_formula_where_nothing_is_clamped() -> None:
+    logp, entropy, micro = _inputs()
+
+    def unclamped(logp: jax.Array) -> jax.Array:
+        mask = micro.rows.weight > 0
+        x, old, reference = (jnp.where(mask, a, 0.0) for a in (logp, micro.old_MBT, micro.reference_MBT))
+        ratio = jnp.exp(x - old)
+        policy = jnp.minimum(ratio * micro.advantage_MBT, jnp.clip(ratio, 0.8, 1.3) * micro.advantage_MBT)
+        objective = -policy - SETTINGS.entropy * entropy
+        objective += SETTINGS.kl * (jnp.exp(reference - x) - (reference - x) - 1)
+        return (jnp.where(mask, objective, 0.0) * micro.rows.weight).sum()
+
+    expected = jax.jit(jax.value_and_grad(unclamped))(logp)
+    found = jax.jit(jax.value_and_grad(lambda x: grpo_loss(x, entropy, micro, SETTINGS)[0]))(logp)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_entropy_lowers_the_loss() -> None:

@@ -11,7 +11,7 @@ from sqlr1_jax import config
 from sqlr1_jax.sql.database import DatabaseError
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import Outcome
-from sqlr1_jax.sql.result_cache import ResultCache
+from sqlr1_jax.sql.result_cache import ResultCache, default_folder
 
 CFG = config.ExecuteConfig(workers=1)
 LONG = "SELECT hex(zeroblob(200000))"  # longer than a result that is cached
@@ -63,6 +63,19 @@ def test_another_version_of_sqlite_has_other_cache(tmp_path: Path, pets: Path, m
     original = _cache(tmp_path).path(str(pets))
     monkeypatch.setattr("sqlr1_jax.sql.backends.version", lambda name: "9.9.9")
     assert _cache(tmp_path).path(str(pets)) != original
+
+
+def test_without_a_home_folder_nothing_is_cached_and_no_folder_named_tilde_is_made(
+    tmp_path: Path, pets: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as without HOME and without an entry in passwd
+    cache = _cache(Path(default_folder()))
+    cache.put(str(pets), "SELECT 1", _result(1))
+    assert cache.get(str(pets), "SELECT 1") is None
+    assert list(tmp_path.iterdir()) == []
+    assert "there is no home folder" in caplog.text
 
 
 def test_truncated_line_loses_only_its_own_entry(tmp_path: Path, pets: Path) -> None:

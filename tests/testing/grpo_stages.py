@@ -9,6 +9,7 @@ from typing import Any
 from sqlr1_jax import config
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.rl import scoring, setup
+from sqlr1_jax.rl.learning_check import LearningCheck
 from sqlr1_jax.rl.setup import GrpoSetup
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train import batch, loop, state
@@ -49,7 +50,9 @@ def scripted_stage(context: RunContext, executor: Executor, say: Callable[[Examp
     )
     rows_config = batch.with_row_length(grpo_config.rows, 96 + 96 * grpo_config.samples)
     reference_params = init_params(context) if grpo_config.kl else None
-    return GrpoSetup(context, executor, prompt_set, engine, update_spec, reference_params, rows_config, 2)
+    return GrpoSetup(
+        context, executor, prompt_set, engine, update_spec, reference_params, rows_config, 2, LearningCheck(0)
+    )
 
 
 def values_of(result: loop.StepResult) -> dict[str, float]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from sqlr1_jax import config
 from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.distributed import sharding
 from sqlr1_jax.errors import ConfigError
-from sqlr1_jax.model import huggingface, qwen2
+from sqlr1_jax.model import huggingface, qwen2, tokenizer
 from sqlr1_jax.train.checkpoint import CheckpointNotFoundError
 from sqlr1_jax.train.context import (
     CheckpointRef,
@@ -173,6 +174,29 @@ def test_decoded_texts_are_exact_and_lack_the_stop_token(context: RunContext) ->
     assert context.texts([[stop, *ids[0], stop]]) == [f"{context.tokenizer.decode([stop])}{texts[0]}"]
 
 
+def test_a_run_stops_at_the_ends_of_the_models_generation_config(home: Path, tmp_path: Path) -> None:
+    """Training, evaluation and `ask` take the engine and the texts of this context."""
+    folder = shutil.copytree(home / "model", tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [5, 7]}')
+    context = create_context(tiny_runs.tiny_config(model__path=str(folder)), tmp_path)
+    assert {5, 7, context.tokenizer.eos_token_id} <= set(context.stop_ids)
+    assert context.engine([]).stop_ids == context.stop_ids
+    assert context.texts([[9, 7], [9, 5], [9, 8]]) == [context.tokenizer.decode(ids) for ids in ([9], [9], [9, 8])]
+
+
+def test_a_token_past_a_hole_in_the_vocabulary_can_be_sampled(home: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(home / "model", tmp_path / "model")
+    record = json.loads((folder / "tokenizer.json").read_text())
+    last = tokenizer.count_tokens(folder) + 2  # the model's vocabulary has three more ids than its tokenizer
+    record["model"]["vocab"]["<|custom|>"] = last
+    (folder / "tokenizer.json").write_text(json.dumps(record))
+    context = create_context(tiny_runs.tiny_config(model__path=str(folder)), tmp_path)
+    logits = qwen2.mask_logits(jax.numpy.zeros((1, context.model.vocab_size)), context.model)
+    sampled = np.flatnonzero(np.asarray(logits)[0] == 0).tolist()
+    assert sampled == sorted(context.tokenizer.get_vocab().values())
+    assert sampled[-1] == last > sampled[-2] + 1
+
+
 @pytest.mark.parametrize("path", ["", "no/such-repository"])
 def test_a_missing_model_is_an_error_that_names_the_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
@@ -194,6 +218,15 @@ def test_one_of_several_processes_needs_the_distributed_flag(
 def test_a_mesh_that_does_not_fit_the_devices_is_an_error(home: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.mesh"):
         create_context(tiny_runs.tiny_config(model__path=str(home / "model"), mesh__tensor=3), tmp_path)
+
+
+def test_top_k_is_at_most_the_number_of_tokens_that_the_model_can_sample(home: Path, tmp_path: Path) -> None:
+    tokens = tokenizer.count_tokens(home / "model")
+    model = {"model__path": str(home / "model"), "grpo__sampling__top_k": tokens}
+    assert create_context(tiny_runs.tiny_config(**model), tmp_path).model.num_tokens == tokens
+    model["grpo__sampling__top_k"] = tokens + 1
+    with pytest.raises(ConfigError, match=rf"config\.grpo\.sampling\.top_k is {tokens + 1}; .* at most {tokens},"):
+        create_context(tiny_runs.tiny_config(**model), tmp_path)
 
 
 def test_a_folders_weights_load_on_any_mesh(context: RunContext) -> None:

@@ -281,6 +281,46 @@ def test_a_step_that_is_not_finite_changes_no_weights_and_is_counted(factor: flo
     assert closeness.relative_distance(train_state.params, before.params) > 0
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("frozen", [(), ("embed",)])
+@pytest.mark.parametrize("skipped", ["without rows", "not finite"])
+def test_the_learning_rate_used_is_the_reported_one_after_skipped_steps(
+    name: str, frozen: tuple[str, ...], skipped: str
+) -> None:
+    """Two of three steps are skipped; the third takes the rate of step 3 of 10, as an optimizer set to that rate."""
+    case = CASES["shared prefix"]
+    schedule = config.OptimizerConfig(name, learning_rate=0.01, schedule="linear", frozen=frozen)
+    spec = dataclasses.replace(case.spec(), optimizer=schedule)
+    no_rows = PackedRows(*(field[:0] for field in packing.shared_prefix_rows(GROUPS, LAYOUT)))
+    empty, full = batch.assemble_batch(no_rows, case.mesh(), 8, 1), case.batch()
+    if skipped == "not finite":
+        empty = dataclasses.replace(full, advantage_MBT=full.advantage_MBT * np.nan)
+    train_state = state.create_state(tiny_models.random_params(), spec)
+    for _ in range(2):
+        train_state, _ = state.update(train_state, empty, grpo_loss, GRPO, spec)
+    before = jax.device_get(train_state.params)
+    train_state, sums = state.update(train_state, full, grpo_loss, GRPO, spec)
+    rate = 0.01 * (1 - 0.9 * 2 / 10)
+    assert state.mean_metrics(sums)["lr"] == pytest.approx(rate)
+    constant = config.OptimizerConfig(name, learning_rate=rate, frozen=frozen)
+    tx = optimizer.make_optimizer(constant, tiny_models.MODEL, 10)
+    grads = compute_gradients(before, full, grpo_loss, GRPO, spec)[0]
+    changes, _ = tx.update(grads, tx.init(before), before)
+    moved = jax.tree.map(np.subtract, jax.device_get(train_state.params), before)
+    assert closeness.relative_distance(moved, jax.device_get(changes)) < 1e-4
+
+
+def test_schedules_by_step_keep_the_bits_of_optaxs_count_if_no_step_is_skipped() -> None:
+    schedule = config.OptimizerConfig(learning_rate=0.01, schedule="cosine", warmup_steps=2, weight_decay=0.1)
+    tx, params = optimizer.make_optimizer(schedule, tiny_models.MODEL, 6), tiny_models.random_params()
+    by_count, by_step = tx.init(params), tx.init(params)
+    update = jax.jit(tx.update)
+    for step in range(6):
+        changes, by_count = update(params, by_count, params)
+        expected, by_step = update(params, optimizer.at_step(by_step, jnp.int32(step)), params)
+        _assert_equal((changes, by_count), (expected, by_step))
+
+
 def _loss_with_infinite_gradient(
     logp_BT: jax.Array, entropy_BT: jax.Array, microbatch: Batch, loss_config: None
 ) -> tuple[jax.Array, dict]:
