@@ -34,6 +34,7 @@ CONFIG = config.Config(
         sampling=config.SamplingConfig(temperature=1.1, max_tokens=8),
         rows=config.RowsConfig(per_microbatch=4),
     ),
+    rollout=config.RolloutConfig(decode_steps_per_sync=8),
 )
 
 
