@@ -22,13 +22,13 @@ from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.synth import generate
 from sqlr1_jax.train import sft
 from sqlr1_jax.train.context import (
-    TRAINING_STAGES,
     CheckpointRef,
     RunContext,
     create_context,
     describe_weights,
     find_checkpoint,
     load_params,
+    trains,
 )
 
 log = logging.getLogger(__name__)
@@ -103,8 +103,7 @@ class Pipeline:
 
 def _for_this_platform(config: Config, workdir: Path) -> Config:
     """The config with float32 if a model is only evaluated, on CPU, where bfloat16 is slower and no more exact."""
-    trains = set(TRAINING_STAGES) & set(config.stages) or (workdir / "checkpoints").exists()
-    if trains or config.model.dtype == "float32" or jax.default_backend() != "cpu":
+    if trains(config, workdir) or config.model.dtype == "float32" or jax.default_backend() != "cpu":
         return config
     log.info("on CPU, the model is evaluated in float32 instead of %s", config.model.dtype)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))

@@ -21,16 +21,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from sqlr1_jax.data.schema import quote
+from sqlr1_jax.data.schema import open_database, quote, visible_objects
 from sqlr1_jax.sql import database as sqlite
 from sqlr1_jax.sql import modules
 
 FORMAT = "rows"  # a value of the setting data.schema
 ROWS = 3  # example rows of a table
 MAX_CELL_LENGTH = 40  # characters
-
-_OBJECTS = """SELECT name, type, sql FROM sqlite_master
-    WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY type, rowid"""
 
 
 def render(database: str | Path) -> str:
@@ -42,14 +39,13 @@ def render(database: str | Path) -> str:
       sql.database.DatabaseError: the file cannot be opened or read; the message names it.
     """
     path = Path(database)
-    with closing(sqlite.open_readonly(path)) as connection:
-        connection.text_factory = lambda raw: raw.decode(errors="replace")
+    with closing(open_database(path)) as connection:
         try:
-            shadows = modules.shadow_tables(modules.virtual_tables(connection))
-            objects = [row for row in connection.execute(_OBJECTS).fetchall() if row[0].lower() not in shadows]
+            objects = visible_objects(connection, modules.virtual_tables(connection))
         except sqlite3.Error as error:
             raise sqlite.DatabaseError(f"{path}: cannot read its tables: {error}") from error
-        texts = [_object(connection, path, *row) for row in objects]
+        tables_first = sorted(objects, key=lambda row: row[1])
+        texts = [_object(connection, path, *row) for row in tables_first]
         return "\n\n".join(text for text in texts if text)
 
 

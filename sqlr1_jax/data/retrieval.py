@@ -22,8 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sqlr1_jax.data.schema import MAX_VALUE_LENGTH, Schema, quote, read_values
-from sqlr1_jax.sql import database as sqlite
+from sqlr1_jax.data.schema import MAX_VALUE_LENGTH, Schema, open_database, quote, read_values
 
 MAX_RUN_WORDS = 8
 MIN_COVERAGE = 0.85  # fraction of a value that its longest common substring with the question must exceed
@@ -124,8 +123,7 @@ def coverage(value: str, question: str) -> float:
 def _read_values(database: Path, schema: Schema) -> dict[str, list[tuple[str, str]]]:
     """Every short text value, with the (table, column) pairs that contain it, in the schema's order."""
     values: dict[str, list[tuple[str, str]]] = {}
-    with closing(sqlite.open_readonly(database)) as connection:
-        connection.text_factory = lambda raw: raw.decode(errors="replace")
+    with closing(open_database(database)) as connection:
         for table in schema.tables:
             for column in table.columns:
                 name, source = quote(column.name), quote(table.name)

@@ -99,14 +99,33 @@ def read_schema(database: str | Path, sampled: bool = True) -> Schema:
       sql.database.DatabaseError: the file cannot be opened or read; the message names it.
     """
     path = Path(database)
-    with closing(sqlite.open_readonly(path)) as connection:
-        connection.text_factory = lambda raw: raw.decode(errors="replace")
+    with closing(open_database(path)) as connection:
         try:
             tables, views = _read_tables(connection, path, sampled)
             keys = [key for table in tables for key in _read_keys(connection, table, tables)]
         except sqlite3.Error as error:
             raise sqlite.DatabaseError(f"{path}: cannot read its schema: {error}") from error
     return Schema(tuple(tables), tuple(keys), tuple(views))
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """Opens an SQLite file to read text for prompts from it: bytes that are not UTF-8 become replacement characters.
+
+    Raises:
+      sql.database.DatabaseError: the file cannot be opened.
+    """
+    connection = sqlite.open_readonly(path)
+    connection.text_factory = lambda raw: raw.decode(errors="replace")
+    return connection
+
+
+def visible_objects(connection: sqlite3.Connection, module_of: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """(name, kind, sql) of each table and view, in the order of their creation, without shadow tables.
+
+    module_of: as from `modules.virtual_tables`.
+    """
+    shadows = modules.shadow_tables(module_of)
+    return [row for row in connection.execute(_OBJECTS).fetchall() if row[0].lower() not in shadows]
 
 
 def render(schema: Schema, schema_format: str, values: Values | None = None) -> str:
@@ -189,8 +208,7 @@ def _join_names(names: Sequence[str]) -> str:
 def _read_tables(connection: sqlite3.Connection, path: Path, sampled: bool) -> tuple[list[Table], list[Table]]:
     """Tables and views with their comments; BIRD's descriptions win over comments in the SQL."""
     module_of = modules.virtual_tables(connection)
-    shadows = modules.shadow_tables(module_of)
-    objects = [row for row in connection.execute(_OBJECTS).fetchall() if row[0].lower() not in shadows]
+    objects = visible_objects(connection, module_of)
     comment_of: dict[tuple[str, str], str] = {}
     for name, kind, sql in objects:
         if kind == "table" and ("--" in (sql or "") or "/*" in (sql or "")):

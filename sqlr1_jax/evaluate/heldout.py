@@ -15,7 +15,7 @@ from sqlr1_jax.data import templates
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.prompt import Prompt, PromptRenderer
 from sqlr1_jax.model import huggingface
-from sqlr1_jax.train.context import TRAINING_STAGES, RunContext
+from sqlr1_jax.train.context import RunContext, trains
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +55,8 @@ def prompt_settings(context: RunContext) -> DataConfig:
     A setting of config.evaluate that is not empty replaces it.
     """
     config = context.config
-    trains = set(TRAINING_STAGES) & set(config.stages) or (context.workdir / "checkpoints").exists()
     data = config.data
-    if config.model.path and not trains:
+    if config.model.path and not trains(config, context.workdir):
         data, _ = prompt_metadata.read(huggingface.resolve_folder(config.model.path))
     names = ("form", "prompt", "schema", "instructions", "max_prompt_tokens")
     replaced = {name: value for name in names if (value := getattr(config.evaluate, name))}

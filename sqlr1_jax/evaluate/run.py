@@ -50,9 +50,6 @@ FIGURES = "figures.json"  # written last, so its presence means that an evaluati
 EVALUATION_STEP = -1 % 2**31  # step number in evaluations' sampling keys; no training step has it
 CHUNK_ROUNDS = 4  # a chunk has this many times the questions that are sampled at once, so few slots idle at its end
 SLOTS_CPU, SLOTS = 8, 64  # questions sampled at once if the config does not say
-DIRECT_TOKENS = (
-    256  # token limit of an answer that is one block of SQL, if the config does not say: twice Spider's longest query
-)
 
 
 class Question(NamedTuple):
@@ -156,7 +153,7 @@ def _answer_questions(
         for i, chunk in enumerate(chunks):
             lines = partial.chunks.get(i)
             if lines is None:
-                engine = _chunk_engine(context, chunk)
+                engine = context.engine([question.prompt for question in chunk], _slot_tokens(chunk))
                 weights = engine.prepare_weights(params) if weights is None else weights
                 lines = _answer_chunk(context, engine, weights, executor, chunk, temperatures, progress)
                 collectives.run_on_primary(partial.add, i, lines)
@@ -185,10 +182,6 @@ def split_into_chunks(questions: Sequence[Question], size: int) -> list[list[Que
 
 def _slot_tokens(questions: Iterable[Question]) -> int:
     return padded_size(max((len(q.prompt.ids) for q in questions if not q.prompt.over_budget), default=1))
-
-
-def _chunk_engine(context: RunContext, chunk: Sequence[Question]) -> Engine:
-    return context.engine([question.prompt for question in chunk], _slot_tokens(chunk))
 
 
 def _answer_chunk(
@@ -285,11 +278,11 @@ def evaluation_request(
     settings, training = context.config.evaluate, context.config.grpo.sampling
     data = prompt_settings(context)
     one_block = templates.asks_for_one_block(data.prompt, data.form)
+    limit = templates.ONE_BLOCK_TOKENS if one_block else training.max_tokens
     sampling = SamplingConfig(
         temperature=temperatures[0],
         top_p=settings.top_p,
-        max_tokens=settings.max_tokens
-        or (min(training.max_tokens, DIRECT_TOKENS) if one_block else training.max_tokens),
+        max_tokens=settings.max_tokens or min(training.max_tokens, limit),
         stop=settings.stop or training.stop,
     )
     samples_left = np.full(len(prompts), len(temperatures))

@@ -161,6 +161,11 @@ def _check_top_k(top_k: int, model: qwen2.Qwen2Config) -> None:
         )
 
 
+def trains(config: Config, workdir: Path) -> bool:
+    """Whether a run trains, or has trained, a model; otherwise it only evaluates or exports model.path."""
+    return bool(set(TRAINING_STAGES) & set(config.stages)) or (workdir / "checkpoints").exists()
+
+
 def _tokenizer_dir(config: Config, workdir: Path) -> Path:
     return huggingface.resolve_folder(config.model.path) if config.model.path else workdir / "data" / "tokenizer"
 
