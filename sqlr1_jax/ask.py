@@ -55,27 +55,38 @@ class Asker:
     """
 
     def __init__(
-        self, model: Path, votes: int = 1, temperature: float = 0.8, seed: int = 0, prompt: str = "", form: str = ""
+        self,
+        model: Path,
+        votes: int = 1,
+        temperature: float = 0.8,
+        seed: int = 0,
+        prompt: str = "",
+        form: str = "",
+        adapter: str = "",
     ):
         """Loads a Hugging Face folder; the weights are read in a thread, for which the first question waits.
 
         One vote is decoded greedily; several are sampled at `temperature`. `prompt` and `form` replace those of the
-        model's sqlr1.json; empty: they stay.
+        sqlr1.json of the adapter or the model; empty: they stay. `adapter` is config.model.adapter.
 
         Raises:
           ConfigError: the folder holds no model of ours, or its files are broken.
         """
         if not (model / "config.json").exists():
             raise ConfigError(f"{model} holds no model: no config.json. --model= names an exported folder.")
-        data, max_tokens = prompt_metadata.read(model)
-        data = dataclasses.replace(data, prompt=prompt or data.prompt, form=form or data.form)
         import jax
 
+        from sqlr1_jax.model import peft_folder
         from sqlr1_jax.rollout.prefixes import PrefixStore
         from sqlr1_jax.train.context import create_context
 
+        folders = [peft_folder.resolve_folder(adapter), model] if adapter else [model]
+        data, max_tokens = prompt_metadata.read(*folders)
+        data = dataclasses.replace(data, prompt=prompt or data.prompt, form=form or data.form)
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        settings = config.ModelConfig(path=str(model), param_dtype=dtype, dtype=dtype, query_chunk=QUERY_CHUNK)
+        settings = config.ModelConfig(
+            path=str(model), adapter=adapter, param_dtype=dtype, dtype=dtype, query_chunk=QUERY_CHUNK
+        )
         rollout = config.RolloutConfig(prefill_batch=1, decode_steps_per_sync=DECODE_STEPS_PER_SYNC)
         self.votes, self.config = votes, config.Config(seed=seed, model=settings, data=data, rollout=rollout)
         self._one_block = templates.asks_for_one_block(data.prompt, data.form)
@@ -268,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sqlite.open_readonly(args.database).close()  # an unreadable file is an error before the model is loaded
     compile_cache.enable()
     with Executor(config.ExecuteConfig(workers=min(args.votes, os.cpu_count() or 1))) as executor:
-        asker = Asker(args.model, args.votes, prompt=args.prompt, form=args.form)
+        asker = Asker(args.model, args.votes, prompt=args.prompt, form=args.form, adapter=args.adapter)
         if args.question:
             sys.exit(not answer_question(asker, executor, args.question, args))
         hold_session(asker, executor, args)
@@ -277,6 +288,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sqlr1_jax.ask", description="Asks a model about a database.")
     parser.add_argument("--model", type=Path, required=True, help="exported folder, as runs/first/export")
+    parser.add_argument("--adapter", default="", help="PEFT folder of a LoRA adapter for the model, or its repository")
     parser.add_argument("--database", type=Path, required=True, help="SQLite file; it is only read")
     parser.add_argument("--votes", type=int, default=1, help="candidates; the most frequent result wins")
     parser.add_argument("--knowledge", default="", help="knowledge that the schema does not hold")

@@ -23,12 +23,25 @@ if TYPE_CHECKING:  # imported late: only config files need ml_collections
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """LoRA: low-rank adapters train, and the model's own weights are frozen (model/lora.py)."""
+
+    rank: int = 0  # rank of the adapters; 0: no LoRA, all weights train
+    alpha: float = 32.0  # an adapter's product is multiplied by alpha / rank
+    matrices: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")  # the layers' matrices with an adapter
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The model's weights and precision, and what bounds the memory of its forward and backward passes."""
 
     size: str = "tiny"  # architecture preset; the config.json of a folder in `path` takes precedence
     path: str = ""  # Hugging Face folder or repository id; empty: random weights
-    param_dtype: str = "float32"  # dtype of the trained parameters
+    # PEFT folder of a LoRA adapter for `path`, or its repository id. It is merged into the weights; with lora.rank it is
+    # what the adapters start from. Empty: none.
+    adapter: str = ""
+    lora: LoraConfig = LoraConfig()
+    param_dtype: str = "float32"  # dtype of the weights; bfloat16 only if none of them trains, which LoRA makes so
     dtype: str = "float32"  # dtype of matmul inputs and of the sampler's weights
     # Dtype of values between matmuls (residual stream, gates, heads before RoPE); used only if wider than dtype. Under
     # bfloat16, float32 here halves the log-probability mismatch between sampler and trainer.
@@ -91,6 +104,9 @@ class DataConfig:
     # Instructions in the prompt `ours`. full: also explains the answer form, for a model that was not trained on it.
     instructions: str = "brief"
     max_prompt_tokens: int = 4096  # prompts with more tokens get a shorter schema format, or count as over budget
+    # Training leaves out questions whose prompts have more tokens, since the longest prompt sets the size of every row;
+    # 0: none.
+    max_training_prompt_tokens: int = 0
     synth: SynthConfig = SynthConfig()
 
 
@@ -193,7 +209,8 @@ class AdvantageConfig:
     # Formula of advantages. group: (r − mean) / std; none: r − mean (Dr. GRPO); parts: each reward part normalized by
     # itself (GDPO).
     normalize: str = "group"
-    # Groups that are trained on. mixed: those with both correct and wrong completions; all: every group, as in the
+    # Groups that are trained on. mixed: those with both correct and wrong completions; varied: those with different
+    # rewards, so a group without a correct completion still teaches to write SQL that runs; all: every group, as in the
     # paper (docs/method.md, section 8, defect 11).
     keep: str = "mixed"
     shuffled: bool = False  # control experiment that permutes advantages within the batch
@@ -282,6 +299,8 @@ class CheckpointConfig:
 class ExportConfig:
     """The Hugging Face folder that a run writes."""
 
+    # What is written. merged: a model's folder; adapter: the LoRA adapters alone, as a PEFT folder.
+    form: str = "merged"
     # Checkpoint to export: last, best or a step's number. The accuracy of best is biased upward, because it was chosen
     # on a subset of the held-out questions.
     step: str = "last"
@@ -323,6 +342,7 @@ FREE_ON_RESUME = (
     "checkpoint.keep",
     "execute.workers",
     "execute.gold_cache_dir",
+    "export.form",
     "export.step",
     "export.dtype",
     "export.shard_gigabytes",

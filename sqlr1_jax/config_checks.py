@@ -22,6 +22,8 @@ FORMS = ("reasoning", "direct")
 SCHEMAS = ("qualified", "compact", "fixed", "retrieved", "rows")
 PROMPTS = ("ours", "omnisql", "sql-r1", "qwen", "arctic")
 
+MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.size": SIZES,
     "model.param_dtype": ("float32", "bfloat16"),
@@ -42,7 +44,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "grpo.aggregation": ("token", "sample", "constant"),
     "grpo.old_logprobs": ("sampler", "trainer"),
     "grpo.advantage.normalize": ("group", "none", "parts"),
-    "grpo.advantage.keep": ("mixed", "all"),
+    "grpo.advantage.keep": ("mixed", "varied", "all"),
     "grpo.reward.length_unit": ("characters", "tokens"),
     "grpo.reward.rule": RULES,
     "grpo.reward.empty_match": ("mismatch", "match"),
@@ -54,6 +56,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "evaluate.schema": ("", *SCHEMAS),
     "evaluate.instructions": ("", "brief", "full"),
     "execute.backend": ("sqlite3", "apsw"),
+    "export.form": ("merged", "adapter"),
     "export.dtype": ("", "float32", "bfloat16"),
 }
 
@@ -110,6 +113,8 @@ def _in_groups(names: Mapping[str, Range], *groups: str) -> dict[str, Range]:
 # The range of every numeric setting, in the order of config.py; docs/config.md lists them.
 RANGES: dict[str, Range] = {
     "seed": Range(0, 2**32 - 1),  # JAX's keys take 32 bits
+    "model.lora.rank": NOT_NEGATIVE,
+    "model.lora.alpha": POSITIVE,
     "model.query_chunk": NOT_NEGATIVE,
     "model.ffw_chunks": COUNT,
     "model.logits_chunk": NOT_NEGATIVE,
@@ -119,6 +124,7 @@ RANGES: dict[str, Range] = {
     "mesh.tensor": COUNT,
     "data.limit": NOT_NEGATIVE,
     "data.max_prompt_tokens": COUNT,
+    "data.max_training_prompt_tokens": NOT_NEGATIVE,
     "data.synth.sft_databases": COUNT,
     "data.synth.sft_questions": COUNT,
     "data.synth.grpo_databases": COUNT,
@@ -227,8 +233,28 @@ def check_values(config: Config) -> None:
         _check_choice("stages", stage, STAGES)
     for name in ("train", "sft", "evaluate"):
         _check_source(f"data.{name}", getattr(config.data, name))
+    _check_lora(config)
     if (step := config.export.step) not in ("last", "best") and not step.isdigit():
         raise ConfigError(f"config.export.step is {step!r}; it takes last, best or a step's number.")
+
+
+def _check_lora(config: Config) -> None:
+    """Checks what depends on whether adapters train."""
+    rank, trains = config.model.lora.rank, {"sft", "grpo"} & set(config.stages)
+    for name in config.model.lora.matrices:
+        _check_choice("model.lora.matrices", name, MATRICES)
+    if rank and not config.model.lora.matrices:
+        raise ConfigError("config.model.lora.matrices is empty: name the matrices that get an adapter.")
+    if trains and not rank and config.model.param_dtype == "bfloat16":
+        raise ConfigError(
+            "config.model.param_dtype is 'bfloat16', and all weights train: at the learning rates of fine-tuning, "
+            "rounding to bfloat16 undoes 99 % of the steps. Train float32 weights, or set model.lora.rank, which "
+            "freezes them."
+        )
+    if rank and (config.sft.optimizer.frozen or config.grpo.optimizer.frozen):
+        raise ConfigError("optimizer.frozen is set, but with model.lora.rank all weights are frozen: leave it out.")
+    if config.export.form == "adapter" and not rank:
+        raise ConfigError("config.export.form is 'adapter', and without model.lora.rank there is none to export.")
 
 
 def check_range(path: str, value: float, allowed: Range) -> None:

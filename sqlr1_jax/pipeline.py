@@ -15,7 +15,7 @@ from sqlr1_jax.config import Config
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.evaluate import run as evaluation
 from sqlr1_jax.evaluate import summary
-from sqlr1_jax.model import huggingface
+from sqlr1_jax.model import huggingface, lora, peft_folder
 from sqlr1_jax.report import page
 from sqlr1_jax.rl import grpo
 from sqlr1_jax.sql.executor import Executor
@@ -27,7 +27,9 @@ from sqlr1_jax.train.context import (
     create_context,
     describe_weights,
     find_checkpoint,
+    init_params,
     load_params,
+    load_trained,
     trains,
 )
 
@@ -64,7 +66,8 @@ class Pipeline:
         state = sft.train(self.context)
         if "evaluate" in self.config.stages:
             weights = str(CheckpointRef("sft", int(state.step)))
-            evaluation.evaluate(self.context, "sft", state.params, weights, self.executor)
+            params = self.context.full_params(state.params)
+            evaluation.evaluate(self.context, "sft", params, weights, self.executor)
         self._remove_stale_evaluation()
 
     def grpo(self) -> None:
@@ -110,7 +113,9 @@ def _for_this_platform(config: Config, workdir: Path) -> Config:
 
 
 def export_model(context: RunContext, folder: Path) -> None:
-    """Writes the weights that config.export.step names as a Hugging Face folder, unless it already holds them.
+    """Writes the weights that config.export.step names, unless the folder already holds them.
+
+    They are a Hugging Face model, or with export.form=adapter a PEFT folder of the LoRA adapters alone.
 
     Raises:
       CheckpointNotFoundError: the last stage with checkpoints has no such step.
@@ -120,9 +125,13 @@ def export_model(context: RunContext, folder: Path) -> None:
     weights = describe_weights(context, checkpoint)
     if collectives.broadcast(prompt_metadata.matches(folder, context.config, weights)):
         return
-    params = load_params(context, checkpoint)
-    huggingface.save_model(
-        folder, params, context.model, context.tokenizer_dir, export_config.dtype, export_config.shard_gigabytes
-    )
+    if export_config.form == "adapter":
+        trained = load_trained(context, checkpoint) if checkpoint else init_params(context)
+        peft_folder.save(folder, trained[lora.KEY], context.model, context.config.model.path)
+    else:
+        params = load_params(context, checkpoint)
+        huggingface.save_model(
+            folder, params, context.model, context.tokenizer_dir, export_config.dtype, export_config.shard_gigabytes
+        )
     collectives.run_on_primary(prompt_metadata.write, folder, context.config, weights)
     log.info("exported %s to %s", weights, folder)

@@ -21,9 +21,13 @@ EXTERNAL_MODEL = DataConfig(form="direct", schema="fixed", instructions="full", 
 
 
 def metadata(config: Config, weights: str) -> dict[str, Any]:
-    """The file's content: prompt settings, the longest answer in tokens, dtype, and `weights`, a stage and its step."""
+    """The file's content: prompt settings, the longest answer in tokens, and what is exported.
+
+    `weights` is a stage and its step.
+    """
     settings = {name: getattr(config.data, name) for name in _PROMPT_SETTINGS}
-    return settings | {"max_tokens": config.grpo.sampling.max_tokens, "weights": weights, "dtype": config.export.dtype}
+    export = {"weights": weights, "files": config.export.form, "dtype": config.export.dtype}
+    return settings | {"max_tokens": config.grpo.sampling.max_tokens} | export
 
 
 def write(folder: Path, config: Config, weights: str) -> None:
@@ -37,16 +41,17 @@ def matches(folder: Path, config: Config, weights: str) -> bool:
     return path.exists() and read_json(path) == metadata(config, weights)
 
 
-def read(folder: Path) -> tuple[DataConfig, int]:
+def read(*folders: Path) -> tuple[DataConfig, int]:
     """The data settings that a model's prompts are made with, and the longest answer in tokens.
 
-    A folder without sqlr1.json was not exported by this package: its settings are `EXTERNAL_MODEL`.
+    They are in the first of `folders` (the adapter's, the model's) that holds sqlr1.json. If none does, the model was
+    not exported by this package: its settings are `EXTERNAL_MODEL`.
 
     Raises:
       ConfigError: sqlr1.json is broken.
     """
-    path = folder / FILE_NAME
-    if not path.exists():
+    path = next((folder / FILE_NAME for folder in folders if (folder / FILE_NAME).exists()), None)
+    if path is None:
         return EXTERNAL_MODEL, SamplingConfig().max_tokens
     try:
         found = _OF_OLDER_EXPORTS | json.loads(path.read_text())

@@ -256,7 +256,7 @@ def test_a_tokenizer_without_a_chat_template_is_a_one_line_error(home: Path, tmp
     ("path", "message"),
     [
         ("", "config.model.path is empty and the run has generated no data"),
-        ("folder", "is a folder without a config.json"),
+        ("folder", "is a folder without config.json"),
     ],
 )
 def test_a_run_without_a_model_is_a_one_line_error(tmp_path: Path, error: RunMain, path: str, message: str) -> None:

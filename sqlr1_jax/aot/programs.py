@@ -4,13 +4,15 @@ They are the functions that training jits. While one of them runs, other arrays 
 (resident); a step runs them in this order:
 
     program             function                       inputs                   donated      resident
-    weights             Engine.prepare_weights         params                                optimizer state, reference
-    prefill             rollout.programs.prefill       weights, slots, prompts  slots        train state, reference
-    decode              rollout.programs.decode_steps  weights, slots           slots        train state, reference
-    reference_logprobs  train.state.compute_logprobs   reference, batch                      train state
-    update              train.state.update             train state, batch       train state  reference
+    weights             Engine.prepare_weights         params, frozen                        optimizer state, reference
+    prefill             rollout.programs.prefill       weights, slots, prompts  slots        train state, frozen, reference
+    decode              rollout.programs.decode_steps  weights, slots           slots        train state, frozen, reference
+    reference_logprobs  train.state.compute_logprobs   reference, frozen, batch              train state
+    update              train.state.update             train state, batch,      train state  reference
+                                                       frozen
 
-`reference` is the KL term's model; without that term there is none, and no program `reference_logprobs`.
+`frozen` is the model's weights if LoRA adapters train, else nothing. `reference` is the KL term's model, of which the
+frozen weights are part; without that term there is none, and no program `reference_logprobs`.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from sqlr1_jax.config import Config, ModelConfig
 from sqlr1_jax.data.packing import PackedRows, RowLayout
 from sqlr1_jax.distributed import sharding
 from sqlr1_jax.distributed.collectives import check_batch_sizes
-from sqlr1_jax.model import flops, qwen2
+from sqlr1_jax.model import flops, lora, qwen2
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.rollout import programs
 from sqlr1_jax.rollout.engine import Engine
@@ -123,7 +125,7 @@ class StepPrograms:
             self.model_config, grpo.optimizer, grpo.steps, shared_prefix, grpo.sampling.temperature
         )
 
-        self.params = context.abstract_params(self.model_config, self.mesh)
+        self.params, self.frozen = lora.split(context.abstract_params(self.model_config, self.mesh))
         self.state = self._abstract_state()
         self.reference = self.params if grpo.kl else None
 
@@ -135,8 +137,12 @@ class StepPrograms:
     @functools.cached_property
     def weights(self) -> AotProgram:
         """Makes the sampler's copy of the weights."""
+
+        def function(params: Any, frozen: Any) -> Any:
+            return self.engine.prepare_weights(params | frozen)
+
         resident = self.state.opt_state, self.reference
-        return AotProgram(self.mesh, self.engine.prepare_weights, (self.params,), resident)
+        return AotProgram(self.mesh, function, (self.params, self.frozen), resident)
 
     @functools.cached_property
     def init_slots(self) -> AotProgram:
@@ -146,7 +152,7 @@ class StepPrograms:
         def function() -> Any:
             return programs.init_slots(self.slots, G, S, T, self.engine.decode_config, cache_dtype)
 
-        return AotProgram(self.engine.mesh, function, (), (self.state, self.reference))
+        return AotProgram(self.engine.mesh, function, (), self._resident)
 
     @functools.cached_property
     def prefill(self) -> AotProgram:
@@ -167,8 +173,8 @@ class StepPrograms:
 
         # Prefill computes no logits.
         prefill_flops = flops.forward_flops(self.model_config, R * S, R * flops.row_keys(S, 0, 0), logit_tokens=0)
-        inputs, resident = (self.weights.outputs, self.init_slots.outputs, batch, step), (self.state, self.reference)
-        return AotProgram(self.engine.mesh, function, inputs, resident, donated=(1,), flops=prefill_flops)
+        inputs = self.weights.outputs, self.init_slots.outputs, batch, step
+        return AotProgram(self.engine.mesh, function, inputs, self._resident, donated=(1,), flops=prefill_flops)
 
     @functools.cached_property
     def decode(self) -> AotProgram:
@@ -185,30 +191,34 @@ class StepPrograms:
         keys = P * (flops.row_keys(S, G, T) - flops.row_keys(S, 0, 0)) * steps / T
         decode_flops = flops.forward_flops(self.model_config, P * G * steps, keys)
         inputs = self.weights.outputs, self.prefill.outputs, self._per_prompt((P, G), jnp.bool_)
-        resident = self.state, self.reference
-        return AotProgram(self.engine.mesh, function, inputs, resident, donated=(1,), flops=decode_flops)
+        return AotProgram(self.engine.mesh, function, inputs, self._resident, donated=(1,), flops=decode_flops)
 
     @functools.cached_property
     def reference_logprobs(self) -> AotProgram:
         """Computes the reference model's log-probabilities of all microbatches."""
 
-        def function(params: Any, batch: Batch) -> Any:
-            return state.compute_logprobs(params, batch, self.update_spec)
+        def function(params: Any, frozen: Any, batch: Batch) -> Any:
+            return state.compute_logprobs(params | frozen, batch, self.update_spec)
 
         logprobs_flops = flops.forward_flops(self.model_config, *self._training_work())
-        inputs = self.reference, self._abstract_batch()
+        inputs = self.reference, self.frozen, self._abstract_batch()
         return AotProgram(self.mesh, function, inputs, self.state, flops=logprobs_flops)
 
     @functools.cached_property
     def update(self) -> AotProgram:
         """Takes one optimizer step over all microbatches. The sampler's weights are freed before it runs."""
 
-        def function(train_state: state.TrainState, batch: Batch) -> Any:
-            return state.update(train_state, batch, grpo_loss, self.config.grpo, self.update_spec)
+        def function(train_state: state.TrainState, batch: Batch, frozen: Any) -> Any:
+            return state.update(train_state, batch, grpo_loss, self.config.grpo, self.update_spec, frozen)
 
         update_flops = flops.update_flops(self.model_config, *self._training_work())
-        inputs = self.state, self._abstract_batch()
+        inputs = self.state, self._abstract_batch(), self.frozen
         return AotProgram(self.mesh, function, inputs, self.reference, donated=(0,), flops=update_flops)
+
+    @property
+    def _resident(self) -> Any:
+        """What stays in device memory while the sampler runs."""
+        return self.state, self.frozen, self.reference
 
     def _abstract_state(self) -> state.TrainState:
         tx = optimizer.make_optimizer(self.update_spec.optimizer, self.model_config, self.update_spec.steps)

@@ -14,7 +14,7 @@ from sqlr1_jax.config import DataConfig
 from sqlr1_jax.data import templates
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.prompt import Prompt, PromptRenderer
-from sqlr1_jax.model import huggingface
+from sqlr1_jax.model import huggingface, peft_folder
 from sqlr1_jax.train.context import RunContext, trains
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,8 @@ def prompt_settings(context: RunContext) -> DataConfig:
     config = context.config
     data = config.data
     if config.model.path and not trains(config, context.workdir):
-        data, _ = prompt_metadata.read(huggingface.resolve_folder(config.model.path))
+        adapter = [peft_folder.resolve_folder(config.model.adapter)] if config.model.adapter else []
+        data, _ = prompt_metadata.read(*adapter, huggingface.resolve_folder(config.model.path))
     names = ("form", "prompt", "schema", "instructions", "max_prompt_tokens")
     replaced = {name: value for name in names if (value := getattr(config.evaluate, name))}
     data = dataclasses.replace(data, **replaced)

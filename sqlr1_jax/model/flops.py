@@ -66,7 +66,15 @@ def update_flops(config: Qwen2Config, tokens: float, keys: float, logit_tokens: 
 
     These are the model's operations: what rematerialization repeats is not counted.
     """
-    return 3 * forward_flops(config, tokens, keys, logit_tokens)
+    return update_passes(config) * forward_flops(config, tokens, keys, logit_tokens)
+
+
+def update_passes(config: Qwen2Config) -> int:
+    """How many forward passes' operations an update takes: forward, inputs' gradients and weights' gradients.
+
+    With LoRA the weights are frozen, and the adapters' own products are too small to count.
+    """
+    return 2 if config.lora_rank else 3
 
 
 def row_keys(prefix: float, segments: float, segment: float) -> float:

@@ -27,8 +27,8 @@ import numpy as np
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.distributed.sharding import TRAIN_RULES, Rules, named_sharding
 from sqlr1_jax.errors import ConfigError
-from sqlr1_jax.model import config_json, safetensors, tokenizer
-from sqlr1_jax.model.qwen2 import Params, ParamSpec, Qwen2Config, abstract_params, is_spec
+from sqlr1_jax.model import config_json, lora, safetensors, tokenizer
+from sqlr1_jax.model.qwen2 import Params, ParamSpec, Qwen2Config, abstract_params, is_spec, without_adapters
 from sqlr1_jax.model.safetensors import LazyTensor, WeightsError
 
 _log = logging.getLogger(__name__)
@@ -65,24 +65,29 @@ _HF_NAMES: dict[str, _HfName] = {
 }
 
 
-def resolve_folder(source: str | Path) -> Path:
+def resolve_folder(source: str | Path, config_file: str = "config.json", setting: str = "config.model.path") -> Path:
     """The folder of a model: `source` itself, or a Hub repository, downloaded or found in the Hub's cache.
 
+    Args:
+      source: a folder or a repository id.
+      config_file: a file that the folder must hold.
+      setting: the setting that named `source`, for errors.
+
     Raises:
-      ConfigError: `source` is a folder without a config.json, or no such repository can be fetched.
+      ConfigError: `source` is a folder without `config_file`, or no such repository can be fetched.
     """
     folder = Path(source)
-    if (folder / "config.json").is_file():
+    if (folder / config_file).is_file():
         return folder
     if folder.is_dir():
-        raise ConfigError(f"config.model.path={source} is a folder without a config.json; name the model's own folder.")
+        raise ConfigError(f"{setting}={source} is a folder without {config_file}; name the model's own folder.")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"]))
     except Exception as error:
         raise ConfigError(
-            f"config.model.path={source} is neither a local folder nor a repository that can be fetched from the "
+            f"{setting}={source} is neither a local folder nor a repository that can be fetched from the "
             f"Hugging Face Hub ({type(error).__name__}: {str(error).splitlines()[0]}). Check the name, or download the "
             "model and name its folder."
         ) from error
@@ -108,7 +113,7 @@ def config_from_folder(folder: str | Path) -> Qwen2Config:
 def load_params(
     source: str | Path, config: Qwen2Config, mesh: jax.sharding.Mesh | None = None, rules: Rules = TRAIN_RULES
 ) -> Params:
-    """Loads parameters in config.param_dtype.
+    """Loads parameters in config.param_dtype, without LoRA adapters.
 
     Args:
       source: a folder or a Hub repository id, as `resolve_folder` takes it.
@@ -123,7 +128,8 @@ def load_params(
     """
     folder = resolve_folder(source)
     tensors = safetensors.open_folder(folder)
-    specs = flax.traverse_util.flatten_dict(abstract_params(config), sep="/", is_leaf=lambda _, leaf: is_spec(leaf))
+    base = abstract_params(without_adapters(config))
+    specs = flax.traverse_util.flatten_dict(base, sep="/", is_leaf=lambda _, leaf: is_spec(leaf))
     _check_other_tensors(folder, tensors, {name for path, spec in specs.items() for name in _hf_names(path, spec)})
     with ThreadPoolExecutor(_READERS) as readers:
         params = {path: _load_param(folder, tensors, path, spec, mesh, rules, readers) for path, spec in specs.items()}
@@ -158,6 +164,11 @@ def _same_values(a: np.ndarray, b: np.ndarray, rows: int = 4096) -> bool:
         np.array_equal(a[i : i + rows].astype(np.float32), b[i : i + rows].astype(np.float32), equal_nan=True)
         for i in range(0, len(a), rows)
     )
+
+
+def tensor_name(matrix: str, layer: int) -> str:
+    """The name in Hugging Face files of one layer's parameter, as in tensor_name("q", 0)."""
+    return _HF_NAMES[f"layers/{matrix}"].template.format(layer)
 
 
 def _hf_names(path: str, spec: ParamSpec) -> list[str]:
@@ -268,7 +279,7 @@ def save_model(
 
     Args:
       folder: created if it does not exist; weights of an earlier export in it are deleted.
-      params: the parameters, with stacked layers.
+      params: the parameters, with stacked layers; LoRA adapters are merged into them.
       config: their shape.
       tokenizer_folder: the folder to copy tokenizer files from; empty: none.
       dtype: of the stored weights; empty: config.param_dtype, so that loading gives the same bits.
@@ -278,7 +289,7 @@ def save_model(
       The names of the files written; an empty list on other processes.
     """
     folder = Path(folder)
-    tensors = _lazy_tensors(params, config, np.dtype(dtype or config.param_dtype))
+    tensors = _lazy_tensors(lora.merge(params, config), config, np.dtype(dtype or config.param_dtype))
     # Each load gathers one tensor from all processes, so all of them load the same tensors in the same order.
     if not collectives.is_primary():
         for tensor in tensors:

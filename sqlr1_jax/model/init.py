@@ -9,11 +9,13 @@ with matrices that resemble trained ones in the same way.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sqlr1_jax.model import qwen2
+from sqlr1_jax.model import lora, qwen2
 from sqlr1_jax.model.qwen2 import Params, ParamSpec, Qwen2Config
 
 _POSITION_SCALE = 9.0  # of the biases that make a head attend one or two tokens back
@@ -38,11 +40,22 @@ def init_params(config: Qwen2Config, key: jax.Array) -> Params:
     return _add_induction_heads(params, config, jax.random.fold_in(key, 1))
 
 
+def init_adapters(config: Qwen2Config, key: jax.Array) -> Params:
+    """LoRA adapters that change nothing yet: a is uniform in ±1 / √inputs, and b is zero, as in PEFT."""
+    specs, treedef = jax.tree.flatten(qwen2.abstract_params(config)[lora.KEY], is_leaf=qwen2.is_spec)
+    keys = jax.random.split(jax.random.fold_in(key, 2), len(specs))
+    leaves = [_random(spec, leaf_key, config) for spec, leaf_key in zip(specs, keys, strict=True)]
+    return jax.tree.unflatten(treedef, leaves)
+
+
 def _random(spec: ParamSpec, key: jax.Array, config: Qwen2Config) -> jax.Array:
     if spec.init == "ones":
         return jnp.ones(spec.shape, spec.dtype)
     if spec.init == "zeros":
         return jnp.zeros(spec.shape, spec.dtype)
+    if spec.init == "lora":
+        bound = math.prod(spec.shape[1:-1]) ** -0.5
+        return jax.random.uniform(key, spec.shape, spec.dtype, -bound, bound)
     scales = {"normal": 0.02, "residual": 0.02 / (2 * config.num_layers) ** 0.5, "embedding": config.embed_init}
     return (scales[spec.init] * jax.random.normal(key, spec.shape, jnp.float32)).astype(spec.dtype)
 

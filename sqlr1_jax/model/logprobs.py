@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from sqlr1_jax.distributed.sharding import TRAIN_RULES, constrain, partition_spec
+from sqlr1_jax.model import lora
 from sqlr1_jax.model.qwen2 import Params, Qwen2Config, mask_logits, unembedding
 
 Arrays = tuple[jax.Array, ...]
@@ -40,7 +41,7 @@ def token_logprobs(
     """(log p(target), entropy in nats), each [B, T] in at least float32, of softmax(logits / temperature).
 
     Args:
-      params: the model's parameters.
+      params: the model's parameters. With LoRA adapters among them, the unembedding is frozen and gets no gradient.
       hidden_BTD: the model's output at each position.
       targets_BT: the token ids whose log-probabilities are computed.
       config: with logits_chunk > 0, each device holds the logits of that many positions at a time and recomputes them
@@ -52,39 +53,54 @@ def token_logprobs(
     # Shard only rows and vocabulary. If D were sharded, each chunk's logits would need an all-reduce.
     hidden_BTD = constrain(hidden_BTD, ("rows", None, None), TRAIN_RULES)
     table_DV = constrain(unembedding(params, config).astype(hidden_BTD.dtype), (None, "vocab"), TRAIN_RULES)
+    frozen = lora.KEY in params
     if config.logits_chunk:
-        logp_BT, entropy_BT = _chunked(table_DV, hidden_BTD, targets_BT, loss_mask_BT, config, temperature)
+        logp_BT, entropy_BT = _chunked(table_DV, hidden_BTD, targets_BT, loss_mask_BT, config, temperature, frozen)
     else:
-        logp_BT, entropy_BT = _unchunked(table_DV, hidden_BTD, targets_BT, config, temperature)
+        logp_BT, entropy_BT = _unchunked(table_DV, hidden_BTD, targets_BT, config, temperature, frozen)
     return jnp.where(loss_mask_BT, logp_BT, 0.0), jnp.where(loss_mask_BT, entropy_BT, 0.0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def _unchunked(
-    table_DV: jax.Array, hidden_BTD: jax.Array, targets_BT: jax.Array, config: Qwen2Config, temperature: float
+    table_DV: jax.Array,
+    hidden_BTD: jax.Array,
+    targets_BT: jax.Array,
+    config: Qwen2Config,
+    temperature: float,
+    frozen: bool,
 ) -> Arrays:
     """(log p(target), entropy), each [B, T], from all logits at once."""
-    return _unchunked_forward(table_DV, hidden_BTD, targets_BT, config, temperature)[0]
+    return _unchunked_forward(table_DV, hidden_BTD, targets_BT, config, temperature, frozen)[0]
 
 
 def _unchunked_forward(
-    table_DV: jax.Array, hidden_BTD: jax.Array, targets_BT: jax.Array, config: Qwen2Config, temperature: float
+    table_DV: jax.Array,
+    hidden_BTD: jax.Array,
+    targets_BT: jax.Array,
+    config: Qwen2Config,
+    temperature: float,
+    frozen: bool,
 ) -> tuple[Arrays, Arrays]:
     logits_BTV = _logits(table_DV, hidden_BTD, config, temperature)
     logp_BT, entropy_BT, logsumexp_BT = _token_stats(logits_BTV, targets_BT)
     return (logp_BT, entropy_BT), (table_DV, hidden_BTD, targets_BT, logits_BTV, entropy_BT, logsumexp_BT)
 
 
-def _unchunked_backward(config: Qwen2Config, temperature: float, residuals: Arrays, cotangents: Arrays) -> tuple:
+def _unchunked_backward(
+    config: Qwen2Config, temperature: float, frozen: bool, residuals: Arrays, cotangents: Arrays
+) -> tuple:
     table_DV, hidden_BTD, targets_BT, logits_BTV, entropy_BT, logsumexp_BT = residuals
     dlogits_BTV = _dlogits(logits_BTV, targets_BT, (entropy_BT, logsumexp_BT), cotangents, temperature)
-    return *_matmul_vjp(dlogits_BTV.astype(table_DV.dtype), table_DV, hidden_BTD), None
+    dlogits_BTV = dlogits_BTV.astype(table_DV.dtype)
+    dtable_DV = None if frozen else _dtable(dlogits_BTV, hidden_BTD)
+    return dtable_DV, _dhidden(dlogits_BTV, table_DV), None
 
 
 _unchunked.defvjp(_unchunked_forward, _unchunked_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _chunked(
     table_DV: jax.Array,
     hidden_BTD: jax.Array,
@@ -92,9 +108,10 @@ def _chunked(
     loss_mask_BT: jax.Array,
     config: Qwen2Config,
     temperature: float,
+    frozen: bool,
 ) -> Arrays:
     """(log p(target), entropy), each [B, T], from the logits of one chunk of positions after another."""
-    return _chunked_forward(table_DV, hidden_BTD, targets_BT, loss_mask_BT, config, temperature)[0]
+    return _chunked_forward(table_DV, hidden_BTD, targets_BT, loss_mask_BT, config, temperature, frozen)[0]
 
 
 def _chunked_forward(
@@ -104,6 +121,7 @@ def _chunked_forward(
     loss_mask_BT: jax.Array,
     config: Qwen2Config,
     temperature: float,
+    frozen: bool,
 ) -> tuple[Arrays, Arrays]:
     T = loss_mask_BT.shape[1]
     width, order_BT, num_chunks = _compaction(loss_mask_BT, config.logits_chunk)
@@ -125,24 +143,27 @@ def _chunked_forward(
     return outputs, (table_DV, hidden_BTD, targets_BT, loss_mask_BT, entropy_BT, logsumexp_BT)
 
 
-def _chunked_backward(config: Qwen2Config, temperature: float, residuals: Arrays, cotangents: Arrays) -> tuple:
+def _chunked_backward(
+    config: Qwen2Config, temperature: float, frozen: bool, residuals: Arrays, cotangents: Arrays
+) -> tuple:
     table_DV, hidden_BTD, targets_BT, loss_mask_BT, entropy_BT, logsumexp_BT = residuals
     width, order_BT, num_chunks = _compaction(loss_mask_BT, config.logits_chunk)
     hidden_BTD, targets_BT, *cotangents_BT = (_reorder(x, order_BT) for x in (hidden_BTD, targets_BT, *cotangents))
     inputs = hidden_BTD, targets_BT, entropy_BT, logsumexp_BT, *cotangents_BT
 
-    def add_chunk(i: jax.Array, gradients: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def add_chunk(i: jax.Array, gradients: tuple[jax.Array | None, jax.Array]) -> tuple[jax.Array | None, jax.Array]:
         hidden_BtD, targets_Bt, entropy_Bt, logsumexp_Bt, *cotangents_Bt = (
             jax.lax.dynamic_slice_in_dim(x, i * width, width, axis=1) for x in inputs
         )
         logits_BtV = _logits(table_DV, hidden_BtD, config, temperature)
         dlogits_BtV = _dlogits(logits_BtV, targets_Bt, (entropy_Bt, logsumexp_Bt), tuple(cotangents_Bt), temperature)
-        chunk_dtable_DV, dhidden_BtD = _matmul_vjp(dlogits_BtV.astype(table_DV.dtype), table_DV, hidden_BtD)
+        dlogits_BtV = dlogits_BtV.astype(table_DV.dtype)
         dtable_DV, dhidden_BTD = gradients
-        dtable_DV = dtable_DV + chunk_dtable_DV
+        dtable_DV = None if dtable_DV is None else dtable_DV + _dtable(dlogits_BtV, hidden_BtD)
+        dhidden_BtD = _dhidden(dlogits_BtV, table_DV)
         return dtable_DV, jax.lax.dynamic_update_slice_in_dim(dhidden_BTD, dhidden_BtD, i * width, axis=1)
 
-    zeros = jnp.zeros_like(table_DV), jnp.zeros_like(hidden_BTD)
+    zeros = None if frozen else jnp.zeros_like(table_DV), jnp.zeros_like(hidden_BTD)
     dtable_DV, dhidden_BTD = jax.lax.fori_loop(0, num_chunks, add_chunk, zeros)
     return dtable_DV, _restore_order(dhidden_BTD, order_BT, loss_mask_BT.shape[1]), None, None
 
@@ -220,6 +241,11 @@ def _is_target(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
     return jax.lax.broadcasted_iota(targets_BT.dtype, logits_BTV.shape, 2) == targets_BT[..., None]
 
 
-def _matmul_vjp(dlogits_BTV: jax.Array, table_DV: jax.Array, hidden_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cotangents of the table and of the hidden states."""
-    return jnp.einsum("btd,btv->dv", hidden_BTD, dlogits_BTV), jnp.einsum("btv,dv->btd", dlogits_BTV, table_DV)
+def _dtable(dlogits_BTV: jax.Array, hidden_BTD: jax.Array) -> jax.Array:
+    """Cotangent of the table [D, V]."""
+    return jnp.einsum("btd,btv->dv", hidden_BTD, dlogits_BTV)
+
+
+def _dhidden(dlogits_BTV: jax.Array, table_DV: jax.Array) -> jax.Array:
+    """Cotangent of the hidden states [B, T, D]."""
+    return jnp.einsum("btv,dv->btd", dlogits_BTV, table_DV)

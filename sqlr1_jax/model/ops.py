@@ -1,7 +1,7 @@
 """Matrix products, SwiGLU and RMSNorm, with custom gradients where JAX's own save or copy more arrays.
 
-A weight has one of three forms: an array as trained, int8 with scales (`QuantizedArray`), or transposed for decoding on
-CPU (`Transposed`). `matmuls`, `matmul` and `swiglu` take all three.
+A weight has one of four forms: an array that trains, a frozen array with a LoRA adapter (`Adapted`), int8 with scales
+(`QuantizedArray`), or transposed for decoding on CPU (`Transposed`). `matmuls`, `matmul` and `swiglu` take all of them.
 
 Shapes are in names: B rows, T time, R = B · T tokens, M inputs, N outputs, D model, F feed-forward.
 """
@@ -33,7 +33,15 @@ class Transposed(NamedTuple):
     values: Any  # an array, or its shape
 
 
-Weight = jax.Array | QuantizedArray | Transposed
+class Adapted(NamedTuple):
+    """A frozen matrix with a LoRA adapter (lora.py): x @ values + (x @ a) @ b. Only a and b get gradients."""
+
+    values: Any  # [M, N]; M and N may be several axes, here and below
+    a: Any  # [M, r], times alpha / r; None: no adapter
+    b: Any  # [r, N]; None: no adapter
+
+
+Weight = jax.Array | QuantizedArray | Transposed | Adapted
 
 
 def matmuls(x_BTM: jax.Array, weights: Sequence[Weight], dtype: jnp.dtype) -> list[jax.Array]:
@@ -72,7 +80,13 @@ def swiglu(x_BTD: jax.Array, gate: Weight, up: Weight, down: Weight, dtype: jnp.
     gate_BTF, up_BTF = matmuls(x_BTD, (gate, up), dtype)
     if isinstance(down, jax.Array):
         return _gated_linear(gate_BTF, up_BTF, down.astype(x_BTD.dtype), dtype)
-    return matmul(_gated(gate_BTF, up_BTF, x_BTD.dtype), down, dtype)
+
+    def gated_matmul(gate_BTF: jax.Array, up_BTF: jax.Array, down: Weight) -> jax.Array:
+        return matmul(_gated(gate_BTF, up_BTF, x_BTD.dtype), down, dtype)
+
+    # For the gradient, only gate and up are saved, as by `_gated_linear`.
+    apply = jax.checkpoint(gated_matmul, prevent_cse=False) if isinstance(down, Adapted) else gated_matmul
+    return apply(gate_BTF, up_BTF, down)
 
 
 def _gated(gate: jax.Array, up: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -81,10 +95,44 @@ def _gated(gate: jax.Array, up: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 def _matmul(x_BTM: jax.Array, w: Weight, dtype: jnp.dtype) -> jax.Array:
     assert not isinstance(w, Transposed)
+    if isinstance(w, Adapted):
+        return _adapted_matmul(x_BTM, w, dtype)
     values, scale = w if isinstance(w, QuantizedArray) else (w, None)
     y_BTN = linear(x_BTM, values.astype(x_BTM.dtype).reshape(x_BTM.shape[-1], -1), dtype)
     # A scale belongs to one output channel, so it multiplies the product [B, T, N] instead of the matrix [M, N].
     return y_BTN if scale is None else (y_BTN * scale.reshape(1, 1, -1)).astype(dtype)
+
+
+def _adapted_matmul(x_BTM: jax.Array, w: Adapted, dtype: jnp.dtype) -> jax.Array:
+    y_BTN = _frozen_linear(x_BTM, w.values, dtype, x_BTM.dtype)
+    if w.a is None:
+        return y_BTN
+    a_Mr, b_rN = w.a.reshape(-1, w.a.shape[-1]).astype(x_BTM.dtype), w.b.reshape(len(w.b), -1).astype(x_BTM.dtype)
+    x_BTr = linear(x_BTM, a_Mr, dtype).astype(x_BTM.dtype)
+    return y_BTN + linear(x_BTr, b_rN, dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _frozen_linear(x_BTM: jax.Array, w: jax.Array, dtype: jnp.dtype, x_dtype: jnp.dtype) -> jax.Array:
+    """x @ w in `dtype`, without a gradient of w: neither x nor a copy of w in another dtype is saved."""
+    w_MN = w.reshape(x_BTM.shape[-1], -1).astype(x_dtype)
+    return jnp.einsum("btm,mn->btn", x_BTM, w_MN, preferred_element_type=dtype)
+
+
+def _frozen_linear_forward(
+    x_BTM: jax.Array, w: jax.Array, dtype: jnp.dtype, x_dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    return _frozen_linear(x_BTM, w, dtype, x_dtype), w
+
+
+def _frozen_linear_backward(
+    dtype: jnp.dtype, x_dtype: jnp.dtype, w: jax.Array, dy_BTN: jax.Array
+) -> tuple[jax.Array, None]:
+    w_MN = w.reshape(-1, dy_BTN.shape[-1]).astype(x_dtype)
+    return jnp.einsum("btn,mn->btm", dy_BTN.astype(x_dtype), w_MN), None
+
+
+_frozen_linear.defvjp(_frozen_linear_forward, _frozen_linear_backward)
 
 
 def _to_columns(x_BTM: jax.Array) -> jax.Array:

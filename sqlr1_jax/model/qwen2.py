@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from sqlr1_jax.distributed.sharding import SAMPLE_RULES, TRAIN_RULES, Rules, constrain
-from sqlr1_jax.model import attention, ops
+from sqlr1_jax.model import attention, lora, ops
 from sqlr1_jax.model import kv_cache as caches
 from sqlr1_jax.model.attention import Mask
 from sqlr1_jax.model.kv_cache import KVCache, SharedPrefix
@@ -60,6 +60,9 @@ class Qwen2Config:
     embed_init: float = 0.02  # standard deviation of random embeddings
     init: str = "normal"  # or induction_heads: random weights with induction heads added (init.py)
     unroll: int = 1  # layers per iteration of the scan over layers
+    lora_rank: int = 0  # rank of the adapters that train in place of the weights (lora.py); 0: none
+    lora_alpha: float = 1.0  # an adapter's product is multiplied by lora_alpha / lora_rank
+    lora_matrices: tuple[str, ...] = lora.MATRICES  # the layers' matrices that have an adapter
 
     @property
     def matmul_output_dtype(self) -> jnp.dtype:
@@ -107,7 +110,8 @@ class ParamSpec(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     logical_axes: tuple[str | None, ...]  # names in the sharding rules; None: never split
-    init: str  # normal (0.02), residual (0.02 / √(2 L)), embedding (config.embed_init), ones, zeros
+    # normal (0.02), residual (0.02 / √(2 L)), embedding (config.embed_init), lora (uniform), ones, zeros
+    init: str
 
 
 def is_spec(leaf: Any) -> bool:
@@ -145,7 +149,14 @@ def abstract_params(config: Qwen2Config) -> Params:
     }
     if not config.tied:
         tree["unembed"] = ParamSpec((D, V), config.param_dtype, ("embed", "vocab"), "normal")
+    if config.lora_rank:
+        tree[lora.KEY] = lora.abstract_adapters(layers, config)
     return tree
+
+
+def without_adapters(config: Qwen2Config) -> Qwen2Config:
+    """The same model without LoRA: its tree is the frozen part of `config`'s."""
+    return dataclasses.replace(config, lora_rank=0)
 
 
 def count_params(config: Qwen2Config) -> int:
@@ -192,7 +203,7 @@ def forward(
         x_BTD, cache = _decode_layers(params["layers"], x_BTD, rope, cache, config, sample_N)
     else:
         assert mask is not None
-        layers = params["layers"] if cache is None else prefill_layers(params)
+        layers = lora.adapted_layers(params, config) if cache is None else prefill_layers(params)
         x_BTD, kv_LBTKh = _forward_layers(layers, x_BTD, rope, mask, config, rules, cache is not None, prefix)
         if cache is not None:
             slot_B = jnp.arange(tokens_BT.shape[0]) if slot_B is None else slot_B

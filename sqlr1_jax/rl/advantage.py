@@ -41,6 +41,9 @@ def compute_advantages(
     keep_P = gold_ran_P
     if config.keep == "mixed":
         keep_P &= correct_PG.any(axis=1) & ~correct_PG.all(axis=1)
+    if config.keep == "varied":
+        total_PG = rewards_PGR.sum(axis=-1)
+        keep_P &= (total_PG != total_PG[:, :1]).any(axis=1)
     if config.normalize == "parts":
         adv_PG = (_normalize(rewards_PGR) * jnp.abs(weights_R)[None, None]).sum(axis=-1)
         adv_PG = _normalize_over_batch(adv_PG, keep_P)

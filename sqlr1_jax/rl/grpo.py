@@ -18,6 +18,7 @@ from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.evaluate import run as evaluation
 from sqlr1_jax.evaluate.heldout import load_heldout_sets
+from sqlr1_jax.model import flops
 from sqlr1_jax.rl import reward, rollout_log, scoring
 from sqlr1_jax.rl.advantage import compute_advantages
 from sqlr1_jax.rl.loss import grpo_loss
@@ -44,7 +45,7 @@ def train(context: RunContext, executor: Executor) -> TrainState:
             initial_state,
             step_fn=functools.partial(train_step, setup),
             evaluate_fn=lambda state: evaluation.greedy_accuracy(
-                context, setup.engine, executor, state.params, heldout
+                context, setup.engine, executor, context.full_params(state.params), heldout
             ),
             on_resume=lambda step: rollout_log.truncate(context.workdir, step),
             compile_fn=functools.partial(compile_programs, setup),
@@ -62,7 +63,8 @@ def train_step(setup: GrpoSetup, state: TrainState, step: int) -> StepResult:
     # Sample. The engine hands over each completion as it ends, so its SQL executes while others are still sampled.
     openings = [prompt.opening for prompt in prompts]
     execution = scoring.CompletionExecutor(context, setup.executor, examples, grpo_config.samples, openings)
-    completions = sample(setup, state.params, prompts, step, on_finished=execution.submit)
+    params = context.full_params(state.params)
+    completions = sample(setup, params, prompts, step, on_finished=execution.submit)
     timer.lap("rollout")
 
     # Pack rows while the last queries execute; then wait for the outcomes and compute the rewards.
@@ -80,9 +82,8 @@ def train_step(setup: GrpoSetup, state: TrainState, step: int) -> StepResult:
     # Advantages are relative to the group. Groups that teach nothing are dropped before the update.
     adv_PG, keep_P = local_advantages(setup, global_rewards, step)
     kept_rows = drop_filtered(rows, keep_P)
-    state, sums = update(
-        state, make_batch(setup, state.params, kept_rows, adv_PG), grpo_loss, grpo_config, setup.update_spec
-    )
+    update_batch = make_batch(setup, params, kept_rows, adv_PG)
+    state, sums = update(state, update_batch, grpo_loss, grpo_config, setup.update_spec, context.frozen_params)
     timer.lap("update")
 
     rollout_log.write(context.workdir, step + 1, examples, execution, outcomes, rewards, adv_PG, grpo_config.reward)
@@ -148,9 +149,13 @@ def make_batch(setup: GrpoSetup, params: Any, rows: PackedRows, adv_PG: np.ndarr
 def step_flops(setup: GrpoSetup, sampled_rows: PackedRows, trained_rows: PackedRows) -> float:
     """Useful floating-point operations of a step on all processes: one forward pass per sampled token, and the update.
 
-    An update is three forward passes; the reference's and the old policy's log-probabilities are one each.
+    An update is three forward passes, or two if the weights are frozen; the reference's and the old policy's log-probabilities are one each.
     """
     model = setup.context.model
-    passes = 3 + (setup.reference_params is not None) + (setup.context.config.grpo.old_logprobs == "trainer")
+    passes = (
+        flops.update_passes(model)
+        + (setup.reference_params is not None)
+        + (setup.context.config.grpo.old_logprobs == "trainer")
+    )
     sampling_flops = batch.forward_flops(sampled_rows, model)
     return collectives.global_sum(sampling_flops + passes * batch.forward_flops(trained_rows, model))

@@ -12,6 +12,7 @@ from sqlr1_jax.data.packing import RowLayout
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.evaluate import run as evaluation
 from sqlr1_jax.evaluate.heldout import HeldoutSet
+from sqlr1_jax.model import lora
 from sqlr1_jax.rl import scoring
 from sqlr1_jax.rl.learning_check import LearningCheck
 from sqlr1_jax.rl.loss import grpo_loss
@@ -55,7 +56,8 @@ def prepare(context: RunContext, executor: Executor, heldout: HeldoutSet) -> tup
         grpo_config.rows.length_buckets,
     )
     sft_checkpoint = find_checkpoint(context, stages=("sft",))
-    initial_state = state.create_state(load_params(context, sft_checkpoint), update_spec)
+    trained, _ = lora.split(load_params(context, sft_checkpoint))
+    initial_state = state.create_state(trained, update_spec)
     longest_group = engine.prompt_tokens + grpo_config.samples * grpo_config.sampling.max_tokens
     setup = GrpoSetup(
         context,
@@ -89,19 +91,20 @@ def row_layout(grpo_config: config.GrpoConfig, engine: Engine) -> RowLayout | No
 def load_reference(context: RunContext, initial_state: TrainState) -> Any:
     """The weights at the stage's step 0: loaded from its checkpoint on resume, else copied from the initial state.
 
-    They are copied because each update donates the buffers of the state's own weights.
+    They are copied because each update donates the buffers of the state's own weights. Frozen weights are not copied.
     """
     if not context.config.grpo.kl:
         return None
     if collectives.broadcast(0 in context.checkpoints(STAGE).steps()):
         return load_params(context, CheckpointRef(STAGE, 0))
-    return jax.tree.map(lambda leaf: leaf.copy(), initial_state.params)
+    return context.full_params(jax.tree.map(lambda leaf: leaf.copy(), initial_state.params))
 
 
 def compile_programs(setup: GrpoSetup, train_state: TrainState) -> TrainState:
     """Compiles every program of the stage, so that no later step stops to compile; returns an equal state."""
     context, grpo_config = setup.context, setup.context.config.grpo
-    weights, local = setup.engine.prepare_weights(train_state.params), collectives.local_slice(grpo_config.prompts)
+    params, local = context.full_params(train_state.params), collectives.local_slice(grpo_config.prompts)
+    weights = setup.engine.prepare_weights(params)
     any_prompts = setup.prompt_set.prompts[:1] * (local.stop - local.start)
     setup.engine.compile(weights, context.request(any_prompts, grpo_config.samples, grpo_config.sampling, 0))
     if context.config.evaluate.every:
@@ -109,8 +112,9 @@ def compile_programs(setup: GrpoSetup, train_state: TrainState) -> TrainState:
     del weights  # the update needs their memory
     no_rows = batch.pack_groups([], setup.update_spec.layout, setup.rows_config)
     empty_batch = batch.assemble_batch(no_rows, context.mesh, grpo_config.rows.per_microbatch, setup.max_microbatches)
-    empty_batch = add_logprobs(setup, train_state.params, empty_batch)
-    return state.compile_update(train_state, empty_batch, grpo_loss, grpo_config, setup.update_spec)
+    empty_batch = add_logprobs(setup, params, empty_batch)
+    frozen = context.frozen_params
+    return state.compile_update(train_state, empty_batch, grpo_loss, grpo_config, setup.update_spec, frozen)
 
 
 def add_logprobs(setup: GrpoSetup, params: Any, update_batch: Batch) -> Batch:

@@ -33,7 +33,7 @@ from jax.sharding import Mesh
 from sqlr1_jax.config import RolloutConfig, SamplingConfig
 from sqlr1_jax.data.packing import padded_lengths
 from sqlr1_jax.distributed import collectives, sharding
-from sqlr1_jax.model import quantize, qwen2
+from sqlr1_jax.model import lora, quantize, qwen2
 from sqlr1_jax.model.kv_cache import SharedPrefix
 from sqlr1_jax.rollout import programs
 from sqlr1_jax.rollout.prefixes import PrefixStore, RequestPrefixes, padded_size
@@ -73,13 +73,13 @@ class Engine:
         return dataclasses.replace(self.model_config, unroll=self.model_config.num_layers)
 
     def prepare_weights(self, params: Any) -> Any:
-        """The sampler's copy of the training weights: cast or quantized, and sharded by SAMPLE_RULES."""
+        """The sampler's copy of the training weights: LoRA merged, cast or quantized, and sharded by SAMPLE_RULES."""
         unstacked = bool(self.unstack_layers)
         weights = _prepare_weights(params, self.decode_config, self.mesh, self.config.weights, unstacked)
         same_numbers = self.model_config.dtype == self.model_config.param_dtype and not self.config.weights
         if unstacked and same_numbers and self.mesh.size == 1:
             # Prefill then needs no copy, and its loop over stacked layers compiles in half the time.
-            weights |= {"prefill_layers": params["layers"]}
+            weights |= {"prefill_layers": lora.adapted_layers(params, self.model_config)}
         return weights
 
     def rollout(self, weights: Any, request: Request, store: PrefixStore | None = None) -> Completions:
@@ -256,6 +256,7 @@ def _make_prefill_batch(
 @functools.partial(jax.jit, static_argnames=("model_config", "mesh", "dtype", "unstack_layers"))
 def _prepare_weights(params: Any, model_config: qwen2.Qwen2Config, mesh: Mesh, dtype: str, unstack_layers: bool) -> Any:
     """See Engine.prepare_weights. `dtype` is RolloutConfig.weights: int8, or empty for the model's."""
+    params, model_config = lora.merge(params, model_config), qwen2.without_adapters(model_config)
     specs = qwen2.abstract_params(model_config)
     logical_axes = jax.tree.map(lambda spec: spec.logical_axes, specs, is_leaf=qwen2.is_spec)
 

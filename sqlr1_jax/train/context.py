@@ -18,7 +18,7 @@ from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.prompt import Prompt, PromptRenderer
 from sqlr1_jax.distributed import collectives, sharding
 from sqlr1_jax.errors import ConfigError
-from sqlr1_jax.model import huggingface, init, qwen2, tokenizer
+from sqlr1_jax.model import huggingface, init, lora, peft_folder, qwen2, tokenizer
 from sqlr1_jax.rollout.engine import Engine
 from sqlr1_jax.rollout.request import Request
 from sqlr1_jax.train.checkpoint import Checkpoints
@@ -64,6 +64,18 @@ class RunContext:
         Cached, because `texts` needs them for every completion.
         """
         return tokenizer.stop_ids(self.tokenizer, self.tokenizer_dir)
+
+    @functools.cached_property
+    def frozen_params(self) -> Any:
+        """The weights that no stage trains, sharded for training: with LoRA the model's own, else none.
+
+        Cached, because all stages use them, and none donates their buffers.
+        """
+        return _base_params(self) if self.model.lora_rank else {}
+
+    def full_params(self, trained: Any) -> Any:
+        """The model's parameters: what trains, as TrainState.params and checkpoints hold it, and the frozen rest."""
+        return trained | self.frozen_params
 
     def checkpoints(self, stage: str) -> Checkpoints:
         """The stage's checkpoints. Step 0 is never deleted, because the reference model is loaded from it."""
@@ -117,6 +129,11 @@ class RunContext:
     def prompts(self, examples: Sequence[Example]) -> list[Prompt]:
         """The examples' prompts; training, evaluation and `ask` all render them here."""
         return PromptRenderer(self.tokenizer, self.config.data).render_many(list(examples))
+
+    def fits_training(self, prompt: Prompt) -> bool:
+        """Whether a prompt is short enough to train on."""
+        limit = self.config.data.max_training_prompt_tokens
+        return not prompt.over_budget and (not limit or len(prompt.ids) <= limit)
 
     def texts(self, ids: Sequence[Any]) -> list[str]:
         """Decodes completions, each a sequence of token ids, without a stop token at the end."""
@@ -206,6 +223,9 @@ def model_config(config: ModelConfig, num_tokens: int, holes: tuple[tuple[int, i
         ffw_chunks=config.ffw_chunks,
         logits_chunk=config.logits_chunk,
         unroll=config.unroll,
+        lora_rank=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        lora_matrices=config.lora.matrices,
     )
 
 
@@ -231,8 +251,10 @@ def find_checkpoint(
 
 
 def describe_weights(context: RunContext, checkpoint: CheckpointRef | None) -> str:
-    """The checkpoint's description; without one, model.path, which is "" if the initial weights are random."""
-    return str(checkpoint) if checkpoint else context.config.model.path
+    """The checkpoint's description; without one, model.path and its adapter; "" if the initial weights are random."""
+    model = context.config.model
+    initial = f"{model.path} with {model.adapter}" if model.adapter else model.path
+    return str(checkpoint) if checkpoint else initial
 
 
 def load_params(context: RunContext, checkpoint: CheckpointRef | None) -> Any:
@@ -244,16 +266,45 @@ def load_params(context: RunContext, checkpoint: CheckpointRef | None) -> Any:
     if checkpoint is None:
         return init_params(context)
     log.info("weights: %s", checkpoint)
-    tree = {"params": abstract_params(context.model, context.mesh)}
-    return context.checkpoints(checkpoint.stage).load(checkpoint.step, tree)["params"]
+    return context.full_params(load_trained(context, checkpoint))
+
+
+def load_trained(context: RunContext, checkpoint: CheckpointRef) -> Any:
+    """The part of the weights that the checkpoint holds: what its stage trained.
+
+    Raises:
+      CheckpointNotFoundError: the stage has no such step; the message lists the existing ones.
+    """
+    trained, _ = lora.split(abstract_params(context.model, context.mesh))
+    return context.checkpoints(checkpoint.stage).load(checkpoint.step, {"params": trained})["params"]
 
 
 def init_params(context: RunContext) -> Any:
-    """The run's initial weights, sharded for training: those of model.path, or random ones from the seed."""
+    """The run's initial weights, sharded for training: those of model.path, or random ones from the seed.
+
+    model.adapter is merged into them; with LoRA it is what the adapters start from.
+
+    Raises:
+      ConfigError: model.adapter does not fit the model, or the settings of its LoRA.
+    """
+    model, adapter = context.model, context.config.model.adapter
+    if model.lora_rank:
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(model, context.mesh)[lora.KEY])
+        if adapter:
+            adapters = peft_folder.load(adapter, model, shardings)
+        else:
+            make_adapters = jax.jit(lambda key: init.init_adapters(model, key), out_shardings=shardings)
+            adapters = make_adapters(jax.random.key(context.config.seed))
+        return context.full_params({lora.KEY: adapters})
+    return peft_folder.merge(adapter, _base_params(context), model, context.mesh) if adapter else _base_params(context)
+
+
+def _base_params(context: RunContext) -> Any:
+    model = qwen2.without_adapters(context.model)
     if context.config.model.path:
-        return huggingface.load_params(context.config.model.path, context.model, context.mesh)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(context.model, context.mesh))
-    make_params = jax.jit(lambda key: init.init_params(context.model, key), out_shardings=shardings)
+        return huggingface.load_params(context.config.model.path, model, context.mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(model, context.mesh))
+    make_params = jax.jit(lambda key: init.init_params(model, key), out_shardings=shardings)
     return make_params(jax.random.key(context.config.seed))
 
 

@@ -9,7 +9,7 @@ import optax
 
 from sqlr1_jax.config import OptimizerConfig
 from sqlr1_jax.errors import ConfigError
-from sqlr1_jax.model import qwen2
+from sqlr1_jax.model import lora, qwen2
 
 
 def make_optimizer(config: OptimizerConfig, model: qwen2.Qwen2Config, steps: int) -> optax.GradientTransformation:
@@ -20,7 +20,7 @@ def make_optimizer(config: OptimizerConfig, model: qwen2.Qwen2Config, steps: int
     Raises:
       ConfigError: `config.frozen` names a parameter that the model does not have.
     """
-    specs = qwen2.abstract_params(model)
+    specs, _ = lora.split(qwen2.abstract_params(model))
     learning_rate = schedule(config, steps)
     if config.name == "muon":
         tx = _muon(config, learning_rate, specs)

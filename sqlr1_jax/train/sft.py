@@ -25,7 +25,7 @@ from sqlr1_jax.data.packing import Group, Segment
 from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.errors import ConfigError
-from sqlr1_jax.model import tokenizer
+from sqlr1_jax.model import flops, lora, tokenizer
 from sqlr1_jax.train import batch, loop, state
 from sqlr1_jax.train.batch import Batch
 from sqlr1_jax.train.context import RunContext, init_params
@@ -69,7 +69,7 @@ def train(context: RunContext) -> TrainState:
             context,
             STAGE,
             context.config.sft.steps,
-            state.create_state(init_params(context), setup.update_spec),
+            state.create_state(lora.split(init_params(context))[0], setup.update_spec),
             step_fn=functools.partial(train_step, setup),
             compile_fn=functools.partial(compile_update, setup),
         )
@@ -103,9 +103,11 @@ def train_step(setup: SftSetup, train_state: TrainState, step: int) -> StepResul
     update_batch = batch.assemble_batch(rows, context.mesh, rows_config.per_microbatch, setup.max_microbatches)
     # Collectives run on the devices in order of dispatch, so after the update these two would wait for it.
     tokens = collectives.global_sum(int(np.count_nonzero(rows.weight)))
-    useful_flops = collectives.global_sum(3 * batch.forward_flops(rows, context.model))
+    passes = flops.update_passes(context.model)
+    useful_flops = collectives.global_sum(passes * batch.forward_flops(rows, context.model))
     packed = time.perf_counter()
-    train_state, sums = state.update(train_state, update_batch, sft_loss, None, setup.update_spec)
+    frozen = context.frozen_params
+    train_state, sums = state.update(train_state, update_batch, sft_loss, None, setup.update_spec, frozen)
     metrics = {"tokens": tokens, "flops": useful_flops, "time/pack": packed - begin}
     metrics["time/update"] = time.perf_counter() - packed
     return StepResult(train_state, sums, metrics, [setup.group_ids[i] for i in indices])
@@ -117,7 +119,8 @@ def compile_update(setup: SftSetup, train_state: TrainState) -> TrainState:
     empty_batch = batch.assemble_batch(
         no_rows, setup.context.mesh, setup.rows_config.per_microbatch, setup.max_microbatches
     )
-    return state.compile_update(train_state, empty_batch, sft_loss, None, setup.update_spec)
+    frozen = setup.context.frozen_params
+    return state.compile_update(train_state, empty_batch, sft_loss, None, setup.update_spec, frozen)
 
 
 def sft_loss(logp_BT: jax.Array, entropy_BT: jax.Array, microbatch: Batch, loss_config: None) -> tuple[jax.Array, Sums]:
@@ -165,8 +168,8 @@ def make_sft_examples(context: RunContext, examples: Sequence[Example]) -> list[
     prompts, texts = context.prompts(examples), [_answer_text(example, form) for example in examples]
     usable, left_out = [], collections.Counter[str]()
     for example, prompt, text in zip(examples, prompts, texts, strict=True):
-        if prompt.over_budget:
-            left_out["has a prompt over the budget"] += 1
+        if not context.fits_training(prompt):
+            left_out["has a prompt that is too long"] += 1
         elif text is None:
             left_out["has no answer in this form"] += 1
         else:

@@ -36,7 +36,7 @@ class TrainState:
     """Everything that changes from step to step; `step` is also the position in the data."""
 
     step: jax.Array  # int32 []: completed steps
-    params: Any
+    params: Any  # those that train: all of the model's, or with LoRA its adapters
     opt_state: Any
 
 
@@ -76,18 +76,26 @@ def opt_state_shardings(params: Any, opt_state: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "loss_config", "spec"), donate_argnames=("state",))
 def update(
-    state: TrainState, batch: Batch, loss_fn: LossFn, loss_config: Any, spec: UpdateSpec
+    state: TrainState, batch: Batch, loss_fn: LossFn, loss_config: Any, spec: UpdateSpec, frozen: Any = None
 ) -> tuple[TrainState, dict[str, Any]]:
     """One optimizer step over all microbatches. Donates the buffers of `state`.
 
     If the loss or the gradient is not finite, or the batch holds no rows, parameters and optimizer state stay the same
     and only `step` advances. The learning rate is that of `step`, whatever the steps before it did.
 
+    Args:
+      state: the step, what trains, and its optimizer state.
+      batch: the microbatches.
+      loss_fn: the stage's loss.
+      loss_config: the loss's settings.
+      spec: what else the program depends on.
+      frozen: the model's other parameters; None: all train.
+
     Returns:
       The new state, and metrics as (sum, count). `lr` is the learning rate; `not_finite` counts steps with a loss or
       gradient that is not finite.
     """
-    grads, objective, sums = compute_gradients(state.params, batch, loss_fn, loss_config, spec)
+    grads, objective, sums = compute_gradients(state.params, batch, loss_fn, loss_config, spec, frozen)
     tx = optimizer.make_optimizer(spec.optimizer, spec.model, spec.steps)
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(objective) & jnp.isfinite(norm)
@@ -103,24 +111,24 @@ def update(
 
 
 def compile_update(
-    state: TrainState, empty_batch: Batch, loss_fn: LossFn, loss_config: Any, spec: UpdateSpec
+    state: TrainState, empty_batch: Batch, loss_fn: LossFn, loss_config: Any, spec: UpdateSpec, frozen: Any = None
 ) -> TrainState:
     """Compiles `update` by running it on a batch without rows, which changes nothing; returns an equal state.
 
     `empty_batch` must have the shapes and shardings of the stage's batches. The buffers of `state` are donated.
     """
-    state, _ = update(state, empty_batch, loss_fn, loss_config, spec)
+    state, _ = update(state, empty_batch, loss_fn, loss_config, spec, frozen)
     return state.replace(step=state.step - 1)  # type: ignore[attr-defined]
 
 
 def compute_gradients(
-    params: Any, batch: Batch, loss_fn: LossFn, loss_config: Any, spec: UpdateSpec
+    params: Any, batch: Batch, loss_fn: LossFn, loss_config: Any, spec: UpdateSpec, frozen: Any = None
 ) -> tuple[Any, jax.Array, Sums]:
-    """The gradient tree, the objective and the metric sums of a batch, added over its microbatches."""
+    """The gradient tree of `params`, the objective and the metric sums of a batch, added over its microbatches."""
 
     def compute(microbatch: Batch, spec: UpdateSpec) -> tuple[tuple[jax.Array, Sums], Any]:
         def objective(params: Any) -> tuple[jax.Array, Sums]:
-            logp_BT, entropy_BT = _logprobs(params, microbatch.rows, spec)
+            logp_BT, entropy_BT = _logprobs(params | (frozen or {}), microbatch.rows, spec)
             return loss_fn(logp_BT, entropy_BT, microbatch, loss_config)
 
         return jax.value_and_grad(objective, has_aux=True)(params)
