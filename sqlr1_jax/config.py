@@ -179,6 +179,9 @@ class RewardConfig:
     arctic: float = 0.0
     overlap: float = 0.0  # weight of partial credit: the F1 score of the result's cells and the gold result's cells
     schema_recall: float = 0.0  # weight of the fraction of the gold query's tables and columns that the SQL names
+    # Weight of clause agreement: the mean, over the clauses that either query has, of the F1 of their parts (select,
+    # from, where, group, order …), 0 to 1 (rl/clause_agreement.py).
+    clauses: float = 0.0
     # Accepts a reasoning answer whose </answer> is missing before the stop token. Off, as in the paper.
     open_answer: bool = False
     length_unit: str = "characters"  # unit of lengths; the released code counts characters, the paper tokens

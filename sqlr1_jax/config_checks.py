@@ -149,7 +149,9 @@ RANGES: dict[str, Range] = {
     "grpo.entropy": NOT_NEGATIVE,
     "grpo.importance_cap": NOT_NEGATIVE,
     **_in_groups(
-        dict.fromkeys(("format", "execution", "result", "length", "arctic", "overlap", "schema_recall"), NOT_NEGATIVE),
+        dict.fromkeys(
+            ("format", "execution", "result", "length", "arctic", "overlap", "schema_recall", "clauses"), NOT_NEGATIVE
+        ),
         "grpo.reward",
     ),
     "rollout.max_concurrent_prompts": NOT_NEGATIVE,
