@@ -225,6 +225,8 @@ def check_values(config: Config) -> None:
         _check_choice(path, get(config, path), allowed)
     for path, allowed_range in RANGES.items():
         check_range(path, get(config, path), allowed_range)
+    if not config.stages:
+        raise ConfigError(f"config.stages is empty; it takes one or more of {', '.join(map(repr, STAGES))}.")
     for stage in config.stages:
         _check_choice("stages", stage, STAGES)
     for name in ("train", "sft", "evaluate"):
