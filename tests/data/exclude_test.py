@@ -2,13 +2,19 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sqlr1_jax.data import example
 from sqlr1_jax.data.exclude import ExcludeRecord, Exclusion, read_list
 from sqlr1_jax.data.sources import ExampleError
+from sqlr1_jax.evaluate.heldout import choose_databases
+from testing import tiny_runs
+
+JUDGED = tiny_runs.REPOSITORY / "configs" / "judged_databases.jsonl"
 
 
 def write(folder: Path, *records: Any, name: str = "exclude.jsonl") -> str:
@@ -131,3 +137,20 @@ def test_the_log_counts_each_example_under_its_first_rule(
         lists.log(6)
         exclusion(file).log(6)
     assert caplog.messages == [f"{file}: 5 of 6 examples left out by {ids}, {databases} (database 3, ties 2)"]
+
+
+def test_the_judged_databases_are_those_of_the_document() -> None:
+    document = (tiny_runs.REPOSITORY / "docs" / "spider.md").read_text(encoding="utf-8")
+    paragraph = next(text for text in document.split("\n\n") if text.startswith("architecture, "))
+    names = re.split(r",\s+", paragraph.strip())
+    assert [json.loads(line) for line in JUDGED.read_text().splitlines()] == [{"db_id": name} for name in names]
+    assert len(names) == 20
+
+
+def test_training_on_spider_leaves_out_what_evaluation_draws(shared_data: Path) -> None:
+    spec, lists = f"spider:{shared_data}/spider_train", (str(JUDGED),)
+    trained = example.read_examples(spec, exclude=lists)
+    judged = choose_databases(example.read_examples(spec, exclude=lists, training=False), 20, 0, seed=2)
+    assert len(judged) == 938
+    assert len(trained) == 6918 - 938
+    assert not {one.db_id for one in trained} & {one.db_id for one in judged}
