@@ -46,7 +46,8 @@ def clause_agreement(sql: str, gold_sql: str) -> float:
     queries have 1, whatever their aliases, order of conditions, sides of `=`, and upper and lower case of names.
 
     The schema is unknown. So a column without its table agrees with the same column with it only if FROM has one table,
-    and "text" in double quotes is a string only as the right side of a comparison.
+    and "text" in double quotes is a string only as the right side of a comparison. sqlglot takes some SQL that SQLite
+    does not, such as a comma too many before FROM.
 
     Source: the component matching of Spider (Yu et al., arXiv 1809.08887), here with values, joins and nested queries.
     """
@@ -75,6 +76,8 @@ def query_clauses(sql: str) -> Clauses:
         trees = [tree for tree in sqlglot.parse(sql, read="sqlite") if not isinstance(tree, exp.Semicolon | None)]
         return _clauses(trees[0], _Names()) if len(trees) == 1 and isinstance(trees[0], exp.Query) else {}
     except (sqlglot.errors.SqlglotError, RecursionError):
+        return {}
+    except (AttributeError, TypeError, ValueError):  # sqlglot takes some broken SQL, with nodes missing from the tree
         return {}
 
 
@@ -138,7 +141,7 @@ def _select_clauses(select: exp.Select, names: _Names) -> Clauses:
     conditions, links = _conditions(select, joins)
     links += filter(writer.is_link, conditions)
     using = [f"using {name.name.lower()}" for join in joins for name in join.args.get("using") or ()]
-    columns = _result_columns(select)
+    columns = writer.result_columns(select)
     group, having = select.args.get("group"), select.args.get("having")
     havings = _operands(_expand(having.this, columns), exp.And) if having else []
     distinct = ["distinct"] if select.args.get("distinct") else []
@@ -156,8 +159,8 @@ def _select_clauses(select: exp.Select, names: _Names) -> Clauses:
     return {name: parts for name, parts in clauses.items() if parts}
 
 
-def _last_clauses(query: Node, writer: _Writer, columns: Mapping[int | str, Node]) -> Clauses:
-    """ORDER BY and LIMIT; `columns` are the `_result_columns`."""
+def _last_clauses(query: Node, writer: _Writer, columns: Columns) -> Clauses:
+    """ORDER BY and LIMIT."""
     order, limit, offset = (query.args.get(name) for name in ("order", "limit", "offset"))
     terms = enumerate(order.expressions if order else (), 1)
     limits = [writer.text(limit.expression)] if limit else []
@@ -168,6 +171,8 @@ def _last_clauses(query: Node, writer: _Writer, columns: Mapping[int | str, Node
     }
 
 
+# Result columns as text, by position and by alias, under which GROUP BY, HAVING and ORDER BY may name them.
+Columns = Mapping[int | str, str]
 Source = tuple["Node", exp.Join | None]  # a table or query of FROM, and the JOIN that adds it; None: the first
 
 
@@ -183,8 +188,6 @@ def _flatten(source: Node, join: exp.Join | None) -> Iterator[Source]:
     """The source, and those joined to it inside its parentheses."""
     if isinstance(source, exp.Subquery) and isinstance(source.this, exp.Table):
         source = source.this
-    if source is None:
-        raise sqlglot.errors.ParseError("FROM lacks a source.")  # which sqlglot overlooks in `FROM VALUES NOT a`
     yield source, join
     for inner in source.args.get("joins") or ():
         yield from _flatten(inner.this, inner)
@@ -225,25 +228,23 @@ def _operands(node: Node, operator: type[Node]) -> list[Node]:
     return _operands(node.this, operator) + _operands(node.expression, operator)
 
 
-def _result_columns(select: exp.Select) -> dict[int | str, Node]:
-    """The result columns by position and by alias, under which GROUP BY, HAVING and ORDER BY may name them."""
-    results = select.expressions
-    by_position: dict[int | str, Node] = {i: result.unalias() for i, result in enumerate(results, 1)}
-    return by_position | {result.alias.lower(): result.this for result in results if isinstance(result, exp.Alias)}
-
-
-def _expand(node: Node, columns: Mapping[int | str, Node]) -> Node:
+def _expand(node: Node, columns: Columns) -> Node:
     """A copy of a term of GROUP BY, HAVING or ORDER BY, with result columns in place of their positions and aliases."""
     if isinstance(node, exp.Ordered):
         return exp.Ordered(**{**node.args, "this": _expand(node.this, columns)})
-    if isinstance(node, exp.Literal) and node.is_int:
-        return columns.get(int(node.this), node).copy()
+    if isinstance(node, exp.Literal) and node.is_int and int(node.this) in columns:
+        return _as_written(columns[int(node.this)])
 
     def replaced(inner: Node) -> Node:
         is_name = isinstance(inner, exp.Column) and not inner.table
-        return columns[name].copy() if is_name and (name := inner.name.lower()) in columns else inner
+        return _as_written(columns[name]) if is_name and (name := inner.name.lower()) in columns else inner
 
     return node.transform(replaced)
+
+
+def _as_written(text: str) -> Node:
+    """A node that has this text. Copies of the tree would take time in proportion to its size times their number."""
+    return exp.Literal(this=text, is_string=False)
 
 
 class _Writer:
@@ -261,11 +262,20 @@ class _Writer:
             parts += _nested_parts(query, self._names.inner())
         return parts
 
+    def result_columns(self, select: exp.Select) -> Columns:
+        """The result columns of the query; parts of queries nested in them belong to the clause select alone."""
+        texts = {i: self.text(result) for i, result in enumerate(select.expressions, 1)}
+        self._queries = []
+        aliases = {result.alias.lower(): texts[i] for i, result in enumerate(select.expressions, 1) if result.alias}
+        return {**texts, **aliases}
+
     def source(self, source: Source, name: str) -> str:
         """A source of FROM after the kind of its join, which is empty for an inner one."""
         node, join = source
-        if isinstance(node, exp.Query) or not isinstance(node.this, exp.Identifier):
-            name = self.text(node if isinstance(node, exp.Query) else node.this)  # this: a function with its arguments
+        if not isinstance(node, exp.Table):
+            name = self.text(node)  # a query, or VALUES
+        elif not isinstance(node.this, exp.Identifier):
+            name = self.text(node.this)  # a function with its arguments
         return f"{join.method} {join.side} {name}".strip().lower() if join else name
 
     def is_link(self, condition: Node) -> bool:
@@ -302,7 +312,8 @@ class _Writer:
         for operator in _COMMUTATIVE:
             if isinstance(node, operator):
                 return f"{node.key}({', '.join(sorted(map(self.text, _operands(node, operator))))})"
-        values = [self._value(value) for value in node.args.values() if value and not isinstance(value, bool)]
+        skipped = bool | exp.TableAlias
+        values = [self._value(value) for value in node.args.values() if value and not isinstance(value, skipped)]
         if type(node) in _REVERSED:
             return f"{_REVERSED[type(node)]}({', '.join(reversed(values))})"
         if isinstance(node, exp.In) and node.expressions:

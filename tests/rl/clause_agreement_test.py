@@ -137,6 +137,10 @@ def test_spellings_of_one_query_agree_fully(one: str, other: str) -> None:
             "WITH x AS (SELECT b FROM t) SELECT a FROM x",
             (1 / 2 + 1 + 1) / 3,
         ),
+        # from: the same function of another text, and the same rows under another name
+        ("SELECT 1 FROM json_each('[1]') AS j", "SELECT 1 FROM json_each('[2]') AS j", (1 + 0) / 2),
+        ("SELECT 1 FROM (VALUES (1), (2)) AS v", "SELECT 1 FROM (VALUES (1), (2)) AS w", 1.0),
+        ("VALUES (1)", "VALUES (2)", 0.0),
         ("SELECT a FROM t WHERE b AND TRUE", "SELECT a FROM t WHERE b AND FALSE", (1 + 1 + 1 / 2) / 3),
     ],
 )  # fmt: skip
@@ -199,10 +203,11 @@ def test_no_text_is_an_error(words: list[str]) -> None:
         "SELECT a FROM t WHERE " + " AND ".join(["a = 1"] * 400),
         "SELECT a FROM t WHERE a IN (" + ", ".join(["1"] * 1600) + ")",
         "SELECT " + ", ".join(["a"] * 800) + " FROM t ORDER BY " + ", ".join(["a"] * 800),
+        "SELECT a IN (" + ", ".join(["1"] * 800) + ") AS x FROM t ORDER BY " + ", ".join(["x"] * 800),
         " UNION ".join(["SELECT 1"] * 320),
         "SELECT a FROM t WHERE a IN (" * 170 + "1" + ")" * 170,
     ],
-    ids=["parentheses", "conditions", "list", "columns", "union", "nested"],
+    ids=["parentheses", "conditions", "list", "columns", "alias", "union", "nested"],
 )
 def test_long_sql_takes_little_time(sql: str) -> None:
     start = time.process_time()
@@ -222,3 +227,28 @@ def test_every_gold_query_of_spider_agrees_with_itself(shared_data: Path) -> Non
     golds = {record["query"] for record in records}
     assert [sql for sql in golds if clause_agreement(sql, sql) != 1.0] == []
     assert len(golds) == 3925
+
+
+SPELLINGS = (
+    *(
+        "identity",
+        "case_change",
+        "backtick_identifiers",
+        "dquote_identifiers",
+        "column_order_permuted",
+        "join_to_comma",
+    ),
+    *("table_alias_renamed", "select_alias_added", "pretty_print", "leading_comment", "trailing_comment"),
+)
+
+
+def test_changed_queries_of_the_oracle_score_by_what_was_changed(shared_data: Path) -> None:
+    lines = (shared_data / "oracles" / "evaluator_oracle.jsonl").read_text(encoding="utf-8").splitlines()
+    scores: dict[str, list[float]] = {}
+    for pair in map(json.loads, lines):
+        scores.setdefault(pair["mutation"], []).append(clause_agreement(pair["pred"], pair["gold"]))
+    assert {name for name in SPELLINGS if set(scores[name]) != {1.0}} == set()
+    mean = {name: sum(values) / len(values) for name, values in scores.items()}
+    assert 0.8 < mean["missing_column"] < 1  # one part of a clause
+    assert 0.6 < mean["order_dropped"] < mean["missing_column"]  # a clause of three or four
+    assert mean["not_sql"] == 0 < mean["other_question"] < 0.2  # about the same database
