@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sqlr1_jax import config
-from sqlr1_jax.data.example import Example, read_all_records
+from sqlr1_jax.data.example import Example, read_all_records, source_name
 from sqlr1_jax.data.prompt import PromptRenderer
 from sqlr1_jax.errors import ConfigError, exit_on_error
 from sqlr1_jax.io import user_path, write_jsonl
@@ -116,9 +116,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ConfigError(f"{path.parent} is not a folder: create it, or choose another for {path.name}.")
     result = check(args)
     if args.output:
-        excluded = [dataclasses.asdict(finding) for finding in result.findings if finding.rule in rules]
-        # A line {id, db_id, rule, reason} for each finding of the rules.
-        write_jsonl(args.output, excluded, ensure_ascii=False)
+        findings = [dataclasses.asdict(finding) for finding in result.findings if finding.rule in rules]
+        source = {"source": source_name(args.data)}  # training applies the list to this file only
+        write_jsonl(args.output, [finding | source for finding in findings], ensure_ascii=False)
     if args.report:
         write_report(args.report, result)
     print(summary(result, rules))
@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--output",
         type=user_path,
-        help="file for the list to leave out of training: JSONL of {id, db_id, rule, reason}",
+        help="file for the list to leave out of training: JSONL of {id, db_id, rule, reason, source}",
     )
     add("--report", type=user_path, help="file for every finding: JSONL with question and SQL")
     add(

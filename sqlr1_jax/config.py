@@ -93,7 +93,9 @@ class DataConfig:
     sft: str = "synth:"  # source of the SFT stage's questions
     evaluate: str = "synth:"  # source of the held-out questions
     databases: str = ""  # folder of <db_id>/<db_id>.sqlite; empty: the source's own folder
-    exclude: str = ""  # JSONL file of {id, …} with the records to leave out, as `check --output` writes it; empty: none
+    # JSONL files that list what to leave out (docs/data.md): questions of one source, as `check --output` writes them,
+    # and databases, as in configs/judged_databases.jsonl. Records that name no source apply to train and sft only.
+    exclude: tuple[str, ...] = ()
     limit: int = 0  # takes only each source's first N examples, counted after a selection such as synsql-200k; 0: all
     form: str = "reasoning"  # answer form; reasoning: reasoning, then SQL; direct: SQL without reasoning
     schema: str = "qualified"  # format of the schema text (data/schema.py)
@@ -195,6 +197,9 @@ class RewardConfig:
     arctic: float = 0.0
     overlap: float = 0.0  # weight of partial credit: the F1 score of the result's cells and the gold result's cells
     schema_recall: float = 0.0  # weight of the fraction of the gold query's tables and columns that the SQL names
+    # Weight of clause agreement: the mean, over the clauses that either query has, of the F1 of their parts (select,
+    # from, where, group, order …), 0 to 1 (rl/clause_agreement.py).
+    clauses: float = 0.0
     # Accepts a reasoning answer whose </answer> is missing before the stop token. Off, as in the paper.
     open_answer: bool = False
     length_unit: str = "characters"  # unit of lengths; the released code counts characters, the paper tokens
@@ -424,7 +429,7 @@ def _freeze_value(value: Any, wanted: Any, path: str) -> Any:
         value = (value,) if isinstance(value, str) else value
         if not isinstance(value, (tuple, list)) or not all(isinstance(item, str) for item in value):
             raise ConfigError(f"config.{path} is {value!r}; it takes a tuple of names, as in ('a', 'b').")
-        return tuple(value)
+        return tuple(item for item in value if item)  # a flag without a value, and "" in a config.json, are no name
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not wanted:

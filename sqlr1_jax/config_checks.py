@@ -155,7 +155,9 @@ RANGES: dict[str, Range] = {
     "grpo.entropy": NOT_NEGATIVE,
     "grpo.importance_cap": NOT_NEGATIVE,
     **_in_groups(
-        dict.fromkeys(("format", "execution", "result", "length", "arctic", "overlap", "schema_recall"), NOT_NEGATIVE),
+        dict.fromkeys(
+            ("format", "execution", "result", "length", "arctic", "overlap", "schema_recall", "clauses"), NOT_NEGATIVE
+        ),
         "grpo.reward",
     ),
     "rollout.max_concurrent_prompts": NOT_NEGATIVE,
@@ -229,6 +231,8 @@ def check_values(config: Config) -> None:
         _check_choice(path, get(config, path), allowed)
     for path, allowed_range in RANGES.items():
         check_range(path, get(config, path), allowed_range)
+    if not config.stages:
+        raise ConfigError(f"config.stages is empty; it takes one or more of {', '.join(map(repr, STAGES))}.")
     for stage in config.stages:
         _check_choice("stages", stage, STAGES)
     for name in ("train", "sft", "evaluate"):

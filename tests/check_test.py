@@ -71,8 +71,9 @@ def test_training_leaves_out_the_examples_of_the_list(
 ) -> None:
     run(data, tmp_path)
     excluded = tmp_path / "exclude.jsonl"
-    assert set(read(excluded)[0]) == {"id", "db_id", "rule", "reason"}
-    remaining = [e.id for e in example.read_examples(data, exclude=str(excluded))]
+    assert set(read(excluded)[0]) == {"id", "db_id", "rule", "reason", "source"}
+    assert {finding["source"] for finding in read(excluded)} == {f"{tmp_path}/data.jsonl"}
+    remaining = [e.id for e in example.read_examples(data, exclude=(str(excluded),))]
     # Rules of the first four are only reported by default; the last three are correct.
     assert remaining == ["q16", "q17", "q18", "q19", "q20", "q21", "q22"]
     text = capsys.readouterr().out
@@ -108,7 +109,13 @@ def test_a_record_without_a_database_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run(f"jsonl:{tmp_path}/data.jsonl", tmp_path)
     assert read(tmp_path / "exclude.jsonl") == [
-        {"id": "1", "db_id": "lost", "rule": "missing_database", "reason": "no readable SQLite file for its db_id"}
+        {
+            "id": "1",
+            "db_id": "lost",
+            "rule": "missing_database",
+            "reason": "no readable SQLite file for its db_id",
+            "source": f"{tmp_path}/data.jsonl",
+        }
     ]
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,6 +58,7 @@ def test_a_frozen_config_is_hashable_by_value() -> None:
         ({"grpo": {"steps": True}}, "config.grpo.steps is True, a bool; it takes a int."),
         ({"grpo": {"clip": True}}, "config.grpo.clip is True, a bool; it takes a float."),
         ({"stages": 3}, "config.stages is 3; it takes a tuple of names"),
+        ({"stages": ""}, "config.stages is empty; it takes one or more of 'data', 'sft'"),
         ({"stages": ("date",)}, "config.stages is 'date'; it takes one of"),
         ({"model": {"size": "70b"}}, "config.model.size is '70b'; it takes one of 'tiny'"),
         ({"data": {"schema": "compcat"}}, "Did you mean 'compact'?"),
@@ -103,6 +105,19 @@ def test_integers_are_accepted_as_floats_and_single_names_as_tuples() -> None:
     cfg = config.freeze({"grpo": {"kl": 0}, "stages": "grpo"})
     assert cfg.grpo.kl == 0.0 and isinstance(cfg.grpo.kl, float)
     assert cfg.stages == ("grpo",)
+
+
+@pytest.mark.parametrize(("text", "lists"), [("", ()), ("exclude.jsonl", ("exclude.jsonl",)), ([""], ())])
+def test_a_single_list_of_what_to_leave_out_is_read_as_a_tuple(
+    text: Any, lists: tuple[str, ...], tmp_path: Path
+) -> None:
+    """A config.json may hold it as one string, which is empty if there is none."""
+    tree = config.as_dict(config.Config())
+    tree["data"]["exclude"] = text
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    loaded = config.load(tmp_path / "config.json")
+    assert loaded.data.exclude == lists
+    assert config.differences(loaded, config.freeze({"data": {"exclude": lists}})) == []
 
 
 @given(st.sampled_from(LEAVES))

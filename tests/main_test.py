@@ -343,6 +343,29 @@ def test_the_last_value_of_a_repeated_setting_wins(
     assert (seen[0].seed, seen[0].sft.optimizer.frozen) == (2, ("q",))
 
 
+@pytest.mark.parametrize(
+    ("value", "lists"),
+    [
+        ("exclude.jsonl", ("exclude.jsonl",)),
+        ("/data/exclude.jsonl", ("/data/exclude.jsonl",)),
+        ("('one.jsonl','/data/other.jsonl')", ("one.jsonl", "/data/other.jsonl")),
+        ("", ()),
+    ],
+)
+def test_lists_of_what_to_leave_out_are_one_path_or_a_tuple(
+    monkeypatch: pytest.MonkeyPatch, error: RunMain, tmp_path: Path, value: str, lists: tuple[str, ...]
+) -> None:
+    seen: list[config.Config] = []
+
+    def end(run_config: config.Config, workdir: Path) -> None:
+        seen.append(run_config)
+        sys.exit("error: seen")
+
+    monkeypatch.setattr(main, "run", end)
+    error(SMOKE, f"--workdir={tmp_path}", f"--config.data.exclude={value}")
+    assert seen[0].data.exclude == lists
+
+
 def test_a_workdir_in_the_home_folder_makes_no_folder_named_tilde(
     monkeypatch: pytest.MonkeyPatch, error: RunMain, tmp_path: Path
 ) -> None:

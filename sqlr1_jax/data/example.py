@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sqlr1_jax.data import select, sources
+from sqlr1_jax.data.exclude import Exclusion
 from sqlr1_jax.data.sources import ExampleError
-from sqlr1_jax.io import read_jsonl
 from sqlr1_jax.sql import database as sqlite
 
 log = logging.getLogger(__name__)
@@ -43,28 +43,36 @@ class Example:
     spoiled: bool = False  # whether the teacher made that error, so that this gold SQL is wrong
 
 
-def read_examples(spec: str, databases: str = "", exclude: str = "", limit: int = 0, seed: int = 0) -> list[Example]:
+def read_examples(
+    spec: str,
+    databases: str = "",
+    exclude: Sequence[str] = (),
+    limit: int = 0,
+    seed: int = 0,
+    training: bool = True,
+) -> list[Example]:
     """Reads the examples of `PREFIX:PATH`, in the order of the file or of its named selection.
 
-    Records that cannot be used are set aside; the log says how many and why.
+    Records that cannot be used are set aside; the log says how many and why, and how many examples the lists leave out.
 
     Args:
       spec: `PREFIX:PATH`; data/sources.py has the prefixes.
       databases: folder of <db_id>/<db_id>.sqlite or <db_id>.sqlite, or one file; empty: the source's usual folder.
-      exclude: JSONL of {id, …} to leave out, as `check` writes it; empty: none.
+      exclude: lists of what to leave out (data/exclude.py).
       limit: number of first examples to read; 0: all.
       seed: seed of the selections synsql-200k and complex-5k.
+      training: whether a stage trains on the examples; if not, records of lists that name no source do not apply.
 
     Raises:
-      ExampleError: the data cannot be read, or no example is left.
+      ExampleError: the data or a list cannot be read, a list belongs to other data, or no example is left.
     """
-    reader = _open(spec, databases, exclude)
+    reader = _open(spec, databases, exclude, training)
     examples: Iterable[Example] = reader.examples()
     selection = select.SELECTIONS.get(_parse(spec)[0])
     if selection:
         examples = select.select(selection, examples, seed)
     selected = _take(examples, limit)
-    reader.log_set_aside()
+    reader.log_left_out()
     if not selected:
         raise ExampleError(reader.why_nothing_is_left())
     return selected
@@ -103,12 +111,12 @@ class _BadRecordError(Exception):
 class _Reader:
     """Turns the records of a source into examples, and collects those that it sets aside."""
 
-    def __init__(self, spec: str, source: sources.Source, folder: Path | None, excluded: frozenset[str]) -> None:
+    def __init__(self, spec: str, source: sources.Source, folder: Path | None, exclusion: Exclusion) -> None:
         self._spec = spec
         self._source = source
         self._folder = folder  # of the databases
         self._databases: dict[str, Path | str] = {}  # by db_id; a text: why there is none
-        self._excluded = excluded
+        self._exclusion = exclusion
         self._seen: set[str] = set()
         self.set_aside: list[SetAside] = []
         self._count = 0
@@ -123,16 +131,17 @@ class _Reader:
             except _BadRecordError as reason:
                 self.set_aside.append(SetAside(record_id, str(record.get("db_id") or ""), str(reason)))
                 continue
-            if record_id not in self._excluded:
+            if not self._exclusion.leaves_out(example.id, example.db_id):
                 yield example
 
-    def log_set_aside(self) -> None:
-        """Logs one warning for each reason to set records aside."""
+    def log_left_out(self) -> None:
+        """Logs one warning for each reason to set records aside, and what the lists leave out of the other records."""
         for reason, ids in self._ids_by_reason().items():
             log.warning(
                 "%s: %d of %d records set aside: %s (first: record %s)",
                 self._source.file, len(ids), self._count, reason, ids[0],
             )  # fmt: skip
+        self._exclusion.log(self._count - len(self.set_aside))
 
     def why_nothing_is_left(self) -> str:
         """The error message when there is no example; it names the fix if the databases are missing."""
@@ -173,10 +182,20 @@ class _Reader:
         return Example(record_id, db_id, database, spoiled=bool(record.get("spoiled", False)), **texts)
 
 
-def _open(spec: str, databases: str, exclude: str = "") -> _Reader:
+def source_name(spec: str) -> str:
+    """How a list of what to leave out names the data of `PREFIX:PATH`: the absolute path of its file; of hub:, `spec`.
+
+    Raises:
+      ExampleError: there is no such file.
+    """
+    prefix, path = _parse(spec)
+    return spec if prefix == "hub" else str(Path(sources.open_source(prefix, path).file).resolve())
+
+
+def _open(spec: str, databases: str, exclude: Sequence[str] = (), training: bool = True) -> _Reader:
     source = sources.open_source(*_parse(spec))
     folder = Path(databases) if databases else source.databases
-    return _Reader(spec, source, folder, _read_excluded(exclude))
+    return _Reader(spec, source, folder, Exclusion(exclude, spec, source.file, training))
 
 
 def _parse(spec: str) -> tuple[str, str]:
@@ -190,17 +209,6 @@ def _parse(spec: str) -> tuple[str, str]:
 def _take(examples: Iterable[Example], limit: int) -> list[Example]:
     """The first `limit` examples; 0: all."""
     return list(itertools.islice(examples, limit if limit > 0 else None))
-
-
-def _read_excluded(path: str) -> frozenset[str]:
-    if not path:
-        return frozenset()
-    if not Path(path).is_file():
-        raise ExampleError(f"{path}: no such list of excluded ids; `check --output=` writes one.")
-    lines = list(read_jsonl(Path(path), on_bad_lines="keep"))
-    if not all(isinstance(line, Mapping) and "id" in line for line in lines):
-        raise ExampleError(f"{path}: each line must be a JSON object with an id.")
-    return frozenset(str(line["id"]) for line in lines)
 
 
 def _no_field(field: str) -> str:

@@ -17,7 +17,7 @@ Points = Sequence[tuple[int, float | None]]  # (step, value); None where a step 
 MAX_POINTS = 240  # per line; a longer run is shown as means over equal numbers of steps
 MAX_DOTS = 40  # lines with more points are smoothed, over the raw line in a pale tone
 # CSS classes of style.css, by the position of a line in its chart.
-LINE_TONES = ("one", "two", "three", "four", "five", "six", "seven")
+LINE_TONES = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
 class Tick(NamedTuple):

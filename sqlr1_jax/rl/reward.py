@@ -1,4 +1,4 @@
-"""The reward of a completion: the paper's four parts, and three more that have weight 0 by default.
+"""The reward of a completion: the paper's four parts, and four more that have weight 0 by default.
 
 `PARTS` is the one list of parts. A part sees the answer, the outcome of its SQL and the gold SQL, and nothing else.
 """
@@ -13,6 +13,7 @@ import numpy as np
 
 from sqlr1_jax.config import RewardConfig
 from sqlr1_jax.data.answer import Answer
+from sqlr1_jax.rl.clause_agreement import clause_agreement
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
 LENGTH_CAP = 2048  # length at which the length part stops growing
@@ -71,6 +72,7 @@ PARTS: dict[str, Callable[[Attempt], float]] = {
     "arctic": lambda a: 1.0 if a.correct else 0.1 if a.ran else 0.0,  # the whole reward of Arctic-Text2SQL-R1
     "overlap": _overlap,
     "schema_recall": lambda a: schema_recall(a.answer.sql or "", a.gold_sql) if a.well_formed else 0.0,
+    "clauses": lambda a: clause_agreement(a.answer.sql or "", a.gold_sql) if a.well_formed else 0.0,
 }
 PAPER_PARTS = ("format", "execution", "result", "length")  # logged even if their weight is 0
 
@@ -95,7 +97,7 @@ def weighted_parts(
       outcome: the outcome of its SQL; of kind no_sql or bad_format if there was no SQL to run.
       config: the weights, and whether two empty results match.
       measure: length of a text in characters (`len`) or in tokens.
-      gold_sql: the gold query, which only schema_recall reads.
+      gold_sql: the gold query, which only schema_recall and clauses read.
     """
     well_formed = not answer.problem
     ran = well_formed and outcome.kind.ran

@@ -106,11 +106,12 @@ class RunContext:
 
         Args:
           spec: the source, as PREFIX:PATH.
-          split: which split of the embedded data set (`synth:`) to read; other sources ignore it.
+          split: what the examples are for: "sft" or "grpo", or the name of a held-out set. The embedded data set
+            (`synth:`) has one split for each.
 
         Raises:
           ConfigError: `spec` names the embedded data set, and this run has not generated it.
-          example.ExampleError: the source cannot be read.
+          example.ExampleError: the source, or a list of config.data.exclude, cannot be read.
         """
         data = self.config.data
         if spec.startswith("synth:"):
@@ -123,7 +124,12 @@ class RunContext:
         else:
             databases = data.databases
         return example.read_examples(
-            spec, databases=databases, exclude=data.exclude, limit=data.limit, seed=self.config.seed
+            spec,
+            databases=databases,
+            exclude=data.exclude,
+            limit=data.limit,
+            seed=self.config.seed,
+            training=split in TRAINING_STAGES,
         )
 
     def prompts(self, examples: Sequence[Example]) -> list[Prompt]:

@@ -235,18 +235,36 @@ def test_byte_order_marks_are_skipped_and_other_encodings_named(tmp_path: Path, 
 def test_excluded_records_do_not_count_toward_the_limit(tmp_path: Path, databases: str) -> None:
     spec = jsonl(tmp_path, *(record(id=i) for i in range(5)))
     (tmp_path / "exclude.jsonl").write_text('{"id": 1, "rule": "empty"}\n{"id": "3"}\n{"id": "99"}\n')
-    exclude = str(tmp_path / "exclude.jsonl")
+    exclude = (str(tmp_path / "exclude.jsonl"),)
     assert [one.id for one in example.read_examples(spec, databases, exclude)] == ["0", "2", "4"]
     assert [one.id for one in example.read_examples(spec, databases, exclude, limit=2)] == ["0", "2"]
     assert [one.id for one in example.read_examples(spec, databases, limit=2)] == ["0", "1"]
-    with pytest.raises(ExampleError, match=r"gone\.jsonl"):
-        example.read_examples(spec, databases, "gone.jsonl")
-    (tmp_path / "exclude.jsonl").write_text('"3"\n')
-    with pytest.raises(ExampleError, match="with an id"):
-        example.read_examples(spec, databases, exclude)
+    assert len(example.read_examples(spec, databases, exclude, training=False)) == 5
     (tmp_path / "exclude.jsonl").write_text("".join(f'{{"id": {i}}}\n' for i in range(5)))
     with pytest.raises(ExampleError, match="all excluded"):
         example.read_examples(spec, databases, exclude)
+
+
+def test_the_log_says_how_many_examples_the_lists_leave_out(
+    tmp_path: Path, databases: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = jsonl(tmp_path, *(record(id=i) for i in range(5)), record(db_id="lost"))
+    (tmp_path / "exclude.jsonl").write_text('{"id": 1, "rule": "empty"}\n{"id": "3"}\n')
+    with caplog.at_level(logging.INFO):
+        example.read_examples(spec, databases, (str(tmp_path / "exclude.jsonl"),))
+    assert caplog.messages[1:] == [
+        f"{tmp_path}/questions.jsonl: 2 of 5 examples left out by {tmp_path}/exclude.jsonl (empty 1, listed 1)"
+    ]
+
+
+def test_the_name_of_a_source_is_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jsonl(tmp_path, record())
+    monkeypatch.chdir(tmp_path)
+    assert example.source_name("jsonl:questions.jsonl") == str(tmp_path / "questions.jsonl")
+    assert example.source_name("synsql-200k:questions.jsonl") == str(tmp_path / "questions.jsonl")
+    assert example.source_name("hub:owner/name") == "hub:owner/name"
+    with pytest.raises(ExampleError, match="no such data"):
+        example.source_name("jsonl:gone.jsonl")
 
 
 def test_a_prefix_may_name_a_selection(tmp_path: Path, databases: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -162,3 +162,26 @@ def test_schema_recall_is_the_share_of_golds_tables_and_columns(sql: str, recall
         parsed, Outcome(OutcomeKind.MISMATCH), config.RewardConfig(schema_recall=3.0), gold_sql=gold
     )
     assert values.tolist() == pytest.approx([1, 2, -3, 0, 3 * recall])
+
+
+@pytest.mark.parametrize(
+    ("sql", "agreement"),
+    [
+        ("SELECT color FROM dogs WHERE age > 3", 1),
+        ("SELECT color FROM dogs", 2 / 3),
+        ("SELECT color FROM dogs WHERE age > 3 AND age < 9", (1 + 1 + 2 / 3) / 3),
+        ("SELECT FROM WHERE", 0),
+    ],
+)
+def test_clauses_is_the_agreement_with_the_gold_query(sql: str, agreement: float) -> None:
+    gold = "SELECT T1.color FROM dogs AS T1 WHERE T1.age > 3"
+    settings = config.RewardConfig(clauses=2.0)
+    assert reward.part_names(settings) == (*reward.PAPER_PARTS, "clauses")
+    parsed = Answer("t", f"```sql\n{sql}\n```", sql)
+    for kind, paper in ((OutcomeKind.MISMATCH, [1, 2, -3, 0]), (OutcomeKind.RUNTIME_ERROR, [1, -2, 0, 0])):
+        values = reward.weighted_parts(parsed, Outcome(kind), settings, gold_sql=gold)
+        assert values.tolist() == pytest.approx([*paper, 2 * agreement])
+    unreadable = Answer("t", sql, sql, OutcomeKind.BAD_FORMAT)
+    values = reward.weighted_parts(unreadable, Outcome(OutcomeKind.BAD_FORMAT), settings, gold_sql=gold)
+    assert values.tolist() == [-1, 0, 0, 0, 0]
+    assert reward.weighted_parts(parsed, MATCH, settings, gold_sql="SELEC color").tolist()[4] == 0

@@ -165,6 +165,29 @@ def test_other_sources_are_read_from_their_path_up_to_the_limit(
     assert {e.database for e in examples} == {pets.absolute()}
 
 
+def test_lists_apply_to_training_splits_or_to_the_file_that_they_name(
+    context: RunContext, pets: Path, tmp_path: Path
+) -> None:
+    lines = [json.dumps({"db_id": "pets", "question": f"How {i}?", "sql": f"SELECT {i}"}) for i in range(4)]
+    for name in ("train", "heldout"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    (tmp_path / "own.jsonl").write_text('{"id": "0", "db_id": "pets"}\n')
+    (tmp_path / "named.jsonl").write_text(f'{{"id": 3, "db_id": "pets", "source": "{tmp_path}/heldout.jsonl"}}\n')
+    data = dataclasses.replace(
+        context.config.data,
+        databases=str(pets.parents[1]),
+        exclude=(f"{tmp_path}/own.jsonl", f"{tmp_path}/named.jsonl"),
+    )
+    other = dataclasses.replace(context, config=dataclasses.replace(context.config, data=data))
+
+    def ids(name: str, split: str) -> list[str]:
+        return [e.id for e in other.examples(f"jsonl:{tmp_path}/{name}.jsonl", split)]
+
+    assert ids("train", "grpo") == ids("train", "sft") == ["1", "2", "3"]
+    assert ids("heldout", "heldout") == ["0", "1", "2"]
+    assert ids("train", "heldout") == ["0", "1", "2", "3"]
+
+
 def test_decoded_texts_are_exact_and_lack_the_stop_token(context: RunContext) -> None:
     texts = ["SELECT name FROM dogs WHERE a = 'it''s' , b . c ?", " x  ,\n\t-- do n't 's\n", ""]
     stop = context.tokenizer.eos_token_id
