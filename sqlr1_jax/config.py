@@ -37,8 +37,8 @@ class ModelConfig:
 
     size: str = "tiny"  # architecture preset; the config.json of a folder in `path` takes precedence
     path: str = ""  # Hugging Face folder or repository id; empty: random weights
-    # PEFT folder of a LoRA adapter for `path`, or its repository id. It is merged into the weights; with lora.rank it is
-    # what the adapters start from. Empty: none.
+    # PEFT folder of a LoRA adapter for `path`, or its repository id; empty: none. It is merged into the weights, or if
+    # lora.rank is set, it is what the adapters start from.
     adapter: str = ""
     lora: LoraConfig = LoraConfig()
     param_dtype: str = "float32"  # dtype of the weights; bfloat16 only if none of them trains, which LoRA makes so

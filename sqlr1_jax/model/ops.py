@@ -114,7 +114,7 @@ def _adapted_matmul(x_BTM: jax.Array, w: Adapted, dtype: jnp.dtype) -> jax.Array
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _frozen_linear(x_BTM: jax.Array, w: jax.Array, dtype: jnp.dtype, x_dtype: jnp.dtype) -> jax.Array:
-    """x @ w in `dtype`, without a gradient of w: neither x nor a copy of w in another dtype is saved."""
+    """The product x @ w in `dtype`, without a gradient of w: neither x nor a copy of w in another dtype is saved."""
     w_MN = w.reshape(x_BTM.shape[-1], -1).astype(x_dtype)
     return jnp.einsum("btm,mn->btn", x_BTM, w_MN, preferred_element_type=dtype)
 

@@ -149,7 +149,8 @@ def make_batch(setup: GrpoSetup, params: Any, rows: PackedRows, adv_PG: np.ndarr
 def step_flops(setup: GrpoSetup, sampled_rows: PackedRows, trained_rows: PackedRows) -> float:
     """Useful floating-point operations of a step on all processes: one forward pass per sampled token, and the update.
 
-    An update is three forward passes, or two if the weights are frozen; the reference's and the old policy's log-probabilities are one each.
+    An update is three forward passes, or two if the weights are frozen; the reference's and the old policy's
+    log-probabilities are one each.
     """
     model = setup.context.model
     passes = (
