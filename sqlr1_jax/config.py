@@ -138,8 +138,10 @@ class RowsConfig:
     # prompts. packed: several groups per row without padding between them, under a [T, T] mask; best for short groups
     # or groups of very unequal length.
     layout: str = "shared_prefix"
-    # Number of sizes of shared-prefix rows, each smaller than the next by a factor of √2; each is compiled.
-    length_buckets: int = 1
+    # Number of sizes of the prefix in shared-prefix rows, and of the segments; each is smaller than the next by a factor
+    # of √2. A microbatch is computed in the smallest that fit it; every pair of sizes is compiled.
+    prefix_buckets: int = 1
+    segment_buckets: int = 1
     prefix: int = 0  # tokens of the prefix in a shared-prefix row; 0: the longest in the stage's data
     segment: int = 0  # tokens of each segment; 0: the longest in the stage's data
     length: int = 0  # tokens of a packed row; 0: the longest group

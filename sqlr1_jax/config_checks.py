@@ -90,9 +90,13 @@ FRACTION, NUCLEUS, DECAY = Range(0, 1), Range(0, 1, above_low=True), Range(0, 1,
 TEMPERATURE = Range(1e-3)
 STEPS = Range(0, 2**31 - 2)  # int32 on the device; 2**31 - 1 is the step of evaluations (evaluate/run.py)
 
-_ROWS = {"length_buckets": COUNT, "prefix": NOT_NEGATIVE, "segment": NOT_NEGATIVE, "length": NOT_NEGATIVE} | {
-    "per_microbatch": COUNT
-}
+_ROWS = {
+    "prefix_buckets": COUNT,
+    "segment_buckets": COUNT,
+    "prefix": NOT_NEGATIVE,
+    "segment": NOT_NEGATIVE,
+    "length": NOT_NEGATIVE,
+} | {"per_microbatch": COUNT}
 _OPTIMIZER = {
     "learning_rate": POSITIVE,
     "adam_learning_rate": NOT_NEGATIVE,
@@ -195,8 +199,10 @@ RENAMED: dict[str, str] = {
     "data.synth.cold_start_questions": "data.synth.sft_questions",
     "model.activations": "model.activation_dtype",
     "model.residual": "model.activation_dtype",
-    "sft.rows.buckets": "sft.rows.length_buckets",
-    "grpo.rows.buckets": "grpo.rows.length_buckets",
+    "sft.rows.buckets": "sft.rows.segment_buckets",
+    "sft.rows.length_buckets": "sft.rows.segment_buckets",
+    "grpo.rows.buckets": "grpo.rows.segment_buckets",
+    "grpo.rows.length_buckets": "grpo.rows.segment_buckets",
     "grpo.advantage.normalise": "grpo.advantage.normalize",
     "rollout.slots": "rollout.max_concurrent_prompts",
     "rollout.refill": "rollout.prefill_batch",

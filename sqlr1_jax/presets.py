@@ -74,13 +74,13 @@ def _laptop(config: ConfigDict) -> None:
     config.export.form = "adapter"
     config.sft.update(steps=60, databases=4)
     config.sft.optimizer.update(learning_rate=2e-4, schedule="linear", warmup_steps=3)
-    config.sft.rows.update(per_microbatch=1, length_buckets=4)
+    config.sft.rows.update(per_microbatch=1, segment_buckets=4)
     config.grpo.update(steps=60, prompts=8, samples=8, kl=0.0, entropy=0.0)
     # Sampled at 1.0, the model is right half as often as when it decodes greedily, as it will be used.
     config.grpo.sampling.update(temperature=0.7, max_tokens=96)
     config.grpo.advantage.keep = "varied"
     config.grpo.reward.length = 0.0
-    config.grpo.rows.update(per_microbatch=1, length_buckets=4)
+    config.grpo.rows.update(per_microbatch=1, segment_buckets=4)
     config.grpo.optimizer.update(learning_rate=1e-4, warmup_steps=2)
     config.evaluate.every = 0
     config.checkpoint.every = 5
@@ -110,6 +110,6 @@ def _paper(config: ConfigDict) -> None:
     config.data.update(schema="retrieved", instructions="full")
     config.execute.gold_cache_dir = default_folder()  # `check` keeps its results there
     config.sft.rows.update(layout="packed", per_microbatch=1)
-    config.grpo.rows.update(per_microbatch=1, prefix=config.data.max_prompt_tokens, length_buckets=4)
+    config.grpo.rows.update(per_microbatch=1, prefix=config.data.max_prompt_tokens, prefix_buckets=2, segment_buckets=4)
     config.rollout.update(prompt_buckets=4, prefill_batch=1)
     config.sft.optimizer.update(learning_rate=5e-5, schedule="cosine")

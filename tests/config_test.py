@@ -26,11 +26,11 @@ def _changed(path: str, value: Any) -> config.Config:
 
 
 def test_leaves_are_the_settings_by_dotted_path() -> None:
-    tree = {"seed": 1, "grpo": {"steps": 2, "rows": {"length_buckets": 3}}, "stages": ("data",)}
+    tree = {"seed": 1, "grpo": {"steps": 2, "rows": {"segment_buckets": 3}}, "stages": ("data",)}
     assert config.leaves(tree) == [
         ("seed", 1),
         ("grpo.steps", 2),
-        ("grpo.rows.length_buckets", 3),
+        ("grpo.rows.segment_buckets", 3),
         ("stages", ("data",)),
     ]
     assert all(config_checks.get(config.Config(), path) == value for path, value in LEAVES)

@@ -3,15 +3,16 @@
 They are the functions that training jits. While one of them runs, other arrays of the step stay in device memory
 (resident); a step runs them in this order:
 
-    program             function                       inputs                     donated      resident
-    weights             Engine.prepare_weights         params, frozen                          optimizer state, reference
-    prefill             rollout.programs.prefill       weights, slots, prompts    slots        state, frozen, reference
-    decode              rollout.programs.decode_steps  weights, slots             slots        state, frozen, reference
-    reference_logprobs  train.state.compute_logprobs   reference, frozen, batch                state
-    update              train.state.update             state, batch, frozen       state        reference
+    program             function                       inputs                     donated   resident
+    weights             Engine.prepare_weights         params, frozen                       opt_state, reference
+    prefill             rollout.programs.prefill       weights, slots, prompts    slots     state, frozen, reference
+    decode              rollout.programs.decode_steps  weights, slots             slots     state, frozen, reference
+    reference_logprobs  train.state.compute_logprobs   reference, frozen, batch             state
+    update              train.state.update             state, batch, frozen       state     reference
 
-`state` is the TrainState; `frozen` is the model's weights if LoRA adapters train, else nothing. `reference` is the KL term's model, of which the
-frozen weights are part; without that term there is none, and no program `reference_logprobs`.
+`state` is the TrainState; `frozen` is the model's weights if LoRA adapters train, else nothing. `reference` is the KL
+term's model, of which the frozen weights are part; without that term there is none, and no program
+`reference_logprobs`.
 """
 
 from __future__ import annotations

@@ -116,11 +116,19 @@ def _longest_segment(group: Group) -> int:
     return max((len(segment.tokens) - 1 for segment in group.segments), default=0)
 
 
-def layout_ladder(layout: RowLayout, count: int) -> tuple[RowLayout, ...]:
-    """At most `count` layouts up to `layout`, smallest first; each is smaller than the next by a factor of √2."""
-    fractions = [2 ** (-i / 2) for i in reversed(range(count))]
-    sizes = [(_shorten(layout.prefix, fraction), _shorten(layout.segment, fraction)) for fraction in fractions]
-    return tuple(RowLayout(prefix, layout.segments, segment) for prefix, segment in dict.fromkeys(sizes))
+class Buckets(NamedTuple):
+    """How many sizes the parts of a shared-prefix row have."""
+
+    prefix: int = 1
+    segment: int = 1
+
+    def sizes(self, layout: RowLayout) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Sizes of the prefix and of the segments up to those of `layout`, ascending, by factors of √2."""
+        return _sizes(layout.prefix, self.prefix), _sizes(layout.segment, self.segment)
+
+
+def _sizes(largest: int, count: int) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(_shorten(largest, 2 ** (-i / 2)) for i in reversed(range(count))))
 
 
 def _shorten(size: int, fraction: float) -> int:

@@ -53,7 +53,7 @@ def prepare(context: RunContext, executor: Executor, heldout: HeldoutSet) -> tup
         grpo_config.steps,
         row_layout(grpo_config, engine),
         grpo_config.sampling.temperature,
-        grpo_config.rows.length_buckets,
+        batch.row_buckets(grpo_config.rows),
     )
     sft_checkpoint = find_checkpoint(context, stages=("sft",))
     trained, _ = lora.split(load_params(context, sft_checkpoint))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from sqlr1_jax.config import RowsConfig
 from sqlr1_jax.data import packing
-from sqlr1_jax.data.packing import Group, PackedRows, RowLayout
+from sqlr1_jax.data.packing import Buckets, Group, PackedRows, RowLayout
 from sqlr1_jax.distributed import collectives, sharding
 from sqlr1_jax.model import flops, qwen2
 
@@ -43,6 +43,11 @@ def choose_layout(groups: Sequence[Group], rows_config: RowsConfig) -> RowLayout
     longest = packing.smallest_layout(groups)
     prefix = rows_config.prefix or max(1, longest.prefix)
     return RowLayout(prefix, longest.segments, rows_config.segment or longest.segment)
+
+
+def row_buckets(rows_config: RowsConfig) -> Buckets:
+    """How many sizes of prefixes and segments a stage compiles."""
+    return Buckets(rows_config.prefix_buckets, rows_config.segment_buckets)
 
 
 def with_row_length(rows_config: RowsConfig, longest: int) -> RowsConfig:

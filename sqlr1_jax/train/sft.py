@@ -83,7 +83,7 @@ def prepare(context: RunContext) -> SftSetup:
     layout = batch.choose_layout(groups, sft_config.rows)
     rows_config = batch.with_row_length(sft_config.rows, max(map(packing.packed_length, groups)))
     update_spec = UpdateSpec(
-        context.model, sft_config.optimizer, sft_config.steps, layout, length_buckets=sft_config.rows.length_buckets
+        context.model, sft_config.optimizer, sft_config.steps, layout, row_buckets=batch.row_buckets(sft_config.rows)
     )
     max_microbatches = batch.max_microbatches(sft_config.databases, sft_config.rows, collectives.process_count())
     num_examples = sum(len(group.segments) for group in groups)

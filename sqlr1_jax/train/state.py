@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from sqlr1_jax import config
-from sqlr1_jax.data.packing import PackedRows, RowLayout
+from sqlr1_jax.data.packing import Buckets, PackedRows, RowLayout
 from sqlr1_jax.distributed.sharding import TRAIN_RULES, constrain
 from sqlr1_jax.model import attention, logprobs, qwen2
 from sqlr1_jax.train import buckets, optimizer
@@ -49,7 +49,7 @@ class UpdateSpec:
     steps: int  # length of the stage, for the learning rate schedule
     layout: RowLayout | None = None  # layout of shared-prefix rows; None if rows are packed
     temperature: float = 1.0  # log-probabilities are those of logits / temperature
-    length_buckets: int = 1  # number of sizes of shared-prefix rows that are compiled; `layout` is the largest
+    row_buckets: Buckets = Buckets()  # sizes that are compiled; `layout` is the largest
 
 
 def create_state(params: Any, spec: UpdateSpec) -> TrainState:
@@ -199,7 +199,7 @@ def _compute_bucketed(compute: Callable[[Batch, UpdateSpec], Value], microbatch:
         cropped = Batch(rows, advantage_BT, old_BT, reference_BT, microbatch.count)
         return compute(cropped, dataclasses.replace(spec, layout=layout))
 
-    return buckets.apply_in_smallest_layout(compute_cropped, microbatch.rows, spec.layout, spec.length_buckets)
+    return buckets.apply_in_smallest_layout(compute_cropped, microbatch.rows, spec.layout, spec.row_buckets)
 
 
 def _logprobs(params: Any, rows: PackedRows, spec: UpdateSpec) -> tuple[jax.Array, jax.Array]:

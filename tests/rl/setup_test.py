@@ -30,9 +30,9 @@ def test_every_row_size_is_compiled_before_the_first_step(context: RunContext, e
         return answer.write("the " * words, example.sql if g == 0 else "SELECT 'wrong'", "reasoning")
 
     rng, longest = np.random.default_rng(0), 4
-    rows = config.RowsConfig(per_microbatch=2, length_buckets=3, prefix=192, segment=96)
+    rows = config.RowsConfig(per_microbatch=2, prefix_buckets=1, segment_buckets=3, prefix=192, segment=96)
     stage = scripted_stage(with_settings(context, rows=rows, kl=0.1, old_logprobs="trainer"), executor, completion)
-    assert [layout.segment for layout in packing.layout_ladder(packing.RowLayout(192, 2, 96), 3)] == [48, 72, 96]
+    assert packing.Buckets(1, 3).sizes(packing.RowLayout(192, 2, 96)) == ((192,), (48, 72, 96))
     compiled: list[list[str]] = []
     lengths = []
     with jax.set_mesh(context.mesh):

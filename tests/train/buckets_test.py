@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -19,7 +20,8 @@ from testing import closeness, tiny_models, training_data
 pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 LAYOUT = RowLayout(32, 3, 32)
-LADDER = packing.layout_ladder(LAYOUT, 4)
+BUCKETS = packing.Buckets(4, 4)
+LAYOUTS = buckets.smaller_layouts(LAYOUT, BUCKETS)
 GROUPS = [group for longest in (9, 17, 31) for group in training_data.random_groups(2, 3, longest, longest)]
 GROUPS = [
     group._replace(segments=[s._replace(prompt=p) for s in group.segments]) for p, group in enumerate(GROUPS)
@@ -28,22 +30,24 @@ GRPO = config.GrpoConfig(kl=0.3, entropy=0.1)
 
 
 def test_the_smallest_layout_that_fits_the_rows_is_chosen() -> None:
-    assert [layout.segment for layout in LADDER] == [16, 24, 32]
+    assert [(layout.prefix, layout.segment) for layout in LAYOUTS] == list(itertools.product([16, 24, 32], repeat=2))
     for group in GROUPS:
-        index = int(buckets.smallest_layout_index(packing.shared_prefix_rows([group], LAYOUT), LAYOUT, LADDER))
-        packing.shared_prefix_rows([group], LADDER[index])
-        if index:
-            with pytest.raises(packing.PackingError):
-                packing.shared_prefix_rows([group], LADDER[index - 1])
-    assert int(buckets.smallest_layout_index(packing.shared_prefix_rows(GROUPS, LAYOUT), LAYOUT, LADDER)) == 2
+        index = int(buckets.smallest_layout_index(packing.shared_prefix_rows([group], LAYOUT), LAYOUT, BUCKETS))
+        packing.shared_prefix_rows([group], LAYOUTS[index])
+        chosen = LAYOUTS[index]
+        for smaller in LAYOUTS:
+            if smaller.prefix < chosen.prefix or smaller.segment < chosen.segment:
+                with pytest.raises(packing.PackingError):
+                    packing.shared_prefix_rows([group], smaller)
+    assert int(buckets.smallest_layout_index(packing.shared_prefix_rows(GROUPS, LAYOUT), LAYOUT, BUCKETS)) == 8
 
 
 def test_cropped_rows_equal_rows_of_the_smaller_layout_and_uncrop_inverts() -> None:
-    rows, smaller_rows = (packing.shared_prefix_rows(GROUPS[:2], layout) for layout in (LAYOUT, LADDER[0]))
+    rows, smaller_rows = (packing.shared_prefix_rows(GROUPS[:2], layout) for layout in (LAYOUT, LAYOUTS[0]))
     for field, expected in zip(rows, smaller_rows, strict=True):
-        cropped = buckets.crop(jnp.asarray(field), LAYOUT, LADDER[0])
+        cropped = buckets.crop(jnp.asarray(field), LAYOUT, LAYOUTS[0])
         np.testing.assert_array_equal(cropped, expected)
-        np.testing.assert_array_equal(buckets.uncrop(cropped, LAYOUT, LADDER[0]), field)
+        np.testing.assert_array_equal(buckets.uncrop(cropped, LAYOUT, LAYOUTS[0]), field)
 
 
 def _batch(mesh: jax.sharding.Mesh, per_microbatch: int) -> batch.Batch:
@@ -53,16 +57,16 @@ def _batch(mesh: jax.sharding.Mesh, per_microbatch: int) -> batch.Batch:
     return batch.assemble_batch(rows, mesh, per_microbatch, 3, advantage_PG)
 
 
-def _spec(model: Any, length_buckets: int) -> state.UpdateSpec:
-    return state.UpdateSpec(model, config.OptimizerConfig(), 1, LAYOUT, 0.7, length_buckets)
+def _spec(model: Any, row_buckets: packing.Buckets) -> state.UpdateSpec:
+    return state.UpdateSpec(model, config.OptimizerConfig(), 1, LAYOUT, 0.7, row_buckets)
 
 
-def _gradients(mesh: jax.sharding.Mesh, length_buckets: int, model: Any) -> Any:
+def _gradients(mesh: jax.sharding.Mesh, row_buckets: packing.Buckets, model: Any) -> Any:
     """Gradients, objective and sums of the batch."""
     with jax.set_mesh(mesh):
         compute_gradients = jax.jit(
             functools.partial(
-                state.compute_gradients, loss_fn=grpo_loss, loss_config=GRPO, spec=_spec(model, length_buckets)
+                state.compute_gradients, loss_fn=grpo_loss, loss_config=GRPO, spec=_spec(model, row_buckets)
             )
         )
         return jax.device_get(compute_gradients(tiny_models.random_params(model), _batch(mesh, 2)))
@@ -71,8 +75,8 @@ def _gradients(mesh: jax.sharding.Mesh, length_buckets: int, model: Any) -> Any:
 def test_rows_are_sorted_by_length_so_that_microbatches_need_different_layouts() -> None:
     rows, indices = _batch(tiny_models.one_device(), 2).rows, []
     for i in range(3):
-        indices.append(int(buckets.smallest_layout_index(jax.tree.map(lambda x, i=i: x[i], rows), LAYOUT, LADDER)))
-    assert indices == [0, 1, 2]
+        indices.append(int(buckets.smallest_layout_index(jax.tree.map(lambda x, i=i: x[i], rows), LAYOUT, BUCKETS)))
+    assert indices == [0, 1, 8]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), closeness.PRECISIONS)
@@ -80,7 +84,7 @@ def test_length_buckets_do_not_change_gradients(dtype: str, tolerance: float) ->
     with jax.enable_x64(dtype == "float64"):
         model = tiny_models.in_float64() if dtype == "float64" else tiny_models.MODEL
         (grads, value, sums), (expected_grads, expected_value, expected_sums) = (
-            _gradients(tiny_models.one_device(), length_buckets, model) for length_buckets in (4, 1)
+            _gradients(tiny_models.one_device(), row_buckets, model) for row_buckets in (BUCKETS, packing.Buckets())
         )
     assert closeness.relative_distance(grads, expected_grads) <= tolerance
     assert closeness.largest_leaf_error(grads, expected_grads) <= 1e-4
@@ -91,8 +95,8 @@ def test_length_buckets_do_not_change_gradients(dtype: str, tolerance: float) ->
 @pytest.mark.nightly
 def test_eight_devices_choose_the_same_layouts_as_one() -> None:
     mesh = sharding.make_mesh(config.MeshConfig(fsdp=2, tensor=4))
-    grads = _gradients(mesh, 4, tiny_models.MODEL)[0]
-    expected = _gradients(tiny_models.one_device(), 1, tiny_models.MODEL)[0]
+    grads = _gradients(mesh, BUCKETS, tiny_models.MODEL)[0]
+    expected = _gradients(tiny_models.one_device(), packing.Buckets(), tiny_models.MODEL)[0]
     assert closeness.relative_distance(grads, expected) <= 1e-5
 
 
@@ -100,8 +104,8 @@ def test_length_buckets_do_not_move_log_probabilities() -> None:
     mesh, params = tiny_models.one_device(), tiny_models.random_params(tiny_models.MODEL)
     with jax.set_mesh(mesh):
         logp_MBT, expected_MBT = (
-            state.compute_logprobs(params, _batch(mesh, 2), _spec(tiny_models.MODEL, length_buckets))
-            for length_buckets in (4, 1)
+            state.compute_logprobs(params, _batch(mesh, 2), _spec(tiny_models.MODEL, row_buckets))
+            for row_buckets in (BUCKETS, packing.Buckets())
         )
     assert int(np.count_nonzero(expected_MBT)) == sum(len(s.weight) for g in GROUPS for s in g.segments)
     np.testing.assert_allclose(logp_MBT, expected_MBT, rtol=1e-4, atol=1e-5)

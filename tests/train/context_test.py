@@ -14,7 +14,7 @@ from sqlr1_jax import config
 from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.distributed import sharding
 from sqlr1_jax.errors import ConfigError
-from sqlr1_jax.model import huggingface, qwen2, tokenizer
+from sqlr1_jax.model import huggingface, lora, peft_folder, qwen2, tokenizer
 from sqlr1_jax.train.checkpoint import CheckpointNotFoundError
 from sqlr1_jax.train.context import (
     CheckpointRef,
@@ -61,9 +61,13 @@ def test_every_model_setting_reaches_the_model_config() -> None:
         "logits_chunk": 5,
         "unroll": 6,
     }
-    assert changed.keys() == {field.name for field in dataclasses.fields(config.ModelConfig)} - {"size", "path"}
+    assert changed.keys() == {field.name for field in dataclasses.fields(config.ModelConfig)} - {
+        "size", "path", "adapter", "lora"
+    }  # fmt: skip
     model = model_config(config.ModelConfig(size="0.5b", **changed), 777)
     assert {name: getattr(model, name) for name in changed} == changed
+    adapted = model_config(config.ModelConfig(size="0.5b", lora=config.LoraConfig(8, 4.0, ("q", "v"))), 777)
+    assert (adapted.lora_rank, adapted.lora_alpha, adapted.lora_matrices) == (8, 4.0, ("q", "v"))
 
 
 def test_initial_weights_are_those_of_the_model_folder(context: RunContext, home: Path) -> None:
@@ -108,6 +112,46 @@ def test_the_weights_of_a_run_are_those_of_its_last_stage_with_a_checkpoint(cont
     assert find_checkpoint(context, stages=("sft",)) == ("sft", 3)
     with pytest.raises(CheckpointNotFoundError, match=r"has no step 1; it has \[0, 2, 3\]"):
         shift(find_checkpoint(context, "1"))
+
+
+def _with_lora(context: RunContext, **settings: Any) -> RunContext:
+    """A fresh context whose model has adapters of rank 2."""
+    model = dataclasses.replace(context.config.model, lora=config.LoraConfig(rank=2), **settings)
+    changed = dataclasses.replace(context.config, model=model)
+    return dataclasses.replace(context, config=changed, model=dataclasses.replace(context.model, lora_rank=2))
+
+
+def test_with_lora_the_initial_weights_are_the_folders_and_adapters_that_change_nothing(context: RunContext) -> None:
+    base, adapted = init_params(context), _with_lora(context)
+    trained, frozen = lora.split(init_params(adapted))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(frozen), jax.device_get(base))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(lora.merge(trained | frozen, adapted.model)), base)
+    assert jax.tree.structure(trained) == jax.tree.structure(
+        lora.split(abstract_params(adapted.model, context.mesh))[0]
+    )
+
+
+def test_a_checkpoint_of_lora_holds_the_adapters_alone(context: RunContext) -> None:
+    adapted = _with_lora(context)
+    trained, _ = lora.split(init_params(adapted))
+    moved = jax.tree.map(lambda x: x + np.float32(1), trained)
+    checkpoints = adapted.checkpoints("grpo")
+    checkpoints.save(1, {"params": moved})
+    checkpoints.close()
+    loaded = load_params(_with_lora(context), CheckpointRef("grpo", 1))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded), jax.device_get(adapted.full_params(moved)))
+
+
+def test_an_adapters_folder_is_merged_or_trained_further(context: RunContext, tmp_path: Path) -> None:
+    adapted = _with_lora(context)
+    trained = jax.tree.map(lambda x: x + np.float32(0.01), lora.split(init_params(adapted))[0])
+    peft_folder.save(tmp_path, trained[lora.KEY], adapted.model, "")
+    further = init_params(_with_lora(context, adapter=str(tmp_path)))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(lora.split(further)[0]), jax.device_get(trained))
+    model = dataclasses.replace(context.config.model, adapter=str(tmp_path))
+    merged = init_params(dataclasses.replace(context, config=dataclasses.replace(context.config, model=model)))
+    expected = lora.merge(adapted.full_params(trained), adapted.model)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), merged, expected)
 
 
 def test_weights_are_described_by_stage_and_step_or_by_their_path(context: RunContext, home: Path) -> None:

@@ -17,7 +17,7 @@ from sqlr1_jax import config
 from sqlr1_jax.data import packing
 from sqlr1_jax.data.packing import Group, PackedRows, RowLayout, Segment
 from sqlr1_jax.distributed import sharding
-from sqlr1_jax.model import attention, qwen2
+from sqlr1_jax.model import attention, lora, qwen2
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.train import batch, optimizer, state
 from sqlr1_jax.train.batch import Batch
@@ -259,6 +259,36 @@ def test_an_update_is_one_optimizer_step_on_the_gradient() -> None:
     assert means["grad_norm"] == pytest.approx(float(optax.global_norm(grads)), rel=1e-5)
     assert means["lr"] == pytest.approx(0.01)
     assert means["not_finite"] == 0
+
+
+@pytest.mark.parametrize("name", ["shared prefix", "shared prefix, eight devices", NIGHTLY])
+def test_with_lora_an_update_moves_the_adapters_alone_in_any_layout(name: str) -> None:
+    """The reference is the gradient of all weights, merged, projected onto the adapters by the chain rule."""
+    case, model = CASES[name], dataclasses.replace(tiny_models.MODEL, lora_rank=2, lora_alpha=4.0)
+    params = tiny_models.random_params(model)
+    merged, scale = lora.merge(params, model), 2.0
+    full = compute_gradients(merged, CASES["shared prefix"].batch(), grpo_loss, GRPO, CASES["shared prefix"].spec())[0]
+    expected = {
+        matrix: scale * np.einsum("lmn,lrn->lmr", *(np.asarray(x).reshape(*s) for x, s in shapes))
+        for matrix, adapter in params[lora.KEY].items()
+        for shapes in [
+            [
+                (full["layers"][matrix], (2, np.prod(adapter["a"].shape[1:-1]), -1)),
+                (adapter["b"], (2, 2, -1)),
+            ]
+        ]
+    }
+    with jax.set_mesh(case.mesh()):
+        trained, frozen = lora.split(_sharded(params, model, case.mesh()))
+        grads, *_ = compute_gradients(trained, case.batch(), grpo_loss, GRPO, case.spec(model), frozen)
+        train_state = state.create_state(trained, case.spec(model))
+        updated, _ = state.update(train_state, case.batch(), grpo_loss, GRPO, case.spec(model), frozen)
+    found = {matrix: np.asarray(grad["a"]).reshape(2, -1, 2) for matrix, grad in grads[lora.KEY].items()}
+    assert closeness.relative_distance(found, expected) < 1e-5
+    assert jax.tree.structure(updated.params) == jax.tree.structure({lora.KEY: params[lora.KEY]})
+    assert closeness.relative_distance(updated.params, {lora.KEY: params[lora.KEY]}) > 0
+    moments = jax.tree.leaves(optax.tree.get(updated.opt_state, "mu"))
+    assert sum(leaf.size for leaf in moments) == sum(leaf.size for leaf in jax.tree.leaves(params[lora.KEY]))
 
 
 def _assert_equal(tree: Any, other: Any) -> None:
