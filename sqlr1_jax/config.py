@@ -206,6 +206,9 @@ class GrpoConfig:
     steps: int = 1000  # optimizer steps
     prompts: int = 8  # prompts per step, on all hosts
     samples: int = 8  # completions per prompt: the group size G
+    # The most further rounds of sampling in a step, each of `prompts` other questions, to replace the groups that
+    # advantage.keep drops (docs/method.md, "Refill"); 0: none, a step trains on the groups that are left.
+    refill: int = 0
     # First steps after which the run stops if no group had both right and wrong completions, or nearly every one was
     # badly formed; 0: never.
     idle_steps: int = 20

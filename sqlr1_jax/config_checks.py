@@ -137,6 +137,7 @@ RANGES: dict[str, Range] = {
     "grpo.steps": STEPS,
     "grpo.prompts": COUNT,
     "grpo.samples": Range(2),  # an advantage compares the samples of a prompt
+    "grpo.refill": NOT_NEGATIVE,
     "grpo.sampling.temperature": TEMPERATURE,
     "grpo.sampling.top_p": NUCLEUS,
     "grpo.sampling.top_k": NOT_NEGATIVE,  # train/context.py compares it with the vocabulary
@@ -229,6 +230,11 @@ def check_values(config: Config) -> None:
         _check_source(f"data.{name}", getattr(config.data, name))
     if (step := config.export.step) not in ("last", "best") and not step.isdigit():
         raise ConfigError(f"config.export.step is {step!r}; it takes last, best or a step's number.")
+    if config.grpo.refill and config.grpo.advantage.keep == "all":
+        raise ConfigError(
+            f"config.grpo.refill is {config.grpo.refill}, but config.grpo.advantage.keep='all' drops no group that "
+            "could be replaced. Set keep to 'mixed', or refill to 0."
+        )
 
 
 def check_range(path: str, value: float, allowed: Range) -> None:

@@ -92,6 +92,11 @@ def test_a_choice_takes_its_values_and_no_other(path: str) -> None:
         config.check(changed(path, "none of them"))
 
 
+def test_refill_needs_groups_that_are_dropped() -> None:
+    with pytest.raises(ConfigError, match=r"config\.grpo\.refill is 2, .* Set keep to 'mixed', or refill to 0"):
+        config.freeze({"grpo": {"refill": 2, "advantage": {"keep": "all"}}})
+
+
 def nested(path: str, value: object) -> dict[str, Any]:
     """A tree of dicts with one setting."""
     tree: Any = value
