@@ -200,6 +200,17 @@ class AdvantageConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DifficultyConfig:
+    """Which questions GRPO trains on, by how often its initial weights answer them right (docs/method.md)."""
+
+    samples: int = 0  # completions of each question, sampled before step 0; 0: all questions are trained on
+    min_right: int = 1  # fewest right completions of a question that is trained on
+    max_right: int = 0  # most right completions of a question that is trained on; 0: samples − 1
+    # The most questions to look at, drawn in turns from the databases by seed; the others are not trained on; 0: all.
+    limit: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class GrpoConfig:
     """GRPO. Defaults are the paper's constants unless a comment says otherwise (docs/method.md, "Constants")."""
 
@@ -226,6 +237,7 @@ class GrpoConfig:
     # Cap of the importance weight p_trainer / p_sampler under old_logprobs=trainer, which corrects for a sampler in
     # another precision (truncated importance sampling); 0: no correction.
     importance_cap: float = 0.0
+    difficulty: DifficultyConfig = DifficultyConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     reward: RewardConfig = RewardConfig()
     rows: RowsConfig = RowsConfig()

@@ -97,6 +97,25 @@ def test_refill_needs_groups_that_are_dropped() -> None:
         config.freeze({"grpo": {"refill": 2, "advantage": {"keep": "all"}}})
 
 
+@pytest.mark.parametrize(
+    ("values", "allowed"),
+    [
+        ({"samples": 8}, True),
+        ({"samples": 8, "min_right": 0, "max_right": 8}, True),
+        ({"samples": 0, "min_right": 5, "max_right": 3}, True),
+        ({"samples": 8, "min_right": 5, "max_right": 3}, False),
+        ({"samples": 4, "min_right": 4}, False),
+        ({"samples": 4, "max_right": 5}, False),
+    ],
+)
+def test_difficulty_keeps_a_range_that_a_question_can_be_in(values: dict[str, int], allowed: bool) -> None:
+    if allowed:
+        config.freeze({"grpo": {"difficulty": values}})
+    else:
+        with pytest.raises(ConfigError, match=r"config\.grpo\.difficulty keeps questions right in .* set min_right"):
+            config.freeze({"grpo": {"difficulty": values}})
+
+
 def nested(path: str, value: object) -> dict[str, Any]:
     """A tree of dicts with one setting."""
     tree: Any = value

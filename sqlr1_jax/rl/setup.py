@@ -12,7 +12,7 @@ from sqlr1_jax.data.packing import RowLayout
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.evaluate import run as evaluation
 from sqlr1_jax.evaluate.heldout import HeldoutSet
-from sqlr1_jax.rl import scoring
+from sqlr1_jax.rl import difficulty, scoring
 from sqlr1_jax.rl.learning_check import LearningCheck
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.rl.scoring import PromptSet
@@ -44,7 +44,8 @@ class GrpoSetup:
 def prepare(context: RunContext, executor: Executor, heldout: HeldoutSet) -> tuple[GrpoSetup, TrainState]:
     """The stage's setup, and its state at step 0: the SFT stage's last weights, or the run's initial ones."""
     grpo_config = context.config.grpo
-    prompt_set = scoring.load_prompts(context)
+    params = load_params(context, find_checkpoint(context, stages=("sft",)))
+    prompt_set = difficulty.select_prompts(context, executor, params, scoring.load_prompts(context))
     engine = context.engine([*prompt_set.prompts, *heldout.prompts])
     update_spec = UpdateSpec(
         context.model,
@@ -54,8 +55,7 @@ def prepare(context: RunContext, executor: Executor, heldout: HeldoutSet) -> tup
         grpo_config.sampling.temperature,
         grpo_config.rows.length_buckets,
     )
-    sft_checkpoint = find_checkpoint(context, stages=("sft",))
-    initial_state = state.create_state(load_params(context, sft_checkpoint), update_spec)
+    initial_state = state.create_state(params, update_spec)
     longest_group = engine.prompt_tokens + grpo_config.samples * grpo_config.sampling.max_tokens
     setup = GrpoSetup(
         context,
