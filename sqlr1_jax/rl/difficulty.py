@@ -78,7 +78,7 @@ def select_prompts(context: RunContext, executor: Executor, params: Any, prompt_
 def _right_counts(context: RunContext, executor: Executor, params: Any, questions: Sequence[Question]) -> Sequence[int]:
     """Right completions of each question: those on disk if their key is the same, else counted and written."""
     file, key = context.workdir / FILE, key_of(params, questions, _settings(context.config))
-    saved_key, *lines = collectives.broadcast([*read_jsonl(file)] if file.exists() else [{}])
+    saved_key, *lines = collectives.broadcast([*read_jsonl(file)] if file.exists() else []) or [{}]
     if saved_key == key:
         return [line["right"] for line in lines]
     _refuse_after_training(context, saved_key, key)

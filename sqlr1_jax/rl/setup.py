@@ -44,8 +44,9 @@ class GrpoSetup:
 def prepare(context: RunContext, executor: Executor, heldout: HeldoutSet) -> tuple[GrpoSetup, TrainState]:
     """The stage's setup, and its state at step 0: the SFT stage's last weights, or the run's initial ones."""
     grpo_config = context.config.grpo
+    prompt_set = scoring.load_prompts(context)
     params = load_params(context, find_checkpoint(context, stages=("sft",)))
-    prompt_set = difficulty.select_prompts(context, executor, params, scoring.load_prompts(context))
+    prompt_set = difficulty.select_prompts(context, executor, params, prompt_set)
     engine = context.engine([*prompt_set.prompts, *heldout.prompts])
     update_spec = UpdateSpec(
         context.model,

@@ -224,6 +224,21 @@ def test_two_hosts_resume_from_a_checkpoint(home: Path, finished: Path, tmp_path
     assert_same_run(workdir, finished)
 
 
+@pytest.mark.nightly
+def test_two_hosts_measure_the_same_difficulty_and_sample_the_same_rounds(home: Path, tmp_path: Path) -> None:
+    """Random weights answer nothing right: all questions are kept, and every step samples all rounds."""
+    changed: dict[str, Any] = {"grpo__refill": 1, "grpo__advantage__keep": "mixed", "grpo__difficulty__samples": 2,
+        "grpo__difficulty__min_right": 0, "evaluate__max_concurrent_prompts": 2}  # fmt: skip
+    one, two = (tiny_runs.folder_with_data(home, tmp_path / name) for name in ("one", "two"))
+    tiny_runs.run_python(home, ["-m", "sqlr1_jax.main", *tiny_runs.command_line(home, one, **changed)])
+    tiny_runs.run_on_hosts(
+        home, ["-m", "sqlr1_jax.main", "--distributed", *tiny_runs.command_line(home, two, **changed | HALVED)]
+    )
+    lines, expected = ([json.loads(text) for text in (folder / "difficulty.jsonl").open()][1:] for folder in (two, one))
+    assert lines == expected and len(lines) == 12
+    assert_same_run(two, one)
+
+
 def assert_same_run(workdir: Path, finished: Path) -> None:
     """Questions, samples and outcomes are equal; metrics and weights are up to the order of sums."""
     lines, expected_lines = (metrics.read_metrics(folder / "metrics.jsonl") for folder in (workdir, finished))
