@@ -3,6 +3,9 @@
     python benchmarks/step.py --workdir=runs/first --json     # a finished run
     python benchmarks/step.py --size=smoke --steps=12 --json  # a new short run: data, cold start, GRPO
 
+Also says how many useful groups a minute gives: groups that were trained on. To compare settings, such as grpo.refill,
+make one cold start and give each run its weights (docs/performance.md).
+
 The phases of a step are sequential and are given as fractions of its time: `rollout` (copy of the weights for the
 sampler, sampling, and submission of SQL when a sample ends), `pack`, `reward_wait` (waiting for SQL and rewards after
 packing), `update` (log-probabilities of the reference, loss, gradient, optimizer) and `rest`. `execute` is the time in
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -51,6 +55,9 @@ def build_result(name: str, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "ratio": {},
         "fractions": fractions(lines),
         "steps_per_minute": 60 / statistics.median(seconds),
+        # nan: the run is of a version that did not count them.
+        "useful_groups_per_minute": 60 * sum(line.get("groups/trained", math.nan) for line in lines) / sum(seconds),
+        "rounds_per_step": statistics.fmean(line.get("groups/rounds", math.nan) for line in lines),
     }
 
 
@@ -91,6 +98,8 @@ def main() -> None:
     print("| phase | fraction of a step |\n|---|---|")
     print("\n".join(f"| {phase} | {share:.1%} |" for phase, share in result["fractions"].items()))
     print(f"\n{result['steps_per_minute']:.1f} steps per minute, {len(lines)} steps")
+    useful, rounds = result["useful_groups_per_minute"], result["rounds_per_step"]
+    print(f"{useful:.1f} useful groups per minute, {rounds:.2f} rounds per step")
     if args.json:
         print(json.dumps(result))
 

@@ -138,8 +138,8 @@ class RowsConfig:
     # prompts. packed: several groups per row without padding between them, under a [T, T] mask; best for short groups
     # or groups of very unequal length.
     layout: str = "shared_prefix"
-    # Number of sizes of the prefix in shared-prefix rows, and of the segments; each is smaller than the next by a factor
-    # of √2. A microbatch is computed in the smallest that fit it; every pair of sizes is compiled.
+    # Number of sizes of the prefix in shared-prefix rows, and of the segments; each is smaller than the next by a
+    # factor of √2. A microbatch is computed in the smallest that fit it; every pair of sizes is compiled.
     prefix_buckets: int = 1
     segment_buckets: int = 1
     prefix: int = 0  # tokens of the prefix in a shared-prefix row; 0: the longest in the stage's data
@@ -224,12 +224,26 @@ class AdvantageConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DifficultyConfig:
+    """Which questions GRPO trains on, by how often its initial weights answer them right (docs/method.md)."""
+
+    samples: int = 0  # completions of each question, sampled before step 0; 0: all questions are trained on
+    min_right: int = 1  # fewest right completions of a question that is trained on
+    max_right: int = 0  # most right completions of a question that is trained on; 0: samples − 1
+    # The most questions to look at, drawn in turns from the databases by seed; the others are not trained on; 0: all.
+    limit: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class GrpoConfig:
     """GRPO. Defaults are the paper's constants unless a comment says otherwise (docs/method.md, "Constants")."""
 
     steps: int = 1000  # optimizer steps
     prompts: int = 8  # prompts per step, on all hosts
     samples: int = 8  # completions per prompt: the group size G
+    # The most further rounds of sampling in a step, each of `prompts` other questions, to replace the groups that
+    # advantage.keep drops (docs/method.md, "Refill"); 0: none, a step trains on the groups that are left.
+    refill: int = 0
     # First steps after which the run stops if no group had both right and wrong completions, or nearly every one was
     # badly formed; 0: never.
     idle_steps: int = 20
@@ -247,6 +261,7 @@ class GrpoConfig:
     # Cap of the importance weight p_trainer / p_sampler under old_logprobs=trainer, which corrects for a sampler in
     # another precision (truncated importance sampling); 0: no correction.
     importance_cap: float = 0.0
+    difficulty: DifficultyConfig = DifficultyConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     reward: RewardConfig = RewardConfig()
     rows: RowsConfig = RowsConfig()

@@ -11,7 +11,7 @@ from sqlr1_jax.data import sources
 from sqlr1_jax.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sqlr1_jax.config import Config
+    from sqlr1_jax.config import Config, GrpoConfig
 
 SIZES = ("tiny", "0.5b", "1.5b", "3b", "7b", "14b", "32b")
 STAGES = ("data", "sft", "grpo", "evaluate", "export")
@@ -88,7 +88,9 @@ NOT_NEGATIVE, POSITIVE, COUNT = Range(0), Range(0, above_low=True), Range(1)
 FRACTION, NUCLEUS, DECAY = Range(0, 1), Range(0, 1, above_low=True), Range(0, 1, below_high=True)
 # Sampling divides by it: below 0.001, logits / temperature loses the precision of float32.
 TEMPERATURE = Range(1e-3)
-STEPS = Range(0, 2**31 - 2)  # int32 on the device; 2**31 - 1 is the step of evaluations (evaluate/run.py)
+# Steps count from 0 in int32 on the device; 2**31 - 1 and 2**31 - 2 are the steps of evaluations (evaluate/run.py) and
+# of measuring difficulty (rl/difficulty.py).
+STEPS = Range(0, 2**31 - 2)
 
 _ROWS = {
     "prefix_buckets": COUNT,
@@ -147,6 +149,7 @@ RANGES: dict[str, Range] = {
     "grpo.steps": STEPS,
     "grpo.prompts": COUNT,
     "grpo.samples": Range(2),  # an advantage compares the samples of a prompt
+    "grpo.refill": NOT_NEGATIVE,
     "grpo.sampling.temperature": TEMPERATURE,
     "grpo.sampling.top_p": NUCLEUS,
     "grpo.sampling.top_k": NOT_NEGATIVE,  # train/context.py compares it with the vocabulary
@@ -158,6 +161,10 @@ RANGES: dict[str, Range] = {
     "grpo.kl": NOT_NEGATIVE,
     "grpo.entropy": NOT_NEGATIVE,
     "grpo.importance_cap": NOT_NEGATIVE,
+    "grpo.difficulty.samples": Range(2, also=0),  # one completion says whether a question is right, not how often
+    "grpo.difficulty.min_right": NOT_NEGATIVE,
+    "grpo.difficulty.max_right": NOT_NEGATIVE,
+    "grpo.difficulty.limit": NOT_NEGATIVE,
     **_in_groups(
         dict.fromkeys(
             ("format", "execution", "result", "length", "arctic", "overlap", "schema_recall", "clauses"), NOT_NEGATIVE
@@ -246,6 +253,23 @@ def check_values(config: Config) -> None:
     _check_lora(config)
     if (step := config.export.step) not in ("last", "best") and not step.isdigit():
         raise ConfigError(f"config.export.step is {step!r}; it takes last, best or a step's number.")
+    _check_groups(config.grpo)
+
+
+def _check_groups(grpo: GrpoConfig) -> None:
+    """Raises ConfigError if the settings that choose questions and groups contradict one another."""
+    if grpo.refill and grpo.advantage.keep == "all":
+        raise ConfigError(
+            f"config.grpo.refill is {grpo.refill}, but config.grpo.advantage.keep='all' drops no group that could be "
+            "replaced. Set keep to 'mixed', or refill to 0."
+        )
+    samples, low = grpo.difficulty.samples, grpo.difficulty.min_right
+    high = grpo.difficulty.max_right or samples - 1
+    if samples and not low <= high <= samples:
+        raise ConfigError(
+            f"config.grpo.difficulty keeps questions right in {low} to {high} of {samples} completions, which none can "
+            "be: set min_right to at most max_right, and max_right to at most samples."
+        )
 
 
 def _check_lora(config: Config) -> None:

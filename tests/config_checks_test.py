@@ -92,6 +92,30 @@ def test_a_choice_takes_its_values_and_no_other(path: str) -> None:
         config.check(changed(path, "none of them"))
 
 
+def test_refill_needs_groups_that_are_dropped() -> None:
+    with pytest.raises(ConfigError, match=r"config\.grpo\.refill is 2, .* Set keep to 'mixed', or refill to 0"):
+        config.freeze({"grpo": {"refill": 2, "advantage": {"keep": "all"}}})
+
+
+@pytest.mark.parametrize(
+    ("values", "allowed"),
+    [
+        ({"samples": 8}, True),
+        ({"samples": 8, "min_right": 0, "max_right": 8}, True),
+        ({"samples": 0, "min_right": 5, "max_right": 3}, True),
+        ({"samples": 8, "min_right": 5, "max_right": 3}, False),
+        ({"samples": 4, "min_right": 4}, False),
+        ({"samples": 4, "max_right": 5}, False),
+    ],
+)
+def test_difficulty_keeps_a_range_that_a_question_can_be_in(values: dict[str, int], allowed: bool) -> None:
+    if allowed:
+        config.freeze({"grpo": {"difficulty": values}})
+    else:
+        with pytest.raises(ConfigError, match=r"config\.grpo\.difficulty keeps questions right in .* set min_right"):
+            config.freeze({"grpo": {"difficulty": values}})
+
+
 def nested(path: str, value: object) -> dict[str, Any]:
     """A tree of dicts with one setting."""
     tree: Any = value

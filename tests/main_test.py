@@ -19,7 +19,7 @@ from testing import tiny_runs
 
 NUMBERS = [
     *(f"reward/{name}" for name in ("mean", "std", "format", "execution", "result", "length")),
-    *(f"groups/{name}" for name in ("mixed", "all_right", "all_wrong")),
+    *(f"groups/{name}" for name in ("mixed", "all_right", "all_wrong", "rounds", "sampled", "trained")),
     *(f"completion/{name}" for name in ("mean_tokens", "max_tokens", "truncated")),
     *("kl", "entropy", "clip_fraction", "ratio/mean", "ratio/max", "logprob_mismatch", "clamped_fraction"),
     *("grad_norm", "lr", "loss"),
@@ -123,6 +123,49 @@ def test_a_run_killed_anywhere_resumes_bit_for_bit(
     workdir = tiny_runs.folder_with_data(home, tmp_path / "run")
     _killed_and_resumed(home, workdir, stage, step, moment)
     _ends_alike(workdir, finished)
+
+
+# Random weights answer nothing right, so every range of difficulty keeps all questions or none, no group is mixed, and
+# every step samples all rounds. tests/rl/grpo_test.py resumes steps of other numbers of rounds, whose groups train.
+REFILLED = {
+    "grpo__refill": 2,
+    "grpo__advantage__keep": "mixed",
+    "grpo__difficulty__samples": 2,
+    "grpo__difficulty__min_right": 0,
+    "grpo__difficulty__max_right": 2,
+    "evaluate__max_concurrent_prompts": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def refilled(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with these settings; tests only read it."""
+    workdir = tiny_runs.folder_with_data(home, tmp_path_factory.mktemp("runs") / "refilled")
+    tiny_runs.run_python(home, ["-m", "sqlr1_jax.main", *tiny_runs.command_line(home, workdir, **REFILLED)])
+    return workdir
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("stage", "step", "moment"),
+    [
+        *(("difficulty", chunk, "saved") for chunk in range(3)),
+        *(("grpo", step, "stepped") for step in range(1, 5)),
+        ("grpo", 2, "saving"),
+        ("grpo", 2, "saved"),
+    ],
+)
+def test_a_refilled_run_killed_anywhere_resumes_bit_for_bit(
+    home: Path, refilled: Path, tmp_path: Path, stage: str, step: int, moment: str
+) -> None:
+    workdir = tiny_runs.folder_with_data(home, tmp_path / "run")
+    _killed_and_resumed(home, workdir, stage, step, moment, **REFILLED)
+    _ends_alike(workdir, refilled)
+    assert _files(workdir, "difficulty*") == _files(refilled, "difficulty*")
+    steps = [line for line in _lines(workdir) if line["stage"] == "grpo"]
+    assert [(line["groups/rounds"], line["groups/sampled"], line["groups/trained"]) for line in steps] == [
+        (3, 6, 0)
+    ] * 4
 
 
 @pytest.mark.nightly

@@ -127,6 +127,9 @@ class Buckets(NamedTuple):
         return _sizes(layout.prefix, self.prefix), _sizes(layout.segment, self.segment)
 
 
+ONE_SIZE = Buckets()  # every row has the largest sizes
+
+
 def _sizes(largest: int, count: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(_shorten(largest, 2 ** (-i / 2)) for i in reversed(range(count))))
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sqlr1_jax.evaluate.heldout import HeldoutSet, prompt_settings
+from sqlr1_jax.evaluate.heldout import HeldoutSet, Question, prompt_settings
 from sqlr1_jax.sql.database import content_hash
 from sqlr1_jax.train.context import RunContext
 
@@ -19,12 +19,6 @@ from sqlr1_jax.train.context import RunContext
 def content_key(context: RunContext, params: Any, sets: Sequence[HeldoutSet]) -> dict[str, str]:
     """Digests of what decides the results. Equal keys mean equal results, whatever the files are called."""
     config = context.config
-    questions = [
-        [heldout.name, e.id, e.db_id, e.question, e.sql, p.ids.tolist(), p.opening, p.over_budget]
-        for heldout in sets
-        for e, p in zip(heldout.examples, heldout.prompts, strict=True)
-    ]
-    databases = sorted({example.database for heldout in sets for example in heldout.examples})
     settings = [
         dataclasses.replace(config.evaluate, every=0, subset=0),  # only training reads these two
         dataclasses.replace(config.execute, workers=0, gold_cache_dir=""),  # these two change no result
@@ -33,9 +27,19 @@ def content_key(context: RunContext, params: Any, sets: Sequence[HeldoutSet]) ->
         prompt_settings(context),
         [config.seed, config.model.dtype, config.model.activation_dtype, jax.default_backend()],
     ]
+    return key_of(params, [question for heldout in sets for question in heldout.questions], settings)
+
+
+def key_of(params: Any, questions: Sequence[Question], settings: Sequence[Any]) -> dict[str, str]:
+    """Digests of weights, of questions with their prompts and databases, and of settings, each by its str()."""
+    asked = [
+        [set_name, e.id, e.db_id, e.question, e.sql, p.ids.tolist(), p.opening, p.over_budget]
+        for set_name, e, p, _ in questions
+    ]
+    databases = sorted({question.example.database for question in questions})
     return {
         "weights": weights_digest(params),
-        "questions": _digest(questions),
+        "questions": _digest(asked),
         "databases": _digest([content_hash(str(database)) for database in databases]),
         "settings": _digest([str(setting) for setting in settings]),
     }

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,15 @@ from sqlr1_jax.train.context import RunContext, trains
 log = logging.getLogger(__name__)
 
 
+class Question(NamedTuple):
+    """A question to answer."""
+
+    set_name: str
+    example: Example
+    prompt: Prompt
+    number: int  # among the questions of its set; its random numbers depend on it
+
+
 @dataclasses.dataclass(frozen=True)
 class HeldoutSet:
     """Questions that no stage trains on, with their prompts. A prompt over the token budget counts as wrong."""
@@ -27,6 +37,12 @@ class HeldoutSet:
     name: str
     examples: list[Example]
     prompts: list[Prompt]
+
+    @property
+    def questions(self) -> list[Question]:
+        """Its questions, in order."""
+        pairs = enumerate(zip(self.examples, self.prompts, strict=True))
+        return [Question(self.name, example, prompt, i) for i, (example, prompt) in pairs]
 
 
 def load_heldout_sets(context: RunContext) -> list[HeldoutSet]:
@@ -68,7 +84,12 @@ def prompt_settings(context: RunContext) -> DataConfig:
 
 
 def choose_databases(examples: Sequence[Example], databases: int, limit: int, seed: int) -> list[Example]:
-    """The questions on some databases, in the order of `examples`; a function of its arguments.
+    """The questions that `choose_positions` takes."""
+    return [examples[i] for i in choose_positions(examples, databases, limit, seed)]
+
+
+def choose_positions(examples: Sequence[Example], databases: int, limit: int, seed: int) -> list[int]:
+    """Positions of the questions on some databases, ascending; a function of its arguments.
 
     Args:
       examples: the questions.
@@ -85,4 +106,4 @@ def choose_databases(examples: Sequence[Example], databases: int, limit: int, se
     shuffled = [random.permutation(positions_of[db_id]).tolist() for db_id in chosen]
     rounds = max(map(len, shuffled), default=0)
     in_turns = [positions[i] for i in range(rounds) for positions in shuffled if i < len(positions)]
-    return [examples[i] for i in sorted(in_turns[: limit or None])]
+    return sorted(in_turns[: limit or None])

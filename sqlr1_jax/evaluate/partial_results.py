@@ -9,32 +9,33 @@ from typing import Any
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.io import read_jsonl, write_jsonl
 
-FILE_NAME = "partial.jsonl"  # first line: the key; then for each chunk its number and its answers
-
 
 class PartialResults:
-    """Chunks of answers in <folder>/partial.jsonl. Those of other weights, questions or settings are ignored.
+    """Chunks of answers in a file. Those of other weights, questions or settings are ignored.
+
+    The file's first line is the key; then it has for each chunk its number and its answers.
 
     Attributes:
+      path: the file.
       chunks: by number, the answers that an earlier run has written.
     """
 
-    def __init__(self, folder: Path, key: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, key: Mapping[str, str]) -> None:
         """Takes the file's chunks if it belongs to `key`; all processes take what the first one reads."""
-        self._path, self._key = folder / FILE_NAME, dict(key)
+        self.path, self._key = path, dict(key)
         self.chunks: dict[int, list[Any]] = collectives.broadcast(self._read())
 
     def add(self, chunk: int, answers: Sequence[Any]) -> None:
         """Writes a chunk next to those before it."""
         self.chunks[chunk] = list(answers)
-        write_jsonl(self._path, [self._key, *self.chunks.items()])
+        write_jsonl(self.path, [self._key, *self.chunks.items()])
 
     def delete(self) -> None:
         """Removes the file."""
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
     def _read(self) -> dict[int, list[Any]]:
-        if not self._path.exists():
+        if not self.path.exists():
             return {}
-        key, *lines = [*read_jsonl(self._path, on_bad_lines="warn")] or [None]
+        key, *lines = [*read_jsonl(self.path, on_bad_lines="warn")] or [None]
         return dict(lines) if key == self._key else {}

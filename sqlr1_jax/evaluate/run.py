@@ -1,39 +1,35 @@
 """Evaluates weights on every held-out set, greedily and by vote, and writes evaluation/<name>/.
 
-Questions are answered in chunks of whole databases, ordered by the length of their prompts. Each chunk is one rollout:
-every question's greedy answer and all candidates of its vote come from one prefill, and the database's part of the
-prompt is prefilled once. A chunk's answers are written when it is done, and an interrupted evaluation goes on with the
-next chunk. A chunk's samples do not depend on the other chunks, so the results are the same bytes as without a stop.
+Questions are answered in chunks (evaluate/chunks.py): a question's greedy answer and all candidates of its vote come
+from one prefill, and an interrupted evaluation goes on with the next chunk.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from sqlr1_jax.config import SamplingConfig
 from sqlr1_jax.data import answer, order, templates
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.prompt import Prompt
-from sqlr1_jax.distributed import collectives, sharding
+from sqlr1_jax.distributed import collectives
 from sqlr1_jax.evaluate import accuracy
 from sqlr1_jax.evaluate.accuracy import Candidate
+from sqlr1_jax.evaluate.chunks import answer_in_chunks, concurrent_prompts, count_prompts, local_share
 from sqlr1_jax.evaluate.content_key import content_key
-from sqlr1_jax.evaluate.heldout import HeldoutSet, load_heldout_sets, prompt_settings
+from sqlr1_jax.evaluate.heldout import HeldoutSet, Question, load_heldout_sets, prompt_settings
 from sqlr1_jax.evaluate.partial_results import PartialResults
 from sqlr1_jax.io import atomic_write_text, read_json, write_json, write_jsonl
 from sqlr1_jax.model import tokenizer
 from sqlr1_jax.progress import Progress
 from sqlr1_jax.rollout.engine import Engine
-from sqlr1_jax.rollout.prefixes import padded_size
 from sqlr1_jax.rollout.request import Request
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import OutcomeKind
@@ -46,19 +42,9 @@ Line = dict[str, Any]  # of greedy.jsonl or of the vote's file
 
 WEIGHTS = "weights.txt"  # names the weights that were evaluated
 KEY = "key.json"  # digests of what decided the results
+PARTIAL = "partial.jsonl"  # the answers so far
 FIGURES = "figures.json"  # written last, so its presence means that an evaluation is complete
 EVALUATION_STEP = -1 % 2**31  # step number in evaluations' sampling keys; no training step has it
-CHUNK_ROUNDS = 4  # a chunk has this many times the questions that are sampled at once, so few slots idle at its end
-SLOTS_CPU, SLOTS = 8, 64  # questions sampled at once if the config does not say
-
-
-class Question(NamedTuple):
-    """One question of the evaluation."""
-
-    set_name: str
-    example: Example
-    prompt: Prompt
-    number: int  # among the questions of its set; its random numbers depend on it
 
 
 class Answers(NamedTuple):
@@ -88,7 +74,7 @@ def evaluate(context: RunContext, name: str, params: Any, weights_of: str, execu
         collectives.run_on_primary(atomic_write_text, folder / WEIGHTS, weights_of)
         return existing
     collectives.run_on_primary(_remove_figures, folder)
-    start, partial = time.perf_counter(), PartialResults(folder, key)
+    start, partial = time.perf_counter(), PartialResults(folder / PARTIAL, key)
     answers = _answer_questions(context, name, params, executor, sets, partial)
     figures = {heldout.name: _figures(answers[heldout.name], context.config.evaluate.votes) for heldout in sets}
     if collectives.is_primary():
@@ -140,48 +126,13 @@ def _answer_questions(
     """All answers by set, in the order of its questions; those in `partial` are not computed again."""
     settings = context.config.evaluate
     temperatures = (settings.temperature,) * settings.votes + (0.0,)
-    questions = [
-        Question(heldout.name, example, prompt, index)
-        for heldout in sets
-        for index, (example, prompt) in enumerate(zip(heldout.examples, heldout.prompts, strict=True))
-    ]
-    chunks = split_into_chunks(questions, CHUNK_ROUNDS * concurrent_prompts(context))
-    answers: dict[tuple[str, int], Answers] = {}
-    weights = None
-    done = sum(len(chunk) for i, chunk in enumerate(chunks) if i in partial.chunks)
-    with Progress(f"evaluating {name}", len(questions), "question", done) as progress:
-        for i, chunk in enumerate(chunks):
-            lines = partial.chunks.get(i)
-            if lines is None:
-                engine = context.engine([question.prompt for question in chunk], _slot_tokens(chunk))
-                weights = engine.prepare_weights(params) if weights is None else weights
-                lines = _answer_chunk(context, engine, weights, executor, chunk, temperatures, progress)
-                collectives.run_on_primary(partial.add, i, lines)
-            answers |= {(q.set_name, q.number): Answers(*line) for q, line in zip(chunk, lines, strict=True)}
-    return {heldout.name: [answers[heldout.name, index] for index in range(len(heldout.examples))] for heldout in sets}
+    questions = [question for heldout in sets for question in heldout.questions]
 
+    def answer_chunk(engine: Engine, weights: Any, chunk: Sequence[Question], progress: Progress) -> list[Answers]:
+        return _answer_chunk(context, engine, weights, executor, chunk, temperatures, progress)
 
-def split_into_chunks(questions: Sequence[Question], size: int) -> list[list[Question]]:
-    """Chunks of whole databases with at least `size` questions, or fewer if no other database has prompts as long.
-
-    Slots are as long as a chunk's longest prompt, so its prompts have about one length. Short prompts come first.
-    """
-    by_database: dict[Path, list[Question]] = {}
-    for question in questions:
-        by_database.setdefault(question.example.database, []).append(question)
-    databases = sorted(by_database.values(), key=lambda group: (_slot_tokens(group), str(group[0].example.database)))
-    chunks: list[list[Question]] = []
-    for _, same_length in itertools.groupby(databases, key=_slot_tokens):
-        chunks.append([])
-        for group in same_length:
-            if len(chunks[-1]) >= size:
-                chunks.append([])
-            chunks[-1] += group
-    return chunks
-
-
-def _slot_tokens(questions: Iterable[Question]) -> int:
-    return padded_size(max((len(q.prompt.ids) for q in questions if not q.prompt.over_budget), default=1))
+    lines = iter(answer_in_chunks(context, f"evaluating {name}", params, questions, partial, answer_chunk))
+    return {heldout.name: [Answers(*next(lines)) for _ in heldout.examples] for heldout in sets}
 
 
 def _answer_chunk(
@@ -245,12 +196,7 @@ def sample_texts(
     samples = len(temperatures)
     within_budget = [(prompt, i) for prompt, i in zip(prompts, indices, strict=True) if not prompt.over_budget]
     progress.update(len(prompts) - len(within_budget))
-    # Every process must sample the same number of prompts, so the first prompts are repeated at the end and sampled
-    # twice. Their second texts are not used.
-    processes = collectives.process_count()
-    padded_count = -(-len(within_budget) // processes) * processes
-    padded = [within_budget[i % len(within_budget)] for i in range(padded_count)]
-    local = padded[collectives.local_slice(padded_count)]
+    local = local_share(within_budget)
     request = evaluation_request(context, [p for p, _ in local], temperatures, [i for _, i in local], progress)
     completions = engine.rollout(weights, request)
     decoded = context.texts([completions.ids(p, g) for p in range(len(local)) for g in range(samples)])
@@ -285,14 +231,6 @@ def evaluation_request(
         max_tokens=settings.max_tokens or min(training.max_tokens, limit),
         stop=settings.stop or training.stop,
     )
-    samples_left = np.full(len(prompts), len(temperatures))
-
-    def count_finished(finished: Sequence[Any]) -> None:
-        for sample in finished:
-            samples_left[sample.prompt] -= 1
-            if progress and not samples_left[sample.prompt]:
-                progress.update(collectives.process_count())  # the others answer as many
-
     request = context.request(prompts, len(temperatures), sampling, EVALUATION_STEP)
     if one_block and not sampling.stop:
         request = dataclasses.replace(request, stop_fn=tokenizer.StopMatcher(context.tokenizer, answer.block_is_closed))
@@ -301,17 +239,8 @@ def evaluation_request(
         index_P=indices,
         temperatures=temperatures if len(set(temperatures)) > 1 else (),
         max_concurrent_prompts=concurrent_prompts(context),
-        on_finished=count_finished,
+        on_finished=count_prompts(len(prompts), len(temperatures), progress),
     )
-
-
-def concurrent_prompts(context: RunContext) -> int:
-    """Prompts sampled at once: the config's, or as many as keep the platform busy, a multiple of the mesh's rows."""
-    if wanted := context.config.evaluate.max_concurrent_prompts:
-        return wanted
-    shape = sharding.sampling_mesh(context.mesh, context.model.num_kv_heads).shape
-    rows, default = shape["replica"] * shape["fsdp"], SLOTS_CPU if jax.default_backend() == "cpu" else SLOTS
-    return -(-default // rows) * rows
 
 
 def execute_texts(

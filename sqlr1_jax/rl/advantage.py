@@ -6,9 +6,11 @@ The formulas are in docs/method.md, section 4; `grpo.advantage` chooses among th
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sqlr1_jax.config import AdvantageConfig
 
@@ -38,12 +40,7 @@ def compute_advantages(
     Returns:
       Advantages [P, G], float32, zero in groups that are not kept, and whether each group is kept, bool [P].
     """
-    keep_P = gold_ran_P
-    if config.keep == "mixed":
-        keep_P &= correct_PG.any(axis=1) & ~correct_PG.all(axis=1)
-    if config.keep == "varied":
-        total_PG = rewards_PGR.sum(axis=-1)
-        keep_P &= (total_PG != total_PG[:, :1]).any(axis=1)
+    keep_P = kept_groups(rewards_PGR, correct_PG, gold_ran_P, config.keep)
     if config.normalize == "parts":
         adv_PG = (_normalize(rewards_PGR) * jnp.abs(weights_R)[None, None]).sum(axis=-1)
         adv_PG = _normalize_over_batch(adv_PG, keep_P)
@@ -53,6 +50,35 @@ def compute_advantages(
         adv_PG = _center(rewards_PGR.sum(axis=-1))
     adv_PG = jnp.where(keep_P[:, None], adv_PG, 0.0)
     return (_shuffle(adv_PG, keep_P, key) if config.shuffled else adv_PG), keep_P
+
+
+def kept_groups(rewards_PGR: Any, correct_PG: Any, gold_ran_P: Any, keep: str) -> Any:
+    """Which groups are trained on, bool [P], by `grpo.advantage.keep`; all arrays are JAX's, or all are numpy's."""
+    if keep == "mixed":
+        return gold_ran_P & correct_PG.any(axis=1) & ~correct_PG.all(axis=1)
+    if keep == "varied":
+        total_PG = rewards_PGR.sum(axis=-1)
+        return gold_ran_P & (total_PG != total_PG[:, :1]).any(axis=1)
+    return gold_ran_P
+
+
+def fill_batch(keep_N: np.ndarray, size: int) -> np.ndarray:
+    """Which of a step's N sampled groups are in its batch of P = `size` groups, int [P].
+
+    The batch begins as the first round's P groups. Kept groups of later rounds, in order, replace those that are not
+    kept, until none is left of either:
+
+        round 0   kept . kept .         keep_N = [1 0 1 0  0 1 1 1], P = 4
+        round 1   .    a b    c         batch  = [0 5 2 6]: a and b fill the gaps, c is not trained on
+
+    So the array keeps the shape [P] for which everything is compiled, and without further rounds it is 0 … P − 1.
+    """
+    batch_P = np.arange(size)
+    gaps = np.flatnonzero(~keep_N[:size])
+    replacements = size + np.flatnonzero(keep_N[size:])
+    filled = min(len(gaps), len(replacements))
+    batch_P[gaps[:filled]] = replacements[:filled]
+    return batch_P
 
 
 def _normalize(rewards_PGR: jax.Array) -> jax.Array:

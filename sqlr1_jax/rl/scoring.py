@@ -15,7 +15,7 @@ import numpy.typing as npt
 from sqlr1_jax.data import answer, order
 from sqlr1_jax.data.answer import Answer
 from sqlr1_jax.data.example import Example
-from sqlr1_jax.data.packing import Group, Segment
+from sqlr1_jax.data.packing import Group, PackedRows, Segment
 from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.errors import ConfigError
@@ -37,15 +37,15 @@ class PromptSet:
     examples: list[Example]
     prompts: list[Prompt]  # of the same length: prompts[i] asks examples[i]
 
-    def batch(self, size: int, seed: int, step: int) -> tuple[list[Example], list[Prompt], list[str]]:
-        """This process's examples and prompts of a step, and the example ids of the step on all processes.
+    def batch(self, size: int, seed: int, number: int) -> tuple[list[Example], list[Prompt], list[str]]:
+        """This process's examples and prompts of a batch, and the example ids of the batch on all processes.
 
         Args:
-          size: P, the prompts of a step on all processes.
+          size: P, the prompts of a batch on all processes.
           seed: seed of the data order.
-          step: counted from 0; the order depends only on seed and step.
+          number: of the batch, from 0; the order depends only on seed and number.
         """
-        indices = order.batch_indices(len(self.examples), size, seed, step)
+        indices = order.batch_indices(len(self.examples), size, seed, number)
         local = indices[collectives.local_slice(size)]
         ids = [self.examples[i].id for i in indices]
         return [self.examples[i] for i in local], [self.prompts[i] for i in local], ids
@@ -71,16 +71,16 @@ def load_prompts(context: RunContext) -> PromptSet:
 
 
 class StepTimer:
-    """Seconds of the consecutive sections of a step, by metric name (time/*)."""
+    """Seconds of the sections of a step, by metric name (time/*); a section that comes again adds to its seconds."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._since = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """Ends a section: records the seconds since the last lap as time/<name>."""
+        """Ends a section: adds the seconds since the last lap to time/<name>."""
         now = time.perf_counter()
-        self.seconds[f"time/{name}"] = now - self._since
+        self.seconds[f"time/{name}"] = self.seconds.get(f"time/{name}", 0.0) + now - self._since
         self._since = now
 
 
@@ -158,18 +158,20 @@ class CompletionExecutor:
             return [[future.result() for future in group] for group in self._pending]
 
 
-def completion_groups(prompts: Sequence[Prompt], completions: Completions) -> list[Group]:
+def completion_groups(prompts: Sequence[Prompt], completions: Completions, first: int = 0) -> list[Group]:
     """One group per prompt, for packing into rows, with the sampler's log-probabilities.
 
     prefix     prompt[:-1]
     segment g  prompt[-1], completion g         (its targets are the tokens of completion g)
+
+    `first` is the number of the first prompt among those of the step.
     """
 
     def segment(p: int, g: int) -> Segment:
         ids = completions.ids(p, g)
         tokens = np.concatenate([prompts[p].ids[-1:], ids])
         logprob = completions.logprobs_PGT[p, g, : len(ids)]
-        return Segment(tokens, np.ones(len(ids), np.float32), logprob, p, g)
+        return Segment(tokens, np.ones(len(ids), np.float32), logprob, first + p, g)
 
     P, G = completions.length_PG.shape
     return [Group(prompts[p].ids[:-1], [segment(p, g) for g in range(G)]) for p in range(P)]
@@ -187,6 +189,18 @@ class Rewards(NamedTuple):
     outcome_PG: npt.NDArray[np.int32]  # OutcomeKind.code
     length_PG: npt.NDArray[np.int32]  # tokens
     stopped_PG: npt.NDArray[np.bool_]  # False: cut off at the token limit
+
+
+class Round(NamedTuple):
+    """One round of a step: G completions of each of P prompts, of which each process has a share, and their rewards."""
+
+    ids: list[str]  # of the P examples, on all processes
+    examples: list[Example]  # this process's, like all below but global_rewards
+    execution: CompletionExecutor
+    outcomes: list[list[Outcome]]
+    rewards: Rewards
+    global_rewards: Rewards
+    rows: PackedRows  # rows.prompt counts the groups of all rounds and processes of the step
 
 
 def compute_rewards(
@@ -221,12 +235,12 @@ def compute_rewards(
 
 
 def step_metrics(
-    rewards: Rewards, part_names: Sequence[str], timer: StepTimer, execution: CompletionExecutor, executor: Executor
+    rewards: Rewards, part_names: Sequence[str], timer: StepTimer, execute_seconds: float, executor: Executor
 ) -> dict[str, float]:
     """The host's metrics of a step, as listed in docs/api.md.
 
-    `rewards` are those of all processes. The executors' counts are summed over the processes; for their milliseconds,
-    the maximum is taken. Times are those of this process.
+    `rewards` are those of all groups sampled, of all rounds and processes. The executors' counts are summed over the
+    processes; for their milliseconds, the maximum is taken. Times are those of this process.
     """
     total_PG, length_PG = rewards.rewards_PGR.sum(axis=-1), rewards.length_PG
     outcome_fractions = np.bincount(rewards.outcome_PG.ravel(), minlength=len(OutcomeKind)) / length_PG.size
@@ -237,6 +251,7 @@ def step_metrics(
         "groups/all_right": all_right_P.mean(),
         "groups/all_wrong": all_wrong_P.mean(),
         "groups/mixed": (~all_right_P & ~all_wrong_P).mean(),
+        "groups/sampled": len(length_PG),
         "completion/mean_tokens": length_PG.mean(),
         "completion/max_tokens": length_PG.max(),
         "completion/truncated": (~rewards.stopped_PG).mean(),
@@ -250,5 +265,5 @@ def step_metrics(
     # Counted from the outcomes, so that a resumed run reports the same number: the executor's counter leaves out
     # timeouts answered from its cache, which is empty after a resume.
     values["sql/timeouts"] = (rewards.outcome_PG == OutcomeKind.TIMEOUT.code).sum()
-    values["time/execute"] = execution.seconds
+    values["time/execute"] = execute_seconds
     return {name: float(value) for name, value in values.items()}

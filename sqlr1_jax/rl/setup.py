@@ -13,7 +13,7 @@ from sqlr1_jax.distributed import collectives
 from sqlr1_jax.evaluate import run as evaluation
 from sqlr1_jax.evaluate.heldout import HeldoutSet
 from sqlr1_jax.model import lora
-from sqlr1_jax.rl import scoring
+from sqlr1_jax.rl import difficulty, scoring
 from sqlr1_jax.rl.learning_check import LearningCheck
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.rl.scoring import PromptSet
@@ -46,6 +46,8 @@ def prepare(context: RunContext, executor: Executor, heldout: HeldoutSet) -> tup
     """The stage's setup, and its state at step 0: the SFT stage's last weights, or the run's initial ones."""
     grpo_config = context.config.grpo
     prompt_set = scoring.load_prompts(context)
+    params = load_params(context, find_checkpoint(context, stages=("sft",)))
+    prompt_set = difficulty.select_prompts(context, executor, params, prompt_set)
     engine = context.engine([*prompt_set.prompts, *heldout.prompts])
     update_spec = UpdateSpec(
         context.model,
@@ -55,9 +57,7 @@ def prepare(context: RunContext, executor: Executor, heldout: HeldoutSet) -> tup
         grpo_config.sampling.temperature,
         batch.row_buckets(grpo_config.rows),
     )
-    sft_checkpoint = find_checkpoint(context, stages=("sft",))
-    trained, _ = lora.split(load_params(context, sft_checkpoint))
-    initial_state = state.create_state(trained, update_spec)
+    initial_state = state.create_state(lora.split(params)[0], update_spec)
     longest_group = engine.prompt_tokens + grpo_config.samples * grpo_config.sampling.max_tokens
     setup = GrpoSetup(
         context,

@@ -135,7 +135,7 @@ def assemble_batch(
       mesh: the training mesh.
       per_microbatch: rows of this process in a microbatch.
       microbatches: M, the same in all steps.
-      advantage_PG: advantages of this process's prompts and samples; None: 1 everywhere.
+      advantage_PG: advantages by rows.prompt and rows.sample; None: 1 everywhere.
 
     Raises:
       packing.PackingError: there are more rows than microbatches can hold.

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from sqlr1_jax import config
-from sqlr1_jax.data.packing import Buckets, PackedRows, RowLayout
+from sqlr1_jax.data.packing import ONE_SIZE, Buckets, PackedRows, RowLayout
 from sqlr1_jax.distributed.sharding import TRAIN_RULES, constrain
 from sqlr1_jax.model import attention, logprobs, qwen2
 from sqlr1_jax.train import buckets, optimizer
@@ -49,7 +49,8 @@ class UpdateSpec:
     steps: int  # length of the stage, for the learning rate schedule
     layout: RowLayout | None = None  # layout of shared-prefix rows; None if rows are packed
     temperature: float = 1.0  # log-probabilities are those of logits / temperature
-    row_buckets: Buckets = Buckets()  # sizes that are compiled; `layout` is the largest
+    # How many sizes of shared-prefix rows are compiled; `layout` is the largest.
+    row_buckets: Buckets = ONE_SIZE
 
 
 def create_state(params: Any, spec: UpdateSpec) -> TrainState:

@@ -8,7 +8,8 @@ import step
 
 LINES = [
     {"stage": "grpo", "step": i + 1, "tokens": 10.0, "time/step": 2.0, "time/rollout": 1.0, "time/pack": 0.1,
-     "time/reward_wait": 0.1, "time/update": seconds, "time/execute": 0.5}
+     "time/reward_wait": 0.1, "time/update": seconds, "time/execute": 0.5,
+     "groups/trained": 3.0 + i, "groups/rounds": 1.0 + i}
     for i, seconds in enumerate([99.0, 0.5, 0.7])
 ]  # fmt: skip
 
@@ -28,3 +29,4 @@ def test_first_steps_and_other_stages_are_left_out(tmp_path: Path) -> None:
         step.read_steps(tmp_path, 3)
     result = step.build_result("smoke", step.read_steps(tmp_path, 1))
     assert result["ours"] == {"seconds": [2.0, 2.0], "tokens": 20} and result["steps_per_minute"] == 30
+    assert (result["useful_groups_per_minute"], result["rounds_per_step"]) == (60 * (4 + 5) / 4, 2.5)

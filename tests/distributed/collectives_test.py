@@ -150,26 +150,28 @@ if rows_per_host == 1:
     collectives.initialize()
 run = create_context(tiny_runs.tiny_config(model__path=str(home / "model"), grpo__prompts=4), workdir)
 prompt_set = scoring.load_prompts(run)
-batch = order.batch_indices(len(prompt_set.examples), 4, run.config.seed, 0)
+batch = order.batch_indices(len(prompt_set.examples), 12, run.config.seed, 0)  # each example once
 position = {prompt_set.examples[i].id: p for p, i in enumerate(batch)}
 
 def write(example, g):
-    correct = position.get(example.id, 9) + g < 2
+    p = position[example.id]
+    correct = p + g < 2 or g == 0 and p in (5, 6)
     return answer.write("tables" * (g + 1), example.sql if correct else "SELECT 'wrong'", "reasoning")
 
 results = []
 with Executor(config.ExecuteConfig(workers=1)) as executor:
-    for changed in ({}, {"normalize": "parts"}, {"shuffled": True}):
+    for refill, changed in ((0, {}), (0, {"normalize": "parts"}), (0, {"shuffled": True}), (2, {"normalize": "parts"})):
         advantage = config.AdvantageConfig(**changed)
         rows = config.RowsConfig(per_microbatch=rows_per_host)
-        context = grpo_stages.with_settings(run, samples=3, advantage=advantage, rows=rows, old_logprobs="trainer")
+        context = grpo_stages.with_settings(run, samples=3, advantage=advantage, rows=rows, old_logprobs="trainer",
+            refill=refill)
         stage = grpo_stages.scripted_stage(context, executor, write)
         with jax.set_mesh(context.mesh):
             result = grpo.train_step(stage, state.create_state(init_params(context), stage.update_spec), 0)
         values = grpo_stages.values_of(result)
         lines = [json.loads(line) for line in rollout_log.path(workdir, 1).open()] if collectives.is_primary() else []
         advantages = [[sample["advantage"] for sample in line["samples"]] for line in lines]
-        names = "loss", "grad_norm", "groups/mixed", "outcome/match", "reward/std", "tokens"
+        names = "loss", "grad_norm", "groups/mixed", "outcome/match", "reward/std", "tokens", "groups/trained"
         results.append([[values[name] for name in names], result.items, collectives.broadcast(advantages)])
 print(json.dumps(results))
 """
@@ -177,7 +179,10 @@ print(json.dumps(results))
 
 @pytest.mark.nightly  # the run below covers one kind of advantages; this test covers all
 def test_two_hosts_take_the_same_step_as_one(home: Path, tmp_path: Path) -> None:
-    """Host 0 has the mixed groups, and those of host 1 are all filtered; advantages depend on the whole batch."""
+    """Host 0 has the mixed groups, and those of host 1 are all filtered; advantages depend on the whole batch.
+
+    A second round adds one of each host, so that host 0 has three of the four groups of the batch.
+    """
     for name in ("one", "two"):
         tiny_runs.folder_with_data(home, tmp_path / name)
     done = tiny_runs.run_python(home, ["-c", _STEP, str(home), str(tmp_path / "one"), "2"])
@@ -190,7 +195,8 @@ def test_two_hosts_take_the_same_step_as_one(home: Path, tmp_path: Path) -> None
         assert result[0] == pytest.approx(values, rel=1e-4)
         np.testing.assert_allclose(result[2], advantages, rtol=1e-5)
         assert np.abs(advantages[:2]).max(axis=1).min() > 0.1
-        assert not np.any(advantages[2:])
+        trained = [p for p, group in enumerate(advantages) if np.any(group)]
+        assert trained == ([0, 1] if len(advantages) == 4 else [0, 1, 5, 6])
 
 
 HALVED = {"grpo__rows__per_microbatch": 1, "sft__rows__per_microbatch": 1}  # rows per host, for two hosts
@@ -216,6 +222,21 @@ def test_two_hosts_resume_from_a_checkpoint(home: Path, finished: Path, tmp_path
     tiny_runs.run_on_hosts(home, command)
     assert "resuming at step 2" in (workdir / "log.txt").read_text()
     assert_same_run(workdir, finished)
+
+
+@pytest.mark.nightly
+def test_two_hosts_measure_the_same_difficulty_and_sample_the_same_rounds(home: Path, tmp_path: Path) -> None:
+    """Random weights answer nothing right: all questions are kept, and every step samples all rounds."""
+    changed: dict[str, Any] = {"grpo__refill": 1, "grpo__advantage__keep": "mixed", "grpo__difficulty__samples": 2,
+        "grpo__difficulty__min_right": 0, "evaluate__max_concurrent_prompts": 2}  # fmt: skip
+    one, two = (tiny_runs.folder_with_data(home, tmp_path / name) for name in ("one", "two"))
+    tiny_runs.run_python(home, ["-m", "sqlr1_jax.main", *tiny_runs.command_line(home, one, **changed)])
+    tiny_runs.run_on_hosts(
+        home, ["-m", "sqlr1_jax.main", "--distributed", *tiny_runs.command_line(home, two, **changed | HALVED)]
+    )
+    lines, expected = ([json.loads(text) for text in (folder / "difficulty.jsonl").open()][1:] for folder in (two, one))
+    assert lines == expected and len(lines) == 12
+    assert_same_run(two, one)
 
 
 def assert_same_run(workdir: Path, finished: Path) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,9 +12,7 @@ import pytest
 
 from sqlr1_jax import config
 from sqlr1_jax.data import answer, order
-from sqlr1_jax.data.example import Example
-from sqlr1_jax.data.prompt import Prompt
-from sqlr1_jax.evaluate import accuracy
+from sqlr1_jax.evaluate import accuracy, chunks
 from sqlr1_jax.evaluate import run as evaluation
 from sqlr1_jax.evaluate.heldout import load_heldout_sets
 from sqlr1_jax.io import read_jsonl
@@ -182,7 +179,7 @@ def test_an_interrupted_evaluation_resumes_to_the_same_bytes(
     context: RunContext, monkeypatch: pytest.MonkeyPatch, executor: Executor
 ) -> None:
     context = _with(context, votes=2, max_concurrent_prompts=1)
-    monkeypatch.setattr(evaluation, "CHUNK_ROUNDS", 2)
+    monkeypatch.setattr(chunks, "CHUNK_ROUNDS", 2)
     engine: Any = _engine(context, monkeypatch, _script)
     evaluation.evaluate(context, "whole", None, "grpo, step 4", executor)
     rollouts, stop_after = len(engine.requests), 2
@@ -205,17 +202,6 @@ def test_an_interrupted_evaluation_resumes_to_the_same_bytes(
     for path in (context.workdir / "evaluation" / "whole").iterdir():
         assert (folder / path.name).read_bytes() == path.read_bytes()
     assert not (folder / "partial.jsonl").exists()
-
-
-def test_chunks_hold_whole_databases_of_about_one_prompt_length() -> None:
-    def questions(database: str, tokens: int, count: int) -> list[evaluation.Question]:
-        example = Example("0", database, Path(f"/{database}.sqlite"), "?", "SELECT 1")
-        prompt = Prompt("0", "", np.zeros(tokens, np.int32), 0, "fixed", False, over_budget=False)
-        return [evaluation.Question("heldout", example, prompt, i) for i in range(count)]
-
-    everything = [*questions("long", 300, 2), *questions("a", 90, 3), *questions("b", 70, 2), *questions("c", 80, 1)]
-    chunks = evaluation.split_into_chunks(everything, 3)
-    assert [[q.example.db_id for q in chunk] for chunk in chunks] == [["a"] * 3, ["b", "b", "c"], ["long"] * 2]
 
 
 def test_one_pass_gives_the_greedy_answer_and_all_candidates(

@@ -26,6 +26,24 @@ _flags = arrays.arrays(bool, (P, G))
 _gold_ran = arrays.arrays(bool, P)
 
 
+def test_a_batch_is_its_first_round_with_gaps_filled_in_order() -> None:
+    def batch(*rounds: list[int]) -> list[int]:
+        return advantage.fill_batch(np.concatenate(rounds).astype(bool), 4).tolist()
+
+    assert batch([1, 0, 0, 1]) == [0, 1, 2, 3]
+    assert batch([1, 0, 1, 0], [0, 1, 1, 1]) == [0, 5, 2, 6]
+    assert batch([0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 1]) == [5, 11, 2, 3]
+    assert batch([0, 0, 0, 0], [1, 1, 1, 1]) == [4, 5, 6, 7]
+    assert batch([1, 1, 1, 1], [1, 1, 1, 1]) == [0, 1, 2, 3]
+
+
+@given(st.lists(st.booleans(), min_size=4, max_size=20).map(lambda flags: np.array(flags[: len(flags) // 4 * 4])))
+def test_a_batch_has_the_first_kept_groups_or_all_there_are(keep: np.ndarray) -> None:
+    batch = advantage.fill_batch(keep, 4)
+    assert batch.shape == (4,) and len(set(batch.tolist())) == 4
+    assert sorted(i for i in batch.tolist() if keep[i]) == np.flatnonzero(keep)[:4].tolist()
+
+
 def _run(rewards: np.ndarray, correct: np.ndarray, gold_ran: np.ndarray, settings: AdvantageConfig) -> tuple:
     return tuple(np.asarray(x) for x in advantage.compute_advantages(rewards, correct, gold_ran, ONES, KEY, settings))
 

@@ -15,7 +15,7 @@ from sqlr1_jax.rl.reward import PAPER_PARTS
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 
 
-def _write(workdir: Path, step: int) -> None:
+def _write(workdir: Path, step: int, rounds: int = 1) -> None:
     examples = [Example(str(p), "pets", Path(), f"question {p}?", f"SELECT {p}") for p in range(2)]
     answers = [[Answer("", "", f"SELECT {p}{g}") for g in range(3)] for p in range(2)]
     outcomes = [
@@ -32,7 +32,9 @@ def _write(workdir: Path, step: int) -> None:
     texts = [[f"text {p}{g}" for g in range(3)] for p in range(2)]
     execution: Any = SimpleNamespace(texts=texts, answers=answers)
     logged: Any = SimpleNamespace(rewards_PGR=rewards)
-    rollout_log.write(workdir, step, examples, execution, grouped, logged, rewards.sum(-1), RewardConfig())
+    round_: Any = SimpleNamespace(examples=examples, execution=execution, outcomes=grouped, rewards=logged)
+    advantages = np.concatenate([rewards.sum(-1) + 1000 * r for r in range(rounds)])
+    rollout_log.write(workdir, step, [round_] * rounds, advantages, RewardConfig())
 
 
 def test_a_line_has_one_prompt_and_all_its_samples(tmp_path: Path) -> None:
@@ -50,6 +52,13 @@ def test_a_line_has_one_prompt_and_all_its_samples(tmp_path: Path) -> None:
     assert sample["reward"] == dict(zip(PAPER_PARTS, [20.0, 21.0, 22.0, 23.0], strict=True))
     assert sample["advantage"] == 86.0
     assert lines[1]["samples"][0]["rows"] == [[1, "a"]]
+
+
+def test_rounds_of_a_step_follow_one_another(tmp_path: Path) -> None:
+    _write(tmp_path, 1, rounds=2)
+    lines = [json.loads(line) for line in rollout_log.path(tmp_path, 1).open()]
+    assert [line["id"] for line in lines] == ["0", "1", "0", "1"]
+    assert [line["samples"][2]["advantage"] for line in lines] == [38, 86, 1038, 1086]
 
 
 def test_truncate_removes_the_files_of_later_steps(tmp_path: Path) -> None:

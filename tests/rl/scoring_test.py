@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,15 @@ def test_prompts_contain_neither_reasoning_nor_gold_sql(context: RunContext) -> 
         assert example.sql not in prompt.text
 
 
+def test_a_section_that_comes_again_adds_to_its_seconds() -> None:
+    timer = StepTimer()
+    timer.lap("rollout")
+    first = timer.seconds["time/rollout"]
+    time.sleep(0.01)
+    timer.lap("rollout")
+    assert timer.seconds["time/rollout"] >= first + 0.01 and list(timer.seconds) == ["time/rollout"]
+
+
 def test_step_metrics_are_those_of_the_batch(context: RunContext, executor: Executor, pets: Path) -> None:
     completions, answers, execution, outcomes = _executed(context, executor, pets)
     rewards = scoring.compute_rewards(context, _examples(pets), completions, answers, outcomes)
@@ -183,13 +193,14 @@ def test_step_metrics_are_those_of_the_batch(context: RunContext, executor: Exec
     timer = StepTimer()
     for name in ("rollout", "pack", "reward_wait", "update"):
         timer.lap(name)
-    values = scoring.step_metrics(rewards, reward.PAPER_PARTS, timer, execution, executor)
+    values = scoring.step_metrics(rewards, reward.PAPER_PARTS, timer, execution.seconds, executor)
     assert values["time/execute"] == execution.seconds
     kinds = [kind for group in KINDS for kind in group]
     for kind in set(kinds):
         assert values[f"outcome/{kind}"] == kinds.count(kind) / 12
     assert sum(value for name, value in values.items() if name.startswith("outcome/")) == pytest.approx(1)
     assert (values["groups/mixed"], values["groups/all_right"], values["groups/all_wrong"]) == (1 / 3, 0, 2 / 3)
+    assert values["groups/sampled"] == 3
     assert values["reward/mean"] == pytest.approx(total_PG.mean(), rel=1e-6)
     assert values["reward/std"] == pytest.approx(total_PG.std(), rel=1e-6)
     assert values["reward/result"] == pytest.approx(rewards.rewards_PGR[..., 2].mean(), rel=1e-6)
@@ -212,6 +223,6 @@ def test_timeouts_are_counted_even_if_the_executor_answers_from_its_cache(contex
             assert outcomes[0][0].kind == "timeout"
             rewards = scoring.compute_rewards(context, examples, completions, execution.answers, outcomes)
             timeouts.append(
-                scoring.step_metrics(rewards, reward.PAPER_PARTS, StepTimer(), execution, executor)["sql/timeouts"]
+                scoring.step_metrics(rewards, reward.PAPER_PARTS, StepTimer(), 0.5, executor)["sql/timeouts"]
             )
     assert timeouts == [1, 1]

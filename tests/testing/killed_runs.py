@@ -1,7 +1,7 @@
 """python -m testing.killed_runs STAGE STEP MOMENT FLAGS…: main, which kills itself at a moment of a stage's step.
 
 Moments: stepped (the step is on its way, its metrics are not written), saving (before its checkpoint), writing (during
-it), saved (after it).
+it), saved (after it). With the stage `difficulty`, STEP is a chunk of that measurement, from 0; its moment is saved.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 from absl import app
 
 from sqlr1_jax import main
+from sqlr1_jax.evaluate.partial_results import PartialResults
+from sqlr1_jax.rl import difficulty
 from sqlr1_jax.train import checkpoint, loop
 
 
@@ -60,9 +62,23 @@ def kill_around_saving(stage: str, at: int, moment: str) -> None:
     checkpoint.Checkpoints.save = save_and_kill  # type: ignore[method-assign, assignment]
 
 
+def kill_after_chunk(at: int) -> None:
+    """Has the measurement of difficulty kill the process once the counts of chunk `at` are on disk."""
+    add = PartialResults.add
+
+    def add_and_kill(self: Any, chunk: int, answers: Any) -> None:
+        add(self, chunk, answers)
+        if (self.path.name, chunk) == (difficulty.PARTIAL, at):
+            kill()
+
+    PartialResults.add = add_and_kill  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     stage, step, moment, *arguments = sys.argv[1:]
-    if moment == "stepped":
+    if stage == "difficulty":
+        kill_after_chunk(int(step))
+    elif moment == "stepped":
         kill_after_taking(stage, int(step))
     else:
         kill_around_saving(stage, int(step), moment)
