@@ -92,7 +92,7 @@ def test_the_compiled_sampler_samples_the_same_as_the_engine(step: StepPrograms,
         weights = step.engine.prepare_weights(train_state.params)
     request = Request([np.arange(1, 20, dtype=np.int32)] * 8, 2, CONFIG.grpo.sampling, seed=0, step=0)
     put = functools.partial(sharding.to_global_arrays, mesh=step.engine.mesh, rules=sharding.SAMPLE_RULES)
-    resident = train_state, train_state.params
+    resident = train_state, {}, train_state.params  # without LoRA, nothing is frozen
     prefill_batch = put(_prefill_batch(request, step.rollout_layout.prefix))
     slots = step.init_slots.compiled(resident)
     _assert_same(step.prefill.inputs[1:3], (slots, prefill_batch))
@@ -146,7 +146,7 @@ def test_the_compiled_update_equals_trainings(step: StepPrograms, train_state: s
         expected, _ = state.update(donated, train_batch, grpo_loss, CONFIG.grpo, step.update_spec)
     replicated_step = jax.device_put(train_state.step, sharding.replicated(step.mesh))
     donated = jax.tree.map(lambda leaf: leaf.copy(), dataclasses.replace(train_state, step=replicated_step))
-    new_state, _ = step.update.compiled(reference, donated, train_batch)
+    new_state, _ = step.update.compiled(reference, donated, train_batch, {})
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new_state.params, expected.params)
 
 
@@ -168,6 +168,17 @@ def test_without_kl_there_is_no_reference() -> None:
     step = _step_programs(without_kl)
     assert step.names == ("weights", "prefill", "decode", "update")
     assert step.update.resident is None
+
+
+def test_with_lora_the_update_trains_adapters_and_reads_frozen_weights() -> None:
+    model = dataclasses.replace(CONFIG.model, lora=config.LoraConfig(rank=2))
+    step, plain = _step_programs(dataclasses.replace(CONFIG, model=model)), _step_programs()
+    _assert_same(step.frozen, plain.params)
+    abstract_state, _, frozen = step.update.inputs
+    assert set(abstract_state.params) == {"lora"} and frozen is step.frozen
+    assert jax.tree.leaves(step.reference) == jax.tree.leaves(step.params)  # the frozen weights are counted once
+    assert jax.tree.structure(step.weights.outputs) == jax.tree.structure(plain.weights.outputs)
+    assert step.update.flops == pytest.approx(plain.update.flops * 2 / 3)
 
 
 def test_packed_rows_have_the_configs_length() -> None:
