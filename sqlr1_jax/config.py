@@ -326,7 +326,7 @@ class ExportConfig:
     # Checkpoint to export: last, best or a step's number. The accuracy of best is biased upward, because it was chosen
     # on a subset of the held-out questions.
     step: str = "last"
-    dtype: str = ""  # dtype of the exported weights; empty: param_dtype
+    dtype: str = ""  # dtype of the exported weights; empty: param_dtype, or float32 for adapters
     shard_gigabytes: float = 5.0  # largest size of one file
 
 

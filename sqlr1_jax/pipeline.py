@@ -127,7 +127,8 @@ def export_model(context: RunContext, folder: Path) -> None:
         return
     if export_config.form == "adapter":
         trained = load_trained(context, checkpoint) if checkpoint else init_params(context)
-        peft_folder.save(folder, trained[lora.KEY], context.model, context.config.model.path)
+        dtype = export_config.dtype or "float32"
+        peft_folder.save(folder, trained[lora.KEY], context.model, context.config.model.path, dtype)
     else:
         params = load_params(context, checkpoint)
         huggingface.save_model(

@@ -66,12 +66,13 @@ def _laptop(config: ConfigDict) -> None:
     A step costs what its tokens cost: short prompts, short answers, and no reference model.
     """
     config.model.update(size="0.5b", remat="none", query_chunk=256)
-    config.model.lora.rank = 16
+    config.model.lora.update(rank=8, alpha=16.0)
+    config.model.logits_chunk = 256
     config.data.update(
         form="direct", schema="fixed", instructions="full", max_prompt_tokens=4096, max_training_prompt_tokens=640
     )
     config.stages = ("grpo", "evaluate", "export")
-    config.export.form = "adapter"
+    config.export.update(form="adapter", dtype="bfloat16")
     config.sft.update(steps=60, databases=4)
     config.sft.optimizer.update(learning_rate=2e-4, schedule="linear", warmup_steps=3)
     config.sft.rows.update(per_microbatch=1, segment_buckets=4)

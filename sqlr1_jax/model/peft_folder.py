@@ -157,8 +157,8 @@ def _stack(
     return stacked
 
 
-def save(folder: Path, adapters: Params, config: Qwen2Config, base: str) -> None:
-    """Writes a PEFT folder, which `load` reads bit for bit.
+def save(folder: Path, adapters: Params, config: Qwen2Config, base: str, dtype: str = "float32") -> None:
+    """Writes a PEFT folder, which in float32 `load` reads bit for bit.
 
     Every process must call it, since fetching sharded arrays is a collective; only the primary process writes.
 
@@ -167,13 +167,14 @@ def save(folder: Path, adapters: Params, config: Qwen2Config, base: str) -> None
       adapters: {matrix: {"a", "b"}}.
       config: their rank, scale and matrices.
       base: the model that they belong to, as `base_model_name_or_path`.
+      dtype: of the stored adapters, float32 or bfloat16.
     """
     host = jax.tree.map(_to_host, adapters)
     if not collectives.is_primary():
         return
     folder.mkdir(parents=True, exist_ok=True)
     tensors = [
-        _lazy_tensor(_tensor_name(name, layer, part), host[name][part][layer], part)
+        _lazy_tensor(_tensor_name(name, layer, part), host[name][part][layer], part, np.dtype(dtype))
         for layer in range(config.num_layers)
         for name in config.lora_matrices
         for part in "ab"
@@ -200,8 +201,8 @@ def _to_host(array: jax.Array) -> np.ndarray:
     return np.asarray(array)
 
 
-def _lazy_tensor(name: str, values: np.ndarray, part: str) -> LazyTensor:
+def _lazy_tensor(name: str, values: np.ndarray, part: str, dtype: np.dtype) -> LazyTensor:
     """One layer's a [in, r] or b [r, out], as PEFT stores it."""
     matrix = values.reshape(-1, values.shape[-1]) if part == "a" else values.reshape(values.shape[0], -1)
-    stored = matrix.astype(np.float32).T
-    return LazyTensor(name, np.dtype(np.float32), stored.shape, lambda: stored)
+    stored = matrix.astype(dtype).T
+    return LazyTensor(name, dtype, stored.shape, lambda: stored)

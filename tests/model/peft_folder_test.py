@@ -41,6 +41,13 @@ def test_a_saved_folder_loads_to_the_bit(tmp_path: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, loaded, _adapters())
 
 
+def test_adapters_may_be_stored_in_bfloat16(tmp_path: Path) -> None:
+    peft_folder.save(tmp_path, _adapters(), MODEL, "", "bfloat16")
+    loaded = peft_folder.load(tmp_path, MODEL, _shardings(MODEL))
+    rounded = jax.tree.map(lambda x: x.astype("bfloat16").astype("float32"), _adapters())
+    jax.tree.map(np.testing.assert_array_equal, loaded, rounded)
+
+
 def test_a_folder_has_pefts_names_and_shapes(tmp_path: Path) -> None:
     tensors = safetensors.open_file(_saved(tmp_path) / "adapter_model.safetensors")
     assert len(tensors) == 2 * 4 * 2  # layers × matrices × (A, B)
