@@ -24,6 +24,7 @@ from sqlr1_jax.model import tokenizer
 from sqlr1_jax.progress import Progress, print_line
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.result_cache import default_folder
+from sqlr1_jax.terminal import one_line, printable
 
 IDS_SHOWN = 3  # ids per rule in the summary
 
@@ -83,12 +84,12 @@ def summary(result: CheckResult, rules: Sequence[str]) -> str:
     for name, rule in RULES.items():
         if ids := by_rule.get(name):
             action = "left out" if name in rules else "reported"
-            first_ids = ", ".join(ids[:IDS_SHOWN]) + ", …" * (len(ids) > IDS_SHOWN)
+            first_ids = ", ".join(map(one_line, ids[:IDS_SHOWN])) + ", …" * (len(ids) > IDS_SHOWN)
             lines.append(f"{name:<18}{len(ids):>9}  {action:<9} {rule.meaning} ({first_ids})")
     left_out = {finding.id: finding.db_id for finding in result.findings if finding.rule in rules}
     lines += ["", f"{len(left_out)} of {result.num_records} are left out; {result.num_records - len(left_out)} remain."]
     sizes, losses = Counter(example.db_id for example in result.examples), Counter(left_out.values()).most_common()
-    worst = [f"{name} ({count} of {sizes[name]})" for name, count in losses if 2 * count > sizes[name]]
+    worst = [f"{one_line(name)} ({count} of {sizes[name]})" for name, count in losses if 2 * count > sizes[name]]
     if worst:
         lines.append(f"Databases that lose more than half of their examples: {', '.join(worst)}.")
     return "\n".join(lines)
@@ -121,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_jsonl(args.output, excluded, ensure_ascii=False)
     if args.report:
         write_report(args.report, result)
-    print(summary(result, rules))
+    print(printable(summary(result, rules)))
     if args.output:
         print(f"Train without them: --config.data.exclude={args.output}")
 
