@@ -34,8 +34,8 @@ class CheckResult:
     """A data set and every finding in it."""
 
     examples: Sequence[Example]
-    num_records: int  # examples, and records that were set aside
-    findings: Sequence[Finding]
+    set_aside: Sequence[Finding]  # one for each record that could not become an example
+    findings: Sequence[Finding]  # of examples and of those records
     seconds: float
     from_disk: float  # the fraction of queries whose outcome was known from disk
 
@@ -55,7 +55,8 @@ def check(args: argparse.Namespace) -> CheckResult:
     config.check(config.Config(execute=execute_config, data=data_config))
     prompts = PromptRenderer(tokenizer.load(args.tokenizer), data_config) if args.tokenizer else None
     examples, set_aside = read_all_records(args.data, args.databases, args.limit)
-    findings = preflight.record_findings(set_aside)
+    of_records = preflight.record_findings(set_aside)
+    findings = list(of_records)
     report = (lambda line: None) if args.quiet else print_line
     progress = Progress("checking", len(examples), "example", report=report, bar=not args.quiet)
     with Executor(execute_config) as executor, progress:
@@ -65,18 +66,19 @@ def check(args: argparse.Namespace) -> CheckResult:
             progress.update(count)
     order = {example.id: i for i, example in enumerate(examples)}
     findings.sort(key=lambda finding: order.get(finding.id, -1))
-    return CheckResult(examples, len(examples) + len(set_aside), findings, time.monotonic() - start, checks.from_disk)
+    return CheckResult(examples, of_records, findings, time.monotonic() - start, checks.from_disk)
 
 
 def summary(result: CheckResult, rules: Sequence[str]) -> str:
-    """The text that the command prints: the findings by rule, and how many examples remain."""
+    """The text that the command prints: the findings by rule, and how many records remain as examples to learn from."""
     databases = len({example.database for example in result.examples})
     queries = len({(example.database, example.sql) for example in result.examples})
+    num_records = len(result.examples) + len(result.set_aside)
     lines = [
-        f"{result.num_records} records: {len(result.examples)} examples, {queries} gold queries, {databases} databases"
+        f"{num_records} records: {len(result.examples)} examples, {queries} gold queries, {databases} databases"
         f"; {result.seconds:.0f} s, {result.from_disk:.0%} of queries known from disk",
         "",
-        f"{'rule':<18}{'examples':>9}  {'':<9} what it finds",
+        f"{'rule':<18}{'records':>9}  {'':<9} what it finds",
     ]
     by_rule: dict[str, list[str]] = {}
     for finding in result.findings:
@@ -86,13 +88,25 @@ def summary(result: CheckResult, rules: Sequence[str]) -> str:
             action = "left out" if name in rules else "reported"
             first_ids = ", ".join(map(one_line, ids[:IDS_SHOWN])) + ", …" * (len(ids) > IDS_SHOWN)
             lines.append(f"{name:<18}{len(ids):>9}  {action:<9} {rule.meaning} ({first_ids})")
-    left_out = {finding.id: finding.db_id for finding in result.findings if finding.rule in rules}
-    lines += ["", f"{len(left_out)} of {result.num_records} are left out; {result.num_records - len(left_out)} remain."]
-    sizes, losses = Counter(example.db_id for example in result.examples), Counter(left_out.values()).most_common()
-    worst = [f"{one_line(name)} ({count} of {sizes[name]})" for name, count in losses if 2 * count > sizes[name]]
+    return "\n".join([*lines, "", *_losses(result, rules, num_records)])
+
+
+def _losses(result: CheckResult, rules: Sequence[str], num_records: int) -> list[str]:
+    """How many records are left out, cannot be used, and remain, together all; which databases lose most of theirs."""
+    ids = {finding.id for finding in result.findings if finding.rule in rules}
+    lost = Counter(example.db_id for example in result.examples if example.id in ids)
+    lost.update(finding.db_id for finding in result.set_aside if finding.rule in rules)
+    sizes = Counter(record.db_id for records in (result.examples, result.set_aside) for record in records)
+    unusable = sum(finding.rule not in rules for finding in result.set_aside)
+    remain = num_records - lost.total() - unusable
+    also = f"{unusable} more cannot be used; " if unusable else ""
+    lines = [f"{lost.total()} of {num_records} are left out; {also}{remain} remain."]
+    worst = [
+        f"{one_line(name)} ({count} of {sizes[name]})" for name, count in lost.most_common() if 2 * count > sizes[name]
+    ]
     if worst:
-        lines.append(f"Databases that lose more than half of their examples: {', '.join(worst)}.")
-    return "\n".join(lines)
+        lines.append(f"Databases that lose more than half of their records: {', '.join(worst)}.")
+    return lines
 
 
 def write_report(path: Path, result: CheckResult) -> None:

@@ -6,7 +6,7 @@ import logging
 import re
 import unicodedata
 
-# Controls of the order of text (bidi), which can show text in another order than it is: embeddings, overrides, isolates.
+# Controls that show text in another order than it has: bidi embeddings, overrides and isolates.
 _REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _BREAKS = re.compile(r"[\t\n\x0b\x0c\r\x1c-\x1e\x85\u2028\u2029]+")
 

@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-import pytest
-
 from sqlr1_jax import ask, ask_output
 from sqlr1_jax.data import answer
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind

@@ -7,7 +7,6 @@ import enum
 from collections.abc import Mapping
 from typing import Any, Self
 
-
 MAX_ROWS_SHOWN = 20
 MAX_COLUMNS_SHOWN = 50
 MAX_CHARACTERS_SHOWN = 200  # of a text or blob
