@@ -135,6 +135,9 @@ class SftConfig:
     steps: int = 1000  # optimizer steps
     databases: int = 8  # groups per step; a group is a schema with its questions
     questions: int = 8  # largest number of questions in a group
+    # Token limit of an answer; examples with longer ones are left out, because all rows are as long as the longest
+    # example needs. 0: none.
+    max_answer_tokens: int = 4096
     rows: RowsConfig = RowsConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
 

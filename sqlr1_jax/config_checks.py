@@ -132,6 +132,7 @@ RANGES: dict[str, Range] = {
     "sft.steps": STEPS,
     "sft.databases": COUNT,
     "sft.questions": COUNT,
+    "sft.max_answer_tokens": NOT_NEGATIVE,
     **_in_groups(_ROWS, "sft.rows", "grpo.rows"),
     **_in_groups(_OPTIMIZER, "sft.optimizer", "grpo.optimizer"),
     "grpo.steps": STEPS,
@@ -227,6 +228,12 @@ def check_values(config: Config) -> None:
         _check_choice("stages", stage, STAGES)
     for name in ("train", "sft", "evaluate"):
         _check_source(f"data.{name}", getattr(config.data, name))
+    rows, max_tokens = config.grpo.rows, config.grpo.sampling.max_tokens
+    if rows.layout == "shared_prefix" and 0 < rows.segment < max_tokens:
+        raise ConfigError(
+            f"config.grpo.rows.segment is {rows.segment}, but a completion may have "
+            f"config.grpo.sampling.max_tokens={max_tokens} tokens; raise the first or lower the second."
+        )
     if (step := config.export.step) not in ("last", "best") and not step.isdigit():
         raise ConfigError(f"config.export.step is {step!r}; it takes last, best or a step's number.")
 
