@@ -27,6 +27,7 @@ from sqlr1_jax.sql.result_cache import default_folder
 from sqlr1_jax.terminal import one_line, printable
 
 IDS_SHOWN = 3  # ids per rule in the summary
+DATABASES_SHOWN = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,11 +102,11 @@ def _losses(result: CheckResult, rules: Sequence[str], num_records: int) -> list
     remain = num_records - lost.total() - unusable
     also = f"{unusable} more cannot be used; " if unusable else ""
     lines = [f"{lost.total()} of {num_records} are left out; {also}{remain} remain."]
-    worst = [
-        f"{one_line(name)} ({count} of {sizes[name]})" for name, count in lost.most_common() if 2 * count > sizes[name]
-    ]
+    worst = [f"{one_line(name)} ({n} of {sizes[name]})" for name, n in lost.most_common() if 2 * n > sizes[name]]
     if worst:
-        lines.append(f"Databases that lose more than half of their records: {', '.join(worst)}.")
+        more = f" and {len(worst) - DATABASES_SHOWN} more" if len(worst) > DATABASES_SHOWN else ""
+        shown = ", ".join(worst[:DATABASES_SHOWN])
+        lines.append(f"Databases that lose more than half of their records: {shown}{more}.")
     return lines
 
 

@@ -199,6 +199,8 @@ def _unlinked_sources(block: Block) -> list[str]:
 
     Empty if a column's source is unknown, since its condition may link any.
     """
+    if len(block.sources) < 2:
+        return []
     many = [alias for alias in block.sources if not _has_one_row(block, alias)]
     group = {alias: alias for alias in block.sources}  # sources that conditions link have the same group
     for linked in itertools.chain(_join_links(block), _condition_links(block)):

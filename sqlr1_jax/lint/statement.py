@@ -29,7 +29,7 @@ _CROSS_JOIN = re.compile(rf"{OPAQUE}|\b(?P<cross>CROSS\s+JOIN)\b", re.IGNORECASE
 class _Sqlite(SQLite):
     """sqlglot's dialect, except that CAST(x AS DATE) stays a cast: in SQLite it keeps the leading number, the year."""
 
-    class Generator(SQLite.Generator):
+    class Generator(SQLite.Generator):  # type: ignore[misc, valid-type]  # sqlglot assigns it in a metaclass
         """Writes SQL."""
 
         def cast_sql(self, expression: exp.Cast, safe_prefix: str | None = None) -> str:
@@ -146,9 +146,9 @@ class Statement:
         if not isinstance(tree, exp.Query):
             raise StatementError(f"it is not a query but {type(tree).__name__}")
         self.tree: Node = tree
+        self._text = sql
         self._schema = {table.name.lower(): table for table in schema.tables}
         self._ctes = {cte.alias.lower(): cte.this for cte in tree.find_all(exp.CTE)}
-        self.says_cross_join = any(match["cross"] for match in _CROSS_JOIN.finditer(sql))
         self._convert_quoted_strings()
         self._blocks = {id(select): Block(self, select) for select in tree.find_all(exp.Select)}
 
@@ -161,6 +161,11 @@ class Statement:
     def sql(self) -> str:
         """The statement as sqlglot writes it, with which its variants are compared."""
         return write(self.tree)
+
+    @functools.cached_property
+    def says_cross_join(self) -> bool:
+        """Whether its text has the words CROSS JOIN; sqlglot writes a comma before a subquery as such."""
+        return any(match["cross"] for match in _CROSS_JOIN.finditer(self._text))
 
     def block(self, select: exp.Select) -> Block:
         """The block of a SELECT of this statement."""

@@ -81,35 +81,38 @@ def text_number(statement: Statement) -> Iterator[Suspicion]:
     SELECT name FROM clerk WHERE weeks > 20, where weeks is TEXT: '9' passes, '100' does not.
     The variants compare as text and as numbers, if the column holds numbers.
     """
-    for block, node, column, literal in _comparisons(statement):
+    for block, node, column, literals in _comparisons(statement):
         source = block.resolve(column)
         if source is None or source.column is None:
             continue
         column_type, text = affinity(source.column), write(node)
-        is_number = not literal.is_string or bool(_NUMBER.match(literal.name))
-        by_size = not literal.is_string or isinstance(node, _ORDERINGS)  # = '20' is a comparison of texts
+        is_number = all(not literal.is_string or _NUMBER.match(literal.name) for literal in literals)
+        orders = isinstance(node, (*_ORDERINGS, exp.Between))
+        by_size = orders or not literals[0].is_string  # = '20' is a comparison of texts
         if column_type in ("text", "none") and is_number and by_size:
             reason = f"{text} compares text, where '9' > '10': as numbers the result is different"
-            number = exp.Literal.number(literal.name.strip())
-            by_number = statement.rewrite({id(column): _to_real(column), id(literal): number})
+            numbers = {id(literal): exp.Literal.number(literal.name.strip()) for literal in literals}
+            by_number = statement.rewrite({id(column): _to_real(column), **numbers})
             queries = (_holds_numbers(source), statement.sql, by_number)
             yield Suspicion("text_number", reason, queries, lambda o: is_true(o[:1]) and differ(o[1:]))
-        if column_type in ("integer", "real") and not is_number and isinstance(node, _ORDERINGS):
+        if column_type in ("integer", "real") and not is_number and orders:
             reason = f"{text} compares numbers with a word, and every number is less than any text"
             name, table = _sql_names(source)
             has_no_text = f"SELECT NOT EXISTS(SELECT 1 FROM {table} WHERE typeof({name}) = 'text')"
             yield Suspicion("text_number", reason, (has_no_text,), is_true)
 
 
-def _comparisons(statement: Statement) -> Iterator[tuple[Block, Node, Node, Node]]:
-    """Comparisons of a column with a literal: (block, comparison, column, literal)."""
+def _comparisons(statement: Statement) -> Iterator[tuple[Block, Node, exp.Column, list[exp.Literal]]]:
+    """Comparisons of a column with a literal, or BETWEEN two: (block, comparison, column, literals)."""
     for block in statement.blocks:
         for node in block.own_nodes():
             sides = [node.this, node.expression] if isinstance(node, _COMPARISONS) else []
+            if isinstance(node, exp.Between):
+                sides = [node.this, node.args["low"], node.args["high"]]
             columns = [side for side in sides if isinstance(side, exp.Column)]
             literals = [side for side in sides if isinstance(side, exp.Literal)]
-            if columns and literals:
-                yield block, node, columns[0], literals[0]
+            if columns and literals and len(columns) + len(literals) == len(sides):
+                yield block, node, columns[0], literals
 
 
 def _to_real(node: Node) -> Node:
@@ -125,19 +128,31 @@ def text_order(statement: Statement) -> Iterator[Suspicion]:
     """
     for block in statement.blocks:
         for node in block.own_nodes():
-            source = block.resolve(node.this) if isinstance(node, exp.Ordered | exp.Max | exp.Min) else None
-            if source and source.column and affinity(source.column) == "text":
-                yield _text_order(statement, source, node)
+            if isinstance(node, exp.Max | exp.Min) and (source := _text_column(block, node.this)):
+                # Both variants give a real number. If their types differed, SQLite would convert the other side of a
+                # comparison differently in each.
+                exact = type(node)(this=_to_real(node.this))
+                variants = tuple(statement.rewrite({id(node): _to_real(value)}) for value in (node, exact))
+                yield _text_order(source, node, variants)
+            elif isinstance(node, exp.Ordered):
+                term = block.aliases.get(node.this.name.lower(), node.this) if _is_bare_name(node.this) else node.this
+                column = term.this if isinstance(term, exp.Max | exp.Min) else term
+                if source := _text_column(block, column):
+                    number = _to_real(column) if term is column else type(term)(this=_to_real(column))
+                    yield _text_order(source, node, (statement.sql, statement.rewrite({id(node.this): number})))
 
 
-def _text_order(statement: Statement, source: ColumnSource, node: Node) -> Suspicion:
-    if isinstance(node, exp.Ordered):
-        variants = statement.sql, statement.rewrite({id(node.this): _to_real(node.this)})
-    else:
-        # Both variants give a real number. If their types differed, SQLite would convert the other side of a comparison
-        # differently in each.
-        by_number = type(node)(this=_to_real(node.this))
-        variants = statement.rewrite({id(node): _to_real(node)}), statement.rewrite({id(node): _to_real(by_number)})
+def _is_bare_name(node: Node) -> bool:
+    return isinstance(node, exp.Column) and not node.table
+
+
+def _text_column(block: Block, node: Node) -> ColumnSource | None:
+    """The source of a node, if it is a column that is declared as text."""
+    source = block.resolve(node)
+    return source if source and source.column and affinity(source.column) == "text" else None
+
+
+def _text_order(source: ColumnSource, node: Node, variants: tuple[str, ...]) -> Suspicion:
     reason = f"{write(node)} orders numbers as text, where '9' is greater than '10'"
     queries = (_holds_numbers(source), *variants)
     return Suspicion("text_order", reason, queries, lambda o: is_true(o[:1]) and differ_in_order(o[1:]))
