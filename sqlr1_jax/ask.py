@@ -29,6 +29,7 @@ from sqlr1_jax.sql.answers import submit_answer
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 from sqlr1_jax.sql.vote import vote
+from sqlr1_jax.terminal import printable
 
 DECODE_STEPS_PER_SYNC = 4  # tokens between two pieces of streamed text
 # Prefilling a schema of 2048 tokens then takes 150 MB of temporaries instead of 530, for the 0.5B in float32.
@@ -238,7 +239,7 @@ def hold_session(asker: Asker, executor: Executor, args: argparse.Namespace) -> 
             if args.json:
                 print(json.dumps({"error": str(error)}), flush=True)
             else:
-                print(f"{error.prefix}{error}", file=sys.stderr, flush=True)
+                print(printable(f"{error.prefix}{error}"), file=sys.stderr, flush=True)
         except KeyboardInterrupt:
             print(json.dumps({"error": "interrupted"}) if args.json else "", flush=True)
         if not args.json:
@@ -261,7 +262,7 @@ def _questions(prompt: str) -> Iterator[str]:
 
 
 def _write(piece: str) -> None:
-    print(ask_output.printable(piece), end="", flush=True)
+    print(printable(piece), end="", flush=True)
 
 
 def _write_progress(count: int, votes: int) -> None:

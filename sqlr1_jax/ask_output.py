@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
-import unicodedata
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
+from sqlr1_jax.sql.outcome import MAX_CHARACTERS_SHOWN, MAX_COLUMNS_SHOWN, Outcome, OutcomeKind
+from sqlr1_jax.terminal import display_width, one_line, printable
 
 if TYPE_CHECKING:
     from sqlr1_jax.ask import Reply
@@ -48,14 +47,6 @@ class TextStream:
             self._written = len(text)
 
 
-def printable(text: str) -> str:
-    """The text without control characters, which could move a terminal's cursor or change its state.
-
-    Newlines and tabs stay.
-    """
-    return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")
-
-
 def show(reply: Reply, streamed: bool = False) -> str:
     """The reply as text for a terminal.
 
@@ -78,32 +69,54 @@ def show(reply: Reply, streamed: bool = False) -> str:
 
 
 def table(outcome: Outcome) -> str:
-    """A result as aligned columns, numbers to the right, with the number of rows below."""
-    header, cells = [_cell(name) for name in outcome.columns], [[_cell(cell) for cell in row] for row in outcome.rows]
-    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    right = [all(isinstance(value, int | float) for value in column) for column in zip(*outcome.rows, strict=True)]
-    aligns = [str.rjust if is_number else str.ljust for is_number in right] or [str.ljust] * len(widths)
-    lines = [
-        " | ".join(align(cell, width) for align, cell, width in zip(aligns, row, widths, strict=True)).rstrip()
-        for row in [header, *cells]
-    ]
+    """A result as aligned columns, numbers to the right, with the number of rows below.
+
+    An outcome has only the first rows, and of these the first MAX_COLUMNS_SHOWN columns; the last line says so.
+    """
+    names = outcome.columns[:MAX_COLUMNS_SHOWN]
+    columns = list(zip(*outcome.rows, strict=True)) or [()] * len(names)
+    texts = [[_cell(cell) for cell in (name, *column)] for name, column in zip(names, columns, strict=True)]
+    widths = [max(map(display_width, column)) for column in texts]
+    right = [bool(column) and all(isinstance(cell, int | float) for cell in column) for column in columns]
+    padded = [[_pad(cell, width, r) for cell in column] for column, width, r in zip(texts, widths, right, strict=True)]
+    lines = [" | ".join(row).rstrip() for row in zip(*padded, strict=True)]
     lines.insert(1, "-+-".join("-" * width for width in widths))
-    more = f", the first {len(cells)} shown" if outcome.row_count > len(cells) else ""
-    return "\n".join([*lines, f"({outcome.row_count} row{'s' * (outcome.row_count != 1)}{more})"])
+    return "\n".join([*lines, _size(outcome)])
+
+
+def _size(outcome: Outcome) -> str:
+    """How many rows the result has, and how many of its rows and columns are shown."""
+    parts = [f"{outcome.row_count} row{'s' * (outcome.row_count != 1)}"]
+    if outcome.row_count > len(outcome.rows):
+        parts.append(f"the first {len(outcome.rows)} shown")
+    if len(outcome.columns) > MAX_COLUMNS_SHOWN:
+        parts.append(f"the first {MAX_COLUMNS_SHOWN} of {len(outcome.columns)} columns shown")
+    return f"({', '.join(parts)})"
 
 
 def _cell(value: object) -> str:
-    """A cell's text on one line."""
-    return "NULL" if value is None else printable(re.sub(r"[\n\r\t]+", " ", str(value)))
+    """A cell's text on one line; a column's name may be a whole expression, so it is cut like a cell."""
+    text = "NULL" if value is None else one_line(str(value))
+    return text if len(text) <= MAX_CHARACTERS_SHOWN + 1 else f"{text[:MAX_CHARACTERS_SHOWN]}…"
+
+
+def _pad(text: str, width: int, right: bool) -> str:
+    blanks = " " * (width - display_width(text))
+    return blanks + text if right else text + blanks
 
 
 def as_json(reply: Reply) -> str:
-    """The reply as one line of JSON. `rows` has the first of `row_count` rows; blobs are text such as x'0aff'."""
+    """The reply as one line of JSON.
+
+    `rows` has the first of `row_count` rows, and `columns` the names of their first cells: those shown of
+    `column_count`. Blobs are text such as x'0aff'.
+    """
     outcome = reply.outcome
     return json.dumps(
         {
             "sql": reply.answer.sql,
-            "columns": outcome.columns,
+            "columns": outcome.columns[:MAX_COLUMNS_SHOWN],
+            "column_count": len(outcome.columns),
             "rows": outcome.rows,
             "row_count": outcome.row_count,
             "outcome": outcome.kind,

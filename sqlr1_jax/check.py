@@ -24,8 +24,10 @@ from sqlr1_jax.model import tokenizer
 from sqlr1_jax.progress import Progress, print_line
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.result_cache import default_folder
+from sqlr1_jax.terminal import one_line, printable
 
 IDS_SHOWN = 3  # ids per rule in the summary
+DATABASES_SHOWN = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +35,8 @@ class CheckResult:
     """A data set and every finding in it."""
 
     examples: Sequence[Example]
-    num_records: int  # examples, and records that were set aside
-    findings: Sequence[Finding]
+    set_aside: Sequence[Finding]  # one for each record that could not become an example
+    findings: Sequence[Finding]  # of examples and of those records
     seconds: float
     from_disk: float  # the fraction of queries whose outcome was known from disk
 
@@ -54,7 +56,8 @@ def check(args: argparse.Namespace) -> CheckResult:
     config.check(config.Config(execute=execute_config, data=data_config))
     prompts = PromptRenderer(tokenizer.load(args.tokenizer), data_config) if args.tokenizer else None
     examples, set_aside = read_all_records(args.data, args.databases, args.limit)
-    findings = preflight.record_findings(set_aside)
+    of_records = preflight.record_findings(set_aside)
+    findings = list(of_records)
     report = (lambda line: None) if args.quiet else print_line
     progress = Progress("checking", len(examples), "example", report=report, bar=not args.quiet)
     with Executor(execute_config) as executor, progress:
@@ -64,18 +67,19 @@ def check(args: argparse.Namespace) -> CheckResult:
             progress.update(count)
     order = {example.id: i for i, example in enumerate(examples)}
     findings.sort(key=lambda finding: order.get(finding.id, -1))
-    return CheckResult(examples, len(examples) + len(set_aside), findings, time.monotonic() - start, checks.from_disk)
+    return CheckResult(examples, of_records, findings, time.monotonic() - start, checks.from_disk)
 
 
 def summary(result: CheckResult, rules: Sequence[str]) -> str:
-    """The text that the command prints: the findings by rule, and how many examples remain."""
+    """The text that the command prints: the findings by rule, and how many records remain as examples to learn from."""
     databases = len({example.database for example in result.examples})
     queries = len({(example.database, example.sql) for example in result.examples})
+    num_records = len(result.examples) + len(result.set_aside)
     lines = [
-        f"{result.num_records} records: {len(result.examples)} examples, {queries} gold queries, {databases} databases"
+        f"{num_records} records: {len(result.examples)} examples, {queries} gold queries, {databases} databases"
         f"; {result.seconds:.0f} s, {result.from_disk:.0%} of queries known from disk",
         "",
-        f"{'rule':<18}{'examples':>9}  {'':<9} what it finds",
+        f"{'rule':<18}{'records':>9}  {'':<9} what it finds",
     ]
     by_rule: dict[str, list[str]] = {}
     for finding in result.findings:
@@ -83,15 +87,27 @@ def summary(result: CheckResult, rules: Sequence[str]) -> str:
     for name, rule in RULES.items():
         if ids := by_rule.get(name):
             action = "left out" if name in rules else "reported"
-            first_ids = ", ".join(ids[:IDS_SHOWN]) + ", …" * (len(ids) > IDS_SHOWN)
+            first_ids = ", ".join(map(one_line, ids[:IDS_SHOWN])) + ", …" * (len(ids) > IDS_SHOWN)
             lines.append(f"{name:<18}{len(ids):>9}  {action:<9} {rule.meaning} ({first_ids})")
-    left_out = {finding.id: finding.db_id for finding in result.findings if finding.rule in rules}
-    lines += ["", f"{len(left_out)} of {result.num_records} are left out; {result.num_records - len(left_out)} remain."]
-    sizes, losses = Counter(example.db_id for example in result.examples), Counter(left_out.values()).most_common()
-    worst = [f"{name} ({count} of {sizes[name]})" for name, count in losses if 2 * count > sizes[name]]
+    return "\n".join([*lines, "", *_losses(result, rules, num_records)])
+
+
+def _losses(result: CheckResult, rules: Sequence[str], num_records: int) -> list[str]:
+    """How many records are left out, cannot be used, and remain, together all; which databases lose most of theirs."""
+    ids = {finding.id for finding in result.findings if finding.rule in rules}
+    lost = Counter(example.db_id for example in result.examples if example.id in ids)
+    lost.update(finding.db_id for finding in result.set_aside if finding.rule in rules)
+    sizes = Counter(record.db_id for records in (result.examples, result.set_aside) for record in records)
+    unusable = sum(finding.rule not in rules for finding in result.set_aside)
+    remain = num_records - lost.total() - unusable
+    also = f"{unusable} more cannot be used; " if unusable else ""
+    lines = [f"{lost.total()} of {num_records} are left out; {also}{remain} remain."]
+    worst = [f"{one_line(name)} ({n} of {sizes[name]})" for name, n in lost.most_common() if 2 * n > sizes[name]]
     if worst:
-        lines.append(f"Databases that lose more than half of their examples: {', '.join(worst)}.")
-    return "\n".join(lines)
+        more = f" and {len(worst) - DATABASES_SHOWN} more" if len(worst) > DATABASES_SHOWN else ""
+        shown = ", ".join(worst[:DATABASES_SHOWN])
+        lines.append(f"Databases that lose more than half of their records: {shown}{more}.")
+    return lines
 
 
 def write_report(path: Path, result: CheckResult) -> None:
@@ -121,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_jsonl(args.output, [finding | source for finding in findings], ensure_ascii=False)
     if args.report:
         write_report(args.report, result)
-    print(summary(result, rules))
+    print(printable(summary(result, rules)))
     if args.output:
         print(f"Train without them: --config.data.exclude={args.output}")
 

@@ -106,9 +106,6 @@ class DataConfig:
     # Instructions in the prompt `ours`. full: also explains the answer form, for a model that was not trained on it.
     instructions: str = "brief"
     max_prompt_tokens: int = 4096  # prompts with more tokens get a shorter schema format, or count as over budget
-    # Training leaves out questions whose prompts have more tokens, since the longest prompt sets the size of every row;
-    # 0: none.
-    max_training_prompt_tokens: int = 0
     synth: SynthConfig = SynthConfig()
 
 
@@ -155,6 +152,9 @@ class SftConfig:
     steps: int = 1000  # optimizer steps
     databases: int = 8  # groups per step; a group is a schema with its questions
     questions: int = 8  # largest number of questions in a group
+    # Token limit of an answer; examples with longer ones are left out, because all rows are as long as the longest
+    # example needs. 0: none.
+    max_answer_tokens: int = 4096
     rows: RowsConfig = RowsConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
 
@@ -288,7 +288,7 @@ class ExecuteConfig:
 class EvaluateConfig:
     """Evaluation on the held-out questions."""
 
-    every: int = 50  # GRPO steps between greedy evaluations on the subset; 0: none
+    every: int = 50  # GRPO steps between greedy evaluations on the subset; the last step has one too; 0: none
     subset: int = 200  # questions in that subset of the held-out set
     databases: int = 0  # databases to evaluate on, each with all its questions, chosen by seed; 0: all
     limit: int = 0  # the most questions to evaluate, drawn in turns from the databases by seed; 0: all

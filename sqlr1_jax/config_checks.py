@@ -130,7 +130,6 @@ RANGES: dict[str, Range] = {
     "mesh.tensor": COUNT,
     "data.limit": NOT_NEGATIVE,
     "data.max_prompt_tokens": COUNT,
-    "data.max_training_prompt_tokens": NOT_NEGATIVE,
     "data.synth.sft_databases": COUNT,
     "data.synth.sft_questions": COUNT,
     "data.synth.grpo_databases": COUNT,
@@ -144,6 +143,7 @@ RANGES: dict[str, Range] = {
     "sft.steps": STEPS,
     "sft.databases": COUNT,
     "sft.questions": COUNT,
+    "sft.max_answer_tokens": NOT_NEGATIVE,
     **_in_groups(_ROWS, "sft.rows", "grpo.rows"),
     **_in_groups(_OPTIMIZER, "sft.optimizer", "grpo.optimizer"),
     "grpo.steps": STEPS,
@@ -251,6 +251,12 @@ def check_values(config: Config) -> None:
     for name in ("train", "sft", "evaluate"):
         _check_source(f"data.{name}", getattr(config.data, name))
     _check_lora(config)
+    rows, max_tokens = config.grpo.rows, config.grpo.sampling.max_tokens
+    if rows.layout == "shared_prefix" and 0 < rows.segment < max_tokens:
+        raise ConfigError(
+            f"config.grpo.rows.segment is {rows.segment}, but a completion may have "
+            f"config.grpo.sampling.max_tokens={max_tokens} tokens; raise the first or lower the second."
+        )
     if (step := config.export.step) not in ("last", "best") and not step.isdigit():
         raise ConfigError(f"config.export.step is {step!r}; it takes last, best or a step's number.")
     _check_groups(config.grpo)

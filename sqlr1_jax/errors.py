@@ -1,4 +1,4 @@
-"""The base of this package's errors, and how a command ends on one. Imports nothing of the package."""
+"""The base of this package's errors, and how a command ends on one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from typing import ClassVar
+
+from sqlr1_jax.terminal import printable
 
 
 class Sqlr1Error(Exception):
@@ -25,9 +27,10 @@ class ConfigError(Sqlr1Error, ValueError):
 def exit_on_error() -> Iterator[None]:
     """Ends the process with status 1 and one line on standard error if the block raises a `Sqlr1Error`.
 
+    The line has no control characters: messages quote names, records and SQL of files.
     Decorates each command's `main`. Any other exception is a bug and keeps its traceback.
     """
     try:
         yield
     except Sqlr1Error as error:
-        sys.exit(f"{error.prefix}{error}")
+        sys.exit(printable(f"{error.prefix}{error}"))

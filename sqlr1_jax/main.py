@@ -21,6 +21,7 @@ from sqlr1_jax.config_checks import RENAMED
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.errors import ConfigError, exit_on_error
 from sqlr1_jax.io import user_path, write_json
+from sqlr1_jax.terminal import PrintableFormatter
 
 log = logging.getLogger("sqlr1_jax")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, as in configs/grpo.py:smoke.")
@@ -84,7 +85,7 @@ def _has_results(workdir: Path) -> bool:
 def log_to(workdir: Path) -> None:
     """Sends log lines to the console and to <workdir>/log.txt; on hosts other than the first, only warnings."""
     workdir.mkdir(parents=True, exist_ok=True)
-    line = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+    line = PrintableFormatter("%(asctime)s %(message)s", "%H:%M:%S")
     console, file = logging.StreamHandler(sys.stdout), logging.FileHandler(workdir / "log.txt", delay=True)
     for handler in (console, file) if collectives.is_primary() else (console,):
         handler.setFormatter(line)

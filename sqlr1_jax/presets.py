@@ -68,20 +68,18 @@ def _laptop(config: ConfigDict) -> None:
     config.model.update(size="0.5b", remat="none", query_chunk=256)
     config.model.lora.update(rank=8, alpha=16.0)
     config.model.logits_chunk = 256
-    config.data.update(
-        form="direct", schema="fixed", instructions="full", max_prompt_tokens=4096, max_training_prompt_tokens=640
-    )
+    config.data.update(form="direct", schema="fixed", instructions="full", max_prompt_tokens=4096)
     config.stages = ("grpo", "evaluate", "export")
     config.export.update(form="adapter", dtype="bfloat16")
     config.sft.update(steps=60, databases=4)
     config.sft.optimizer.update(learning_rate=2e-4, schedule="linear", warmup_steps=3)
-    config.sft.rows.update(per_microbatch=1, segment_buckets=4)
+    config.sft.rows.update(per_microbatch=1, segment_buckets=4, prefix=512, segment=128)
     config.grpo.update(steps=60, prompts=8, samples=8, kl=0.0, entropy=0.0)
     # Sampled at 1.0, the model is right half as often as when it decodes greedily, as it will be used.
-    config.grpo.sampling.update(temperature=0.7, max_tokens=96)
+    config.grpo.sampling.update(temperature=0.8, max_tokens=64)
     config.grpo.advantage.keep = "varied"
     config.grpo.reward.length = 0.0
-    config.grpo.rows.update(per_microbatch=1, segment_buckets=4)
+    config.grpo.rows.update(per_microbatch=1, segment_buckets=4, prefix=448)
     config.grpo.optimizer.update(learning_rate=1e-4, warmup_steps=2)
     config.evaluate.every = 0
     config.checkpoint.every = 5

@@ -11,6 +11,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from sqlr1_jax.terminal import printable
+
 log = logging.getLogger(__name__)
 LOG_SECONDS = 30.0
 
@@ -86,7 +88,7 @@ class Progress:
 
 def print_line(line: str) -> None:
     """Prints to the error stream, where the lines of commands go whose result is on standard output."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def _duration(seconds: float) -> str:

@@ -25,6 +25,7 @@ from sqlr1_jax.io import user_path, write_jsonl
 from sqlr1_jax.sql import backends
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import OutcomeKind
+from sqlr1_jax.terminal import printable
 
 # SQLite steps per query, about 10 s and 30 s: gold queries are trusted to end, and databases may be large. The official
 # code waits 30 s.
@@ -139,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result, lines = score(args.metric, args.gold, args.predictions, databases, protocol, config)
     if args.output:
         write_jsonl(args.output, lines)
-    print(json.dumps(result) if args.json else format_table(result))
+    print(json.dumps(result) if args.json else printable(format_table(result)))
 
 
 def _metric_names(text: str) -> list[str]:

@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-import pytest
-
 from sqlr1_jax import ask, ask_output
 from sqlr1_jax.data import answer
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
@@ -39,14 +37,6 @@ def test_a_stream_ends_with_what_it_held_back() -> None:
     assert pieces == ["a", "\ufffd"]
 
 
-@pytest.mark.parametrize(
-    ("text", "printed"),
-    [("a\tb\nc", "a\tb\nc"), ("\x1b[31mred\x1b[0m", "[31mred[0m"), ("a\r\x00\x07\x7f\x9bb", "ab"), ("é ☃", "é ☃")],
-)
-def test_control_characters_are_not_printed(text: str, printed: str) -> None:
-    assert ask_output.printable(text) == printed
-
-
 def test_control_characters_of_answer_and_cells_are_not_printed() -> None:
     outcome = Outcome(
         OutcomeKind.OK, rows=(("a\x1b]0;title\x07b",), ("two\r\nlines",)), columns=("x\x1b",), row_count=2
@@ -58,6 +48,33 @@ def test_control_characters_of_answer_and_cells_are_not_printed() -> None:
 def test_a_long_result_says_how_long() -> None:
     outcome = Outcome(OutcomeKind.OK, rows=((None, "a"), (2.5, "b")), columns=("x", "name"), row_count=900)
     assert ask_output.table(outcome) == "x    | name\n-----+-----\nNULL | a\n2.5  | b\n(900 rows, the first 2 shown)"
+
+
+def test_a_wide_result_shows_its_first_columns() -> None:
+    names = tuple(f"c{i}" for i in range(60))
+    outcome = Outcome(OutcomeKind.OK, rows=(tuple(range(50)),), columns=names, row_count=1)
+    header, _, row, size = ask_output.table(outcome).split("\n")
+    assert [name.strip() for name in header.split("|")] == [f"c{i}" for i in range(50)]
+    assert [cell.strip() for cell in row.split("|")] == [str(i) for i in range(50)]
+    assert size == "(1 row, the first 50 of 60 columns shown)"
+    no_rows = ask_output.table(Outcome(OutcomeKind.OK, columns=names)).split("\n")
+    assert no_rows[0].endswith("| c49")
+    assert no_rows[2] == "(0 rows, the first 50 of 60 columns shown)"
+    found = json.loads(ask_output.as_json(_reply("SELECT 1", outcome)))
+    assert (len(found["columns"]), found["column_count"], len(found["rows"][0])) == (50, 60, 50)
+
+
+def test_columns_are_aligned_by_the_width_of_their_characters() -> None:
+    outcome = Outcome(OutcomeKind.OK, rows=(("日本", "x"), ("e\u0301", "y")), columns=("a", "b"), row_count=2)
+    assert ask_output.table(outcome) == "a    | b\n-----+--\n日本 | x\ne\u0301    | y\n(2 rows)"
+
+
+def test_names_and_cells_stay_on_one_line_of_bounded_length() -> None:
+    name = "'a\x85b\u2028c' || " + "x" * 500
+    outcome = Outcome(OutcomeKind.OK, rows=(("two\x0blines\u202e",),), columns=(name,), row_count=1)
+    header, _, row, _ = ask_output.table(outcome).split("\n")
+    assert len(header.splitlines()) == len(row.splitlines()) == 1
+    assert (len(header), row) == (201, "two lines")
 
 
 def test_an_empty_result_keeps_its_columns() -> None:
@@ -88,6 +105,7 @@ def test_json_has_null_numbers_and_text() -> None:
     assert json.loads(line) == {
         "sql": "SELECT é",
         "columns": ["a", "b", "c"],
+        "column_count": 3,
         "rows": [[None, 2.5, "x'0aff'"], [1, 2, "\x1b"]],
         "row_count": 7,
         "outcome": "ok",

@@ -79,7 +79,7 @@ def test_training_leaves_out_the_examples_of_the_list(
     text = capsys.readouterr().out
     assert text.startswith("23 records: 23 examples, 23 gold queries, 1 databases; ")
     assert "16 of 23 are left out; 7 remain." in text
-    assert "Databases that lose more than half of their examples: shop (16 of 23)." in text
+    assert "Databases that lose more than half of their records: shop (16 of 23)." in text
     assert f"Train without them: --config.data.exclude={excluded}" in text
     assert "\nties                      2  left out  LIMIT keeps some of several rows that tie (q6, q7)\n" in text
 
@@ -117,6 +117,21 @@ def test_a_record_without_a_database_is_left_out(tmp_path: Path) -> None:
             "source": f"{tmp_path}/data.jsonl",
         }
     ]
+
+
+def test_the_counts_of_the_summary_add_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of eight records one has no SQL, two have no database, and one example of the other four is left out."""
+    make_shop(tmp_path / "databases")
+    queries = {"a": "SELECT 1", "b": "", "c": "SELECT date('now')", "d": "SELECT 2", "e": "SELECT 3", "f": "SELECT 4"}
+    lines = [{"id": i, "db_id": "shop", "question": "?", "sql": sql} for i, sql in queries.items()]
+    lines += [{"id": i, "db_id": "lost", "question": "?", "sql": "SELECT 1"} for i in ("g", "h")]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run(f"jsonl:{tmp_path}/data.jsonl", tmp_path)
+    text = capsys.readouterr().out
+    assert text.startswith("8 records: 5 examples, ")
+    assert "3 of 8 are left out; 1 more cannot be used; 4 remain." in text
+    assert "Databases that lose more than half of their records: lost (2 of 2)." in text
+    assert len(example.read_examples(f"jsonl:{tmp_path}/data.jsonl", exclude=f"{tmp_path}/exclude.jsonl")) == 4
 
 
 @pytest.mark.parametrize(

@@ -151,3 +151,13 @@ def test_the_old_name_of_a_value_is_answered_with_the_new_one(path: str, old: ob
 def test_a_removed_setting_says_why() -> None:
     with pytest.raises(ConfigError, match=r"config\.grpo\.ahead was removed: .* leave the setting out"):
         config.freeze({"grpo": {"ahead": True}})
+
+
+def test_a_completion_fits_its_segment() -> None:
+    rows = dataclasses.replace(config.Config().grpo.rows, segment=64)
+    sampling = dataclasses.replace(config.Config().grpo.sampling, max_tokens=65)
+    grpo_config = dataclasses.replace(config.Config().grpo, rows=rows, sampling=sampling)
+    with pytest.raises(ConfigError, match=r"grpo\.rows\.segment is 64, but a completion may have .*max_tokens=65"):
+        config.check(dataclasses.replace(config.Config(), grpo=grpo_config))
+    packed = dataclasses.replace(grpo_config, rows=dataclasses.replace(rows, layout="packed"))
+    config.check(dataclasses.replace(config.Config(), grpo=packed))

@@ -35,10 +35,10 @@ def test_every_exception_has_the_one_base() -> None:
     assert not strays
 
 
-def test_errors_module_imports_nothing_of_the_package() -> None:
+def test_errors_module_imports_only_the_cleaning_of_text() -> None:
     code = "import sys, sqlr1_jax.errors; print(*(name for name in sys.modules if name.startswith('sqlr1_jax')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["sqlr1_jax", "sqlr1_jax.errors"]
+    assert done.stdout.split() == ["sqlr1_jax", "sqlr1_jax.terminal", "sqlr1_jax.errors"]
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,7 @@ def test_errors_module_imports_nothing_of_the_package() -> None:
     [
         ("errors.ConfigError('config.seed is 1.5; it takes a int.')", "error: config.seed is 1.5; it takes a int.\n"),
         ("interrupt.Interrupted('stopped after step 3')", "stopped after step 3\n"),
+        (r"errors.ConfigError('no such table: \x1b[2Jx')", "error: no such table: [2Jx\n"),
     ],
 )
 def test_a_command_prints_one_line_and_exits_with_1(raised: str, printed: str) -> None:

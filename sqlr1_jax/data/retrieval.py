@@ -4,7 +4,8 @@ The steps (docs/method.md, section 10):
 
 1. Values that the question cannot contain are dropped. At most two words of a value may be missing from the question,
    because the value may begin and end inside a word of the question.
-2. BM25 ranks the other values for every run of 1 to 8 words of the question.
+2. BM25 ranks the other values for every run of 1 to 8 words of the question. In a script without blanks between words,
+   such as Chinese, each character counts as a word, so the runs are its character n-grams.
 3. The best values of each run are kept if their longest common substring with the question covers most of the value.
 
 BM25 is a few lines of numpy here, because the package for it (bm25s) starts JAX, and with it the accelerator, in every
@@ -29,6 +30,13 @@ MIN_COVERAGE = 0.85  # fraction of a value that its longest common substring wit
 MAX_VALUES = 20  # per question
 CANDIDATES_PER_RUN = 10  # values per run of words: those that BM25 ranks highest
 K1, B = 1.5, 0.75  # BM25's saturation and length normalization, their usual values
+
+# Characters of scripts that set no blanks between words: Thai and Lao, Tibetan, Burmese, Khmer, Japanese and Chinese.
+_UNSPACED = (
+    "\u0e01-\u0eff\u0f40-\u0fbc\u1000-\u109f\u1780-\u17dd\u3005-\u3007\u3041-\u312f\u31a0-\u31bf\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -84,8 +92,9 @@ class Index:
         for start in range(len(words)):
             for end in range(start + 1, min(start + MAX_RUN_WORDS, len(words)) + 1):
                 run_scores = scores_WV[start:end].sum(axis=0)
-                best = np.argsort(-run_scores, kind="stable")[:CANDIDATES_PER_RUN]
-                chosen.update(values[best[run_scores[best] > 0]].tolist())
+                matched = np.flatnonzero(run_scores)
+                best = matched[np.argsort(-run_scores[matched], kind="stable")[:CANDIDATES_PER_RUN]]
+                chosen.update(values[best].tolist())
         return {self._values[i] for i in chosen}
 
     def _scores(self, words: Sequence[str]) -> tuple[Floats, Ints]:
@@ -107,8 +116,8 @@ class Index:
 
 
 def words_of(text: str) -> list[str]:
-    """The text's words in lower case."""
-    return re.findall(r"\w+", text.lower())
+    """The text's words in lower case; a character of a script without blanks is a word of its own."""
+    return _WORD.findall(text.lower())
 
 
 def coverage(value: str, question: str) -> float:

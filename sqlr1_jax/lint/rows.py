@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sqlglot import exp
 
 from sqlr1_jax.data.schema import Table
-from sqlr1_jax.lint.statement import Block, Key, Statement, is_aggregate, write
+from sqlr1_jax.lint.statement import Block, Key, Statement, is_in_key, write
 from sqlr1_jax.lint.suspicion import Suspicion, agree, differ, differ_in_order, is_true
 
 if TYPE_CHECKING:
@@ -126,19 +126,9 @@ def _bare_columns(block: Block) -> list[Node]:
             is_alias = not column.table and column.name.lower() in block.aliases
             if is_alias and root not in block.select.expressions:
                 continue
-            if not (column.find_ancestor(exp.AggFunc, exp.Window) or _is_in_key(column, root, keys)):
+            if not (column.find_ancestor(exp.AggFunc, exp.Window) or is_in_key(column, root, keys)):
                 bare.append(column)
     return bare
-
-
-def _is_in_key(column: Node, root: Node, keys: set[str]) -> bool:
-    """Whether the column is part of an expression, below `root`, that the query groups by."""
-    node: Node | None = column
-    while node is not None and node is not root.parent:
-        if write(node).lower() in keys:
-            return True
-        node = node.parent
-    return False
 
 
 def _aggregate_columns(statement: Statement, columns: Sequence[Node], function: type[Node]) -> str:
@@ -194,6 +184,8 @@ def cross_join(statement: Statement) -> Iterator[Suspicion]:
     """Sources of one FROM that no condition links, so every row of one is joined to every row of the other.
 
     SELECT count(*) FROM clerk JOIN shop has no ON; in JOIN shop T2 ON T2.id = T2.id the condition links nothing.
+    These are meant as they are: a source with one row (a total, a row chosen by its primary key), a table-valued
+    function (json_each, which reads a column of a source before it), and a subquery or CTE after the words CROSS JOIN.
     """
     for block in statement.blocks:
         unlinked = _unlinked_sources(block)
@@ -203,32 +195,45 @@ def cross_join(statement: Statement) -> Iterator[Suspicion]:
 
 
 def _unlinked_sources(block: Block) -> list[str]:
-    """The aliases of the sources that no chain of conditions links to the first source.
+    """The aliases of the sources with several rows that no chain of conditions links to the first of them.
 
     Empty if a column's source is unknown, since its condition may link any.
     """
-    aliases = list(block.sources)
-    group = {alias: alias for alias in aliases}  # sources that conditions link have the same group
-
-    def link(linked: Sequence[str]) -> None:
+    if len(block.sources) < 2:
+        return []
+    many = [alias for alias in block.sources if not _has_one_row(block, alias)]
+    group = {alias: alias for alias in block.sources}  # sources that conditions link have the same group
+    for linked in itertools.chain(_join_links(block), _condition_links(block)):
+        if linked is None:
+            return []
         merged = {group[alias] for alias in linked}
-        for alias in aliases:
-            if group[alias] in merged:
-                group[alias] = group[linked[0]]
+        group = {alias: linked[0] if name in merged else name for alias, name in group.items()}
+    return [alias for alias in many[1:] if group[alias] != group[many[0]]]
 
+
+def _join_links(block: Block) -> Iterator[list[str]]:
+    """The aliases that each join links by itself: by USING or NATURAL, or because a product is meant."""
+    aliases = list(block.sources)
     for i, join in enumerate(block.joins, len(aliases) - len(block.joins)):
         if join.args.get("using") or join.args.get("method"):  # method: NATURAL
-            link(aliases[max(i - 1, 0) : i + 1])
+            yield aliases[max(i - 1, 0) : i + 1]
+    for i, (alias, source) in enumerate(block.sources.items()):
+        if _is_function(source):
+            found = [block.resolve(column) for column in source.find_all(exp.Column)]
+            read = [other.alias for other in found if other and other.block is block]
+            yield [alias, *(read or aliases[:1])]
+        elif i and block.statement.says_cross_join:
+            before = block.sources[aliases[i - 1]]
+            if any(block.statement.derived(side) is not None for side in (before, source)):
+                yield aliases[i - 1 : i + 1]
+
+
+def _condition_links(block: Block) -> Iterator[list[str] | None]:
+    """The aliases that each condition links; None if the source of a column is unknown."""
     for condition in block.conditions:
         linked, has_unknown = _linked_sources(block, condition)
-        if has_unknown:
-            return []
-        if linked:
-            link(linked)
-    for alias, source in block.sources.items():
-        if _has_one_row(source):
-            link([aliases[0], alias])
-    return [alias for alias in aliases[1:] if group[alias] != group[aliases[0]]]
+        if has_unknown or linked:
+            yield None if has_unknown else linked
 
 
 def _linked_sources(block: Block, condition: Node) -> tuple[list[str], bool]:
@@ -243,15 +248,30 @@ def _linked_sources(block: Block, condition: Node) -> tuple[list[str], bool]:
     return aliases, has_unknown
 
 
-def _has_one_row(source: Node) -> bool:
-    """Whether a source is a subquery with one row: aggregates without a group, or LIMIT 1."""
-    query = source.this if isinstance(source, exp.Subquery) else None
-    if not isinstance(query, exp.Select):
+def _is_function(source: Node) -> bool:
+    """Whether a source is a table-valued function."""
+    return isinstance(source, exp.Table) and isinstance(source.this, exp.Func)
+
+
+def _has_one_row(block: Block, alias: str, outer: tuple[Node, ...] = ()) -> bool:
+    """Whether a source has at most one row: by its query, or because constants determine its primary key.
+
+    outer: the queries that this one is part of, since a recursive CTE is a source of its own query.
+    """
+    key = _primary_key(alias, block.tables[alias])
+    if key:
+        return key <= _determined(block, [])
+    query = block.statement.derived(block.sources[alias])
+    if isinstance(query, exp.Values):
+        return len(query.expressions) == 1
+    if not isinstance(query, exp.Select) or any(query is other for other in outer):
         return False
-    limit = query.args.get("limit")
+    limit, inner = query.args.get("limit"), block.statement.block(query)
     if limit and write(limit.expression) == "1":
         return True
-    return not query.args.get("group") and all(any(map(is_aggregate, p.walk())) for p in query.expressions)
+    if inner.group_keys:
+        return False
+    return bool(inner.aggregates()) or all(_has_one_row(inner, source, (*outer, query)) for source in inner.sources)
 
 
 def fan_out(statement: Statement) -> Iterator[Suspicion]:

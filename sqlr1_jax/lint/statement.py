@@ -7,19 +7,36 @@ A column of a subquery or of a common table expression has a source but no decla
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import sqlglot
 from sqlglot import exp
+from sqlglot.dialects.sqlite import SQLite
 
 from sqlr1_jax.data.schema import Column, Schema, Table
 from sqlr1_jax.errors import Sqlr1Error
+from sqlr1_jax.sql.compare import OPAQUE
 
 if TYPE_CHECKING:
     Node = exp.Expr  # before sqlglot 30 it was called Expression
 
 Key = tuple[str, str]  # (alias, column) in lower case
+_CROSS_JOIN = re.compile(rf"{OPAQUE}|\b(?P<cross>CROSS\s+JOIN)\b", re.IGNORECASE | re.DOTALL)
+
+
+class _Sqlite(SQLite):
+    """sqlglot's dialect, except that CAST(x AS DATE) stays a cast: in SQLite it keeps the leading number, the year."""
+
+    class Generator(SQLite.Generator):  # type: ignore[misc, valid-type]  # sqlglot assigns it in a metaclass
+        """Writes SQL."""
+
+        def cast_sql(self, expression: exp.Cast, safe_prefix: str | None = None) -> str:
+            """A cast to the type as it was written, or to one of the same affinity."""
+            del safe_prefix
+            binary = expression.to.this in (exp.DataType.Type.BINARY, exp.DataType.Type.VARBINARY)
+            return f"CAST({self.sql(expression, 'this')} AS {'BLOB' if binary else expression.to.sql()})"
 
 
 class StatementError(Sqlr1Error):
@@ -49,7 +66,7 @@ class Block:
         self.joins: list[exp.Join] = select.args.get("joins") or []
         clause = select.args.get("from_") or select.args.get("from")  # sqlglot 28 renamed it
         roots = [root.this for root in ([clause] if clause else []) + self.joins]
-        self.sources = {source.alias_or_name.lower(): source for source in _flatten(roots)}
+        self.sources = {_source_name(i, source): source for i, source in enumerate(_flatten(roots))}
         self.tables = {alias: statement.table(source) for alias, source in self.sources.items()}
 
     @functools.cached_property
@@ -129,8 +146,9 @@ class Statement:
         if not isinstance(tree, exp.Query):
             raise StatementError(f"it is not a query but {type(tree).__name__}")
         self.tree: Node = tree
+        self._text = sql
         self._schema = {table.name.lower(): table for table in schema.tables}
-        self._ctes = {cte.alias.lower() for cte in tree.find_all(exp.CTE)}
+        self._ctes = {cte.alias.lower(): cte.this for cte in tree.find_all(exp.CTE)}
         self._convert_quoted_strings()
         self._blocks = {id(select): Block(self, select) for select in tree.find_all(exp.Select)}
 
@@ -144,6 +162,11 @@ class Statement:
         """The statement as sqlglot writes it, with which its variants are compared."""
         return write(self.tree)
 
+    @functools.cached_property
+    def says_cross_join(self) -> bool:
+        """Whether its text has the words CROSS JOIN; sqlglot writes a comma before a subquery as such."""
+        return any(match["cross"] for match in _CROSS_JOIN.finditer(self._text))
+
     def block(self, select: exp.Select) -> Block:
         """The block of a SELECT of this statement."""
         return self._blocks[id(select)]
@@ -152,6 +175,14 @@ class Statement:
         """The table that a source of FROM names; None for a subquery."""
         name = source.name.lower()
         return self._schema.get(name) if isinstance(source, exp.Table) and name not in self._ctes else None
+
+    def derived(self, source: Node) -> Node | None:
+        """The query, or VALUES, whose rows a source of FROM has: a subquery or a CTE; None for tables and functions."""
+        if isinstance(source, exp.Subquery):
+            return source.this
+        if isinstance(source, exp.Values):
+            return source
+        return self._ctes.get(source.name.lower()) if isinstance(source, exp.Table) else None
 
     def tables(self) -> list[Table]:
         """The tables that the statement reads, each once."""
@@ -182,12 +213,22 @@ class Statement:
 
 def write(tree: Node) -> str:
     """The tree as SQL in SQLite's dialect."""
-    return tree.sql(dialect="sqlite")
+    return tree.sql(dialect=_Sqlite)
 
 
 def is_aggregate(node: Node) -> bool:
     """Whether a node calls an aggregate function, and not over a window."""
     return isinstance(node, exp.AggFunc) and not node.find_ancestor(exp.Window)
+
+
+def is_in_key(column: Node, root: Node, keys: set[str]) -> bool:
+    """Whether the column is part of an expression, below `root`, that the query groups by."""
+    node: Node | None = column
+    while node is not None and node is not root.parent:
+        if write(node).lower() in keys:
+            return True
+        node = node.parent
+    return False
 
 
 def affinity(column: Column) -> str:
@@ -209,6 +250,12 @@ def _flatten(roots: Iterable[Node]) -> Iterator[Node]:
         yield inner
         if isinstance(inner, exp.Table):
             yield from _flatten(join.this for join in inner.args.get("joins") or [])
+
+
+def _source_name(index: int, source: Node) -> str:
+    """The name by which columns refer to a source of FROM; for one without any, a text that no query contains."""
+    function = source.this.name if isinstance(source.this, exp.Anonymous) else ""
+    return source.alias_or_name.lower() or function.lower() or f"source {index + 1}"
 
 
 def _find_column(table: Table, name: str) -> Column | None:

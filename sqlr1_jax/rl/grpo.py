@@ -17,7 +17,7 @@ from sqlr1_jax.data.packing import PackedRows
 from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.evaluate import run as evaluation
-from sqlr1_jax.evaluate.heldout import load_heldout_sets
+from sqlr1_jax.evaluate.heldout import HeldoutSet, load_heldout_sets
 from sqlr1_jax.model import flops
 from sqlr1_jax.rl import reward, rollout_log, scoring
 from sqlr1_jax.rl.advantage import compute_advantages, fill_batch, kept_groups
@@ -37,7 +37,7 @@ Arrays = TypeVar("Arrays", Rewards, PackedRows)
 
 def train(context: RunContext, executor: Executor) -> TrainState:
     """Trains to the stage's last step, from its last checkpoint if there is one; returns the final state."""
-    heldout = load_heldout_sets(context)[0]
+    heldout = load_heldout_sets(context)[0] if context.config.evaluate.every else None
     with jax.set_mesh(context.mesh):
         setup, initial_state = prepare(context, executor, heldout)
         return loop.run_steps(
@@ -46,12 +46,17 @@ def train(context: RunContext, executor: Executor) -> TrainState:
             context.config.grpo.steps,
             initial_state,
             step_fn=functools.partial(train_step, setup),
-            evaluate_fn=lambda state: evaluation.greedy_accuracy(
-                context, setup.engine, executor, context.full_params(state.params), heldout
-            ),
+            evaluate_fn=functools.partial(heldout_accuracy, setup, heldout) if heldout else None,
             on_resume=lambda step: rollout_log.truncate(context.workdir, step),
             compile_fn=functools.partial(compile_programs, setup),
         )
+
+
+def heldout_accuracy(setup: GrpoSetup, heldout: HeldoutSet, state: TrainState) -> float:
+    """Greedy accuracy of the state's weights on a subset of the held-out questions."""
+    assert setup.evaluation_engine is not None
+    params = setup.context.full_params(state.params)
+    return evaluation.greedy_accuracy(setup.context, setup.evaluation_engine, setup.executor, params, heldout)
 
 
 def train_step(setup: GrpoSetup, state: TrainState, step: int) -> StepResult:

@@ -58,13 +58,23 @@ def load_prompts(context: RunContext) -> PromptSet:
       ConfigError: no prompt is within the budget.
     """
     examples = context.examples(context.config.data.train, "grpo")
-    pairs = [(e, p) for e, p in zip(examples, context.prompts(examples), strict=True) if context.fits_training(p)]
-    if len(pairs) < len(examples):
-        log.warning("%d of %d prompts are too long and left out", len(examples) - len(pairs), len(examples))
+    prompts, rows = context.prompts(examples), context.config.grpo.rows
+    longest = rows.prefix if rows.layout == "shared_prefix" else 0  # of a prompt without its last token
+    within = [(e, p) for e, p in zip(examples, prompts, strict=True) if not p.over_budget]
+    pairs = [(e, p) for e, p in within if not longest or len(p.ids) - 1 <= longest]
+    if len(within) < len(examples):
+        log.warning("%d of %d prompts are over the budget and left out", len(examples) - len(within), len(examples))
+    if len(pairs) < len(within):
+        log.warning(
+            "%d of %d prompts exceed config.grpo.rows.prefix=%d and are left out",
+            len(within) - len(pairs),
+            len(examples),
+            longest,
+        )
     if not pairs:
         raise ConfigError(
             f"config.data.train={context.config.data.train} gives no prompt within the budget. Raise "
-            "config.data.max_prompt_tokens and max_training_prompt_tokens, or name another source."
+            "config.data.max_prompt_tokens (and config.grpo.rows.prefix, if that is set), or name another source."
         )
     log.info("GRPO: %d questions on %d databases", len(pairs), len({e.db_id for e, _ in pairs}))
     return PromptSet([e for e, _ in pairs], [p for _, p in pairs])

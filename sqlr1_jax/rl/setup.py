@@ -34,7 +34,8 @@ class GrpoSetup:
     context: RunContext
     executor: Executor
     prompt_set: PromptSet
-    engine: Engine
+    engine: Engine  # for the training prompts
+    evaluation_engine: Engine | None  # the same with room for the longest held-out prompt; None: no evaluation
     update_spec: UpdateSpec
     reference_params: Any  # the model that the KL term pulls toward; None without a KL term
     rows_config: config.RowsConfig
@@ -42,13 +43,16 @@ class GrpoSetup:
     learning_check: LearningCheck
 
 
-def prepare(context: RunContext, executor: Executor, heldout: HeldoutSet) -> tuple[GrpoSetup, TrainState]:
-    """The stage's setup, and its state at step 0: the SFT stage's last weights, or the run's initial ones."""
+def prepare(context: RunContext, executor: Executor, heldout: HeldoutSet | None) -> tuple[GrpoSetup, TrainState]:
+    """The stage's setup, and its state at step 0: the SFT stage's last weights, or the run's initial ones.
+
+    `heldout` is what the stage evaluates on; None: it does not.
+    """
     grpo_config = context.config.grpo
     prompt_set = scoring.load_prompts(context)
     params = load_params(context, find_checkpoint(context, stages=("sft",)))
     prompt_set = difficulty.select_prompts(context, executor, params, prompt_set)
-    engine = context.engine([*prompt_set.prompts, *heldout.prompts])
+    engine = context.engine(prompt_set.prompts)
     update_spec = UpdateSpec(
         context.model,
         grpo_config.optimizer,
@@ -64,6 +68,7 @@ def prepare(context: RunContext, executor: Executor, heldout: HeldoutSet) -> tup
         executor,
         prompt_set,
         engine,
+        context.engine([*prompt_set.prompts, *heldout.prompts]) if heldout else None,
         update_spec,
         load_reference(context, initial_state),
         batch.with_row_length(grpo_config.rows, longest_group),
@@ -107,8 +112,8 @@ def compile_programs(setup: GrpoSetup, train_state: TrainState) -> TrainState:
     weights = setup.engine.prepare_weights(params)
     any_prompts = setup.prompt_set.prompts[:1] * (local.stop - local.start)
     setup.engine.compile(weights, context.request(any_prompts, grpo_config.samples, grpo_config.sampling, 0))
-    if context.config.evaluate.every:
-        setup.engine.compile(weights, evaluation.evaluation_request(context, any_prompts, (0.0,)))
+    if setup.evaluation_engine:
+        setup.evaluation_engine.compile(weights, evaluation.evaluation_request(context, any_prompts, (0.0,)))
     del weights  # the update needs their memory
     no_rows = batch.pack_groups([], setup.update_spec.layout, setup.rows_config)
     empty_batch = batch.assemble_batch(no_rows, context.mesh, grpo_config.rows.per_microbatch, setup.max_microbatches)

@@ -14,15 +14,16 @@ import marshal
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-Row = tuple[Any, ...]
+from sqlr1_jax.sql.column_order import Row, equal_under_column_order
+
 Rows = Sequence[Row]
-Labels = list[int]
 
 RELATIVE_TOLERANCE = 1e-6  # tolerance for numbers in rule strict
-SEARCH_BUDGET = 50_000_000  # cells visited in the search for a column order; beyond it, results count as different
+WIDE_ROW = 16  # columns above which a set finds a cell faster than the row itself
+CELLS_PER_PART = 1_000_000  # cells of two results that are counted at once; a count of a cell takes about 100 bytes
 
 # Comments and quoted text: the parts of SQL text inside which no other token begins.
 OPAQUE = r"""--[^\n]*|/\*.*?(?:\*/|\Z)|'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]"""
@@ -49,7 +50,7 @@ def compare(rule: str, gold_rows: Rows, rows: Rows, ordered: bool) -> bool | flo
 def spider(gold: list[Row], rows: list[Row], ordered: bool) -> bool:
     """Test-suite accuracy: the rows are equal as multisets, or as lists if `ordered`, under some order of the columns.
 
-    Two empty results are equal. The column order is found by refinement; the official code tries all n^n.
+    Two empty results are equal. sql/column_order.py searches the column order; the official code tries all n^n.
     """
     if len(gold) != len(rows):
         return False
@@ -59,7 +60,8 @@ def spider(gold: list[Row], rows: list[Row], ordered: bool) -> bool:
         return False
     if ordered:
         return Counter(zip(*gold, strict=True)) == Counter(zip(*rows, strict=True))
-    return Counter(gold) == Counter(rows) or _equal_under_column_order(gold, rows)
+    gold_counts, counts = Counter(gold), Counter(rows)
+    return gold_counts == counts or equal_under_column_order(gold_counts, counts)
 
 
 def bird(gold: list[Row], rows: list[Row], ordered: bool) -> bool:
@@ -83,22 +85,48 @@ def soft_f1(gold: list[Row], rows: list[Row], ordered: bool) -> float:
         return 1.0
     shared = extra = missing = 0.0
     for gold_row, row in zip(gold, rows, strict=False):
-        hits = sum(cell in gold_row for cell in row)
+        hits, gold_hits = _count_hits(row, gold_row), _count_hits(gold_row, row)
         shared += hits / len(gold_row)
         extra += (len(row) - hits) / len(gold_row)
-        missing += sum(cell not in row for cell in gold_row) / len(gold_row)
+        missing += (len(gold_row) - gold_hits) / len(gold_row)
     missing += max(0, len(gold) - len(rows))
     extra += max(0, len(rows) - len(gold))
     return 2 * shared / (2 * shared + extra + missing) if shared else 0.0
+
+
+def _count_hits(row: Row, other: Row) -> int:
+    """How many cells of a row are in another one."""
+    cells = set(other) if len(other) > WIDE_ROW else other
+    return sum(cell in cells for cell in row)
 
 
 def cell_overlap(gold: Rows, rows: Rows) -> float:
     """F1 of the two results' cells as multisets, 0 to 1, regardless of their rows and columns."""
     if gold == rows:
         return 1.0
-    gold_cells, cells = (Counter(cell for row in result for cell in row) for result in (gold, rows))
-    total = gold_cells.total() + cells.total()
-    return 2 * (gold_cells & cells).total() / total if total else 1.0
+    total = sum(len(result) * len(result[0]) for result in (gold, rows) if result)
+    if not total:
+        return 1.0
+    shared = 0
+    if total > CELLS_PER_PART and gold and rows:  # columns that occur in both need no counting
+        gold_columns, columns = (Counter(zip(*result, strict=True)) for result in (gold, rows))
+        shared = len(gold) * (gold_columns & columns).total()
+        gold, rows = list((gold_columns - columns).elements()), list((columns - gold_columns).elements())
+    num_parts = 1 + total // CELLS_PER_PART
+    parts = zip(_split_cells(gold, num_parts), _split_cells(rows, num_parts), strict=True)
+    shared += sum((Counter(gold_cells) & Counter(cells)).total() for gold_cells, cells in parts)
+    return 2 * shared / total
+
+
+def _split_cells(rows: Rows, num_parts: int) -> Sequence[Iterable[Any]]:
+    """The cells of all rows, split by their hash, so that only one part of the distinct cells is counted at a time."""
+    if num_parts == 1:
+        return [itertools.chain.from_iterable(rows)]
+    parts: list[list[Any]] = [[] for _ in range(num_parts)]
+    for row in rows:
+        for cell in row:
+            parts[hash(cell) % num_parts].append(cell)
+    return parts
 
 
 RULES: dict[str, Callable[[list[Row], list[Row], bool], bool | float]] = {
@@ -107,84 +135,6 @@ RULES: dict[str, Callable[[list[Row], list[Row], bool], bool | float]] = {
     "strict": strict,
     "soft_f1": soft_f1,
 }
-
-
-def _equal_under_column_order(gold: list[Row], rows: list[Row]) -> bool:
-    """Whether some order of the columns of `rows` makes the two equal as multisets of rows."""
-    names: dict[Hashable, int] = {}
-    gold_labels = _label(map(_bag, gold), names)
-    labels = _label(map(_bag, rows), names)
-    columns = list(zip(*gold, strict=True)), list(zip(*rows, strict=True))
-    return _assign(*columns, gold_labels, labels, [SEARCH_BUDGET])
-
-
-def _assign(gold: list[Row], columns: list[Row], gold_labels: Labels, labels: Labels, budget: list[int]) -> bool:
-    """Pairs the columns of the two results class by class, by partition refinement.
-
-    Rows have the same label when the column pairs so far do not distinguish them. A class holds the columns with the
-    same multiset of (row label, value). If all columns of a class are equal, the pairs are forced. Otherwise each
-    distinct candidate is tried. Each pair refines the labels and thereby the classes, which prunes the search.
-    """
-    while gold:
-        budget[0] -= 2 * len(gold) * len(labels)
-        gold_classes, classes = _classes(gold, gold_labels), _classes(columns, labels)
-        gold_sizes, sizes = ({key: len(side[key]) for key in side} for side in (gold_classes, classes))
-        if budget[0] < 0 or gold_sizes != sizes:
-            return False
-        forced = [key for key in classes if len(set(gold_classes[key])) == 1 == len(set(classes[key]))]
-        if not forced:
-            return _branch(gold_classes, classes, gold_labels, labels, budget)
-        for key in forced:
-            gold_labels, labels = _split(gold_labels, gold_classes.pop(key)[0], labels, classes.pop(key)[0])
-        gold, columns = _flatten(gold_classes), _flatten(classes)
-    return Counter(gold_labels) == Counter(labels)
-
-
-def _branch(
-    gold_classes: dict[Hashable, list[Row]],
-    classes: dict[Hashable, list[Row]],
-    gold_labels: Labels,
-    labels: Labels,
-    budget: list[int],
-) -> bool:
-    """Takes a gold column of the smallest class and tries each distinct column as its partner."""
-    key = min(classes, key=lambda k: len(classes[k]))
-    first, *others = gold_classes[key]
-    gold = others + _flatten({k: v for k, v in gold_classes.items() if k != key})
-    rest = _flatten({k: v for k, v in classes.items() if k != key})
-    for candidate in dict.fromkeys(classes[key]):
-        remaining = list(classes[key])
-        remaining.remove(candidate)
-        refined = _split(gold_labels, first, labels, candidate)
-        if _assign(gold, remaining + rest, *refined, budget):
-            return True
-    return False
-
-
-def _bag(cells: Sequence[Hashable]) -> Hashable:
-    return frozenset(Counter(cells).items())
-
-
-def _label(values: Any, names: dict[Hashable, int]) -> Labels:
-    return [names.setdefault(value, len(names)) for value in values]
-
-
-def _split(gold_labels: Labels, gold_column: Row, labels: Labels, column: Row) -> tuple[Labels, Labels]:
-    """Refines the labels of both results by the values of a pair of columns."""
-    names: dict[Hashable, int] = {}
-    refined = _label(zip(gold_labels, gold_column, strict=True), names)
-    return refined, _label(zip(labels, column, strict=True), names)
-
-
-def _classes(columns: list[Row], labels: Labels) -> dict[Hashable, list[Row]]:
-    classes: dict[Hashable, list[Row]] = {}
-    for column in columns:
-        classes.setdefault(_bag(list(zip(labels, column, strict=True))), []).append(column)
-    return classes
-
-
-def _flatten(classes: dict[Hashable, list[Row]]) -> list[Row]:
-    return [column for members in classes.values() for column in members]
 
 
 def _is_number(cell: Any) -> bool:

@@ -7,6 +7,10 @@ import enum
 from collections.abc import Mapping
 from typing import Any, Self
 
+MAX_ROWS_SHOWN = 20
+MAX_COLUMNS_SHOWN = 50
+MAX_CHARACTERS_SHOWN = 200  # of a text or blob
+
 
 class OutcomeKind(enum.StrEnum):
     """What happened to a prediction. The order is part of the data format: arrays store `code`."""
@@ -61,8 +65,10 @@ class Outcome:
     """The result of running one prediction and comparing it with the gold result."""
 
     kind: OutcomeKind
-    rows: tuple[tuple[Any, ...], ...] = ()  # the first 20 rows, long cells cut, safe for JSON: for display only
-    columns: tuple[str, ...] = ()
+    rows: tuple[
+        tuple[Any, ...], ...
+    ] = ()  # the first rows and columns, long cells cut, safe for JSON: for display only
+    columns: tuple[str, ...] = ()  # the names of all columns
     row_count: int = 0
     steps: int = 0  # SQLite virtual-machine steps, rounded down to 1000
     milliseconds: float = 0.0  # of the prediction alone

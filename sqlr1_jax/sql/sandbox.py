@@ -73,7 +73,7 @@ class Limits(NamedTuple):
 
     max_steps: int
     max_rows: int
-    max_bytes: int  # size of a result: the bytes of text and blobs, and 8 for each other cell
+    max_bytes: int  # size of a result: the bytes of text and blobs and 8 for each other cell, at least 8 for each cell
     heap_bytes: int  # size of SQLite's heap in this process
 
 
@@ -318,7 +318,7 @@ def _fetch(cursor: Any, limits: Limits) -> list[Row]:
         size += sum(len(cell) if cell.__class__ in _SIZED else 8 for cell in chain.from_iterable(chunk))
         if len(rows) > limits.max_rows:
             raise _TooLarge(f"more than {limits.max_rows} rows")
-        if size > limits.max_bytes:
+        if max(size, 8 * len(rows) * len(rows[0])) > limits.max_bytes:  # empty texts take memory too
             raise _TooLarge(f"more than {limits.max_bytes} bytes")
     return rows
 

@@ -136,11 +136,6 @@ class RunContext:
         """The examples' prompts; training, evaluation and `ask` all render them here."""
         return PromptRenderer(self.tokenizer, self.config.data).render_many(list(examples))
 
-    def fits_training(self, prompt: Prompt) -> bool:
-        """Whether a prompt is short enough to train on."""
-        limit = self.config.data.max_training_prompt_tokens
-        return not prompt.over_budget and (not limit or len(prompt.ids) <= limit)
-
     def texts(self, ids: Sequence[Any]) -> list[str]:
         """Decodes completions, each a sequence of token ids, without a stop token at the end."""
         return self.tokenizer.batch_decode(

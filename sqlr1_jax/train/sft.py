@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from sqlr1_jax.config import RowsConfig
+from sqlr1_jax.config import RowsConfig, SftConfig
 from sqlr1_jax.data import answer, order, packing
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.packing import Group, Segment
@@ -34,6 +34,7 @@ from sqlr1_jax.train.state import Sums, TrainState, UpdateSpec
 
 log = logging.getLogger(__name__)
 STAGE = "sft"
+IDS_SHOWN = 3  # ids of examples in a warning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +136,8 @@ def sft_loss(logp_BT: jax.Array, entropy_BT: jax.Array, microbatch: Batch, loss_
 def make_groups(context: RunContext, examples: Sequence[Example]) -> tuple[list[Group], list[str]]:
     """Groups of at most `sft.questions` examples that share a prompt prefix (their schema).
 
+    A group of packed rows also fits `sft.rows.length`, if that is set.
+
     Returns:
       The groups, and the id of each group's first example.
 
@@ -146,15 +149,31 @@ def make_groups(context: RunContext, examples: Sequence[Example]) -> tuple[list[
     for sft_example in make_sft_examples(context, examples):
         prompt = sft_example.prompt
         by_prefix[(sft_example.example.db_id, tuple(prompt.ids[: prompt.prefix_length]))].append(sft_example)
-    chunks = [members[start : start + size] for members in by_prefix.values() for start in range(0, len(members), size)]
+    length = context.config.sft.rows.length if context.config.sft.rows.layout == "packed" else 0
+    chunks = [chunk for members in by_prefix.values() for chunk in _chunks(members, size, length)]
     return [_make_group(chunk) for chunk in chunks], [chunk[0].example.id for chunk in chunks]
+
+
+def _chunks(members: Sequence[SftExample], size: int, length: int) -> Iterator[list[SftExample]]:
+    """The examples in order, in chunks of at most `size`; if `length` is not 0, of at most so many tokens in a row."""
+    chunk: list[SftExample] = []
+    tokens = 0
+    for member in members:
+        prefix = member.prompt.prefix_length
+        added = len(member.prompt.ids) - prefix + len(member.answer) - 1
+        if chunk and (len(chunk) == size or 0 < length < prefix + tokens + added):
+            yield chunk
+            chunk, tokens = [], 0
+        chunk.append(member)
+        tokens += added
+    yield chunk
 
 
 def make_sft_examples(context: RunContext, examples: Sequence[Example]) -> list[SftExample]:
     """The examples with prompts and answers in the form `data.form`.
 
-    Examples whose prompt exceeds the token budget, or whose answer the form cannot express, are left out; the log says
-    how many and why.
+    Examples whose prompt or answer exceeds its limit of tokens or the rows' lengths, or whose answer the form cannot
+    express, are left out; the log says how many, which and why.
 
     Raises:
       ConfigError: the form is `reasoning` and no example has any, or no example is left to learn from.
@@ -166,20 +185,46 @@ def make_sft_examples(context: RunContext, examples: Sequence[Example]) -> list[
             "--config.data.form=direct, or name a source with reasoning (synsql:)."
         )
     prompts, texts = context.prompts(examples), [_answer_text(example, form) for example in examples]
-    usable, left_out = [], collections.Counter[str]()
+    usable, left_out = [], collections.defaultdict[str, list[str]](list)
     for example, prompt, text in zip(examples, prompts, texts, strict=True):
-        if not context.fits_training(prompt):
-            left_out["has a prompt that is too long"] += 1
+        if prompt.over_budget:
+            left_out["has a prompt over the budget"].append(example.id)
         elif text is None:
-            left_out["has no answer in this form"] += 1
+            left_out["has no answer in this form"].append(example.id)
         else:
             usable.append((example, prompt, answer.after_opening(text, prompt.opening)))
-    for reason, count in left_out.items():
-        log.warning("%s: %d of %d examples left out: each %s", source, count, len(examples), reason)
-    if not usable:
-        raise ConfigError(f"config.data.sft={source} gives no example to learn from: {dict(left_out)}.")
-    answers = _tokenize_answers(context, [text for _, _, text in usable])
-    return [SftExample(example, prompt, ids) for (example, prompt, _), ids in zip(usable, answers, strict=True)]
+    answers = _tokenize_answers(context, [text for _, _, text in usable]) if usable else []
+    fitting = []
+    for (example, prompt, _), ids in zip(usable, answers, strict=True):
+        sft_example = SftExample(example, prompt, ids)
+        if reason := _exceeded_limit(sft_example, context.config.sft):
+            left_out[reason].append(example.id)
+        else:
+            fitting.append(sft_example)
+    for reason, ids_of_reason in left_out.items():
+        shown = ", ".join(ids_of_reason[:IDS_SHOWN]) + ", …" * (len(ids_of_reason) > IDS_SHOWN)
+        log.warning(
+            "%s: %d of %d examples left out: each %s (%s)", source, len(ids_of_reason), len(examples), reason, shown
+        )
+    if not fitting:
+        counts = {reason: len(ids_of_reason) for reason, ids_of_reason in left_out.items()}
+        raise ConfigError(f"config.data.sft={source} gives no example to learn from: {counts}.")
+    return fitting
+
+
+def _exceeded_limit(sft_example: SftExample, sft_config: SftConfig) -> str:
+    """Which limit of tokens the example exceeds, with the setting that it is; "" if none."""
+    prompt, tokens = sft_example.prompt, len(sft_example.answer)
+    rows, segment = sft_config.rows, len(prompt.ids) - prompt.prefix_length + tokens - 1
+    if 0 < sft_config.max_answer_tokens < tokens:
+        return f"has an answer over config.sft.max_answer_tokens={sft_config.max_answer_tokens}"
+    if rows.layout == "packed":
+        return (
+            f"exceeds config.sft.rows.length={rows.length}" if 0 < rows.length < prompt.prefix_length + segment else ""
+        )
+    if 0 < rows.prefix < prompt.prefix_length:
+        return f"has a schema over config.sft.rows.prefix={rows.prefix}"
+    return f"exceeds config.sft.rows.segment={rows.segment}" if 0 < rows.segment < segment else ""
 
 
 def _answer_text(example: Example, form: str) -> str | None:

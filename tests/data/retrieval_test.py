@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -81,6 +82,48 @@ def test_scores_equal_those_of_bm25s(given_texts: list[str], question: str) -> N
     known = [word for word in question_words if any(word in text for text in words)]
     theirs = package.get_scores(known) if known else np.zeros(len(given_texts))
     np.testing.assert_allclose(scores, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("question", "values"),
+    [
+        ("北京有多少家店?", ["北京"]),
+        ("全聚德在北京吗", ["全聚德", "北京"]),
+        ("店在 北京 多少", ["北京"]),
+        ("東京の店はいくつありますか", ["東京"]),
+        ("スターバックスは東京に何店ありますか", ["スターバックス", "東京"]),
+        ("มีร้านกี่แห่งในกรุงเทพมหานคร", ["กรุงเทพมหานคร"]),
+        ("有多少女店员", ["女"]),
+        ("iPhone手机多少钱", ["iPhone手机"]),
+        ("How many stores in Zürich?", ["Zürich"]),
+        ("how many stores are in são paulo", ["São Paulo"]),
+        ("南京有多少家店", []),
+    ],
+)
+def test_values_are_found_in_scripts_without_blanks(tmp_path: Path, question: str, values: list[str]) -> None:
+    path = tmp_path / "v.sqlite"
+    names = [
+        "北京",
+        "全聚德",
+        "東京",
+        "スターバックス",
+        "กรุงเทพมหานคร",
+        "女",
+        "iPhone手机",
+        "Zürich",
+        "São Paulo",
+        "北海道大学",
+    ]
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE store (name)")
+        connection.executemany("INSERT INTO store VALUES (?)", [(name,) for name in names])
+        connection.commit()
+    assert sorted(index(path).search(question).get(("store", "name"), [])) == sorted(values)
+
+
+@given(st.text(st.characters(max_codepoint=0xDFF)))
+def test_words_between_blanks_are_runs_of_word_characters(text: str) -> None:
+    assert retrieval.words_of(text) == re.findall(r"\w+", text.lower())
 
 
 @given(st.text("abAB ", max_size=8), st.text("abAB ", max_size=20))

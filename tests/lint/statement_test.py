@@ -43,6 +43,21 @@ def test_double_quotes_mean_a_string_if_no_column_has_that_name(tables: Schema) 
     assert Statement(sql, tables).sql == "SELECT \"name\" FROM shop WHERE city = 'Rome'"
 
 
+@pytest.mark.parametrize(
+    "declared",
+    ["DATE", "DATETIME", "TIMESTAMP", "DECIMAL", "DECIMAL(5, 2)", "INT", "TEXT", "BLOB", "UNSIGNED", "BOOLEAN"],
+)
+def test_a_cast_keeps_its_type(tables: Schema, declared: str) -> None:
+    """In SQLite, CAST(x AS DATE) is a number, the year; DATE(x) is a date."""
+    sql = f"SELECT CAST(day AS {declared}) FROM sale"
+    assert Statement(sql, tables).sql.upper() == sql.upper()
+
+
+def test_sources_without_a_name_are_told_apart(tables: Schema) -> None:
+    (block,) = Statement("SELECT 1 FROM (VALUES (1)), (VALUES (2)), json_each('[]')", tables).blocks
+    assert list(block.sources) == ["source 1", "source 2", "json_each"]
+
+
 def test_group_keys_replace_ordinals_and_aliases(tables: Schema) -> None:
     def keys(sql: str) -> list[str]:
         return [write(key) for block in Statement(sql, tables).blocks for key in block.group_keys]

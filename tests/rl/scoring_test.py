@@ -169,6 +169,17 @@ def test_prompts_over_the_token_budget_are_left_out(context: RunContext, caplog:
         scoring.load_prompts(limited(2))
 
 
+def test_prompts_that_do_not_fit_a_row_are_left_out(context: RunContext, caplog: pytest.LogCaptureFixture) -> None:
+    lengths = sorted(len(p.ids) for p in scoring.load_prompts(context).prompts)
+    rows = config.RowsConfig(prefix=lengths[len(lengths) // 2] - 1)  # the last token belongs to the segments
+    grpo_config = dataclasses.replace(context.config.grpo, rows=rows)
+    context = dataclasses.replace(context, config=dataclasses.replace(context.config, grpo=grpo_config))
+    with caplog.at_level(logging.WARNING):
+        prompts = scoring.load_prompts(context).prompts
+    assert max(len(prompt.ids) - 1 for prompt in prompts) == rows.prefix
+    assert f"{12 - len(prompts)} of 12 prompts exceed config.grpo.rows.prefix={rows.prefix}" in caplog.text
+
+
 def test_prompts_contain_neither_reasoning_nor_gold_sql(context: RunContext) -> None:
     prompt_set = scoring.load_prompts(context)
     for example, prompt in zip(prompt_set.examples, prompt_set.prompts, strict=True):

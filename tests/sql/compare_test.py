@@ -14,7 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sqlr1_jax.config import ExecuteConfig
-from sqlr1_jax.sql import compare
+from sqlr1_jax.sql import column_order, compare
 from sqlr1_jax.sql.compare import canonical_hash, orders_at_top_level
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import Outcome
@@ -140,7 +140,7 @@ def test_defect_08_many_equal_columns_take_no_time(columns: int) -> None:
 
 def test_defect_08_the_search_ends_where_it_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
     permuted = [tuple(row[i] for i in (3, 1, 5, 0, 4, 2)) for row in RING]
-    monkeypatch.setattr(compare, "SEARCH_BUDGET", 10)
+    monkeypatch.setattr(column_order, "SEARCH_BUDGET", 10)
     assert not compare.compare("spider", RING, permuted, ordered=False)
 
 
@@ -285,6 +285,22 @@ def test_hash_keeps_bytes_that_are_no_text_apart() -> None:
 )
 def test_cell_overlap_is_the_f1_of_cells(gold: list[tuple], rows: list[tuple], share: float) -> None:
     assert compare.cell_overlap(gold, rows) == compare.cell_overlap(rows, gold) == pytest.approx(share)
+
+
+@given(tables(), tables(), st.integers(1, 6))
+def test_cell_overlap_of_large_results_is_counted_in_parts(gold: list[tuple], rows: list[tuple], cells: int) -> None:
+    whole = compare.cell_overlap(gold, rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "CELLS_PER_PART", cells)
+        assert compare.cell_overlap(gold, rows) == whole
+
+
+@given(tables(rows=3), tables(rows=3))
+def test_soft_f1_of_wide_rows_is_that_of_narrow_ones(gold: list[tuple], rows: list[tuple]) -> None:
+    narrow = compare.compare("soft_f1", gold, rows, ordered=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "WIDE_ROW", 0)
+        assert compare.compare("soft_f1", gold, rows, ordered=False) == narrow
 
 
 VERDICTS = {"spider": "spider_ts_keep_distinct", "bird": "bird_ex", "soft_f1": "bird_soft_f1"}

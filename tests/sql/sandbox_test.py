@@ -95,6 +95,8 @@ def test_where_backends_differ(query: Any, sql: str, kind: str, rows: list[tuple
         (COUNT_FOR_EVER, "timeout", "stopped after 1000000 steps"),
         ("SELECT 1 FROM dogs, dogs, dogs, dogs, dogs", "too_large", "more than 1000 rows"),
         ("SELECT zeroblob(60000) FROM dogs", "too_large", "more than 100000 bytes"),
+        (f"SELECT NULL{', NULL' * 50} FROM dogs, dogs, dogs, dogs", "too_large", "more than 100000 bytes"),
+        ("SELECT ''" + ", ''" * 50 + " FROM dogs, dogs, dogs, dogs", "too_large", "more than 100000 bytes"),
         ("SELECT random()", "denied", "the function random is not allowed"),
         ("SELECT hex(randomblob(4))", "denied", "randomblob"),
         ("SELECT load_extension('x')", "denied", "load_extension"),

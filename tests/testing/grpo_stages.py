@@ -51,7 +51,7 @@ def scripted_stage(context: RunContext, executor: Executor, say: Callable[[Examp
     rows_config = batch.with_row_length(grpo_config.rows, 96 + 96 * grpo_config.samples)
     reference_params = init_params(context) if grpo_config.kl else None
     return GrpoSetup(
-        context, executor, prompt_set, engine, update_spec, reference_params, rows_config, 2, LearningCheck(0)
+        context, executor, prompt_set, engine, None, update_spec, reference_params, rows_config, 2, LearningCheck(0)
     )
 
 

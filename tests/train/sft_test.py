@@ -137,6 +137,47 @@ def test_prompts_over_the_budget_are_left_out_and_counted_in_the_log(
         sft.make_sft_examples(_with_data(context, max_prompt_tokens=3), examples)
 
 
+def _with_sft(context: RunContext, **settings: Any) -> RunContext:
+    sft_config = dataclasses.replace(context.config.sft, **settings)
+    return dataclasses.replace(context, config=dataclasses.replace(context.config, sft=sft_config))
+
+
+def test_one_long_answer_does_not_set_the_length_of_all_rows(
+    context: RunContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    examples = context.examples("synth:", "sft")
+    long = dataclasses.replace(examples[0], id="long", reasoning="think " * 4000)
+    rows_config = context.config.sft.rows
+    layout = batch.choose_layout(sft.make_groups(context, examples)[0], rows_config)
+    with caplog.at_level(logging.WARNING):
+        assert batch.choose_layout(sft.make_groups(context, [*examples, long])[0], rows_config) == layout
+    reason = "each has an answer over config.sft.max_answer_tokens=4096 (long)"
+    assert f"1 of {len(examples) + 1} examples left out: {reason}" in caplog.text
+    unlimited, _ = sft.make_groups(_with_sft(context, max_answer_tokens=0), [*examples, long])
+    assert batch.choose_layout(unlimited, rows_config) != layout
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ({"segment": 60}, "exceeds config.sft.rows.segment=60"),
+        ({"prefix": 40}, "has a schema over config.sft.rows.prefix=40"),
+        ({"layout": "packed", "length": 120}, "exceeds config.sft.rows.length=120"),
+    ],
+)
+def test_examples_that_do_not_fit_a_row_are_left_out(
+    context: RunContext, caplog: pytest.LogCaptureFixture, rows: dict[str, Any], reason: str
+) -> None:
+    context = _with_sft(context, rows=config.RowsConfig(**rows))
+    examples = context.examples("synth:", "sft")
+    with caplog.at_level(logging.WARNING):
+        groups, _ = sft.make_groups(context, examples)
+    kept = sum(len(group.segments) for group in groups)
+    assert 0 < kept < len(examples)
+    assert f"{len(examples) - kept} of {len(examples)} examples left out: each {reason} (" in caplog.text
+    batch.pack_groups(groups, batch.choose_layout(groups, context.config.sft.rows), context.config.sft.rows)
+
+
 @jax.jit
 def _naive_gradients(params: object, text_T: jax.Array, weight_T: jax.Array) -> tuple[jax.Array, object]:
     def loss(params: object) -> jax.Array:
