@@ -11,14 +11,14 @@ from sqlr1_jax import config, config_checks
 from sqlr1_jax.errors import ConfigError
 
 
-def changed(path: str, value: object) -> config.Config:
-    """The default config with one value replaced, unchecked."""
+def changed(path: str, value: object, base: config.Config | None = None) -> config.Config:
+    """The default config, or `base`, with one value replaced, unchecked."""
 
     def put(node: Any, names: list[str]) -> Any:
         new = value if len(names) == 1 else put(getattr(node, names[0]), names[1:])
         return dataclasses.replace(node, **{names[0]: new})
 
-    return put(config.Config(), path.split("."))
+    return put(base or config.Config(), path.split("."))
 
 
 @pytest.mark.parametrize("path", [*config_checks.CHOICES, *config_checks.RANGES, *config.FREE_ON_RESUME])
@@ -86,10 +86,37 @@ def test_a_number_that_cannot_work_is_refused_in_one_sentence(path: str, value: 
 
 @pytest.mark.parametrize("path", config_checks.CHOICES)
 def test_a_choice_takes_its_values_and_no_other(path: str) -> None:
+    with_lora = changed("model.lora.rank", 2)  # which some choices need
     for value in config_checks.CHOICES[path]:
-        config.check(changed(path, value))
+        config.check(changed(path, value, with_lora))
     with pytest.raises(ConfigError, match=path):
         config.check(changed(path, "none of them"))
+
+
+def _model_config(**settings: Any) -> config.Config:
+    return dataclasses.replace(config.Config(), model=config.ModelConfig(**settings))
+
+
+def test_weights_in_bfloat16_train_only_adapters() -> None:
+    with pytest.raises(ConfigError, match=r"param_dtype is 'bfloat16', and all weights train: .*model\.lora\.rank"):
+        config.check(_model_config(param_dtype="bfloat16"))
+    config.check(_model_config(param_dtype="bfloat16", lora=config.LoraConfig(rank=4)))
+    config.check(dataclasses.replace(_model_config(param_dtype="bfloat16"), stages=("evaluate",)))
+
+
+def test_adapters_need_matrices_of_the_model() -> None:
+    with pytest.raises(ConfigError, match=r"model\.lora\.matrices is empty"):
+        config.check(_model_config(lora=config.LoraConfig(rank=4, matrices=())))
+    with pytest.raises(ConfigError, match=r"model\.lora\.matrices is 'gat'.*Did you mean 'gate'"):
+        config.check(_model_config(lora=config.LoraConfig(rank=4, matrices=("gat",))))
+
+
+def test_only_a_model_with_adapters_freezes_all_weights_or_exports_adapters() -> None:
+    frozen = config.GrpoConfig(optimizer=config.OptimizerConfig(frozen=("embed",)))
+    with pytest.raises(ConfigError, match=r"optimizer\.frozen is set"):
+        config.check(dataclasses.replace(_model_config(lora=config.LoraConfig(rank=4)), grpo=frozen))
+    with pytest.raises(ConfigError, match=r"export\.form is 'adapter', and without model\.lora\.rank there is none"):
+        config.check(dataclasses.replace(config.Config(), export=config.ExportConfig(form="adapter")))
 
 
 def test_refill_needs_groups_that_are_dropped() -> None:

@@ -18,7 +18,7 @@ def test_every_size_is_a_config_that_can_run(size: str) -> None:
 
 
 def test_unknown_size_is_an_error_that_lists_the_known_sizes() -> None:
-    with pytest.raises(ConfigError, match=r"'8b'; the sizes are smoke, tiny, 0\.5b, .*32b"):
+    with pytest.raises(ConfigError, match=r"'8b'; the sizes are smoke, laptop, tiny, 0\.5b, .*32b"):
         presets.get("8b")
 
 
@@ -31,6 +31,12 @@ def test_a_real_model_trains_as_the_paper_says(size: str) -> None:
     assert (cfg.model.dtype, cfg.model.param_dtype, cfg.model.remat) == ("bfloat16", "float32", "full")
     assert cfg.execute.gold_cache_dir == default_folder()
     assert (cfg.data.schema, cfg.data.instructions) == ("retrieved", "full")
+
+
+def test_the_laptop_trains_adapters_of_the_smallest_model_without_a_reference() -> None:
+    cfg = config.freeze(presets.get("laptop"))
+    assert (cfg.model.size, cfg.model.lora.rank, cfg.model.dtype) == ("0.5b", 8, "float32")
+    assert (cfg.grpo.kl, cfg.export.form, cfg.data.form) == (0.0, "adapter", "direct")
 
 
 def test_the_embedded_default_keeps_the_papers_reward_and_advantage() -> None:

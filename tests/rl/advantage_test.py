@@ -54,18 +54,24 @@ def _normalized(values: list[float]) -> list[float]:
     return [(value - mean) / (std + 1e-6) for value in values]
 
 
-def _expected_keep(correct: np.ndarray, gold_ran: np.ndarray, settings: AdvantageConfig) -> list[bool]:
-    mixed = [any(group) and not all(group) for group in correct.tolist()]
-    return [ok and (settings.keep == "all" or mix) for ok, mix in zip(gold_ran.tolist(), mixed, strict=True)]
+def _expected_keep(
+    rewards: np.ndarray, correct: np.ndarray, gold_ran: np.ndarray, settings: AdvantageConfig
+) -> list[bool]:
+    rules = {
+        "mixed": [any(group) and not all(group) for group in correct.tolist()],
+        "varied": [len({sum(parts) for parts in group}) > 1 for group in rewards.tolist()],
+        "all": [True] * len(correct),
+    }
+    return [ok and kept for ok, kept in zip(gold_ran.tolist(), rules[settings.keep], strict=True)]
 
 
-@given(_rewards, _flags, _gold_ran, st.sampled_from(["mixed", "all"]))
+@given(_rewards, _flags, _gold_ran, st.sampled_from(["mixed", "varied", "all"]))
 def test_normalize_group_follows_the_papers_formula(
     rewards: np.ndarray, correct: np.ndarray, gold_ran: np.ndarray, keep: str
 ) -> None:
     settings = AdvantageConfig(normalize="group", keep=keep)
     adv, kept = _run(rewards, correct, gold_ran, settings)
-    assert kept.tolist() == _expected_keep(correct, gold_ran, settings)
+    assert kept.tolist() == _expected_keep(rewards, correct, gold_ran, settings)
     for p in range(P):
         want = _normalized(rewards[p].sum(-1).tolist()) if kept[p] else [0.0] * G
         np.testing.assert_allclose(adv[p], want, rtol=1e-4, atol=1e-5)
