@@ -107,8 +107,8 @@ def _check_architecture(path: Path, record: Mapping[str, Any]) -> None:
             _refuse(path, key, record.get(key))
     if (path.parent / "adapter_config.json").exists():
         raise ConfigError(
-            f"{path.parent} holds a LoRA adapter (adapter_config.json), which is not supported. Merge it into the "
-            "model first (merge_and_unload of peft), or remove its files to use the model without it."
+            f"{path.parent} holds a LoRA adapter (adapter_config.json) beside a model. Move the adapter's files to a "
+            "folder of their own, and name that in config.model.adapter, or remove them to use the model without it."
         )
 
 

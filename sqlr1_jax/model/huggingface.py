@@ -80,7 +80,11 @@ def resolve_folder(source: str | Path, config_file: str = "config.json", setting
     if (folder / config_file).is_file():
         return folder
     if folder.is_dir():
-        raise ConfigError(f"{setting}={source} is a folder without {config_file}; name the model's own folder.")
+        is_adapter = config_file == "config.json" and (folder / "adapter_config.json").is_file()
+        fix = (
+            "it holds a LoRA adapter: name it in config.model.adapter" if is_adapter else "name the model's own folder"
+        )
+        raise ConfigError(f"{setting}={source} is a folder without {config_file}; {fix}.")
     from huggingface_hub import snapshot_download
 
     try:
