@@ -180,10 +180,10 @@ def test_tensors_of_another_architecture_are_refused(tmp_path: Path, name: str) 
         huggingface.load_params(tmp_path, tiny_models.MODEL)
 
 
-def test_an_adapter_beside_the_model_is_refused(tmp_path: Path) -> None:
+def test_a_folder_of_an_adapter_alone_is_refused_with_its_setting(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"LoRA adapter.*Merge it"):
-        huggingface.config_from_folder(write_config_json(tmp_path))
+    with pytest.raises(ConfigError, match=r"is a folder without config\.json; .* in config\.model\.adapter"):
+        huggingface.resolve_folder(tmp_path)
 
 
 def test_an_export_keeps_all_ends_of_the_folder(tmp_path: Path, tiny_tokenizer: Any) -> None:
