@@ -8,7 +8,6 @@ same bytes as without a stop.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,21 +66,20 @@ def answer_in_chunks(
 
 
 def split_into_chunks(questions: Sequence[Question], size: int) -> list[list[Question]]:
-    """Chunks of whole databases with at least `size` questions, or fewer if no other database has prompts as long.
+    """Chunks of whole databases with at least `size` questions, but for the last; short prompts come first.
 
-    Slots are as long as a chunk's longest prompt, so its prompts have about one length. Short prompts come first.
+    Slots are as long as a chunk's longest prompt, so prompts of about one length are together. Chunks are not cut where
+    that length changes: at the end of each, slots wait for its longest sample.
     """
     by_database: dict[Path, list[Question]] = {}
     for question in questions:
         by_database.setdefault(question.example.database, []).append(question)
     databases = sorted(by_database.values(), key=lambda group: (_slot_tokens(group), str(group[0].example.database)))
     chunks: list[list[Question]] = []
-    for _, same_length in itertools.groupby(databases, key=_slot_tokens):
-        chunks.append([])
-        for group in same_length:
-            if len(chunks[-1]) >= size:
-                chunks.append([])
-            chunks[-1] += group
+    for group in databases:
+        if not chunks or len(chunks[-1]) >= size:
+            chunks.append([])
+        chunks[-1] += group
     return chunks
 
 

@@ -21,11 +21,13 @@ def test_chunks_hold_whole_databases_of_about_one_prompt_length() -> None:
         return [Question("heldout", example, prompt, i) for i in range(count)]
 
     everything = [*questions("long", 300, 2), *questions("a", 90, 3), *questions("b", 70, 2), *questions("c", 80, 1)]
-    assert [[q.example.db_id for q in chunk] for chunk in split_into_chunks(everything, 3)] == [
-        ["a"] * 3,
-        ["b", "b", "c"],
-        ["long"] * 2,
-    ]
+
+    def databases(size: int) -> list[list[str]]:
+        return [[q.example.db_id for q in chunk] for chunk in split_into_chunks(everything, size)]
+
+    assert databases(3) == [["a"] * 3, ["b", "b", "c"], ["long"] * 2]
+    assert databases(4) == [["a"] * 3 + ["b"] * 2, ["c", "long", "long"]]
+    assert split_into_chunks([], 3) == []
 
 
 @pytest.mark.parametrize(("items", "processes"), [(5, 1), (5, 2), (6, 2), (1, 3), (7, 4)])
