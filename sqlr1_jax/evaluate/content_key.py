@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from sqlr1_jax.distributed.checksums import checksums
 from sqlr1_jax.evaluate.heldout import HeldoutSet, Question, prompt_settings
 from sqlr1_jax.sql.database import content_hash
 from sqlr1_jax.train.context import RunContext
@@ -48,28 +48,11 @@ def key_of(params: Any, questions: Sequence[Question], settings: Sequence[Any]) 
 def weights_digest(params: Any) -> str:
     """A digest of all parameters, computed where they are: two sums of a hash of each number and its position."""
     leaves = jax.tree.leaves_with_path(params)
-    sums = jax.device_get([_checksums(leaf) for _, leaf in leaves])
+    sums = jax.device_get([checksums(leaf) for _, leaf in leaves])
     names = [jax.tree_util.keystr(path) for path, _ in leaves]
     return _digest(
         [[name, leaf.shape, total.tolist()] for name, (_, leaf), total in zip(names, leaves, sums, strict=True)]
     )
-
-
-@jax.jit
-def _checksums(x: jax.Array) -> jax.Array:
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32 if x.dtype.itemsize == 4 else jnp.uint16).astype(jnp.uint32)
-    position = jnp.zeros((1,) * x.ndim, jnp.uint32)
-    for axis in range(x.ndim):  # index along each axis, so that no flat copy of a sharded array is made
-        position = _mix(position * 31 + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis))
-    first = _mix(bits ^ position)
-    return jnp.stack([first.sum(dtype=jnp.uint32), _mix(first + position).sum(dtype=jnp.uint32)])
-
-
-def _mix(x: jax.Array) -> jax.Array:
-    """The finalizer of MurmurHash3: every bit of the result depends on every bit of x."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
 
 
 def _digest(value: Any) -> str:

@@ -9,13 +9,19 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from sqlr1_jax.distributed.checksums import checksums
 from sqlr1_jax.errors import Sqlr1Error
 
+_CHECKSUMS = "_checksums"  # after a pytree's name, the name of its checksums; part of the file format
 ACCURACY_KEY = "score"  # key of the accuracy in a checkpoint's metadata; part of the file format
 
 
 class CheckpointNotFoundError(Sqlr1Error):
     """The requested checkpoint does not exist; the message lists those that do."""
+
+
+class CheckpointDamagedError(Sqlr1Error):
+    """A checkpoint cannot be read, or does not hold what was saved; the message names its folder."""
 
 
 class Checkpoints:
@@ -55,6 +61,7 @@ class Checkpoints:
         if jax.default_backend() == "cpu":  # here the host copy aliases the device buffer, which the caller may donate
             trees = jax.tree.map(jnp.copy, trees)
         metrics = None if accuracy is None else {ACCURACY_KEY: accuracy}
+        trees = trees | {name + _CHECKSUMS: checksums(tree) for name, tree in trees.items()}
         self._pending_save = self._checkpointer.save_checkpointables_async(
             step, trees, force=True, overwrite=True, metrics=metrics
         )
@@ -70,13 +77,25 @@ class Checkpoints:
 
         Raises:
           CheckpointNotFoundError: there is no such step; the message lists the existing ones.
+          CheckpointDamagedError: a file is missing or cut short, or a value is not the one that was saved.
         """
         if step not in self.steps():
             raise CheckpointNotFoundError(f"{self.folder} has no step {step}; it has {self.steps() or 'none'}.")
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None)), like
-        )
-        return self._checkpointer.load_checkpointables(step, abstract)
+        path = self.folder / str(step)
+        checked = [name for name in like if (path / (name + _CHECKSUMS)).exists()]  # older checkpoints have none
+        abstract = {name: jax.tree.map(_abstract, tree) for name, tree in like.items()}
+        abstract |= {name + _CHECKSUMS: jax.tree.map(_abstract_sums, abstract[name]) for name in checked}
+        try:
+            loaded = self._checkpointer.load_checkpointables(step, abstract)
+        except Exception as error:  # Orbax and TensorStore raise many types for files that are damaged
+            reason = str(error).splitlines()[0] if str(error) else ""
+            raise CheckpointDamagedError(
+                f"{path} cannot be read ({type(error).__name__}: {reason[:300]}). If its files are damaged, remove the "
+                "folder; the run then goes on from the checkpoint before it."
+            ) from error
+        for name in checked:
+            _check(path / name, loaded[name], loaded.pop(name + _CHECKSUMS))
+        return loaded
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
@@ -110,6 +129,29 @@ class Checkpoints:
     def _completed(self) -> Any:
         self.wait()
         return self._checkpointer.checkpoints
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
+
+
+def _abstract_sums(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """The checksum of an array, on every device that holds a part of the array."""
+    spread = isinstance(leaf.sharding, jax.sharding.NamedSharding)
+    sharding = jax.sharding.NamedSharding(leaf.sharding.mesh, jax.sharding.PartitionSpec()) if spread else leaf.sharding
+    return jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=sharding)
+
+
+def _check(path: Path, tree: Any, saved: Any) -> None:
+    """Raises CheckpointDamagedError for the first array whose checksum is not the one that was saved with it."""
+    found, expected = jax.device_get((checksums(tree), saved))
+    pairs = zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True)
+    for (location, sums), expected_sums in pairs:
+        if (sums != expected_sums).any():
+            raise CheckpointDamagedError(
+                f"{path}: the values of {jax.tree_util.keystr(location)} are not those that were saved; the files are "
+                "damaged. Remove the step's folder; the run then goes on from the checkpoint before it."
+            )
 
 
 def _accuracy(metrics: Any) -> float:

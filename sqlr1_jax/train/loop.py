@@ -15,7 +15,7 @@ from sqlr1_jax.distributed import collectives
 from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.model import flops
 from sqlr1_jax.progress import LOG_SECONDS, Progress
-from sqlr1_jax.train.checkpoint import Checkpoints
+from sqlr1_jax.train.checkpoint import CheckpointDamagedError, Checkpoints
 from sqlr1_jax.train.context import RunContext
 from sqlr1_jax.train.interrupt import Interrupt, Interrupted, log_while_waiting
 from sqlr1_jax.train.metrics import Metrics
@@ -106,16 +106,31 @@ def _is_due(step: int, interval: int) -> bool:
 
 
 def _resume(checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, int]:
-    """The state of the latest checkpoint and its step; without one, saves `state` as step 0 and returns it."""
-    step = collectives.broadcast(checkpoints.latest())
-    if step is None:
+    """The state of the latest checkpoint that is not damaged, and its step.
+
+    Without a checkpoint, saves `state` as step 0 and returns it.
+
+    Raises:
+      CheckpointDamagedError: all checkpoints are damaged; it is the latest one's.
+    """
+    steps = collectives.broadcast(checkpoints.steps())
+    if not steps:
         _save(checkpoints, state, None)
         return state, 0
-    saved = checkpoints.load(step, _to_trees(state))
-    step_count, opt_state = saved["optimizer"]
-    if step:
-        log.info("resuming at step %d of %s", step, checkpoints.folder)
-    return TrainState(step_count, saved["params"], opt_state), step
+    damage: CheckpointDamagedError | None = None
+    for step in reversed(steps):
+        try:
+            saved = checkpoints.load(step, _to_trees(state))
+        except CheckpointDamagedError as error:
+            log.error("%s", error)
+            damage = damage or error
+            continue
+        step_count, opt_state = saved["optimizer"]
+        if step:
+            log.info("resuming at step %d of %s", step, checkpoints.folder)
+        return TrainState(step_count, saved["params"], opt_state), step
+    assert damage is not None
+    raise damage
 
 
 def _save(checkpoints: Checkpoints, state: TrainState, accuracy: float | None) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from sqlr1_jax import config
 from sqlr1_jax.distributed import sharding
 from sqlr1_jax.train import state
-from sqlr1_jax.train.checkpoint import CheckpointNotFoundError, Checkpoints
+from sqlr1_jax.train.checkpoint import CheckpointDamagedError, CheckpointNotFoundError, Checkpoints
 from testing import tiny_models
 
 
@@ -161,3 +162,43 @@ def test_errors_name_the_folder_and_its_steps(tmp_path: Path) -> None:
     checkpoints.save(4, _tree(4))
     with pytest.raises(CheckpointNotFoundError, match=rf"{tmp_path} has no step 5; it has \[4\]"):
         checkpoints.load(5, _tree(0))
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """The files that hold values, largest first."""
+    files = [path for path in folder.rglob("d/*") if path.is_file()]
+    return sorted(files, key=lambda path: -path.stat().st_size)
+
+
+def _like() -> dict[str, Any]:
+    return {"params": {"w": jnp.zeros((64, 64))}}
+
+
+def _save_random(folder: Path) -> None:
+    _save(folder, 1, {"params": {"w": jnp.asarray(np.random.default_rng(0).normal(size=(64, 64)), jnp.float32)}})
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_flipped_bit_in_the_values_is_never_loaded(tmp_path: Path, share: float) -> None:
+    _save_random(tmp_path)
+    path = _data_files(tmp_path / "1" / "params")[0]
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * share)] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(CheckpointDamagedError, match=r"/1.*Remove|/1 cannot be read"):
+        Checkpoints(tmp_path).load(1, _like())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_a_checkpoint_without_all_of_its_bytes_is_an_error_that_names_it(tmp_path: Path, damage: str) -> None:
+    _save_random(tmp_path)
+    path = _data_files(tmp_path / "1" / "params")[0]
+    path.write_bytes(path.read_bytes()[:100]) if damage == "truncated" else path.unlink()
+    with pytest.raises(CheckpointDamagedError, match=r"/1 cannot be read .*remove the folder"):
+        Checkpoints(tmp_path).load(1, _like())
+
+
+def test_a_checkpoint_of_an_earlier_version_without_checksums_is_loaded(tmp_path: Path) -> None:
+    _save_random(tmp_path)
+    shutil.rmtree(tmp_path / "1" / "params_checksums")
+    assert Checkpoints(tmp_path).load(1, _like())["params"]["w"].any()

@@ -15,7 +15,7 @@ import pytest
 
 from sqlr1_jax import config
 from sqlr1_jax.train import loop, metrics
-from sqlr1_jax.train.checkpoint import Checkpoints
+from sqlr1_jax.train.checkpoint import CheckpointDamagedError, Checkpoints
 from sqlr1_jax.train.context import RunContext
 from sqlr1_jax.train.interrupt import Interrupted
 from sqlr1_jax.train.state import TrainState
@@ -119,6 +119,35 @@ def test_a_run_killed_in_any_step_ends_like_one_that_was_not(tmp_path: Path, kil
     assert _values(_train(killed, 6, on_resume=resumed_at.append)) == _values(expected)
     assert resumed_at == [killed_step - killed_step % 2]
     assert _lines(killed) == _lines(whole)
+
+
+def _cut_short(context: FakeContext, step: int) -> None:
+    """Damages a checkpoint as a full disk does."""
+    for path in (context.workdir / "checkpoints" / STAGE / str(step)).rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:20])
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_it_resumed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, damaged = _two_contexts(tmp_path)
+    expected = _train(whole, 6)
+    with pytest.raises(Killed):
+        _train(damaged, 6, _killed_in(5))
+    _cut_short(damaged, 4)
+    resumed_at: list[int] = []
+    assert _values(_train(damaged, 6, on_resume=resumed_at.append)) == _values(expected)
+    assert resumed_at == [2] and f"{STAGE}/4 cannot be read" in caplog.text
+    assert _lines(damaged) == _lines(whole)
+
+
+def test_if_all_checkpoints_are_damaged_nothing_starts_anew(tmp_path: Path) -> None:
+    context = FakeContext(tmp_path)
+    _train(context, 4)
+    for step in (0, 2, 4):
+        _cut_short(context, step)
+    with pytest.raises(CheckpointDamagedError, match=f"{STAGE}/4 cannot be read"):
+        _train(context, 6)
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
