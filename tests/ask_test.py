@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from sqlr1_jax import ask, ask_output, config, prompt_metadata
 from sqlr1_jax.data import answer
-from sqlr1_jax.model import huggingface, tokenizer
+from sqlr1_jax.model import huggingface, lora, peft_folder, tokenizer
 from sqlr1_jax.sql.executor import Executor
 from testing import tiny_models
 
@@ -50,7 +51,7 @@ class ScriptedAsker:
 
     answers: dict[str, Sequence[str]]
 
-    def __init__(self, model: Path, votes: int = 1, prompt: str = "", form: str = "") -> None:
+    def __init__(self, model: Path, votes: int = 1, prompt: str = "", form: str = "", adapter: str = "") -> None:
         self.asked: list[str] = []
 
     def ask(
@@ -209,6 +210,24 @@ def test_a_second_question_compiles_nothing(model: Path, pets: Path) -> None:
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert compiled == []
+
+
+def test_an_adapter_answers_as_the_model_that_it_is_merged_into(model: Path, pets: Path, tmp_path: Path) -> None:
+    shape = dataclasses.replace(huggingface.config_from_folder(model), lora_rank=2, lora_alpha=40.0)
+    params = huggingface.load_params(model, shape) | {lora.KEY: tiny_models.random_params(shape)[lora.KEY]}
+    peft_folder.save(tmp_path / "adapter", params[lora.KEY], shape, str(model))
+    merged = shutil.copytree(model, tmp_path / "merged")
+    huggingface.save_model(merged, params, shape, model / "tokenizer")
+    question = "How many dogs are red?"
+    plain, expected = (ask.Asker(folder).sample(pets, question) for folder in (model, merged))
+    assert ask.Asker(model, adapter=str(tmp_path / "adapter")).sample(pets, question) == expected != plain
+
+
+def test_an_adapters_own_prompt_settings_come_before_the_models(model: Path, tmp_path: Path) -> None:
+    data = dataclasses.replace(config.DataConfig(), form="direct", schema="fixed")
+    prompt_metadata.write(tmp_path, dataclasses.replace(config.Config(), data=data), "grpo, step 3")
+    assert prompt_metadata.read(tmp_path, model)[0].schema == "fixed"
+    assert prompt_metadata.read(tmp_path / "none", model) == prompt_metadata.read(model)
 
 
 def test_broken_weights_are_an_error_of_the_first_question(model: Path, pets: Path, tmp_path: Path) -> None:
