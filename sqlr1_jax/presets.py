@@ -83,7 +83,7 @@ def _laptop(config: ConfigDict) -> None:
     config.grpo.optimizer.update(learning_rate=1e-4, warmup_steps=2)
     config.evaluate.every = 0
     config.checkpoint.every = 5
-    config.rollout.prompt_buckets = 4
+    config.rollout.update(prompt_buckets=4, prefill_batch=1)
 
 
 def _smoke(config: ConfigDict) -> None:
