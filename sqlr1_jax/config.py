@@ -321,13 +321,13 @@ class CheckpointConfig:
 class ExportConfig:
     """The Hugging Face folder that a run writes."""
 
-    # What is written. merged: a model's folder; adapter: the LoRA adapters alone, as a PEFT folder.
-    form: str = "merged"
     # Checkpoint to export: last, best or a step's number. The accuracy of best is biased upward, because it was chosen
     # on a subset of the held-out questions.
     step: str = "last"
     dtype: str = ""  # dtype of the exported weights; empty: param_dtype, or float32 for adapters
     shard_gigabytes: float = 5.0  # largest size of one file
+    # What is written. merged: a model's folder; adapter: the LoRA adapters alone, as a PEFT folder.
+    form: str = "merged"
 
 
 @dataclasses.dataclass(frozen=True)

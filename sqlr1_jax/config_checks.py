@@ -291,8 +291,12 @@ def _check_lora(config: Config) -> None:
             "rounding to bfloat16 undoes 99 % of the steps. Train float32 weights, or set model.lora.rank, which "
             "freezes them."
         )
-    if rank and (config.sft.optimizer.frozen or config.grpo.optimizer.frozen):
-        raise ConfigError("optimizer.frozen is set, but with model.lora.rank all weights are frozen: leave it out.")
+    for stage in trains if rank else ():
+        if get(config, f"{stage}.optimizer.frozen"):
+            raise ConfigError(
+                f"config.{stage}.optimizer.frozen is set, but with model.lora.rank all weights are frozen. Set it "
+                "to ()."
+            )
     if config.export.form == "adapter" and not rank:
         raise ConfigError("config.export.form is 'adapter', and without model.lora.rank there is none to export.")
 

@@ -157,6 +157,7 @@ def test_json_is_all_that_is_printed(run: Callable[..., Any]) -> None:
     assert json.loads(out) == {
         "sql": RED,
         "columns": ["code", "age"],
+        "column_count": 2,
         "rows": [[10, 3], [11, 5]],
         "row_count": 2,
         "outcome": "ok",

@@ -131,7 +131,7 @@ def test_the_counts_of_the_summary_add_up(tmp_path: Path, capsys: pytest.Capture
     assert text.startswith("8 records: 5 examples, ")
     assert "3 of 8 are left out; 1 more cannot be used; 4 remain." in text
     assert "Databases that lose more than half of their records: lost (2 of 2)." in text
-    assert len(example.read_examples(f"jsonl:{tmp_path}/data.jsonl", exclude=f"{tmp_path}/exclude.jsonl")) == 4
+    assert len(example.read_examples(f"jsonl:{tmp_path}/data.jsonl", exclude=(f"{tmp_path}/exclude.jsonl",))) == 4
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_adapters_need_matrices_of_the_model() -> None:
 
 def test_only_a_model_with_adapters_freezes_all_weights_or_exports_adapters() -> None:
     frozen = config.GrpoConfig(optimizer=config.OptimizerConfig(frozen=("embed",)))
-    with pytest.raises(ConfigError, match=r"optimizer\.frozen is set"):
+    with pytest.raises(ConfigError, match=r"grpo\.optimizer\.frozen is set"):
         config.check(dataclasses.replace(_model_config(lora=config.LoraConfig(rank=4)), grpo=frozen))
     with pytest.raises(ConfigError, match=r"export\.form is 'adapter', and without model\.lora\.rank there is none"):
         config.check(dataclasses.replace(config.Config(), export=config.ExportConfig(form="adapter")))

@@ -241,7 +241,10 @@ def test_a_typo_gets_a_suggestion(tmp_path: Path, error: RunMain, flag: str, mes
 
 @pytest.mark.parametrize(
     ("file", "message"),
-    [("configs/grpo.py:70b", "there is no size '70b'; the sizes are smoke, tiny"), ("configs/gpro.py", "No such file")],
+    [
+        ("configs/grpo.py:70b", "there is no size '70b'; the sizes are smoke, laptop"),
+        ("configs/gpro.py", "No such file"),
+    ],
 )
 def test_an_unknown_config_file_is_an_error_that_names_it(
     tmp_path: Path, error: RunMain, file: str, message: str

@@ -224,5 +224,5 @@ def test_a_name_that_is_neither_a_folder_nor_a_repository_raises_an_error(
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(ConfigError, match=r"neither a local folder nor a repository.*no network"):
         huggingface.resolve_folder("nobody/nothing")
-    with pytest.raises(ConfigError, match=r"without a config\.json"):
+    with pytest.raises(ConfigError, match=r"without config\.json"):
         huggingface.resolve_folder(tmp_path)
