@@ -64,7 +64,9 @@ def test_the_cold_start_is_evaluated_if_evaluation_is_listed(
     monkeypatch.setattr(
         evaluation, "evaluate", lambda context, name, params, of, executor: evaluated.append((name, of))
     )
-    monkeypatch.setattr(Pipeline, "context", SimpleNamespace(config=config.Config(), workdir=tmp_path))
+    monkeypatch.setattr(
+        Pipeline, "context", SimpleNamespace(config=config.Config(), workdir=tmp_path, full_params=dict)
+    )
     monkeypatch.setattr(Pipeline, "executor", None)
     Pipeline(dataclasses.replace(config.Config(), stages=listed), tmp_path).sft()
     assert evaluated == ([("sft", "sft, step 7")] if "evaluate" in listed else [])

@@ -281,7 +281,7 @@ def test_with_lora_an_update_moves_the_adapters_alone_in_any_layout(name: str) -
     with jax.set_mesh(case.mesh()):
         trained, frozen = lora.split(_sharded(params, model, case.mesh()))
         grads, *_ = compute_gradients(trained, case.batch(), grpo_loss, GRPO, case.spec(model), frozen)
-        train_state = state.create_state(trained, case.spec(model))
+        train_state = state.create_state(jax.tree.map(jnp.copy, trained), case.spec(model))  # it is donated
         updated, _ = state.update(train_state, case.batch(), grpo_loss, GRPO, case.spec(model), frozen)
     found = {matrix: np.asarray(grad["a"]).reshape(2, -1, 2) for matrix, grad in grads[lora.KEY].items()}
     assert closeness.relative_distance(found, expected) < 1e-5
