@@ -92,7 +92,7 @@ def test_the_compiled_sampler_samples_the_same_as_the_engine(step: StepPrograms,
         weights = step.engine.prepare_weights(train_state.params)
     request = Request([np.arange(1, 20, dtype=np.int32)] * 8, 2, CONFIG.grpo.sampling, seed=0, step=0)
     put = functools.partial(sharding.to_global_arrays, mesh=step.engine.mesh, rules=sharding.SAMPLE_RULES)
-    resident = train_state, {}, train_state.params  # without LoRA, nothing is frozen
+    resident: Any = train_state, {}, train_state.params  # without LoRA, nothing is frozen
     prefill_batch = put(_prefill_batch(request, step.rollout_layout.prefix))
     slots = step.init_slots.compiled(resident)
     _assert_same(step.prefill.inputs[1:3], (slots, prefill_batch))
@@ -177,7 +177,7 @@ def test_with_lora_the_update_trains_adapters_and_reads_frozen_weights() -> None
     abstract_state, _, frozen = step.update.inputs
     assert set(abstract_state.params) == {"lora"} and frozen is step.frozen
     assert jax.tree.leaves(step.reference) == jax.tree.leaves(step.params)  # the frozen weights are counted once
-    assert jax.tree.structure(step.weights.outputs) == jax.tree.structure(plain.weights.outputs)
+    assert jax.tree.structure(step.weights.outputs) == jax.tree.structure(plain.weights.outputs)  # type: ignore[operator]
     assert step.update.flops == pytest.approx(plain.update.flops * 2 / 3)
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sqlr1_jax.errors import ConfigError
-from sqlr1_jax.model import huggingface, lora, peft_folder, qwen2, safetensors
+from sqlr1_jax.model import attention, huggingface, lora, peft_folder, qwen2, safetensors
 from sqlr1_jax.model.safetensors import LazyTensor, WeightsError
 from testing import tiny_models
 
@@ -121,14 +122,12 @@ def test_peft_computes_the_same_logits(tmp_path: Path) -> None:
     peft_folder.save(tmp_path / "adapter", _adapters(), MODEL, str(tmp_path / "base"))
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", attn_implementation="eager")
     model = peft.PeftModel.from_pretrained(model, tmp_path / "adapter")
-    tokens_BT = np.arange(24).reshape(2, 12)
+    tokens_BT = jnp.arange(24).reshape(2, 12)
     with torch.no_grad():
-        expected = model(torch.from_numpy(tokens_BT)).logits.numpy()
+        expected = model(torch.tensor(np.asarray(tokens_BT))).logits.numpy()
     params = lora.merge(base | {lora.KEY: _adapters()}, MODEL)
-    from sqlr1_jax.model import attention
-
-    mask = attention.causal_mask(tokens_BT, np.full(2, 12))
-    positions_BT = np.tile(np.arange(12), (2, 1))
+    mask = attention.causal_mask(tokens_BT, jnp.full(2, 12))
+    positions_BT = jnp.tile(jnp.arange(12), (2, 1))
     hidden_BTD, _ = qwen2.forward(params, tokens_BT, positions_BT, mask, tiny_models.MODEL)
     logits_BTV = qwen2.unembed(params, hidden_BTD, tiny_models.MODEL)
     np.testing.assert_allclose(logits_BTV[..., :37], expected[..., :37], atol=2e-4)

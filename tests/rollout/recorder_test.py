@@ -17,7 +17,7 @@ SLOTS = np.array([1, FREE, 0])  # the prompt in each of three slots
 
 def _request(**settings: Any) -> Request:
     """Two prompts of two samples with at most six tokens."""
-    return Request([np.arange(3)] * 2, 2, SamplingConfig(max_tokens=6), seed=0, step=0, **settings)
+    return Request([np.arange(3, dtype=np.int32)] * 2, 2, SamplingConfig(max_tokens=6), seed=0, step=0, **settings)
 
 
 def _decoded(tokens_PGC: list, length_PG: list, done_PG: list) -> DecodedTokens:

@@ -7,7 +7,7 @@ import numpy as np
 from sqlr1_jax.config import SamplingConfig
 from sqlr1_jax.rollout.request import Completions, Request
 
-REQUEST = Request([np.arange(3)] * 2, 2, SamplingConfig(max_tokens=5), seed=0, step=0)
+REQUEST = Request([np.arange(3, dtype=np.int32)] * 2, 2, SamplingConfig(max_tokens=5), seed=0, step=0)
 
 
 def test_prompts_are_numbered_by_position_unless_the_request_numbers_them() -> None:

@@ -126,7 +126,7 @@ def test_with_lora_the_initial_weights_are_the_folders_and_adapters_that_change_
     trained, frozen = lora.split(init_params(adapted))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(frozen), jax.device_get(base))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(lora.merge(trained | frozen, adapted.model)), base)
-    assert jax.tree.structure(trained) == jax.tree.structure(
+    assert jax.tree.structure(trained) == jax.tree.structure(  # type: ignore[operator]
         lora.split(abstract_params(adapted.model, context.mesh))[0]
     )
 
