@@ -171,7 +171,12 @@ def test_a_refilled_run_killed_anywhere_resumes_bit_for_bit(
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_a_run_with_lora_killed_in_a_step_resumes_bit_for_bit(home: Path, tmp_path: Path) -> None:
-    changed = {"model.lora.rank": 2, "export.form": "adapter", "stages": "('sft','grpo','evaluate','export')"}
+    changed = {
+        "model.lora.rank": 2,
+        "sft.optimizer.frozen": "()",
+        "export.form": "adapter",
+        "stages": "('sft','grpo','evaluate','export')",
+    }
     whole, resumed = (tiny_runs.folder_with_data(home, tmp_path / name) for name in ("whole", "resumed"))
     tiny_runs.run_python(home, ["-m", "sqlr1_jax.main", *tiny_runs.command_line(home, whole, **changed)])
     _killed_and_resumed(home, resumed, "grpo", 3, "stepped", **changed)
