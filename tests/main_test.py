@@ -384,6 +384,24 @@ def test_a_second_process_in_a_workdir_is_refused_and_writes_nothing(tmp_path: P
         assert [path.name for path in (tmp_path / "run").iterdir()] == [run_lock.FILE_NAME]
 
 
+@pytest.fixture
+def parse(monkeypatch: pytest.MonkeyPatch, error: RunMain, tmp_path: Path) -> Callable[..., config.Config]:
+    """A function that gives flags to main and returns the config that it would run."""
+
+    def parse_flags(*arguments: str) -> config.Config:
+        seen: list[config.Config] = []
+
+        def end(run_config: config.Config, workdir: Path) -> None:
+            seen.append(run_config)
+            sys.exit("error: seen")
+
+        monkeypatch.setattr(main, "run", end)
+        error(SMOKE, f"--workdir={tmp_path}", *arguments)
+        return seen[0]
+
+    return parse_flags
+
+
 @pytest.mark.parametrize(
     ("arguments", "stages"),
     [
@@ -394,19 +412,12 @@ def test_a_second_process_in_a_workdir_is_refused_and_writes_nothing(tmp_path: P
     ],
 )
 def test_the_last_value_of_a_repeated_setting_wins(
-    monkeypatch: pytest.MonkeyPatch, error: RunMain, tmp_path: Path, arguments: list[str], stages: tuple[str, ...]
+    parse: Callable[..., config.Config], arguments: list[str], stages: tuple[str, ...]
 ) -> None:
-    seen: list[config.Config] = []
-
-    def end(run_config: config.Config, workdir: Path) -> None:
-        seen.append(run_config)
-        sys.exit("error: seen")
-
-    monkeypatch.setattr(main, "run", end)
     repeated = ["--config.seed=1", "--config.sft.optimizer.frozen=('embed',)", "--config.seed=2"]
-    error(SMOKE, f"--workdir={tmp_path}", *repeated, *arguments, "--config.sft.optimizer.frozen=('q',)")
-    assert seen[0].stages == stages
-    assert (seen[0].seed, seen[0].sft.optimizer.frozen) == (2, ("q",))
+    parsed = parse(*repeated, *arguments, "--config.sft.optimizer.frozen=('q',)")
+    assert parsed.stages == stages
+    assert (parsed.seed, parsed.sft.optimizer.frozen) == (2, ("q",))
 
 
 @pytest.mark.parametrize(
@@ -419,17 +430,9 @@ def test_the_last_value_of_a_repeated_setting_wins(
     ],
 )
 def test_lists_of_what_to_leave_out_are_one_path_or_a_tuple(
-    monkeypatch: pytest.MonkeyPatch, error: RunMain, tmp_path: Path, value: str, lists: tuple[str, ...]
+    parse: Callable[..., config.Config], value: str, lists: tuple[str, ...]
 ) -> None:
-    seen: list[config.Config] = []
-
-    def end(run_config: config.Config, workdir: Path) -> None:
-        seen.append(run_config)
-        sys.exit("error: seen")
-
-    monkeypatch.setattr(main, "run", end)
-    error(SMOKE, f"--workdir={tmp_path}", f"--config.data.exclude={value}")
-    assert seen[0].data.exclude == lists
+    assert parse(f"--config.data.exclude={value}").data.exclude == lists
 
 
 def test_a_workdir_in_the_home_folder_makes_no_folder_named_tilde(

@@ -189,6 +189,15 @@ def constrain(x: jax.Array, logical_axes: LogicalAxes, rules: Rules) -> jax.Arra
     return jax.lax.with_sharding_constraint(x, partition_spec(logical_axes, rules, x.shape, mesh))
 
 
+def gather_to_host(array: jax.Array) -> np.ndarray:
+    """The whole array on every process's host. Collective if its parts are on several processes."""
+    if not array.is_fully_addressable:
+        from jax.experimental import multihost_utils
+
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
+
+
 def to_local_array(array: jax.Array) -> np.ndarray:
     """This process's rows of an array that is split only over dimension 0, or all of a replicated one.
 

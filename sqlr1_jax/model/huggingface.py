@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from sqlr1_jax.distributed import collectives
-from sqlr1_jax.distributed.sharding import TRAIN_RULES, Rules, named_sharding
+from sqlr1_jax.distributed.sharding import TRAIN_RULES, Rules, gather_to_host, named_sharding
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import config_json, lora, safetensors, tokenizer
 from sqlr1_jax.model.qwen2 import Params, ParamSpec, Qwen2Config, abstract_params, is_spec, without_adapters
@@ -328,12 +328,8 @@ def _lazy_tensor(values: jax.Array, path: str, layer: int | None, dtype: np.dtyp
     shape = values.shape if layer is None else values.shape[1:]
 
     def load() -> np.ndarray:
-        part = values if layer is None else values[layer]
-        if not part.is_fully_addressable:
-            from jax.experimental import multihost_utils
-
-            part = multihost_utils.process_allgather(part, tiled=True)
-        return _to_hf_layout(np.asarray(part).astype(dtype), in_axes)
+        part = gather_to_host(values if layer is None else values[layer])
+        return _to_hf_layout(part.astype(dtype), in_axes)
 
     return LazyTensor(template.format(layer), dtype, _hf_shape(shape, in_axes), load)
 

@@ -31,10 +31,7 @@ def init_params(config: Qwen2Config, key: jax.Array) -> Params:
     Raises:
       ValueError: `config.init` is "induction_heads" and the model does not have the shape that these heads need.
     """
-    specs, treedef = jax.tree.flatten(qwen2.abstract_params(config), is_leaf=qwen2.is_spec)
-    keys = jax.random.split(key, len(specs))
-    leaves = [_random(spec, leaf_key, config) for spec, leaf_key in zip(specs, keys, strict=True)]
-    params = jax.tree.unflatten(treedef, leaves)
+    params = _random_tree(qwen2.abstract_params(config), key, config)
     if config.init != "induction_heads":
         return params
     return _add_induction_heads(params, config, jax.random.fold_in(key, 1))
@@ -42,10 +39,14 @@ def init_params(config: Qwen2Config, key: jax.Array) -> Params:
 
 def init_adapters(config: Qwen2Config, key: jax.Array) -> Params:
     """LoRA adapters that change nothing yet: a is uniform in ±1 / √inputs, and b is zero, as in PEFT."""
-    specs, treedef = jax.tree.flatten(qwen2.abstract_params(config)[lora.KEY], is_leaf=qwen2.is_spec)
-    keys = jax.random.split(jax.random.fold_in(key, 2), len(specs))
-    leaves = [_random(spec, leaf_key, config) for spec, leaf_key in zip(specs, keys, strict=True)]
-    return jax.tree.unflatten(treedef, leaves)
+    return _random_tree(qwen2.abstract_params(config)[lora.KEY], jax.random.fold_in(key, 2), config)
+
+
+def _random_tree(specs: Params, key: jax.Array, config: Qwen2Config) -> Params:
+    leaves, treedef = jax.tree.flatten(specs, is_leaf=qwen2.is_spec)
+    keys = jax.random.split(key, len(leaves))
+    values = [_random(spec, leaf_key, config) for spec, leaf_key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(treedef, values)
 
 
 def _random(spec: ParamSpec, key: jax.Array, config: Qwen2Config) -> jax.Array:

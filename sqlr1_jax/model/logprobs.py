@@ -24,7 +24,6 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from sqlr1_jax.distributed.sharding import TRAIN_RULES, constrain, partition_spec
-from sqlr1_jax.model import lora
 from sqlr1_jax.model.qwen2 import Params, Qwen2Config, mask_logits, unembedding
 
 Arrays = tuple[jax.Array, ...]
@@ -41,7 +40,7 @@ def token_logprobs(
     """(log p(target), entropy in nats), each [B, T] in at least float32, of softmax(logits / temperature).
 
     Args:
-      params: the model's parameters. With LoRA adapters among them, the unembedding is frozen and gets no gradient.
+      params: the model's parameters. With LoRA the unembedding is frozen and gets no gradient.
       hidden_BTD: the model's output at each position.
       targets_BT: the token ids whose log-probabilities are computed.
       config: with logits_chunk > 0, each device holds the logits of that many positions at a time and recomputes them
@@ -53,54 +52,41 @@ def token_logprobs(
     # Shard only rows and vocabulary. If D were sharded, each chunk's logits would need an all-reduce.
     hidden_BTD = constrain(hidden_BTD, ("rows", None, None), TRAIN_RULES)
     table_DV = constrain(unembedding(params, config).astype(hidden_BTD.dtype), (None, "vocab"), TRAIN_RULES)
-    frozen = lora.KEY in params
     if config.logits_chunk:
-        logp_BT, entropy_BT = _chunked(table_DV, hidden_BTD, targets_BT, loss_mask_BT, config, temperature, frozen)
+        logp_BT, entropy_BT = _chunked(table_DV, hidden_BTD, targets_BT, loss_mask_BT, config, temperature)
     else:
-        logp_BT, entropy_BT = _unchunked(table_DV, hidden_BTD, targets_BT, config, temperature, frozen)
+        logp_BT, entropy_BT = _unchunked(table_DV, hidden_BTD, targets_BT, config, temperature)
     return jnp.where(loss_mask_BT, logp_BT, 0.0), jnp.where(loss_mask_BT, entropy_BT, 0.0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _unchunked(
-    table_DV: jax.Array,
-    hidden_BTD: jax.Array,
-    targets_BT: jax.Array,
-    config: Qwen2Config,
-    temperature: float,
-    frozen: bool,
+    table_DV: jax.Array, hidden_BTD: jax.Array, targets_BT: jax.Array, config: Qwen2Config, temperature: float
 ) -> Arrays:
     """(log p(target), entropy), each [B, T], from all logits at once."""
-    return _unchunked_forward(table_DV, hidden_BTD, targets_BT, config, temperature, frozen)[0]
+    return _unchunked_forward(table_DV, hidden_BTD, targets_BT, config, temperature)[0]
 
 
 def _unchunked_forward(
-    table_DV: jax.Array,
-    hidden_BTD: jax.Array,
-    targets_BT: jax.Array,
-    config: Qwen2Config,
-    temperature: float,
-    frozen: bool,
+    table_DV: jax.Array, hidden_BTD: jax.Array, targets_BT: jax.Array, config: Qwen2Config, temperature: float
 ) -> tuple[Arrays, Arrays]:
     logits_BTV = _logits(table_DV, hidden_BTD, config, temperature)
     logp_BT, entropy_BT, logsumexp_BT = _token_stats(logits_BTV, targets_BT)
     return (logp_BT, entropy_BT), (table_DV, hidden_BTD, targets_BT, logits_BTV, entropy_BT, logsumexp_BT)
 
 
-def _unchunked_backward(
-    config: Qwen2Config, temperature: float, frozen: bool, residuals: Arrays, cotangents: Arrays
-) -> tuple:
+def _unchunked_backward(config: Qwen2Config, temperature: float, residuals: Arrays, cotangents: Arrays) -> tuple:
     table_DV, hidden_BTD, targets_BT, logits_BTV, entropy_BT, logsumexp_BT = residuals
     dlogits_BTV = _dlogits(logits_BTV, targets_BT, (entropy_BT, logsumexp_BT), cotangents, temperature)
     dlogits_BTV = dlogits_BTV.astype(table_DV.dtype)
-    dtable_DV = None if frozen else _dtable(dlogits_BTV, hidden_BTD)
+    dtable_DV = None if config.lora_rank else _dtable(dlogits_BTV, hidden_BTD)
     return dtable_DV, _dhidden(dlogits_BTV, table_DV), None
 
 
 _unchunked.defvjp(_unchunked_forward, _unchunked_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _chunked(
     table_DV: jax.Array,
     hidden_BTD: jax.Array,
@@ -108,10 +94,9 @@ def _chunked(
     loss_mask_BT: jax.Array,
     config: Qwen2Config,
     temperature: float,
-    frozen: bool,
 ) -> Arrays:
     """(log p(target), entropy), each [B, T], from the logits of one chunk of positions after another."""
-    return _chunked_forward(table_DV, hidden_BTD, targets_BT, loss_mask_BT, config, temperature, frozen)[0]
+    return _chunked_forward(table_DV, hidden_BTD, targets_BT, loss_mask_BT, config, temperature)[0]
 
 
 def _chunked_forward(
@@ -121,7 +106,6 @@ def _chunked_forward(
     loss_mask_BT: jax.Array,
     config: Qwen2Config,
     temperature: float,
-    frozen: bool,
 ) -> tuple[Arrays, Arrays]:
     T = loss_mask_BT.shape[1]
     width, order_BT, num_chunks = _compaction(loss_mask_BT, config.logits_chunk)
@@ -143,9 +127,7 @@ def _chunked_forward(
     return outputs, (table_DV, hidden_BTD, targets_BT, loss_mask_BT, entropy_BT, logsumexp_BT)
 
 
-def _chunked_backward(
-    config: Qwen2Config, temperature: float, frozen: bool, residuals: Arrays, cotangents: Arrays
-) -> tuple:
+def _chunked_backward(config: Qwen2Config, temperature: float, residuals: Arrays, cotangents: Arrays) -> tuple:
     table_DV, hidden_BTD, targets_BT, loss_mask_BT, entropy_BT, logsumexp_BT = residuals
     width, order_BT, num_chunks = _compaction(loss_mask_BT, config.logits_chunk)
     hidden_BTD, targets_BT, *cotangents_BT = (_reorder(x, order_BT) for x in (hidden_BTD, targets_BT, *cotangents))
@@ -163,7 +145,7 @@ def _chunked_backward(
         dhidden_BtD = _dhidden(dlogits_BtV, table_DV)
         return dtable_DV, jax.lax.dynamic_update_slice_in_dim(dhidden_BTD, dhidden_BtD, i * width, axis=1)
 
-    zeros = None if frozen else jnp.zeros_like(table_DV), jnp.zeros_like(hidden_BTD)
+    zeros = None if config.lora_rank else jnp.zeros_like(table_DV), jnp.zeros_like(hidden_BTD)
     dtable_DV, dhidden_BTD = jax.lax.fori_loop(0, num_chunks, add_chunk, zeros)
     return dtable_DV, _restore_order(dhidden_BTD, order_BT, loss_mask_BT.shape[1]), None, None
 

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from sqlr1_jax.distributed import collectives
-from sqlr1_jax.distributed.sharding import TRAIN_RULES, named_sharding
+from sqlr1_jax.distributed.sharding import TRAIN_RULES, gather_to_host, named_sharding
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.io import read_json_object
 from sqlr1_jax.model import huggingface, lora, safetensors
@@ -169,7 +169,7 @@ def save(folder: Path, adapters: Params, config: Qwen2Config, base: str, dtype: 
       base: the model that they belong to, as `base_model_name_or_path`.
       dtype: of the stored adapters, float32 or bfloat16.
     """
-    host = jax.tree.map(_to_host, adapters)
+    host = jax.tree.map(gather_to_host, adapters)
     if not collectives.is_primary():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -191,14 +191,6 @@ def save(folder: Path, adapters: Params, config: Qwen2Config, base: str, dtype: 
         "target_modules": [huggingface.tensor_name(name, 0).split(".")[-2] for name in config.lora_matrices],
     }
     (folder / CONFIG_FILE).write_text(json.dumps(record, indent=1) + "\n")
-
-
-def _to_host(array: jax.Array) -> np.ndarray:
-    if not array.is_fully_addressable:
-        from jax.experimental import multihost_utils
-
-        array = multihost_utils.process_allgather(array, tiled=True)
-    return np.asarray(array)
 
 
 def _lazy_tensor(name: str, values: np.ndarray, part: str, dtype: np.dtype) -> LazyTensor:
