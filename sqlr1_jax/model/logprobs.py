@@ -230,4 +230,5 @@ def _dtable(dlogits_BTV: jax.Array, hidden_BTD: jax.Array) -> jax.Array:
 
 def _dhidden(dlogits_BTV: jax.Array, table_DV: jax.Array) -> jax.Array:
     """Cotangent of the hidden states [B, T, D]."""
-    return jnp.einsum("btv,dv->btd", dlogits_BTV, table_DV)
+    wide = jnp.promote_types(table_DV.dtype, jnp.float32)
+    return jnp.einsum("btv,dv->btd", dlogits_BTV, table_DV, preferred_element_type=wide).astype(table_DV.dtype)
