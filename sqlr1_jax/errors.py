@@ -14,6 +14,7 @@ class Sqlr1Error(Exception):
     """An error whose message is written for the user: it names what is wrong (file, record, setting) and the fix."""
 
     prefix: ClassVar[str] = "error: "  # start of the line that a command prints
+    exit_status: ClassVar[int] = 1  # of the command
 
 
 class ConfigError(Sqlr1Error, ValueError):
@@ -25,12 +26,16 @@ class ConfigError(Sqlr1Error, ValueError):
 
 @contextlib.contextmanager
 def exit_on_error() -> Iterator[None]:
-    """Ends the process with status 1 and one line on standard error if the block raises a `Sqlr1Error`.
+    """Ends the process with one line on standard error if the block raises a `Sqlr1Error`.
 
-    The line has no control characters: messages quote names, records and SQL of files.
+    The status is the error's: 75 if the same command, given again, goes on with the work, else 1. The line has no control characters: messages quote names, records and SQL of files.
     Decorates each command's `main`. Any other exception is a bug and keeps its traceback.
     """
     try:
         yield
     except Sqlr1Error as error:
-        sys.exit(printable(f"{error.prefix}{error}"))
+        line = printable(f"{error.prefix}{error}")
+        if error.exit_status == 1:
+            sys.exit(line)
+        print(line, file=sys.stderr)
+        sys.exit(error.exit_status)

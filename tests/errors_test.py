@@ -42,14 +42,14 @@ def test_errors_module_imports_only_the_cleaning_of_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("raised", "printed"),
+    ("raised", "status", "printed"),
     [
-        ("errors.ConfigError('config.seed is 1.5; it takes a int.')", "error: config.seed is 1.5; it takes a int.\n"),
-        ("interrupt.Interrupted('stopped after step 3')", "stopped after step 3\n"),
-        (r"errors.ConfigError('no such table: \x1b[2Jx')", "error: no such table: [2Jx\n"),
+        ("errors.ConfigError('config.seed is 1.5; it takes a int.')", 1, "error: config.seed is 1.5; it takes a int.\n"),
+        ("interrupt.Interrupted('stopped after step 3')", 75, "stopped after step 3\n"),
+        (r"errors.ConfigError('no such table: \x1b[2Jx')", 1, "error: no such table: [2Jx\n"),
     ],
 )
-def test_a_command_prints_one_line_and_exits_with_1(raised: str, printed: str) -> None:
+def test_a_command_prints_one_line_and_exits_with_the_status_of_its_error(raised: str, status: int, printed: str) -> None:
     code = f"""
 from sqlr1_jax import errors
 from sqlr1_jax.train import interrupt
@@ -59,7 +59,7 @@ def main():
 main()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", printed)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", printed)
 
 
 def test_a_bug_keeps_its_traceback() -> None:

@@ -18,6 +18,7 @@ class Interrupted(Sqlr1Error):
     """A signal stopped the run and its state is saved; the message has the command that resumes it."""
 
     prefix = ""  # the user asked for it, so the command's last line does not say "error"
+    exit_status = 75  # EX_TEMPFAIL of sysexits.h: the launcher may give the same command again
 
 
 class Interrupt:
