@@ -71,9 +71,9 @@ def _laptop(config: ConfigDict) -> None:
     config.data.update(form="direct", schema="fixed", instructions="full", max_prompt_tokens=4096)
     config.stages = ("grpo", "evaluate", "export")
     config.export.update(form="adapter", dtype="bfloat16")
-    config.sft.update(steps=60, databases=4)
-    config.sft.optimizer.update(learning_rate=2e-4, schedule="linear", warmup_steps=3)
-    config.sft.rows.update(per_microbatch=1, segment_buckets=4, prefix=512, segment=128)
+    config.sft.update(steps=48, databases=3)
+    config.sft.optimizer.update(learning_rate=3e-4, schedule="linear", warmup_steps=3)
+    config.sft.rows.update(layout="packed", length=1024, per_microbatch=1)
     config.grpo.update(steps=60, prompts=8, samples=8, kl=0.0, entropy=0.0)
     # Sampled at 1.0, the model is right half as often as when it decodes greedily, as it will be used.
     config.grpo.sampling.update(temperature=0.8, max_tokens=64)
