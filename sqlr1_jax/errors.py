@@ -28,7 +28,8 @@ class ConfigError(Sqlr1Error, ValueError):
 def exit_on_error() -> Iterator[None]:
     """Ends the process with one line on standard error if the block raises a `Sqlr1Error`.
 
-    The status is the error's: 75 if the same command, given again, goes on with the work, else 1. The line has no control characters: messages quote names, records and SQL of files.
+    The status is the error's: 75 if the same command, given again, goes on with the work, else 1. The line has no
+    control characters: messages quote names, records and SQL of files.
     Decorates each command's `main`. Any other exception is a bug and keeps its traceback.
     """
     try:

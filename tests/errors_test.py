@@ -44,12 +44,18 @@ def test_errors_module_imports_only_the_cleaning_of_text() -> None:
 @pytest.mark.parametrize(
     ("raised", "status", "printed"),
     [
-        ("errors.ConfigError('config.seed is 1.5; it takes a int.')", 1, "error: config.seed is 1.5; it takes a int.\n"),
+        (
+            "errors.ConfigError('config.seed is 1.5; it takes a int.')",
+            1,
+            "error: config.seed is 1.5; it takes a int.\n",
+        ),
         ("interrupt.Interrupted('stopped after step 3')", 75, "stopped after step 3\n"),
         (r"errors.ConfigError('no such table: \x1b[2Jx')", 1, "error: no such table: [2Jx\n"),
     ],
 )
-def test_a_command_prints_one_line_and_exits_with_the_status_of_its_error(raised: str, status: int, printed: str) -> None:
+def test_a_command_prints_one_line_and_exits_with_the_status_of_its_error(
+    raised: str, status: int, printed: str
+) -> None:
     code = f"""
 from sqlr1_jax import errors
 from sqlr1_jax.train import interrupt

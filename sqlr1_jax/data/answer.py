@@ -41,6 +41,11 @@ _BARE_STATEMENT = re.compile(
     re.DOTALL | re.IGNORECASE | re.MULTILINE,
 )
 
+# A quoted name or text, or a comment, which stay as they are; or blanks.
+_BLANKS = re.compile(
+    r"'[^']*'|\"[^\"]*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/|(?P<blanks>(?<=\S)[ \t]+(?P<comma>,)?)", re.DOTALL
+)
+
 # A line of prose such as "Select the right table first."
 _SENTENCE = re.compile(r"^[ \t]*(?:Select|With)\b[^\n]*[.:][ \t]*$", re.MULTILINE)
 # Within a line, after a colon or a backtick: "The query is: SELECT a FROM b".
@@ -78,6 +83,15 @@ def write(reasoning: str, sql: str, answer_format: str) -> str:
         reason = parsed.problem or "it contains a tag or fence of the format"
         raise AnswerError(f"cannot be written as an answer ({reason}): {sql[:80]!r}")
     return text
+
+
+def without_padding(sql: str) -> str:
+    """The query with single blanks between its tokens and none before commas, for a model to learn.
+
+    Spider's queries were joined from tokens, as in `SELECT name ,  count(*) FROM pets WHERE age  >  3`, which no model
+    writes by itself. Indentation, line breaks, comments and quoted text stay.
+    """
+    return _BLANKS.sub(lambda m: m[0] if m["blanks"] is None else m["comma"] or " ", sql)
 
 
 def block_is_closed(text: str) -> bool:

@@ -232,7 +232,8 @@ def _answer_text(example: Example, form: str) -> str | None:
     if form == "reasoning" and not example.reasoning:
         return None
     try:
-        return answer.write(example.reasoning, example.sql, form)
+        sql = answer.without_padding(example.sql) if form == "direct" else example.sql
+        return answer.write(example.reasoning, sql, form)
     except answer.AnswerError as error:
         log.warning("record %s %s", example.id, error)
         return None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from sqlglot import tokenize
 
 from sqlr1_jax.data import answer
 from sqlr1_jax.data.answer import AnswerError
@@ -291,3 +292,29 @@ def test_sql_is_found_within_prose_and_prose_is_not_sql(text: str, sql: str | No
 )
 def test_a_block_is_closed_by_its_second_fence(text: str, closed: bool) -> None:
     assert answer.block_is_closed(text) == closed
+
+
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        ("SELECT name ,  count(*) FROM pets WHERE age  >  3", "SELECT name, count(*) FROM pets WHERE age > 3"),
+        ("SELECT a\n  , b\nFROM\tt", "SELECT a\n  , b\nFROM t"),
+        ("SELECT 'it''s  ,  it' ,  \"a  b\"", "SELECT 'it''s  ,  it', \"a  b\""),
+        (
+            "SELECT [a  b] ,  `c  d` --  not ,  this\n FROM t /*  nor ,  that */",
+            "SELECT [a  b], `c  d` --  not ,  this\n FROM t /*  nor ,  that */",
+        ),
+    ],
+)
+def test_padding_is_taken_from_between_tokens_only(sql: str, expected: str) -> None:
+    assert answer.without_padding(sql) == expected
+
+
+def test_a_query_of_spider_without_padding_has_the_same_tokens(shared_data: Path) -> None:
+    records = json.loads((shared_data / "spider_train" / "train_spider.json").read_text())
+    queries = {record["query"] for record in records}
+    padded = [query for query in queries if answer.without_padding(query) != query]
+    assert len(padded) > 1000
+    for query in padded:
+        before, after = (tokenize(sql, dialect="sqlite") for sql in (query, answer.without_padding(query)))
+        assert [(token.token_type, token.text) for token in before] == [(t.token_type, t.text) for t in after], query
