@@ -16,6 +16,7 @@ import dataclasses
 import re
 
 from sqlr1_jax.errors import Sqlr1Error
+from sqlr1_jax.sql.compare import OPAQUE
 from sqlr1_jax.sql.outcome import OutcomeKind
 
 FORMATS = ("reasoning", "direct")  # values of the setting data.form
@@ -41,10 +42,7 @@ _BARE_STATEMENT = re.compile(
     re.DOTALL | re.IGNORECASE | re.MULTILINE,
 )
 
-# A quoted name or text, or a comment, which stay as they are; or blanks.
-_BLANKS = re.compile(
-    r"'[^']*'|\"[^\"]*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/|(?P<blanks>(?<=\S)[ \t]+(?P<comma>,)?)", re.DOTALL
-)
+_BLANKS = re.compile(rf"{OPAQUE}|(?P<blanks>(?<=\S)[ \t]+(?P<comma>,)?)", re.DOTALL)
 
 # A line of prose such as "Select the right table first."
 _SENTENCE = re.compile(r"^[ \t]*(?:Select|With)\b[^\n]*[.:][ \t]*$", re.MULTILINE)

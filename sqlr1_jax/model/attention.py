@@ -27,8 +27,9 @@ from flax import struct
 
 from sqlr1_jax.model import kernels, shared_prefix
 from sqlr1_jax.model.kv_cache import KVCache, read_columns, read_prefix, visible_positions
+from sqlr1_jax.model.ops import einsum_f32
 from sqlr1_jax.model.quantize import QuantizedArray
-from sqlr1_jax.model.shared_prefix import MASKED_SCORE, einsum_f32
+from sqlr1_jax.model.shared_prefix import MASKED_SCORE
 
 QueryInfo = tuple[jax.Array, ...]  # arrays [B or 1, T] with one value per query: group, segment, position
 BACKENDS = ("auto", "xla", "splash", "cudnn")

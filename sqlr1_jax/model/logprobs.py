@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from sqlr1_jax.distributed.sharding import TRAIN_RULES, constrain, partition_spec
+from sqlr1_jax.model.ops import einsum_f32
 from sqlr1_jax.model.qwen2 import Params, Qwen2Config, mask_logits, unembedding
 
 Arrays = tuple[jax.Array, ...]
@@ -180,9 +181,7 @@ def _restore_order(x: jax.Array, order_BT: jax.Array, length: int) -> jax.Array:
 
 def _logits(table_DV: jax.Array, hidden_BTD: jax.Array, config: Qwen2Config, temperature: float) -> jax.Array:
     """Logits / temperature in at least float32; ids past the tokenizer's are masked."""
-    wide = jnp.promote_types(hidden_BTD.dtype, jnp.float32)
-    logits_BTV = jnp.einsum("btd,dv->btv", hidden_BTD, table_DV, preferred_element_type=wide)
-    return mask_logits(logits_BTV, config) / temperature
+    return mask_logits(einsum_f32("btd,dv->btv", hidden_BTD, table_DV), config) / temperature
 
 
 def _token_stats(logits_BTV: jax.Array, targets_BT: jax.Array) -> Arrays:
@@ -230,5 +229,4 @@ def _dtable(dlogits_BTV: jax.Array, hidden_BTD: jax.Array) -> jax.Array:
 
 def _dhidden(dlogits_BTV: jax.Array, table_DV: jax.Array) -> jax.Array:
     """Cotangent of the hidden states [B, T, D]."""
-    wide = jnp.promote_types(table_DV.dtype, jnp.float32)
-    return jnp.einsum("btv,dv->btd", dlogits_BTV, table_DV, preferred_element_type=wide).astype(table_DV.dtype)
+    return einsum_f32("btv,dv->btd", dlogits_BTV, table_DV).astype(table_DV.dtype)

@@ -44,6 +44,11 @@ class Adapted(NamedTuple):
 Weight = jax.Array | QuantizedArray | Transposed | Adapted
 
 
+def einsum_f32(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """An einsum whose result is in float32, or in float64 for operands in float64."""
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
+
+
 def matmuls(x_BTM: jax.Array, weights: Sequence[Weight], dtype: jnp.dtype) -> list[jax.Array]:
     """Multiplies x by each weight, which share one read of x.
 
@@ -128,12 +133,18 @@ def _frozen_linear_forward(
 def _frozen_linear_backward(
     dtype: jnp.dtype, x_dtype: jnp.dtype, w: jax.Array, dy_BTN: jax.Array
 ) -> tuple[jax.Array, None]:
-    w_MN = w.reshape(-1, dy_BTN.shape[-1]).astype(x_dtype)
-    # Rounded after the product: XLA:CPU multiplies bfloat16 several times faster into float32 than into bfloat16.
-    return jnp.einsum("btn,mn->btm", dy_BTN.astype(x_dtype), w_MN, preferred_element_type=dtype).astype(x_dtype), None
+    del dtype  # dy has it
+    return _input_cotangent(dy_BTN, w.reshape(-1, dy_BTN.shape[-1]).astype(x_dtype)), None
 
 
 _frozen_linear.defvjp(_frozen_linear_forward, _frozen_linear_backward)
+
+
+def _input_cotangent(dy_BTN: jax.Array, w_MN: jax.Array) -> jax.Array:
+    """Cotangent of x [B, T, M] in x @ w, in w's dtype, which is also x's."""
+    # Rounded after the product: XLA:CPU multiplies bfloat16 several times faster into float32 than into bfloat16.
+    wide_BTM = jnp.einsum("btn,mn->btm", dy_BTN.astype(w_MN.dtype), w_MN, preferred_element_type=dy_BTN.dtype)
+    return wide_BTM.astype(w_MN.dtype)
 
 
 def _to_columns(x_BTM: jax.Array) -> jax.Array:
@@ -192,8 +203,8 @@ linear.defvjp(_linear_forward, _linear_backward)
 
 def _matmul_vjp(x_BTD: jax.Array, w_DF: jax.Array, dy_BTF: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cotangents (dx, dw) of x @ w."""
-    dtype, dy_BTF = dy_BTF.dtype, dy_BTF.astype(x_BTD.dtype)
-    dx_BTD = jnp.einsum("btf,df->btd", dy_BTF, w_DF, preferred_element_type=dtype).astype(x_BTD.dtype)
+    dx_BTD = _input_cotangent(dy_BTF, w_DF)
+    dy_BTF = dy_BTF.astype(x_BTD.dtype)
     # XLA:CPU transposes the first operand of the product that gives dw, so the narrower one comes first.
     if w_DF.shape[0] <= w_DF.shape[1]:
         return dx_BTD, jnp.einsum("btd,btf->df", x_BTD, dy_BTF)

@@ -415,13 +415,12 @@ def unembedding(params: Params, config: Qwen2Config) -> jax.Array:
 
 def unembed(params: Params, hidden: jax.Array, config: Qwen2Config) -> jax.Array:
     """Logits […, V] of hidden states […, D], in at least float32; ids that the tokenizer lacks get MASKED_LOGIT."""
-    wide = jnp.promote_types(hidden.dtype, jnp.float32)
     table = params["embed" if config.tied else "unembed"]
     if isinstance(table, Transposed):  # decoding on CPU
+        wide = jnp.promote_types(hidden.dtype, jnp.float32)
         return mask_logits(ops.matmul(hidden, table, wide), config)
     table_DV = unembedding(params, config).astype(hidden.dtype)
-    logits = jnp.einsum("...d,dv->...v", hidden, table_DV, preferred_element_type=wide)
-    return mask_logits(logits, config)
+    return mask_logits(ops.einsum_f32("...d,dv->...v", hidden, table_DV), config)
 
 
 def mask_logits(logits: jax.Array, config: Qwen2Config) -> jax.Array:

@@ -35,6 +35,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sqlr1_jax.model.ops import einsum_f32
+
 Arrays = tuple[jax.Array, ...]
 # (queries, keys) -> (arrays with one row per query, sums over the block's queries); each side is a tuple of arrays.
 Block = Callable[[Arrays, Arrays], tuple[Arrays, Arrays]]
@@ -211,11 +213,6 @@ def _masked_scores(q: jax.Array, k: jax.Array, limit: jax.Array) -> jax.Array:
     q, limit = jax.lax.optimization_barrier((q, limit))
     scores = einsum_f32("...mh,...sh->...ms", q * q.shape[-1] ** -0.5, k)
     return jnp.where(jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1) < limit, scores, MASKED_SCORE)
-
-
-def einsum_f32(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """An einsum whose result is in float32, or in float64 for operands in float64."""
-    return jnp.einsum(equation, a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
 
 
 def _merge_softmax(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> Arrays:
