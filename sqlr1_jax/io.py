@@ -27,13 +27,15 @@ class JsonError(Sqlr1Error):
 
 
 @contextlib.contextmanager
-def open_text(path: Path) -> Iterator[TextIO]:
+def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
     """Opens a file of UTF-8, with or without a byte order mark.
+
+    newline: as in `open`; "" keeps every line end as it is, so that lengths add up to positions in the file.
 
     Raises:
       EncodingError: the file is read inside the context, and is not UTF-8.
     """
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open(encoding="utf-8-sig", newline=newline) as file:
         try:
             yield file
         except UnicodeDecodeError as error:

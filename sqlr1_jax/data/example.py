@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import array
 import dataclasses
+import functools
 import itertools
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlr1_jax.data import select, sources
+import numpy as np
+
+from sqlr1_jax.data import record_index, select, sources
 from sqlr1_jax.data.exclude import Exclusion
+from sqlr1_jax.data.record_index import Index, Row
+from sqlr1_jax.data.select import C
 from sqlr1_jax.data.sources import ExampleError
+from sqlr1_jax.progress import Progress
 from sqlr1_jax.sql import database as sqlite
 
 log = logging.getLogger(__name__)
@@ -50,7 +58,8 @@ def read_examples(
     limit: int = 0,
     seed: int = 0,
     training: bool = True,
-) -> list[Example]:
+    index_from: int = 0,
+) -> Sequence[Example]:
     """Reads the examples of `PREFIX:PATH`, in the order of the file or of its named selection.
 
     Records that cannot be used are set aside; the log says how many and why, and how many examples the lists leave out.
@@ -62,17 +71,20 @@ def read_examples(
       limit: number of first examples to read; 0: all.
       seed: seed of the selections synsql-200k and complex-5k.
       training: whether a stage trains on the examples; if not, records of lists that name no source do not apply.
+      index_from: a JSON file of at least so many bytes is indexed once (data/record_index.py) and not read whole; 0:
+        no file is.
 
     Raises:
       ExampleError: the data or a list cannot be read, a list belongs to other data, or no example is left.
     """
     reader = _open(spec, databases, exclude, training)
-    examples: Iterable[Example] = reader.examples()
-    selection = select.SELECTIONS.get(_parse(spec)[0])
-    if selection:
-        examples = select.select(selection, examples, seed)
-    selected = _take(examples, limit)
-    reader.log_left_out()
+    if reader.is_large(index_from):
+        index = record_index.open_or_make(record_index.default_folder(), reader.key(seed), lambda: reader.index(seed))
+        indexed = record_index.IndexedExamples(index, reader.read_at)
+        return indexed[:limit] if limit > 0 else indexed
+    selected = _take(reader.selected(reader.examples(), seed), limit)
+    for level, message in reader.messages():
+        log.log(level, "%s", message)
     if not selected:
         raise ExampleError(reader.why_nothing_is_left())
     return selected
@@ -108,12 +120,24 @@ class _BadRecordError(Exception):
     """A record must be set aside; the message says why."""
 
 
+class _Stub(NamedTuple):
+    """What a selection looks at, so that its candidates need not be kept in memory whole."""
+
+    id: str
+    complexity: str
+    database: Path
+    sql: str
+    row: int  # of the index
+
+
 class _Reader:
     """Turns the records of a source into examples, and collects those that it sets aside."""
 
     def __init__(self, spec: str, source: sources.Source, folder: Path | None, exclusion: Exclusion) -> None:
         self._spec = spec
         self._source = source
+        self._selection = select.SELECTIONS.get(_parse(spec)[0])
+        self._shortages: list[str] = []
         self._folder = folder  # of the databases
         self._databases: dict[str, Path | str] = {}  # by db_id; a text: why there is none
         self._exclusion = exclusion
@@ -123,25 +147,87 @@ class _Reader:
 
     def examples(self) -> Iterator[Example]:
         """Yields the examples, and records those that are set aside."""
-        for position, record in self._source.records():
+        return (example for example, _ in self._located())
+
+    def _located(self) -> Iterator[tuple[Example, sources.Record]]:
+        for record in self._source.records():
             self._count += 1
-            record_id = str(position if record.get("id") in (None, "") else record["id"])
+            record_id = _record_id(record.position, record.fields)
             try:
-                example = self._example(record_id, record)
+                example = self._example(record_id, record.fields)
             except _BadRecordError as reason:
-                self.set_aside.append(SetAside(record_id, str(record.get("db_id") or ""), str(reason)))
+                self.set_aside.append(SetAside(record_id, str(record.fields.get("db_id") or ""), str(reason)))
                 continue
             if not self._exclusion.leaves_out(example.id, example.db_id):
-                yield example
+                yield example, record
 
-    def log_left_out(self) -> None:
-        """Logs one warning for each reason to set records aside, and what the lists leave out of the other records."""
-        for reason, ids in self._ids_by_reason().items():
-            log.warning(
-                "%s: %d of %d records set aside: %s (first: record %s)",
-                self._source.file, len(ids), self._count, reason, ids[0],
-            )  # fmt: skip
-        self._exclusion.log(self._count - len(self.set_aside))
+    def selected(self, examples: Iterable[C], seed: int) -> Iterable[C]:
+        """The examples that the source's name selects; all, if it names no selection."""
+        if self._selection is None:
+            return examples
+        chosen = select.select(self._selection, examples, seed)
+        self._shortages = select.shortages(self._selection, chosen)
+        return chosen
+
+    def is_large(self, size: int) -> bool:
+        """Whether the source is a JSON file of at least `size` bytes; 0: no file is."""
+        file = Path(self._source.file)
+        return size > 0 and file.suffix in (".json", ".jsonl") and file.is_file() and file.stat().st_size >= size
+
+    def key(self, seed: int) -> list[Any]:
+        """What decides the source's index: the data, the databases, the lists, and the selection's seed."""
+        files = [(str(path.resolve()), *_state(path)) for path in (Path(self._source.file), self._folder) if path]
+        return [self._spec, files, seed if self._selection else 0, self._exclusion.key()]
+
+    def index(self, seed: int) -> Index:
+        """Reads the file once and makes its index.
+
+        Raises:
+          ExampleError: the file cannot be read, or no example is left.
+        """
+        numbers: dict[str, int] = {}  # of the databases
+        rows = array.array("q")  # of all usable records, one after the other
+        chosen = [stub.row for stub in self.selected(self._add_rows(rows, numbers), seed)]
+        if not chosen:
+            raise ExampleError(self.why_nothing_is_left())
+        rows_NR = np.frombuffer(rows, np.int64).reshape(-1, len(Row._fields))[chosen]
+        return Index(rows_NR, [(db_id, str(self._databases[db_id])) for db_id in numbers], self.messages())
+
+    def _add_rows(self, rows: array.array, numbers: dict[str, int]) -> Iterator[_Stub]:
+        """Adds a row for each example, numbers its database, and yields what selections look at."""
+        done = 0
+        with Progress(f"indexing {self._source.file}", Path(self._source.file).stat().st_size, "byte") as progress:
+            for number, (example, (position, _, span)) in enumerate(self._located()):
+                assert span is not None
+                rows.extend(Row(*span, position, numbers.setdefault(example.db_id, len(numbers))))
+                progress.update(span.start - done)
+                done = span.start
+                yield _Stub(example.id, example.complexity, example.database, example.sql, number)
+
+    def read_at(self, row: Row, db_id: str, database: str) -> Example:
+        """The example of a row of the source's index; any thread may call it.
+
+        Raises:
+          ExampleError: the file has changed since this reader was made.
+        """
+        fields = self._source.read(self._descriptor, sources.Span(row.start, row.length))
+        return self._make(_record_id(row.position, fields), db_id, Path(database), fields)
+
+    @functools.cached_property
+    def _descriptor(self) -> int:
+        """Of the source's file, which stays open until the process ends."""
+        return os.open(self._source.file, os.O_RDONLY)
+
+    def messages(self) -> list[tuple[int, str]]:
+        """(level, text) to log: why records were set aside, what a selection lacks, and what the lists left out."""
+        warnings = [
+            f"{self._source.file}: {len(ids)} of {self._count} records set aside: {reason} (first: record {ids[0]})"
+            for reason, ids in self._ids_by_reason().items()
+        ]
+        return [
+            *((logging.WARNING, warning) for warning in (*warnings, *self._shortages)),
+            *self._exclusion.messages(self._count - len(self.set_aside)),
+        ]
 
     def why_nothing_is_left(self) -> str:
         """The error message when there is no example; it names the fix if the databases are missing."""
@@ -177,9 +263,24 @@ class _Reader:
         database = self._databases[db_id]
         if isinstance(database, str):
             raise _BadRecordError(database)
+        return self._make(record_id, db_id, database, record)
+
+    def _make(self, record_id: str, db_id: str, database: Path, record: Mapping[str, Any]) -> Example:
         texts = {key: str(record.get(key) or "") for key in _OPTIONAL_TEXTS}
         texts |= {"question": record["question"], "sql": record["sql"], "source": self._spec}
         return Example(record_id, db_id, database, spoiled=bool(record.get("spoiled", False)), **texts)
+
+
+def _record_id(position: int, record: Mapping[str, Any]) -> str:
+    return str(position if record.get("id") in (None, "") else record["id"])
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """The size and the time of change of a file or folder; zeros if there is none."""
+    if not path.exists():
+        return 0, 0
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
 
 
 def source_name(spec: str) -> str:

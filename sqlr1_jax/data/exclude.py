@@ -16,8 +16,6 @@ from typing import Any
 from sqlr1_jax.data.sources import PREFIXES, ExampleError, open_source
 from sqlr1_jax.io import read_numbered_jsonl
 
-log = logging.getLogger(__name__)
-
 
 @dataclasses.dataclass(frozen=True)
 class ExcludeRecord:
@@ -119,17 +117,22 @@ class Exclusion:
             self._counts[applied.rule] += 1
         return applied is not None
 
-    def log(self, count: int) -> None:
-        """Logs how many of `count` examples were left out, by rule, and how many records are about other files.
+    def key(self) -> list[list[str]]:
+        """What decides which examples are left out: the records that are about the source."""
+        by_id = [record for records in self._by_id.values() for record in records]
+        return sorted([record.id, record.db_id, record.rule] for record in (*by_id, *self._by_database.values()))
+
+    def messages(self, count: int) -> list[tuple[int, str]]:
+        """What to log, as (level, text): how many of `count` examples the lists left out, by rule.
 
         It is a warning if a stage trains on the source and every record is about another file: perhaps the data moved.
         """
         if not self._paths:
-            return
+            return []
         rules = ", ".join(f"{rule} {n}" for rule, n in self._counts.most_common())
         text = f"{self._counts.total()} of {count} examples left out by {', '.join(self._paths)}"
         text += f" ({rules})" if rules else ""
         if self._elsewhere:
             text += f"; {len(self._elsewhere)} records are about other files (first: {self._elsewhere[0].source})"
         none_applies = self._training and self._elsewhere and not (self._by_id or self._by_database)
-        log.log(logging.WARNING if none_applies else logging.INFO, "%s: %s", self._file, text)
+        return [(logging.WARNING if none_applies else logging.INFO, f"{self._file}: {text}")]

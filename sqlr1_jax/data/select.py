@@ -10,19 +10,29 @@ import dataclasses
 import hashlib
 import heapq
 import itertools
-import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from sqlr1_jax.data.example import Example
-
-log = logging.getLogger(__name__)
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 COMPLEXITIES = ("Simple", "Moderate", "Complex", "Highly Complex")
 SPARE = 4  # candidates kept per wanted example, because the gold SQL of some may return no rows
 
-ReturnsRows = Callable[[Sequence["Example"]], Sequence[bool]]
+
+class Candidate(Protocol):
+    """What a selection looks at in an example."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def complexity(self) -> str: ...
+    @property
+    def database(self) -> Path: ...
+    @property
+    def sql(self) -> str: ...
+
+
+C = TypeVar("C", bound=Candidate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,26 +50,37 @@ SELECTIONS = {
 
 
 def select(
-    selection: Selection, examples: Iterable[Example], seed: int, returns_rows: ReturnsRows | None = None
-) -> list[Example]:
-    """Selects examples, in the order of their hash. Logs a warning for each complexity that has too few examples.
+    selection: Selection,
+    examples: Iterable[C],
+    seed: int,
+    returns_rows: Callable[[Sequence[C]], Sequence[bool]] | None = None,
+) -> list[C]:
+    """Selects examples, in the order of their hash; `shortages` tells whether they are as many as wanted.
 
     returns_rows: tells for each example whether its gold SQL returns rows; by default the SQL is run.
     """
     spare = SPARE if selection.with_rows else 1
     drawn = _draw(examples, {name: count * spare for name, count in selection.counts.items()}, seed)
-    selected: list[tuple[int, Example]] = []
+    selected: list[tuple[int, C]] = []
     for complexity, count in selection.counts.items():
         candidates = drawn[complexity]
         if selection.with_rows:
             candidates = _with_rows(candidates, count, returns_rows or gold_sql_returns_rows)
-        if len(candidates) < count:
-            log.warning("%s: %d examples instead of %d were selected", complexity, len(candidates), count)
         selected += candidates
     return [example for _, example in sorted(selected, key=lambda pair: pair[0])]
 
 
-def gold_sql_returns_rows(examples: Sequence[Example]) -> list[bool]:
+def shortages(selection: Selection, selected: Iterable[Candidate]) -> list[str]:
+    """A warning for each complexity of which fewer examples were selected than wanted."""
+    found = Counter(example.complexity for example in selected)
+    return [
+        f"{complexity}: {found[complexity]} examples instead of {count} were selected"
+        for complexity, count in selection.counts.items()
+        if found[complexity] < count
+    ]
+
+
+def gold_sql_returns_rows(examples: Sequence[Candidate]) -> list[bool]:
     """Whether the gold SQL of each example, run in the sandbox, succeeds and returns rows."""
     from sqlr1_jax import config
     from sqlr1_jax.sql.executor import Executor
@@ -71,12 +92,12 @@ def gold_sql_returns_rows(examples: Sequence[Example]) -> list[bool]:
     return [outcome.kind == OutcomeKind.OK and outcome.row_count > 0 for outcome in outcomes]
 
 
-def _draw(examples: Iterable[Example], counts: Mapping[str, int], seed: int) -> dict[str, list[tuple[int, Example]]]:
+def _draw(examples: Iterable[C], counts: Mapping[str, int], seed: int) -> dict[str, list[tuple[int, C]]]:
     """(hash, example) of the `counts` examples with the smallest hashes of each complexity, in the order of the hash.
 
     Keeps only these in memory, because SynSQL as a whole does not fit.
     """
-    heaps: dict[str, list[tuple[int, int, Example]]] = {complexity: [] for complexity in counts}
+    heaps: dict[str, list[tuple[int, int, C]]] = {complexity: [] for complexity in counts}
     for number, example in enumerate(examples):
         heap = heaps.get(example.complexity)
         if heap is None:
@@ -93,11 +114,11 @@ def _draw(examples: Iterable[Example], counts: Mapping[str, int], seed: int) -> 
 
 
 def _with_rows(
-    drawn: Sequence[tuple[int, Example]], count: int, returns_rows: ReturnsRows
-) -> list[tuple[int, Example]]:
+    drawn: Sequence[tuple[int, C]], count: int, returns_rows: Callable[[Sequence[C]], Sequence[bool]]
+) -> list[tuple[int, C]]:
     """The first `count` of the drawn examples whose gold SQL returns rows; runs no more SQL than it needs."""
-    selected: list[tuple[int, Example]] = []
-    remaining: Iterator[tuple[int, Example]] = iter(drawn)
+    selected: list[tuple[int, C]] = []
+    remaining: Iterator[tuple[int, C]] = iter(drawn)
     while len(selected) < count:
         batch = list(itertools.islice(remaining, count - len(selected)))
         if not batch:

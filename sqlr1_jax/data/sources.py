@@ -1,29 +1,50 @@
 """The file formats of text-to-SQL data (docs/method.md, section 10).
 
-Each format is read as a stream of records with `Example`'s field names. A source yields (position, record). A record
-lacks the fields that its format lacks. This module checks only that the file can be parsed; `example.read_examples`
-checks the records.
+Each format is read as a stream of records with `Example`'s field names. A record lacks the fields that its format
+lacks. Records of JSON and JSONL files tell where in the file they are, so that one of them can be read again alone.
+This module checks only that the file can be parsed; `example.read_examples` checks the records.
 """
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import functools
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sqlr1_jax.errors import Sqlr1Error
-from sqlr1_jax.io import EncodingError, open_text, read_jsonl
+from sqlr1_jax.io import EncodingError, open_text
 
 # An upper bound on the length of a JSON token that is not a string or number. If the buffer's end cuts a token off, the
 # parser's error lies within this many characters of the end.
 _MAX_TOKEN_LENGTH = 16
+_BLANKS = " \t\r\n"
 _DECODER = json.JSONDecoder()
 
-Records = Iterator[tuple[int, dict[str, Any]]]
+Rename = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+class Span(NamedTuple):
+    """Where a record is in its file, in bytes."""
+
+    start: int
+    length: int
+
+
+class Record(NamedTuple):
+    """One record under this project's names."""
+
+    position: int  # among the file's records, from 0
+    fields: dict[str, Any]  # empty: it is not a JSON object
+    span: Span | None  # None: the format has no records that can be read alone
+
+
+Values = Iterator[tuple[Any, Span | None]]
 
 
 class ExampleError(Sqlr1Error):
@@ -32,11 +53,34 @@ class ExampleError(Sqlr1Error):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A data set: its file, the usual folder of its databases, and a function that reads its records."""
+    """A data set: its file, the usual folder of its databases, and how its records are read."""
 
     file: str
     databases: Path | None
-    records: Callable[[], Records]
+    values: Callable[[], Values]  # the records as the file has them
+    rename: Rename  # of a record's fields
+
+    def records(self) -> Iterator[Record]:
+        """Yields the records, one in memory at a time."""
+        try:
+            for position, (value, span) in enumerate(self.values()):
+                yield Record(position, self._fields(value), span)
+        except EncodingError as error:
+            raise ExampleError(str(error)) from error
+
+    def read(self, descriptor: int, span: Span) -> dict[str, Any]:
+        """The fields of the record at `span`; `descriptor` is of the open file, and any thread may use it.
+
+        Raises:
+          ExampleError: there is no record, because the file has changed.
+        """
+        try:
+            return self._fields(json.loads(os.pread(descriptor, span.length, span.start)))
+        except ValueError as error:
+            raise ExampleError(f"{self.file} changed while it was in use: start the run again.") from error
+
+    def _fields(self, value: Any) -> dict[str, Any]:
+        return self.rename(value) if isinstance(value, Mapping) else {}
 
 
 def open_source(prefix: str, path: str) -> Source:
@@ -46,11 +90,11 @@ def open_source(prefix: str, path: str) -> Source:
       ExampleError: there is no such file.
     """
     if prefix == "hub":
-        return Source(path, None, lambda: _numbered(_hub(path), _from_any))
+        return Source(path, None, lambda: ((value, None) for value in _hub(path)), _from_any)
     file_format = _FORMATS[prefix]
     file = _find_file(prefix, Path(path), file_format.files)
     databases = database_folder(file, file_format.database_folders)
-    return Source(str(file), databases, lambda: _numbered(_read_values(file), file_format.rename))
+    return Source(str(file), databases, lambda: _read_values(file), file_format.rename)
 
 
 def database_folder(file: Path, names: Sequence[str]) -> Path:
@@ -58,7 +102,7 @@ def database_folder(file: Path, names: Sequence[str]) -> Path:
     return next((file.parent / name for name in names if (file.parent / name).is_dir()), file.parent / names[0])
 
 
-def json_list(file: Path, chunk: int = 1 << 22) -> Iterator[Any]:
+def json_list(file: Path, chunk: int = 1 << 22) -> Iterator[tuple[Any, Span]]:
     """Yields the elements of a JSON list and keeps only one in memory, because SynSQL's list has several gigabytes.
 
     chunk: characters to read from the file at a time.
@@ -66,25 +110,64 @@ def json_list(file: Path, chunk: int = 1 << 22) -> Iterator[Any]:
     Raises:
       ExampleError: the file is not a JSON list, or is broken; the message names the record.
     """
-    with open_text(file) as text:
-        buffer = text.read(chunk).lstrip()
-        if not buffer.startswith("["):
+    with open_text(file, newline="") as text:
+        buffer, count = text.read(chunk), 0
+        position = _skip(buffer, 0, _BLANKS)
+        if buffer[position : position + 1] != "[":
             raise ExampleError(f"{file}: not a JSON list of records.")
-        position, count = 1, 0
+        position += 1
+        offset = _mark_length(file) + position  # of buffer[position] in the file, in bytes
         while True:
-            while position < len(buffer) and buffer[position] in " \t\r\n,":
-                position += 1
+            skipped = _skip(buffer, position, _BLANKS + ",")
+            position, offset = skipped, offset + skipped - position
             if buffer[position : position + 1] == "]":
                 return
             parsed, error = _parse_value(buffer, position)
             if parsed is not None:
-                yield parsed[0]
-                position, count = parsed[1], count + 1
+                value, end = parsed
+                span = Span(offset, _byte_length(buffer[position:end]))
+                yield value, span
+                position, offset, count = end, offset + span.length, count + 1
                 continue
             more = "" if error else text.read(chunk)
             if not more:
                 raise ExampleError(f"{file}: broken JSON at record {count} ({error or 'the file ends in it'}).")
             buffer, position = buffer[position:] + more, 0
+
+
+def _skip(text: str, position: int, characters: str) -> int:
+    """The first position from `position` on that has none of these characters."""
+    while position < len(text) and text[position] in characters:
+        position += 1
+    return position
+
+
+def _byte_length(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _mark_length(file: Path) -> int:
+    """The bytes of the byte order mark that a file begins with."""
+    with file.open("rb") as opened:
+        return len(codecs.BOM_UTF8) if opened.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+
+
+def _json_lines(file: Path) -> Iterator[tuple[Any, Span]]:
+    """Yields the value of each line that is not blank; None for a line that is not JSON."""
+    offset = _mark_length(file)
+    with open_text(file, newline="") as text:
+        for line in text:
+            length = _byte_length(line)
+            if line.strip():
+                yield _value_or_none(line), Span(offset, length)
+            offset += length
+
+
+def _value_or_none(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _parse_value(buffer: str, position: int) -> tuple[tuple[Any, int] | None, str]:
@@ -102,23 +185,16 @@ def _parse_value(buffer: str, position: int) -> tuple[tuple[Any, int] | None, st
     return (value, end), ""
 
 
-def _read_values(file: Path) -> Iterator[Any]:
+def _read_values(file: Path) -> Values:
     if file.suffix == ".jsonl":
-        return read_jsonl(file, on_bad_lines="keep")  # a bad line becomes an empty record, which is set aside
+        return _json_lines(file)
     if file.suffix == ".parquet" or file.is_dir():
         import datasets
 
         files = [str(file)] if file.is_file() else sorted(map(str, file.glob("**/*.parquet")))
-        return iter(datasets.load_dataset("parquet", data_files=files, split="train", streaming=True))
+        values = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
+        return ((value, None) for value in values)
     return json_list(file)
-
-
-def _numbered(values: Iterable[Any], rename: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Records:
-    try:
-        for position, value in enumerate(values):
-            yield position, rename(value) if isinstance(value, Mapping) else {}
-    except EncodingError as error:
-        raise ExampleError(str(error)) from error
 
 
 def _find_file(prefix: str, path: Path, names: tuple[str, ...]) -> Path:
@@ -217,7 +293,7 @@ _from_bird = functools.partial(_renamed, names=_BIRD_NAMES)
 class _FileFormat(NamedTuple):
     files: tuple[str, ...]  # names to look for in a folder
     database_folders: tuple[str, ...]  # names to look for next to the file
-    rename: Callable[[Mapping[str, Any]], dict[str, Any]]
+    rename: Rename
 
 
 _SYNSQL_FORMAT = _FileFormat(("data.json", "data.jsonl"), ("databases",), _from_any)

@@ -101,7 +101,7 @@ class RunContext:
             stop_fn=stop_fn,
         )
 
-    def examples(self, spec: str, split: str) -> list[Example]:
+    def examples(self, spec: str, split: str) -> Sequence[Example]:
         """Reads the examples of a data source.
 
         Args:

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from sqlr1_jax.data import example
 from sqlr1_jax.data.example import Example, ExampleError
+from sqlr1_jax.data.record_index import IndexedExamples
 
 
 def record(**more: Any) -> dict[str, Any]:
@@ -313,3 +315,68 @@ def test_real_synsql_records_are_read(shared_data: Path, tmp_path: Path) -> None
     assert {one.db_id for one in examples} == {name}
     assert (examples[0].complexity, examples[0].style) == ("Complex", "Interrogative")
     assert examples[0].reasoning.startswith("To answer the question")
+
+
+@pytest.fixture
+def indices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the indices of large files."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "sqlr1_jax" / "indices"
+
+
+@pytest.mark.parametrize("prefix", ["jsonl", "synsql", "complex-5k", "synsql-200k"])
+def test_a_large_file_gives_the_same_examples_by_its_index(
+    tmp_path: Path, pets: Path, databases: str, indices: Path, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(pets.parent, tmp_path / "databases" / "pets")
+    shutil.copy(pets, tmp_path / "databases" / "cats.sqlite")
+    records = [
+        record(id=i, sql_complexity="Complex", db_id=("pets", "cats")[i % 3 == 0], cot="Où ?") for i in range(20)
+    ]
+    spec = jsonl(tmp_path, *records, record(db_id="gone"), "{broken", record(question="")).replace("jsonl", prefix, 1)
+    (tmp_path / "exclude.jsonl").write_text('{"id": 3}\n')
+
+    def read(index_from: int) -> tuple[Sequence[Example], list[str]]:
+        caplog.clear()
+        exclude = (str(tmp_path / "exclude.jsonl"),)
+        examples = example.read_examples(spec, str(tmp_path / "databases"), exclude, seed=7, index_from=index_from)
+        return examples, [message for message in caplog.messages if "indexing" not in message]
+
+    (eager, said), (made, said_first), (kept, said_again) = read(0), read(1), read(1)
+    assert isinstance(kept, IndexedExamples)
+    assert not isinstance(eager, IndexedExamples)
+    assert list(made) == list(kept) == list(eager)
+    assert [one.id for one in kept[5:]] == [one.id for one in eager[5:]]
+    assert kept.count_databases() == 2
+    assert sorted(said_first) == sorted(said_again) == sorted(said)
+    assert len(list(indices.iterdir())) == 1
+
+
+@pytest.mark.parametrize("change", ["data", "exclude", "databases"])
+def test_an_index_is_made_again_when_what_decided_it_changes(
+    tmp_path: Path, pets: Path, indices: Path, change: str
+) -> None:
+    shutil.copytree(pets.parent, tmp_path / "databases" / "pets")
+    (tmp_path / "exclude.jsonl").write_text('{"id": 0}\n')
+    spec, exclude = jsonl(tmp_path, record(), record(), record(db_id="cats")), (str(tmp_path / "exclude.jsonl"),)
+
+    def ids() -> list[str]:
+        return [one.id for one in example.read_examples(spec, str(tmp_path / "databases"), exclude, index_from=1)]
+
+    assert ids() == ["1"]
+    if change == "data":
+        jsonl(tmp_path, record(), record(), record())
+    elif change == "exclude":
+        (tmp_path / "exclude.jsonl").write_text('{"id": 1}\n')
+    else:
+        shutil.copy(pets, tmp_path / "databases" / "cats.sqlite")
+    assert ids() == {"data": ["1", "2"], "exclude": ["0"], "databases": ["1", "2"]}[change]
+    assert len(list(indices.iterdir())) == 2
+
+
+def test_a_small_or_remote_source_has_no_index(tmp_path: Path, databases: str, indices: Path) -> None:
+    spec = jsonl(tmp_path, record())
+    assert isinstance(example.read_examples(spec, databases, index_from=1 << 20), list)
+    assert not indices.exists()
+    with pytest.raises(ExampleError, match="none of its 1 records can be used"):
+        example.read_examples(spec, str(tmp_path), index_from=1)

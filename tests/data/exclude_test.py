@@ -93,18 +93,12 @@ def test_a_record_applies_to_the_file_that_it_names(
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("source", ["/elsewhere/questions.jsonl", "jsonl:/elsewhere/questions.jsonl", "hub:owner/name"])
-def test_a_record_about_another_file_does_not_apply(
-    tmp_path: Path, file: str, source: str, training: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_record_about_another_file_does_not_apply(tmp_path: Path, file: str, source: str, training: bool) -> None:
     path = write(tmp_path, {"id": 1, "db_id": "shop", "source": source}, {"db_id": "pets", "source": source})
     lists = exclusion(file, path, training=training)
     assert not lists.leaves_out("1", "pets")
-    with caplog.at_level(logging.INFO):
-        lists.log(1)
-    assert caplog.messages == [
-        f"{file}: 0 of 1 examples left out by {path}; 2 records are about other files (first: {source})"
-    ]
-    assert caplog.records[0].levelno == (logging.WARNING if training else logging.INFO)
+    text = f"{file}: 0 of 1 examples left out by {path}; 2 records are about other files (first: {source})"
+    assert lists.messages(1) == [(logging.WARNING if training else logging.INFO, text)]
 
 
 def test_a_list_of_a_hub_data_set_names_it(tmp_path: Path) -> None:
@@ -125,18 +119,14 @@ def test_an_id_on_another_database_is_an_error(tmp_path: Path, file: str) -> Non
     )
 
 
-def test_the_log_counts_each_example_under_its_first_rule(
-    tmp_path: Path, file: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_log_counts_each_example_under_its_first_rule(tmp_path: Path, file: str) -> None:
     records = [{"id": 1, "rule": "ties"}, {"id": 1, "rule": "empty"}, {"id": 2, "rule": "ties"}, {"id": 3}]
     ids, databases = write(tmp_path, *records), write(tmp_path, {"db_id": "shop"}, name="databases.jsonl")
     lists = exclusion(file, ids, databases)
     for one in [("1", "shop"), ("2", "pets"), ("4", "shop"), ("5", "shop"), ("6", "shop"), ("7", "pets")]:
         lists.leaves_out(*one)
-    with caplog.at_level(logging.INFO):
-        lists.log(6)
-        exclusion(file).log(6)
-    assert caplog.messages == [f"{file}: 5 of 6 examples left out by {ids}, {databases} (database 3, ties 2)"]
+    text = f"{file}: 5 of 6 examples left out by {ids}, {databases} (database 3, ties 2)"
+    assert (lists.messages(6), exclusion(file).messages(6)) == ([(logging.INFO, text)], [])
 
 
 def test_the_judged_databases_are_those_of_the_document() -> None:

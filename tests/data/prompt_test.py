@@ -296,7 +296,7 @@ def test_no_examples_give_no_prompts(tiny_tokenizer: Any) -> None:
 
 @pytest.mark.nightly
 def test_twenty_thousand_prompts_take_seconds(shared_data: Path, qwen: Any) -> None:
-    examples = (example.read_examples(f"spider:{shared_data}/spider_train") * 3)[:20_000]
+    examples = ([*example.read_examples(f"spider:{shared_data}/spider_train")] * 3)[:20_000]
     start = time.perf_counter()
     prompts = prompt.PromptRenderer(qwen, config.DataConfig()).render_many(examples)
     assert time.perf_counter() - start < 15

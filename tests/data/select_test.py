@@ -5,8 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
-
 from sqlr1_jax.data import select
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.select import Selection
@@ -69,10 +67,13 @@ def test_select_runs_no_more_gold_sql_than_it_needs() -> None:
     assert len(ids) == 80
 
 
-def test_a_complexity_with_too_few_examples_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_complexity_with_too_few_examples_is_told() -> None:
     selected = select.select(BALANCED, examples(8), 0, every_other_four)
     assert len(selected) == 4
-    assert "Highly Complex: 1 examples instead of 20" in caplog.text
+    assert select.shortages(BALANCED, selected) == [
+        f"{complexity}: 1 examples instead of 20 were selected" for complexity in select.COMPLEXITIES
+    ]
+    assert select.shortages(Selection({"Complex": 1}, with_rows=True), selected) == []
 
 
 def test_selections_are_those_of_the_paper() -> None:

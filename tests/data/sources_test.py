@@ -22,13 +22,28 @@ values: st.SearchStrategy[Any] = st.recursive(
 
 
 @settings(max_examples=50)
-@given(st.lists(values, max_size=6), st.integers(1, 9), st.sampled_from([None, 1]), st.booleans())
+@given(
+    st.lists(values, max_size=6),
+    st.integers(1, 9),
+    st.sampled_from([None, 1]),
+    st.booleans(),
+    st.sampled_from(["utf-8", "utf-8-sig"]),
+)
 def test_json_list_yields_what_json_loads(
-    tmp_path_factory: pytest.TempPathFactory, elements: list[Any], chunk: int, indent: int | None, ascii_: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    elements: list[Any],
+    chunk: int,
+    indent: int | None,
+    ascii_: bool,
+    encoding: str,
 ) -> None:
+    """And where in the file each of them is, whatever the line ends and the byte order mark."""
     path = tmp_path_factory.mktemp("list") / "data.json"
-    path.write_text(json.dumps(elements, indent=indent, ensure_ascii=ascii_), encoding="utf-8")
-    assert list(sources.json_list(path, chunk)) == elements
+    path.write_text(json.dumps(elements, indent=indent, ensure_ascii=ascii_), encoding=encoding)
+    read = list(sources.json_list(path, chunk))
+    assert [value for value, _ in read] == elements
+    content = path.read_bytes()
+    assert [json.loads(content[start : start + length]) for _, (start, length) in read] == elements
 
 
 def test_json_list_never_loads_a_long_list_into_memory(tmp_path: Path) -> None:
@@ -70,7 +85,7 @@ def test_json_list_finds_broken_json_without_reading_the_rest(tmp_path: Path) ->
     filler = json.dumps({"cot": "".join(random.Random(0).choices("abc", k=1000))})
     path.write_text("[" + filler + ", {broken}, " + ", ".join([filler] * 20_000) + "]")
     stream = sources.json_list(path)
-    assert next(stream) == json.loads(filler)
+    assert next(stream)[0] == json.loads(filler)
     tracemalloc.start()
     with pytest.raises(ExampleError, match="record 1"):
         next(stream)
@@ -82,7 +97,22 @@ def test_jsonl_skips_blank_lines_and_empties_bad_ones(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text('{"a": 1}\n\n  \n{broken\n"text"\n')
     records = sources.open_source("jsonl", str(path)).records()
-    assert list(records) == [(0, {"a": 1}), (1, {}), (2, {})]
+    assert [record[:2] for record in records] == [(0, {"a": 1}), (1, {}), (2, {})]
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
+def test_a_record_is_read_again_alone(tmp_path: Path, name: str) -> None:
+    lines = ['{"question": "Où ?", "SQL": "SELECT 1"}', '{"question": "北京", "query": "SELECT 2"}']
+    text = "\r\n".join(lines) if name == "data.jsonl" else "[" + ",\r\n".join(lines) + "]"
+    (tmp_path / name).write_text("\ufeff" + text, newline="", encoding="utf-8")
+    source = sources.open_source("synsql", str(tmp_path / name))
+    expected = [{"question": "Où ?", "sql": "SELECT 1"}, {"question": "北京", "sql": "SELECT 2"}]
+    records = list(source.records())
+    assert [record.fields for record in records] == expected
+    with (tmp_path / name).open("rb") as file:
+        assert [source.read(file.fileno(), record.span) for record in reversed(records)] == expected[::-1]
+        with pytest.raises(ExampleError, match="changed while it was in use"):
+            source.read(file.fileno(), sources.Span(1, 5))
 
 
 def test_a_source_is_a_folder_or_its_file(tmp_path: Path) -> None:
@@ -101,7 +131,7 @@ def test_hub_records_are_renamed_by_any_public_names(monkeypatch: pytest.MonkeyP
     datasets = pytest.importorskip("datasets")
     rows = [{"query": "SELECT 1"}, {"SQL": "SELECT 2", "evidence": "e"}, {"sql": "SELECT 3", "cot": "c"}]
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
-    records = [record for _, record in sources.open_source("hub", "birdsql/bird23-train-filtered").records()]
+    records = [record.fields for record in sources.open_source("hub", "birdsql/bird23-train-filtered").records()]
     assert records == [
         {"sql": "SELECT 1"},
         {"sql": "SELECT 2", "knowledge": "e"},

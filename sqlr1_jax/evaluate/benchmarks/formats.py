@@ -56,9 +56,11 @@ def read_golds(path: Path, lenient: bool = False) -> list[Gold]:
     """
     _check_file(path, "--gold")
     if path.suffix in _JSON_SUFFIXES:
-        first = next(sources.open_source("jsonl", str(path)).records(), (0, {}))[1]
-        prefix = "spider" if "query" in first else "bird" if "SQL" in first else "jsonl"
-        golds = [_gold(path, position, record) for position, record in sources.open_source(prefix, str(path)).records()]
+        first = next(sources.open_source("jsonl", str(path)).records(), None)
+        fields = first.fields if first else {}
+        prefix = "spider" if "query" in fields else "bird" if "SQL" in fields else "jsonl"
+        records = sources.open_source(prefix, str(path)).records()
+        golds = [_gold(path, record.position, record.fields) for record in records]
     else:
         golds = _read_text_golds(path)
     if not golds:
