@@ -129,6 +129,7 @@ RANGES: dict[str, Range] = {
     "mesh.fsdp": Range(1, also=-1),
     "mesh.tensor": COUNT,
     "data.limit": NOT_NEGATIVE,
+    "data.index_from_megabytes": NOT_NEGATIVE,
     "data.max_prompt_tokens": COUNT,
     "data.synth.sft_databases": COUNT,
     "data.synth.sft_questions": COUNT,

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 Ints = npt.NDArray[np.int32]
 
 _CACHED_INDICES = 32  # databases whose values stay in memory; one with a million values takes a gigabyte
+_CACHED_SCHEMAS = 2048  # schemas that stay in memory, as text and as tokens, some 10 kB each
 _PLACEHOLDER = "Placeholder for a message"  # stands in for a message while the chat template is examined
 _THINK = ("<think>", "</think>")
 
@@ -80,20 +81,20 @@ class PromptRenderer:
         self._opening = _open_tag(after_user) or self._template.opening
         # A chat template that opens <think> itself already begins the reply as the prompt's template would.
         self._after_user = after_user if _open_tag(after_user) else after_user + self._template.opening
-        self._schemas: dict[Path, schema.Schema] = {}
-        self._shared_texts: dict[tuple[Path, str], str] = {}
-        self._prefixes: dict[tuple[Path, str], Ints] = {}
+        self._schema = functools.lru_cache(_CACHED_SCHEMAS)(self._read_schema)
+        self._shared_text = functools.lru_cache(_CACHED_SCHEMAS)(self._render_shared_text)
+        self._prefix = functools.lru_cache(_CACHED_SCHEMAS)(self._encode_prefix)
         self._index = functools.lru_cache(_CACHED_INDICES)(lambda path: retrieval.Index(path, self._schema(path)))
 
     def render(self, example: Example) -> Prompt:
         """Renders one example."""
         return self.render_many([example])[0]
 
-    def render_many(self, examples: Sequence[Example]) -> list[Prompt]:
+    def render_many(self, examples: Sequence[Example], say_budget: bool = True) -> list[Prompt]:
         """Renders examples, in order.
 
         A prompt over `max_prompt_tokens` gets the next shorter schema format. One that is over it in every format is
-        marked `over_budget`. Both are logged.
+        marked `over_budget`. Both are logged if `say_budget`.
         """
         prompts: dict[int, Prompt] = {}
         pending = list(range(len(examples)))
@@ -101,7 +102,8 @@ class PromptRenderer:
             rendered = self._render_in([examples[i] for i in pending], schema_format)
             prompts.update(zip(pending, rendered, strict=True))
             pending = [i for i in pending if prompts[i].over_budget]
-        self._log_budget(prompts.values())
+        if say_budget:
+            self._log_budget(prompts.values())
         return [prompts[i] for i in range(len(examples))]
 
     def messages(self, example: Example, schema_format: str) -> list[dict[str, str]]:
@@ -182,16 +184,11 @@ class PromptRenderer:
         matched = self._matched_values(values) if values else ""
         return self._shared_text(example.database, schema_format) + matched + self._question_text(example)
 
-    def _shared_text(self, database: Path, schema_format: str) -> str:
+    def _render_shared_text(self, database: Path, schema_format: str) -> str:
         """The user's message up to what is the question's own; retrieved values stand behind it."""
-        key = (database, schema_format)
-        if key not in self._shared_texts:
-            if schema_format == example_rows.FORMAT:
-                text = example_rows.render(database)
-            else:
-                text = schema.render(self._schema(database), schema_format)
-            self._shared_texts[key] = self._around_schema(text)
-        return self._shared_texts[key]
+        if schema_format == example_rows.FORMAT:
+            return self._around_schema(example_rows.render(database))
+        return self._around_schema(schema.render(self._schema(database), schema_format))
 
     def _around_schema(self, schema_text: str) -> str:
         return self._template.before_schema + schema_text + self._template.before_question
@@ -208,30 +205,30 @@ class PromptRenderer:
         text = self._template.question_with_knowledge if knowledge else self._template.question
         return text.format(knowledge=knowledge, question=question)
 
-    def _schema(self, database: Path) -> schema.Schema:
-        if database not in self._schemas:
-            sampled = self._schema_formats[0] not in schema.FORMATS_WITHOUT_VALUES
-            self._schemas[database] = schema.read_schema(database, sampled=sampled)
-        return self._schemas[database]
+    def _read_schema(self, database: Path) -> schema.Schema:
+        sampled = self._schema_formats[0] not in schema.FORMATS_WITHOUT_VALUES
+        return schema.read_schema(database, sampled=sampled)
 
     def _prefix_length(self, database: Path, schema_format: str, ids: Ints) -> int:
         """The number of token ids that every prompt on the database starts with.
 
         It is 0 if the schema shows values that were retrieved for the question.
+        """
+        if schema_format == "retrieved" and not self._template.matched_values:
+            return 0
+        prefix = self._prefix(database, schema_format)
+        return len(prefix) if np.array_equal(ids[: len(prefix)], prefix) else 0
+
+    def _encode_prefix(self, database: Path, schema_format: str) -> Ints:
+        """The token ids of what all prompts on the database share.
 
         Tokens at its end that the question can change do not count: a tokenizer may join the last newline of the schema
         with the first characters of the question.
         """
-        if schema_format == "retrieved" and not self._template.matched_values:
-            return 0
-        key = (database, schema_format)
-        if key not in self._prefixes:
-            text = self._before_user + self._shared_text(database, schema_format)
-            ids, ids_followed = self._encode([text, text + "A"])
-            same = ids == ids_followed[: len(ids)]
-            self._prefixes[key] = ids if same.all() else ids[: int(np.argmin(same))]
-        prefix = self._prefixes[key]
-        return len(prefix) if np.array_equal(ids[: len(prefix)], prefix) else 0
+        text = self._before_user + self._shared_text(database, schema_format)
+        ids, ids_followed = self._encode([text, text + "A"])
+        same = ids == ids_followed[: len(ids)]
+        return ids if same.all() else ids[: int(np.argmin(same))]
 
     def _encode(self, texts: Sequence[str]) -> list[Ints]:
         if not texts:

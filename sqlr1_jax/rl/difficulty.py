@@ -27,7 +27,8 @@ from sqlr1_jax.evaluate.run import EVALUATION_STEP
 from sqlr1_jax.io import read_jsonl, write_jsonl
 from sqlr1_jax.progress import Progress
 from sqlr1_jax.rl import reward
-from sqlr1_jax.rl.scoring import CompletionExecutor, PromptSet
+from sqlr1_jax.rl.prompt_set import PromptSet
+from sqlr1_jax.rl.scoring import CompletionExecutor
 from sqlr1_jax.rollout.engine import Engine
 from sqlr1_jax.rollout.request import FinishedSample
 from sqlr1_jax.sql.executor import Executor
@@ -57,7 +58,7 @@ def select_prompts(context: RunContext, executor: Executor, params: Any, prompt_
     if not settings.samples:
         return prompt_set
     positions = choose_positions(prompt_set.examples, 0, settings.limit, context.config.seed)
-    questions = [Question(SET_NAME, prompt_set.examples[i], prompt_set.prompts[i], i) for i in positions]
+    questions = [Question(SET_NAME, example, prompt, i) for i, example, prompt in prompt_set.at(positions)]
     counts = _right_counts(context, executor, params, questions)
     low, high = settings.min_right, settings.max_right or settings.samples - 1
     kept = [question for question, right in zip(questions, counts, strict=True) if low <= right <= high]

@@ -113,7 +113,10 @@ def sample_round(setup: GrpoSetup, params: Any, step: int, number: int, timer: S
     P, rounds_per_step = grpo_config.prompts, 1 + grpo_config.refill
     # Every step has P positions of the data order for each round that it may need, so that the position of a step does
     # not depend on the rounds that earlier steps needed, and a resumed run does not have to know them.
-    examples, prompts, ids = setup.prompt_set.batch(P, context.config.seed, step * rounds_per_step + number)
+    position, next_step = step * rounds_per_step + number, (step + 1) * rounds_per_step
+    examples, prompts, ids = setup.prompt_set.batch(P, context.config.seed, position)
+    for later in {min(position + 1, next_step), next_step}:
+        setup.prompt_set.render_ahead(P, context.config.seed, later)
 
     # Sample. The engine hands over each completion as it ends, so its SQL executes while others are still sampled.
     indices = range(number * P, (number + 1) * P)[collectives.local_slice(P)]

@@ -1,8 +1,7 @@
-"""The host's part of a GRPO step: choosing prompts, executing completions, rewards and metrics."""
+"""The host's part of a GRPO step: executing completions, rewards and metrics."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Sequence
@@ -12,13 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sqlr1_jax.data import answer, order
+from sqlr1_jax.data import answer
 from sqlr1_jax.data.answer import Answer
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.packing import Group, PackedRows, Segment
 from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.distributed import collectives
-from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.rl import reward
 from sqlr1_jax.rollout.request import Completions, FinishedSample
 from sqlr1_jax.sql.answers import submit_answer
@@ -28,56 +26,6 @@ from sqlr1_jax.train.context import RunContext
 from sqlr1_jax.train.interrupt import log_while_waiting
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptSet:
-    """The questions that GRPO trains on, with their prompts; the data's own reasoning is not in the prompts."""
-
-    examples: list[Example]
-    prompts: list[Prompt]  # of the same length: prompts[i] asks examples[i]
-
-    def batch(self, size: int, seed: int, number: int) -> tuple[list[Example], list[Prompt], list[str]]:
-        """This process's examples and prompts of a batch, and the example ids of the batch on all processes.
-
-        Args:
-          size: P, the prompts of a batch on all processes.
-          seed: seed of the data order.
-          number: of the batch, from 0; the order depends only on seed and number.
-        """
-        indices = order.batch_indices(len(self.examples), size, seed, number)
-        local = indices[collectives.local_slice(size)]
-        ids = [self.examples[i].id for i in indices]
-        return [self.examples[i] for i in local], [self.prompts[i] for i in local], ids
-
-
-def load_prompts(context: RunContext) -> PromptSet:
-    """GRPO's training questions whose prompts are within the token budget; logs how many others are left out.
-
-    Raises:
-      ConfigError: no prompt is within the budget.
-    """
-    examples = context.examples(context.config.data.train, "grpo")
-    prompts, rows = context.prompts(examples), context.config.grpo.rows
-    longest = rows.prefix if rows.layout == "shared_prefix" else 0  # of a prompt without its last token
-    within = [(e, p) for e, p in zip(examples, prompts, strict=True) if not p.over_budget]
-    pairs = [(e, p) for e, p in within if not longest or len(p.ids) - 1 <= longest]
-    if len(within) < len(examples):
-        log.warning("%d of %d prompts are over the budget and left out", len(examples) - len(within), len(examples))
-    if len(pairs) < len(within):
-        log.warning(
-            "%d of %d prompts exceed config.grpo.rows.prefix=%d and are left out",
-            len(within) - len(pairs),
-            len(examples),
-            longest,
-        )
-    if not pairs:
-        raise ConfigError(
-            f"config.data.train={context.config.data.train} gives no prompt within the budget. Raise "
-            "config.data.max_prompt_tokens (and config.grpo.rows.prefix, if that is set), or name another source."
-        )
-    log.info("GRPO: %d questions on %d databases", len(pairs), len({e.db_id for e, _ in pairs}))
-    return PromptSet([e for e, _ in pairs], [p for _, p in pairs])
 
 
 class StepTimer:

@@ -13,10 +13,10 @@ from sqlr1_jax.distributed import collectives
 from sqlr1_jax.evaluate import run as evaluation
 from sqlr1_jax.evaluate.heldout import HeldoutSet
 from sqlr1_jax.model import lora
-from sqlr1_jax.rl import difficulty, scoring
+from sqlr1_jax.rl import difficulty
 from sqlr1_jax.rl.learning_check import LearningCheck
 from sqlr1_jax.rl.loss import grpo_loss
-from sqlr1_jax.rl.scoring import PromptSet
+from sqlr1_jax.rl.prompt_set import PromptSet, load_prompts
 from sqlr1_jax.rollout.engine import Engine
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train import batch, state
@@ -49,10 +49,10 @@ def prepare(context: RunContext, executor: Executor, heldout: HeldoutSet | None)
     `heldout` is what the stage evaluates on; None: it does not.
     """
     grpo_config = context.config.grpo
-    prompt_set = scoring.load_prompts(context)
+    prompt_set = load_prompts(context)
     params = load_params(context, find_checkpoint(context, stages=("sft",)))
     prompt_set = difficulty.select_prompts(context, executor, params, prompt_set)
-    engine = context.engine(prompt_set.prompts)
+    engine = context.engine(prompt_set.prompts, prompt_set.max_tokens)
     update_spec = UpdateSpec(
         context.model,
         grpo_config.optimizer,
@@ -68,7 +68,7 @@ def prepare(context: RunContext, executor: Executor, heldout: HeldoutSet | None)
         executor,
         prompt_set,
         engine,
-        context.engine([*prompt_set.prompts, *heldout.prompts]) if heldout else None,
+        context.engine([*prompt_set.prompts, *heldout.prompts], prompt_set.max_tokens) if heldout else None,
         update_spec,
         load_reference(context, initial_state),
         batch.with_row_length(grpo_config.rows, longest_group),
@@ -108,9 +108,9 @@ def load_reference(context: RunContext, initial_state: TrainState) -> Any:
 def compile_programs(setup: GrpoSetup, train_state: TrainState) -> TrainState:
     """Compiles every program of the stage, so that no later step stops to compile; returns an equal state."""
     context, grpo_config = setup.context, setup.context.config.grpo
-    params, local = context.full_params(train_state.params), collectives.local_slice(grpo_config.prompts)
+    params = context.full_params(train_state.params)
     weights = setup.engine.prepare_weights(params)
-    any_prompts = setup.prompt_set.prompts[:1] * (local.stop - local.start)
+    _, any_prompts, _ = setup.prompt_set.batch(grpo_config.prompts, context.config.seed, 0)
     setup.engine.compile(weights, context.request(any_prompts, grpo_config.samples, grpo_config.sampling, 0))
     if setup.evaluation_engine:
         setup.evaluation_engine.compile(weights, evaluation.evaluation_request(context, any_prompts, (0.0,)))

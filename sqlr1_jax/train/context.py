@@ -82,11 +82,10 @@ class RunContext:
         return Checkpoints(self.workdir / "checkpoints" / stage, self.config.checkpoint.keep, pinned=(0,))
 
     def engine(self, prompts: Sequence[Prompt], prompt_tokens: int = 0) -> Engine:
-        """A sampling engine for prompts of `prompt_tokens`; 0: sized for the longest of `prompts` within the budget."""
-        longest = max((len(prompt.ids) for prompt in prompts if not prompt.over_budget), default=1)
-        prompt_tokens = prompt_tokens or -(-longest // 16) * 16
+        """A sampling engine for the longest of `prompts` within the budget, and for prompts of `prompt_tokens`."""
+        longest = max(prompt_tokens, 1, *(len(prompt.ids) for prompt in prompts if not prompt.over_budget))
         mesh = sharding.sampling_mesh(self.mesh, self.model.num_kv_heads)
-        return Engine(self.model, mesh, self.stop_ids, prompt_tokens, self.config.rollout)
+        return Engine(self.model, mesh, self.stop_ids, -(-longest // 16) * 16, self.config.rollout)
 
     def request(self, prompts: Sequence[Prompt], samples: int, sampling: SamplingConfig, step: int) -> Request:
         """A request for `samples` completions of each prompt; `step` is folded into the sampling keys."""
@@ -130,6 +129,7 @@ class RunContext:
             limit=data.limit,
             seed=self.config.seed,
             training=split in TRAINING_STAGES,
+            index_from=data.index_from_megabytes * 1_000_000,
         )
 
     def prompts(self, examples: Sequence[Example]) -> list[Prompt]:

@@ -142,6 +142,7 @@ from sqlr1_jax import config
 from sqlr1_jax.data import answer, order
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.rl import grpo, rollout_log, scoring
+from sqlr1_jax.rl.prompt_set import load_prompts
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train import state
 from sqlr1_jax.train.context import create_context, init_params
@@ -149,7 +150,7 @@ home, workdir, rows_per_host = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.arg
 if rows_per_host == 1:
     collectives.initialize()
 run = create_context(tiny_runs.tiny_config(model__path=str(home / "model"), grpo__prompts=4), workdir)
-prompt_set = scoring.load_prompts(run)
+prompt_set = load_prompts(run)
 batch = order.batch_indices(len(prompt_set.examples), 12, run.config.seed, 0)  # each example once
 position = {prompt_set.examples[i].id: p for p, i in enumerate(batch)}
 

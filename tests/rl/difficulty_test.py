@@ -14,8 +14,8 @@ from sqlr1_jax.data import answer
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.evaluate import chunks
 from sqlr1_jax.evaluate.run import EVALUATION_STEP
-from sqlr1_jax.rl import difficulty, scoring
-from sqlr1_jax.rl.scoring import PromptSet
+from sqlr1_jax.rl import difficulty
+from sqlr1_jax.rl.prompt_set import PromptSet, load_prompts
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train.context import RunContext
 from testing.scripted_sampler import ScriptedSampler
@@ -39,7 +39,7 @@ def _engine(
     context: RunContext, monkeypatch: pytest.MonkeyPatch, write: Callable[[int, Any, int], str] | None = None
 ) -> Any:
     """A sampler whose completion g of question i is write(i, example, g), by default as RIGHT says, in place of all."""
-    prompt_set = scoring.load_prompts(context)
+    prompt_set = load_prompts(context)
     numbers = {prompt.text: i for i, prompt in enumerate(prompt_set.prompts)}
 
     def completion(text: str, g: int) -> str:
@@ -59,7 +59,7 @@ def _answer(sql: str) -> str:
 
 def _select(context: RunContext, executor: Executor, params: Any = WEIGHTS) -> list[int]:
     """Positions of the chosen questions among all."""
-    everything = scoring.load_prompts(context)
+    everything = load_prompts(context)
     chosen = difficulty.select_prompts(context, executor, params, everything)
     assert [prompt.example_id for prompt in chosen.prompts] == [example.id for example in chosen.examples]
     return [everything.examples.index(example) for example in chosen.examples]
@@ -83,7 +83,7 @@ def test_questions_right_in_the_range_are_kept(
         chosen = _select(context, executor)
     assert chosen == [i for i, right in enumerate(RIGHT) if low <= right <= (high or 3)]
     assert f"of 12 questions, {message}" in caplog.text
-    examples = scoring.load_prompts(context).examples
+    examples = load_prompts(context).examples
     _, *lines = map(json.loads, (context.workdir / "difficulty.jsonl").open())
     assert lines == [
         {"id": example.id, "db_id": example.db_id, "right": right, "samples": 4}
@@ -95,7 +95,7 @@ def test_questions_right_in_the_range_are_kept(
 
 
 def test_without_samples_every_question_is_trained_on(context: RunContext, executor: Executor) -> None:
-    everything = scoring.load_prompts(context)
+    everything = load_prompts(context)
     assert difficulty.select_prompts(context, executor, WEIGHTS, everything) is everything
     assert not (context.workdir / "difficulty.jsonl").exists()
 
@@ -112,7 +112,7 @@ def test_a_completion_is_right_as_the_reward_says(
     context = _with(context, samples=2, min_right=2, max_right=2)
     _engine(context, monkeypatch, write)
     assert _select(context, executor) == [i for i in range(12) if i % 3 != 1]
-    everything = scoring.load_prompts(context)
+    everything = load_prompts(context)
     empty = [dataclasses.replace(e, sql=f"SELECT * FROM ({e.sql}) WHERE 0") for e in everything.examples]
     _engine(context, monkeypatch, lambda i, example, g: _answer(empty[i].sql))
     with pytest.raises(ConfigError, match="leaves no question"):
@@ -129,7 +129,7 @@ def test_a_limit_takes_about_as_many_questions_of_each_database(
     context = _with(context, limit=6, min_right=0, max_right=4)
     _engine(context, monkeypatch)
     chosen = _select(context, executor)
-    examples = scoring.load_prompts(context).examples
+    examples = load_prompts(context).examples
     assert chosen == sorted(chosen) and len(chosen) == 6
     assert sorted(examples[i].db_id for i in chosen) == sorted(2 * list({e.db_id for e in examples}))
     _, *lines = map(json.loads, (context.workdir / "difficulty.jsonl").open())

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from sqlr1_jax import config
 from sqlr1_jax.data import answer, order, packing
-from sqlr1_jax.rl import grpo, rollout_log, scoring
+from sqlr1_jax.rl import grpo, rollout_log
+from sqlr1_jax.rl.prompt_set import PromptSet, load_prompts
 from sqlr1_jax.rl.setup import GrpoSetup
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train import loop, state
@@ -99,7 +100,7 @@ def test_a_step_with_only_dropped_groups_changes_no_weight(context: RunContext, 
     stage = scripted_stage(context, executor, completion)
     if kind == "gold fails":
         broken = [dataclasses.replace(e, sql="SELECT nothing FROM nowhere") for e in stage.prompt_set.examples]
-        stage = dataclasses.replace(stage, prompt_set=scoring.PromptSet(broken, stage.prompt_set.prompts))
+        stage = dataclasses.replace(stage, prompt_set=PromptSet(broken, stage.prompt_set.prompts))
     result, before = _step(stage)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(result.state.params), before.params)
     values = values_of(result)
@@ -134,7 +135,7 @@ def _mixed_at(stage_context: RunContext, executor: Executor, positions: dict[int
 
     The others have no right completion.
     """
-    prompt_set = scoring.load_prompts(stage_context)
+    prompt_set = load_prompts(stage_context)
     count, block = len(prompt_set.examples), 4 * (1 + stage_context.config.grpo.refill)
     orders = {step: order.batch_indices(count, block, stage_context.config.seed, step) for step in positions}
     # A step's block is one epoch of the 12 examples, so that each step needs a list of its own.
@@ -213,7 +214,7 @@ def test_refilled_groups_train_as_if_sampled_in_one_round(context: RunContext, e
             chosen = [block[p] for p in (0, 2, 5, 9)]
             stage = scripted_stage(changed, executor, lambda e, g: _long_if_wrong(e, g))
             examples, prompts = stage.prompt_set.examples, stage.prompt_set.prompts
-            chosen_set = scoring.PromptSet([examples[i] for i in chosen], [prompts[i] for i in chosen])
+            chosen_set = PromptSet([examples[i] for i in chosen], [prompts[i] for i in chosen])
             stage = dataclasses.replace(stage, prompt_set=chosen_set)
         result, before = _step(stage)
         assert values_of(result)["groups/trained"] == 4

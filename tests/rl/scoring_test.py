@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import pytest
 from sqlr1_jax import config
 from sqlr1_jax.data import answer
 from sqlr1_jax.data.example import Example
-from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.rl import reward, scoring
+from sqlr1_jax.rl.prompt_set import load_prompts
 from sqlr1_jax.rl.scoring import StepTimer
 from sqlr1_jax.rollout.request import FinishedSample
 from sqlr1_jax.sql.executor import Executor, ExecutorError
@@ -138,7 +137,7 @@ def test_length_is_measured_in_tokens_with_length_unit_tokens(context: RunContex
 
 
 def test_a_group_is_the_prompt_and_a_segment_per_completion(context: RunContext) -> None:
-    prompt_set = scoring.load_prompts(context)
+    prompt_set = load_prompts(context)
     prompts = [prompt_set.prompts[i] for i in (3, 1, 2)]
     completions = scripted_sampler.completions(context, TEXTS)
     groups = scoring.completion_groups(prompts, completions)
@@ -150,42 +149,6 @@ def test_a_group_is_the_prompt_and_a_segment_per_completion(context: RunContext)
             assert list(segment.logprob) == list(completions.logprobs_PGT[p, g, :n])
             assert list(segment.weight) == [1.0] * n
             assert (segment.prompt, segment.sample) == (p, g)
-
-
-def test_prompts_over_the_token_budget_are_left_out(context: RunContext, caplog: pytest.LogCaptureFixture) -> None:
-    lengths = sorted(len(p.ids) for p in scoring.load_prompts(context).prompts)
-    middle = lengths[len(lengths) // 2]
-
-    def limited(budget: int) -> RunContext:
-        data = dataclasses.replace(context.config.data, max_prompt_tokens=budget)
-        return dataclasses.replace(context, config=dataclasses.replace(context.config, data=data))
-
-    with caplog.at_level(logging.WARNING):
-        prompt_set = scoring.load_prompts(limited(middle))
-    assert [len(p.ids) for p in prompt_set.prompts if len(p.ids) > middle] == []
-    assert [p.example_id for p in prompt_set.prompts] == [e.id for e in prompt_set.examples]
-    assert f"{12 - len(prompt_set.prompts)} of 12 prompts are over the budget" in caplog.text
-    with pytest.raises(ConfigError, match="gives no prompt within the budget"):
-        scoring.load_prompts(limited(2))
-
-
-def test_prompts_that_do_not_fit_a_row_are_left_out(context: RunContext, caplog: pytest.LogCaptureFixture) -> None:
-    lengths = sorted(len(p.ids) for p in scoring.load_prompts(context).prompts)
-    rows = config.RowsConfig(prefix=lengths[len(lengths) // 2] - 1)  # the last token belongs to the segments
-    grpo_config = dataclasses.replace(context.config.grpo, rows=rows)
-    context = dataclasses.replace(context, config=dataclasses.replace(context.config, grpo=grpo_config))
-    with caplog.at_level(logging.WARNING):
-        prompts = scoring.load_prompts(context).prompts
-    assert max(len(prompt.ids) - 1 for prompt in prompts) == rows.prefix
-    assert f"{12 - len(prompts)} of 12 prompts exceed config.grpo.rows.prefix={rows.prefix}" in caplog.text
-
-
-def test_prompts_contain_neither_reasoning_nor_gold_sql(context: RunContext) -> None:
-    prompt_set = scoring.load_prompts(context)
-    for example, prompt in zip(prompt_set.examples, prompt_set.prompts, strict=True):
-        assert example.reasoning
-        assert example.reasoning not in prompt.text
-        assert example.sql not in prompt.text
 
 
 def test_a_section_that_comes_again_adds_to_its_seconds() -> None:

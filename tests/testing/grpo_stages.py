@@ -8,8 +8,9 @@ from typing import Any
 
 from sqlr1_jax import config
 from sqlr1_jax.data.example import Example
-from sqlr1_jax.rl import scoring, setup
+from sqlr1_jax.rl import setup
 from sqlr1_jax.rl.learning_check import LearningCheck
+from sqlr1_jax.rl.prompt_set import load_prompts
 from sqlr1_jax.rl.setup import GrpoSetup
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.train import batch, loop, state
@@ -37,7 +38,7 @@ def with_settings(context: RunContext, **changed: Any) -> RunContext:
 
 def scripted_stage(context: RunContext, executor: Executor, say: Callable[[Example, int], str]) -> GrpoSetup:
     """The setup of a stage in which sample number g of an example is the text `say(example, g)`."""
-    prompt_set = scoring.load_prompts(context)
+    prompt_set = load_prompts(context)
     by_text = {prompt.text: example for example, prompt in zip(prompt_set.examples, prompt_set.prompts, strict=True)}
     engine: Any = ScriptedSampler(context, lambda text, g: say(by_text[text], g))
     grpo_config = context.config.grpo
