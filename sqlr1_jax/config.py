@@ -98,7 +98,7 @@ class DataConfig:
     exclude: tuple[str, ...] = ()
     limit: int = 0  # takes only each source's first N examples, counted after a selection such as synsql-200k; 0: all
     # A JSON file of at least so many megabytes is indexed once, in the user's cache (data/record_index.py), and its
-    # prompts are rendered when a GRPO step needs them; 0: no file is.
+    # prompts are rendered when a step needs them; 0: no file is.
     index_from_megabytes: int = 256
     form: str = "reasoning"  # answer form; reasoning: reasoning, then SQL; direct: SQL without reasoning
     schema: str = "qualified"  # format of the schema text (data/schema.py)

@@ -75,9 +75,12 @@ class IndexedExamples(Sequence["Example"]):
     def __iter__(self) -> Iterator[Example]:
         return (self[i] for i in range(len(self)))
 
-    def count_databases(self) -> int:
-        """The number of databases that the examples are on."""
-        return len(np.unique(self._index.rows_NR[:, Row._fields.index("database")]))
+    def positions_by_database(self) -> list[npt.NDArray[np.int64]]:
+        """The positions of the examples on each database, ascending; databases in the order of their first example."""
+        database_N = self._index.rows_NR[:, Row._fields.index("database")]
+        by_database = np.argsort(database_N, kind="stable")
+        starts = np.flatnonzero(np.diff(database_N[by_database])) + 1
+        return sorted(np.split(by_database, starts), key=lambda positions: int(positions[0]))
 
 
 def open_or_make(folder: Path, key: Any, make: Callable[[], Index]) -> Index:

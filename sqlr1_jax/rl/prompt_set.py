@@ -5,9 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-
-import numpy as np
 
 from sqlr1_jax.data import order
 from sqlr1_jax.data.example import Example
@@ -16,12 +13,11 @@ from sqlr1_jax.data.record_index import IndexedExamples
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.train.context import RunContext
+from sqlr1_jax.train.lazy_batches import LazyBatches
 
 log = logging.getLogger(__name__)
 
-_MAX_DRAWS = 100  # questions to try in place of one whose prompt is over the budget
-
-Pairs = list[tuple[Example, Prompt]]
+Pair = tuple[Example, Prompt]
 Batch = tuple[list[Example], list[Prompt], list[str]]
 
 
@@ -57,67 +53,41 @@ class PromptSet:
 class LazyPromptSet(PromptSet):
     """The questions of an indexed source; their prompts are rendered, on a thread, for the batches that need them.
 
-    The order is that of `PromptSet`. A question whose prompt is over the budget is found only when its turn comes;
-    another takes its place, drawn by seed and turn alone.
+    The order is that of `PromptSet`, but that another question takes the turn of one whose prompt is over the budget.
     """
 
     def __init__(self, examples: IndexedExamples, renderer: PromptRenderer, max_tokens: int) -> None:
         """max_tokens: of a prompt. No other thread may use the renderer, or its tokenizer."""
         super().__init__(examples, ())
         self._renderer, self.max_tokens = renderer, max_tokens
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prompts")
-        self._batches: dict[int, Future[Pairs]] = {}  # by number; rendered, or to be rendered
-        self._said = False  # whether the log has told of a prompt over the budget
+        self._batches = LazyBatches(
+            len(examples),
+            self._render,
+            f"its prompt has over {max_tokens} tokens. Raise config.data.max_prompt_tokens (and "
+            "config.grpo.rows.prefix, if that is set), or name another source.",
+        )
 
     def batch(self, size: int, seed: int, number: int) -> Batch:
         """See `PromptSet.batch`."""
-        self.render_ahead(size, seed, number)
-        with collectives.sync_errors():
-            pairs = self._batches[number].result()
-        self._batches = {later: future for later, future in self._batches.items() if later > number}
+        pairs = self._batches.batch(size, seed, number)
         ids = collectives.allgather_list([example.id for example, _ in pairs])
         return [example for example, _ in pairs], [prompt for _, prompt in pairs], ids
 
     def render_ahead(self, size: int, seed: int, number: int) -> None:
         """Starts to render a batch, unless that has begun."""
-        if number not in self._batches:
-            self._batches[number] = self._thread.submit(self._render_batch, size, seed, number)
+        self._batches.start(size, seed, number)
 
     def at(self, positions: Sequence[int]) -> list[tuple[int, Example, Prompt]]:
         """See `PromptSet.at`; positions whose prompts are over the budget are left out."""
-        pairs = self._thread.submit(self._render, [self.examples[i] for i in positions]).result()
-        return [(i, *pair) for i, pair in zip(positions, pairs, strict=True) if self._fits(pair[1])]
+        pairs = self._batches.call(self._render, positions)
+        return [(i, *pair) for i, pair in zip(positions, pairs, strict=True) if pair]
 
-    def _render_batch(self, size: int, seed: int, number: int) -> Pairs:
-        indices = order.batch_indices(len(self.examples), size, seed, number)
-        local = range(size)[collectives.local_slice(size)]
-        pairs = self._render([self.examples[indices[i]] for i in local])
-        return [
-            pair if self._fits(pair[1]) else self._substitute(pair[0], seed, number * size + turn)
-            for turn, pair in zip(local, pairs, strict=True)
-        ]
-
-    def _render(self, examples: Sequence[Example]) -> Pairs:
-        return list(zip(examples, self._renderer.render_many(examples, say_budget=False), strict=True))
-
-    def _fits(self, prompt: Prompt) -> bool:
-        return not prompt.over_budget and len(prompt.ids) <= self.max_tokens
-
-    def _substitute(self, example: Example, seed: int, turn: int) -> tuple[Example, Prompt]:
-        """Another question for a turn whose prompt is over the budget; a function of seed and turn."""
-        if not self._said:
-            text = "the prompt of record %s has over %d tokens; other questions take its place and that of all like it"
-            log.warning(text, example.id, self.max_tokens)
-            self._said = True
-        random = np.random.default_rng([seed, turn])
-        for _ in range(_MAX_DRAWS):
-            [pair] = self._render([self.examples[int(random.integers(len(self.examples)))]])
-            if self._fits(pair[1]):
-                return pair
-        raise ConfigError(
-            f"the prompts of {_MAX_DRAWS} questions in a row have over {self.max_tokens} tokens. Raise "
-            "config.data.max_prompt_tokens (and config.grpo.rows.prefix, if that is set), or name another source."
-        )
+    def _render(self, positions: Sequence[int]) -> list[Pair | None]:
+        """The examples with their prompts; None for a prompt over the budget."""
+        examples = [self.examples[i] for i in positions]
+        prompts = self._renderer.render_many(examples, say_budget=False)
+        fits = [not prompt.over_budget and len(prompt.ids) <= self.max_tokens for prompt in prompts]
+        return [pair if fit else None for pair, fit in zip(zip(examples, prompts, strict=True), fits, strict=True)]
 
 
 def load_prompts(context: RunContext) -> PromptSet:
@@ -132,7 +102,7 @@ def load_prompts(context: RunContext) -> PromptSet:
     rows, budget = context.config.grpo.rows, context.config.data.max_prompt_tokens
     row_budget = rows.prefix + 1 if rows.layout == "shared_prefix" and rows.prefix else budget  # with its last token
     if isinstance(examples, IndexedExamples):
-        databases = examples.count_databases()
+        databases = len(examples.positions_by_database())
         log.info("GRPO: %d questions on %d databases, rendered when a step needs them", len(examples), databases)
         renderer = PromptRenderer(copy.deepcopy(context.tokenizer), context.config.data)
         return LazyPromptSet(examples, renderer, min(budget, row_budget))

@@ -52,7 +52,9 @@ def test_examples_are_made_when_asked_for() -> None:
         return Example(str(row.position), db_id, Path(database), "How many?", "SELECT 1")
 
     examples = IndexedExamples(INDEX, make)
-    assert (len(examples), examples.count_databases(), made) == (3, 2, [])
+    assert (len(examples), made) == (3, [])
+    assert [positions.tolist() for positions in examples.positions_by_database()] == [[0, 2], [1]]
+    assert [positions.tolist() for positions in examples[1:].positions_by_database()] == [[0], [1]]
     assert (examples[-1].id, examples[1].db_id, examples[1].database) == ("3", "pets", Path("/pets.sqlite"))
     assert made == [30, 20, 20]
     assert [one.id for one in examples[1:]] == ["2", "3"]

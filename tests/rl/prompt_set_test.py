@@ -124,6 +124,6 @@ def test_a_question_over_the_budget_is_replaced_by_seed_and_turn(
     assert kept == [one for one in in_order if one in fitting]
     assert len(kept) < 12
     assert contents(load_prompts(limited).batch(12, 3, 0)) == contents((examples, prompts, ids))
-    assert caplog.text.count("other questions take its place") == 2
-    with pytest.raises(ConfigError, match="100 questions in a row"):
+    assert caplog.text.count("others take the turns of all such") == 2
+    with pytest.raises(ConfigError, match=r"100 items in a row cannot be used: its prompt has over 2 tokens"):
         load_prompts(with_data(large_file, max_prompt_tokens=2)).batch(1, 3, 0)
