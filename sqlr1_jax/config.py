@@ -316,7 +316,8 @@ class EvaluateConfig:
 class CheckpointConfig:
     """When checkpoints are written and which are kept."""
 
-    every: int = 50  # steps between checkpoints; 0: only at the end of a stage
+    every: int = 50  # steps between checkpoints; 0: only at the end of a stage, and by minutes
+    minutes: float = 20.0  # after a step, a checkpoint is written if the last is so many minutes old; 0: only by steps
     keep: int = 2  # number of latest checkpoints to keep, in addition to the best and step 0
 
 
@@ -364,6 +365,7 @@ FREE_ON_RESUME = (
     "grpo.idle_steps",
     "evaluate.every",
     "checkpoint.every",
+    "checkpoint.minutes",
     "checkpoint.keep",
     "execute.workers",
     "execute.gold_cache_dir",

@@ -195,6 +195,7 @@ RANGES: dict[str, Range] = {
     "evaluate.max_prompt_tokens": NOT_NEGATIVE,
     "evaluate.max_concurrent_prompts": NOT_NEGATIVE,
     "checkpoint.every": NOT_NEGATIVE,
+    "checkpoint.minutes": NOT_NEGATIVE,
     "checkpoint.keep": COUNT,
     "export.shard_gigabytes": Range(1e-6),
 }

@@ -66,7 +66,8 @@ class Request:
     # Called with the samples that have ended, once per read of the device's output. It must not raise if there are
     # several processes.
     on_finished: Callable[[Sequence[FinishedSample]], None] | None = None
-    # Called with all tokens so far, after each read of the device's output.
+    # Called with all tokens so far, after each read of the device's output. What it raises, on all processes, ends the
+    # rollout.
     on_read: Callable[[Completions], None] | None = None
 
     @property

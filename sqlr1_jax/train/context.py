@@ -22,6 +22,7 @@ from sqlr1_jax.model import huggingface, init, lora, peft_folder, qwen2, tokeniz
 from sqlr1_jax.rollout.engine import Engine
 from sqlr1_jax.rollout.request import Request
 from sqlr1_jax.train.checkpoint import Checkpoints
+from sqlr1_jax.train.interrupt import abandon_if_requested
 
 log = logging.getLogger(__name__)
 TRAINING_STAGES = ("sft", "grpo")  # in order; each starts from the last weights of the one before it
@@ -88,7 +89,10 @@ class RunContext:
         return Engine(self.model, mesh, self.stop_ids, -(-longest // 16) * 16, self.config.rollout)
 
     def request(self, prompts: Sequence[Prompt], samples: int, sampling: SamplingConfig, step: int) -> Request:
-        """A request for `samples` completions of each prompt; `step` is folded into the sampling keys."""
+        """A request for `samples` completions of each prompt; `step` is folded into the sampling keys.
+
+        Its rollout raises interrupt.StepAbandoned if a signal asks the training loop to stop.
+        """
         stop_fn = tokenizer.stop_text_matcher(self.tokenizer, sampling.stop) if sampling.stop else None
         return Request(
             prompts=[prompt.ids for prompt in prompts],
@@ -98,6 +102,7 @@ class RunContext:
             step=step,
             prefix_length_P=[prompt.prefix_length for prompt in prompts],
             stop_fn=stop_fn,
+            on_read=lambda _: abandon_if_requested(),
         )
 
     def examples(self, spec: str, split: str) -> Sequence[Example]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from sqlr1_jax.distributed import collectives
 from sqlr1_jax.errors import Sqlr1Error
 
 log = logging.getLogger(__name__)
@@ -21,34 +22,55 @@ class Interrupted(Sqlr1Error):
     exit_status = 75  # EX_TEMPFAIL of sysexits.h: the launcher may give the same command again
 
 
+class StepAbandoned(Exception):  # noqa: N818: it is no error
+    """The work at hand was given up because of a signal, before it changed any state."""
+
+
 class Interrupt:
     """A context in which the first Ctrl-C or SIGTERM sets `requested`; the second acts as it does outside.
 
     In any other thread than the main one it leaves signals as they are, since Python allows no handler there.
     """
 
+    active: Interrupt | None = None  # the context that the process is in
+
     def __init__(self) -> None:
         self.requested = False
         self._previous_handlers: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Interrupt:
+        Interrupt.active = self
         if threading.current_thread() is threading.main_thread():
             for kind in (signal.SIGINT, signal.SIGTERM):
                 self._previous_handlers[kind] = signal.signal(kind, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
+        Interrupt.active = None
         self._restore_handlers()
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         self.requested = True
-        log.warning("%s: finishing this step, then saving. Again to stop at once.", signal.Signals(number).name)
+        log.warning("%s: saving, then stopping. Again to stop at once.", signal.Signals(number).name)
         self._restore_handlers()
 
     def _restore_handlers(self) -> None:
         for kind, handler in self._previous_handlers.items():
             signal.signal(kind, handler)  # type: ignore[arg-type]
         self._previous_handlers = {}
+
+
+def abandon_if_requested() -> None:
+    """Gives up the work at hand if an active `Interrupt` of any process was requested. Collective.
+
+    A step of a large model samples for minutes, and a machine that is taken away gives seconds. It costs nothing if no
+    `Interrupt` is active.
+
+    Raises:
+      StepAbandoned: it was requested; on all processes.
+    """
+    if Interrupt.active and collectives.global_max(Interrupt.active.requested):
+        raise StepAbandoned
 
 
 @contextmanager

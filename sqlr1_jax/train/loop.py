@@ -11,17 +11,19 @@ from typing import Any, NamedTuple
 
 import jax
 
+from sqlr1_jax.config import CheckpointConfig
 from sqlr1_jax.distributed import collectives
 from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.model import flops
 from sqlr1_jax.progress import LOG_SECONDS, Progress
 from sqlr1_jax.train.checkpoint import CheckpointDamagedError, Checkpoints
 from sqlr1_jax.train.context import RunContext
-from sqlr1_jax.train.interrupt import Interrupt, Interrupted, log_while_waiting
+from sqlr1_jax.train.interrupt import Interrupt, Interrupted, StepAbandoned, log_while_waiting
 from sqlr1_jax.train.metrics import Metrics
 from sqlr1_jax.train.state import TrainState, mean_metrics
 
 log = logging.getLogger(__name__)
+SAVE, STOP = 1, 2  # what is to be done after a step, besides what its number says
 MAX_NOT_FINITE = 3  # the run stops after this many consecutive steps with a non-finite loss or gradient
 
 
@@ -55,7 +57,8 @@ def run_steps(
       stage: the stage's name in checkpoints and metrics.
       steps: the stage's length.
       state: a fresh state; a checkpoint is restored into its shapes, dtypes and shardings.
-      step_fn: runs one step, given the state and the number of completed steps.
+      step_fn: runs one step, given the state and the number of completed steps. It may raise interrupt.StepAbandoned
+        before it uses up the state.
       evaluate_fn: returns the accuracy of the state's weights. It is called every config.evaluate.every steps and after
         the last step; the checkpoint with the highest accuracy is kept.
       on_resume: called once before the first step with the number of completed steps, to delete records of later
@@ -78,26 +81,42 @@ def run_steps(
         metrics = Metrics(context.workdir, stage, collectives.is_primary())
         with metrics, Interrupt() as interrupt, Progress(stage, steps, "step", completed) as progress:
             metrics.truncate(completed)
-            deferred = DeferredMetrics(metrics)
+            deferred, saved, saved_at = DeferredMetrics(metrics), completed, time.monotonic()
             for step in range(completed + 1, steps + 1):
-                result = step_fn(state, step - 1)
-                state, is_last, accuracy = result.state, step == steps, None
-                deferred.push(step, result)
-                # A signal may reach only one process; all of them must stop after the same step.
-                interrupted = bool(collectives.global_max(interrupt.requested))
-                if evaluate_fn and (is_last or _is_due(step, config.evaluate.every)):
-                    accuracy = deferred.timed("evaluate", evaluate_fn, state)
-                    deferred.record("evaluate/ex", accuracy)
-                if is_last or interrupted or _is_due(step, config.checkpoint.every) or accuracy is not None:
+                done, accuracy = step - 1, None
+                try:
+                    result = step_fn(state, step - 1)
+                    state, done = result.state, step
+                    deferred.push(step, result)
+                    if evaluate_fn and (step == steps or _is_due(step, config.evaluate.every)):
+                        accuracy = deferred.timed("evaluate", evaluate_fn, state)
+                        deferred.record("evaluate/ex", accuracy)
+                except StepAbandoned:
+                    pass  # `state` is that of step number `done`
+                urgency = _urgency(interrupt, config.checkpoint, time.monotonic() - saved_at)
+                is_due = step == steps or urgency or _is_due(step, config.checkpoint.every) or accuracy is not None
+                if is_due and saved < done:
                     deferred.flush()
                     deferred.timed("checkpoint", _save, checkpoints, state, accuracy)
-                progress.update()
-                if interrupted:
+                    saved, saved_at = done, time.monotonic()
+                progress.update(done - step + 1)
+                if urgency == STOP:
                     break
             if collectives.global_max(interrupt.requested):
                 command = " ".join(sys.orig_argv)
                 raise Interrupted(f"stopped after step {int(state.step)} of {stage}, saved. To resume: {command}")
         return state
+
+
+def _urgency(interrupt: Interrupt, settings: CheckpointConfig, seconds: float) -> int:
+    """STOP if a signal asks to save and stop, SAVE if the last checkpoint is too long ago, else 0. Collective.
+
+    A signal may reach only one process, and clocks differ, but all processes must do the same after the same step.
+
+    seconds: since the last checkpoint.
+    """
+    late = 0 < settings.minutes <= seconds / 60 and collectives.is_primary()
+    return collectives.global_max(STOP if interrupt.requested else SAVE if late else 0)
 
 
 def _is_due(step: int, interval: int) -> bool:

@@ -22,6 +22,7 @@ from sqlr1_jax.rollout.engine import Engine
 from sqlr1_jax.rollout.prefixes import PrefixStore
 from sqlr1_jax.rollout.request import Completions, Request
 from sqlr1_jax.train import batch, state
+from sqlr1_jax.train.interrupt import StepAbandoned
 from testing import tiny_models
 from testing.compilation import compiled_programs
 from testing.naive_decoding import logits
@@ -351,6 +352,17 @@ def test_all_tokens_so_far_are_reported_after_each_read() -> None:
     engine = _engine(decode_steps_per_sync=2)
     result = _rollout(_prompts(), engine, on_read=lambda completions: lengths.append(int(completions.length_PG.sum())))
     assert lengths == sorted(lengths) and len(lengths) > 1 and lengths[-1] == result.length_PG.sum()
+
+
+def test_a_rollout_that_is_given_up_changes_no_later_one() -> None:
+    engine = _engine(decode_steps_per_sync=2)
+
+    def give_up(_: Completions) -> None:
+        raise StepAbandoned
+
+    with pytest.raises(StepAbandoned):
+        _rollout(_prompts(), engine, on_read=give_up)
+    _assert_same(_rollout(_prompts(), engine), _baseline())
 
 
 def test_samples_that_are_done_are_left_out_and_change_no_other() -> None:

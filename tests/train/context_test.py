@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sqlr1_jax.data.prompt import Prompt
 from sqlr1_jax.distributed import sharding
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import huggingface, lora, peft_folder, qwen2, tokenizer
+from sqlr1_jax.rollout.request import Completions
 from sqlr1_jax.train.checkpoint import CheckpointNotFoundError
 from sqlr1_jax.train.context import (
     CheckpointRef,
@@ -27,6 +29,7 @@ from sqlr1_jax.train.context import (
     load_params,
     model_config,
 )
+from sqlr1_jax.train.interrupt import Interrupt, StepAbandoned
 from testing import tiny_models, tiny_runs
 
 pytestmark = pytest.mark.usefixtures("compiles_fast")
@@ -300,3 +303,15 @@ def test_a_folders_weights_load_on_any_mesh(context: RunContext) -> None:
     eight_devices = dataclasses.replace(context, mesh=sharding.make_mesh(config.MeshConfig(fsdp=4, tensor=2)))
     params, sharded = (jax.device_get(init_params(c)) for c in (context, eight_devices))
     jax.tree.map(np.testing.assert_array_equal, params, sharded)
+
+
+def test_a_rollout_is_given_up_when_a_signal_asks_the_loop_to_stop(context: RunContext) -> None:
+    request = context.request([_prompt(5)], 2, context.config.grpo.sampling, 0)
+    tokens = Completions.empty(1, 2, 3)
+    assert request.on_read is not None
+    request.on_read(tokens)
+    with Interrupt():
+        request.on_read(tokens)
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(StepAbandoned):
+            request.on_read(tokens)

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from sqlr1_jax.train.interrupt import Interrupt, log_while_waiting
+from sqlr1_jax.train.interrupt import Interrupt, StepAbandoned, abandon_if_requested, log_while_waiting
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -19,7 +19,7 @@ def test_the_first_signal_sets_the_flag_and_logs(number: signal.Signals, caplog:
         before = interrupt.requested
         os.kill(os.getpid(), number)
         assert (before, interrupt.requested) == (False, True)
-    assert f"{number.name}: finishing this step" in caplog.text
+    assert f"{number.name}: saving, then stopping" in caplog.text
 
 
 def test_handlers_are_restored_after_the_context_and_after_the_first_signal() -> None:
@@ -57,6 +57,16 @@ def test_the_second_signal_ends_the_process(number: signal.Signals) -> None:
         process.send_signal(number)
         process.communicate(timeout=60)
         assert process.returncode in (-number, 130)
+
+
+def test_work_is_abandoned_only_in_an_interrupt_that_was_requested() -> None:
+    abandon_if_requested()
+    with Interrupt():
+        abandon_if_requested()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StepAbandoned):
+            abandon_if_requested()
+    abandon_if_requested()
 
 
 def test_outside_the_main_thread_handlers_stay_the_same() -> None:

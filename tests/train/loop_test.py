@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,7 @@ from sqlr1_jax import config
 from sqlr1_jax.train import loop, metrics
 from sqlr1_jax.train.checkpoint import CheckpointDamagedError, Checkpoints
 from sqlr1_jax.train.context import RunContext
-from sqlr1_jax.train.interrupt import Interrupted
+from sqlr1_jax.train.interrupt import Interrupted, abandon_if_requested
 from sqlr1_jax.train.state import TrainState
 
 STAGE = "practice"
@@ -277,6 +279,47 @@ def test_a_signal_during_the_last_evaluation_interrupts_the_run(tmp_path: Path) 
     with pytest.raises(Interrupted, match=f"after step 2 of {STAGE}"):
         _train(context, 2, evaluate_fn=evaluate_fn)
     assert context.checkpoints(STAGE).latest() == 2
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 4])
+def test_a_step_that_a_signal_abandons_is_made_again(
+    tmp_path: Path, step: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing of it is kept, the step before it is saved if it was not, and the run ends as if it had not stopped."""
+
+    def step_fn(state: TrainState, number: int) -> loop.StepResult:
+        if number == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+            abandon_if_requested()
+        return _step(state, number)
+
+    whole, context = _two_contexts(tmp_path)
+    with pytest.raises(Interrupted, match=f"after step {step} of {STAGE}"):
+        _train(context, 5, step_fn)
+    assert context.checkpoints(STAGE).latest() == step
+    assert [line["step"] for line in _lines(context)] == list(range(1, step + 1))
+    assert _values(_train(context, 5)) == _values(_train(whole, 5))
+    assert _lines(context) == _lines(whole)
+
+
+def test_a_signal_abandons_an_evaluation_but_not_its_step(tmp_path: Path) -> None:
+    def evaluate_fn(_: Any) -> float:
+        signal.raise_signal(signal.SIGTERM)
+        abandon_if_requested()
+        return 0.5
+
+    context = FakeContext(tmp_path)
+    with pytest.raises(Interrupted, match=f"after step 5 of {STAGE}"):
+        _train(context, 5, evaluate_fn=evaluate_fn)
+    assert context.checkpoints(STAGE).latest() == 5
+
+
+def test_checkpoints_are_written_by_minutes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock that the loop sees goes 40 seconds further each time it is read."""
+    context, clock = FakeContext(tmp_path, every=0, minutes=2.0, keep=10), itertools.count(0, 40)
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=clock.__next__, perf_counter=time.perf_counter))
+    _train(context, 9)
+    assert context.checkpoints(STAGE).steps() == [0, 3, 6, 9]
 
 
 def test_lines_of_other_stages_are_kept(tmp_path: Path) -> None:
