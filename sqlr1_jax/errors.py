@@ -14,7 +14,8 @@ class Sqlr1Error(Exception):
     """An error whose message is written for the user: it names what is wrong (file, record, setting) and the fix."""
 
     prefix: ClassVar[str] = "error: "  # start of the line that a command prints
-    exit_status: ClassVar[int] = 1  # of the command
+    # Of the command. EX_CONFIG of sysexits.h: something has to be mended before the same command can succeed.
+    exit_status: ClassVar[int] = 78
 
 
 class ConfigError(Sqlr1Error, ValueError):
@@ -28,15 +29,15 @@ class ConfigError(Sqlr1Error, ValueError):
 def exit_on_error() -> Iterator[None]:
     """Ends the process with one line on standard error if the block raises a `Sqlr1Error`.
 
-    The status is the error's: 75 if the same command, given again, goes on with the work, else 1. The line has no
-    control characters: messages quote names, records and SQL of files.
-    Decorates each command's `main`. Any other exception is a bug and keeps its traceback.
+    The status is the error's: 75 if the same command, given again, goes on with the work, 78 if something has to be
+    mended first. The line has no control characters: messages quote names, records and SQL of files.
+    Decorates each command's `main`. Any other exception is a bug and keeps its traceback; Python's status is then 1.
     """
     try:
         yield
     except Sqlr1Error as error:
         line = printable(f"{error.prefix}{error}")
-        if error.exit_status == 1:
-            sys.exit(line)
         print(line, file=sys.stderr)
-        sys.exit(error.exit_status)
+        end = SystemExit(line)  # for callers in Python, who see the line
+        end.code = error.exit_status
+        raise end from None

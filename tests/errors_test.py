@@ -46,11 +46,11 @@ def test_errors_module_imports_only_the_cleaning_of_text() -> None:
     [
         (
             "errors.ConfigError('config.seed is 1.5; it takes a int.')",
-            1,
+            78,
             "error: config.seed is 1.5; it takes a int.\n",
         ),
         ("interrupt.Interrupted('stopped after step 3')", 75, "stopped after step 3\n"),
-        (r"errors.ConfigError('no such table: \x1b[2Jx')", 1, "error: no such table: [2Jx\n"),
+        (r"errors.ConfigError('no such table: \x1b[2Jx')", 78, "error: no such table: [2Jx\n"),
     ],
 )
 def test_a_command_prints_one_line_and_exits_with_the_status_of_its_error(
@@ -71,6 +71,9 @@ main()
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError), exit_on_error():
         raise ZeroDivisionError
+    code = "from sqlr1_jax import errors\nwith errors.exit_on_error(): 1 / 0"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "ZeroDivisionError: division by zero")
 
 
 def test_a_decorated_command_can_run_again() -> None:

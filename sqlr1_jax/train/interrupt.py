@@ -22,7 +22,7 @@ class Interrupted(Sqlr1Error):
     exit_status = 75  # EX_TEMPFAIL of sysexits.h: the launcher may give the same command again
 
 
-class StepAbandoned(Exception):  # noqa: N818: it is no error
+class StepAbandoned(Interrupted):
     """The work at hand was given up because of a signal, before it changed any state."""
 
 
@@ -70,7 +70,7 @@ def abandon_if_requested() -> None:
       StepAbandoned: it was requested; on all processes.
     """
     if Interrupt.active and collectives.global_max(Interrupt.active.requested):
-        raise StepAbandoned
+        raise StepAbandoned("stopped by a signal while a step was sampling")
 
 
 @contextmanager
