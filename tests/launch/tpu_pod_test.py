@@ -148,6 +148,16 @@ def test_log_is_streamed_and_exit_status_is_returned(cloud: Cloud) -> None:
     )
 
 
+@pytest.mark.parametrize(("statuses", "runs"), [("75 1 0", 3), ("78 0", 1), ("75 78 0", 2), ("75 75 75 0", 3)])
+def test_a_command_runs_again_unless_something_has_to_be_mended(cloud: Cloud, statuses: str, runs: int) -> None:
+    (cloud.worker / "statuses").write_text(statuses.replace(" ", "\n") + "\n")
+    command = ("bash", "-c", 'echo >> ../runs; status=$(head -1 ../statuses); sed -i 1d ../statuses; exit "$status"')
+    done = cloud.launch(*SLICE, "--restarts=2", "--", *command, DESCRIBED="READY\tv5litepod-16", RESTART_SECONDS="0")
+    assert len((cloud.worker / "runs").read_text().splitlines()) == runs, done.stderr
+    assert done.returncode == int(statuses.split()[runs - 1])
+    assert done.stderr.count("the command ended with status") == runs - 1
+
+
 def test_run_in_progress_is_followed(cloud: Cloud) -> None:
     (cloud.worker / "sqlr1_jax").mkdir()
     (cloud.worker / "run.log").write_text("step 12\n")
@@ -174,6 +184,7 @@ def test_bucket_is_mounted_on_every_worker(cloud: Cloud) -> None:
         (SLICE, "no command"),
         ((*SLICE, "--bucket=my-bucket", "--", "true"), "takes gs://NAME"),
         ((*SLICE, "--zones=here", "--", "true"), "--zones=here is not an option"),
+        ((*SLICE, "--restarts=x", "--", "true"), "--restarts=x takes a number"),
         (("--name", "pod"), "as in --name=VALUE"),
         (("--name=pod", "--type=h100-8", "--zone=z", "--dry-run", "--", "true"), "--type=h100-8 is unknown"),
     ],
