@@ -88,8 +88,8 @@ def build_batch(work: Workload, naive: bool, microbatch: int, mesh: jax.sharding
     layout = RowLayout(work.prompt, 1 if naive else work.samples, work.longest)
     rows = packing.shared_prefix_rows(row_groups, layout)
     rows = rows._replace(weight=batch.loss_weights(rows, LOSS.aggregation))
-    microbatches = -(-len(row_groups) // microbatch)
-    return batch.assemble_batch(rows, mesh, microbatch, microbatches, work.advantage_PG()), layout
+    microbatches = batch.Microbatches(microbatch, -(-len(row_groups) // microbatch))
+    return batch.assemble_batch(rows, mesh, microbatches, work.advantage_PG()), layout
 
 
 def update(job: dict[str, Any], work: Workload) -> Callable[[], Facts]:

@@ -145,7 +145,9 @@ class RowsConfig:
     prefix: int = 0  # tokens of the prefix in a shared-prefix row; 0: the longest in the stage's data
     segment: int = 0  # tokens of each segment; 0: the longest in the stage's data
     length: int = 0  # tokens of a packed row; 0: the longest group
-    per_microbatch: int = 8  # rows of a microbatch per host; only one microbatch's activations are in memory at once
+    # Largest number of rows of a microbatch on each data-parallel group of the mesh (replica × fsdp); only one
+    # microbatch's activations are in memory at once.
+    per_microbatch: int = 8
 
 
 @dataclasses.dataclass(frozen=True)

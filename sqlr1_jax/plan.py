@@ -32,10 +32,11 @@ def table(report: dict[str, Any]) -> str:
         f"{'program':<20}{'peak GiB':>10}{'inputs':>9}{'temporary':>11}{'PFLOP':>9}{'compute s':>11}{'compiled s':>12}",
         *(_program_line(name, program) for name, program in report["programs"].items()),
     ]
-    if report["repeated_rows"]:
+    rows_computed = rows["microbatches"] * rows["rows"]
+    if report["prompts"] < rows_computed:
         lines.append(
-            "note: the rows of a microbatch don't divide among replica × fsdp, so several chips compute the same rows; "
-            "change config.grpo.rows.per_microbatch (rows per host) or config.mesh."
+            f"note: an update computes {rows_computed} rows for {report['prompts']} prompts; the others are empty. "
+            f"config.grpo.prompts={rows_computed} fills them."
         )
     verdict = "fits" if report["fits"] else "does not fit"
     lines.append(f"{verdict}: {report['headroom']:.1%} of HBM free at the peak, {HEADROOM:.0%} required")

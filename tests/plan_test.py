@@ -27,7 +27,7 @@ PROGRAM = {
 REPORT = {
     "topology": "v5e:2x1", "chips": 2, "hosts": 1, "model": "tiny", "training": "full fine-tuning",
     "mesh": {"replica": 1, "fsdp": 2, "tensor": 1}, "prompts": 2, "samples": 4,
-    "rows": {"microbatches": 1, "rows": 2, "tokens": 32}, "repeated_rows": False, "programs": {"update": PROGRAM},
+    "rows": {"microbatches": 1, "rows": 2, "tokens": 32}, "programs": {"update": PROGRAM},
     "hbm": 4 * GIB, "headroom": 0.25, "fits": True,
 }  # fmt: skip
 
@@ -59,7 +59,7 @@ def test_the_table_says_why_a_program_does_not_fit(changed: dict[str, Any], verd
 
 
 def test_the_table_notes_rows_that_several_chips_compute() -> None:
-    assert "several chips compute the same rows" in plan.table(REPORT | {"repeated_rows": True})
+    assert "computes 8 rows for 6 prompts" in plan.table(REPORT | {"prompts": 6, "rows": REPORT["rows"] | {"rows": 8}})
     assert "same rows" not in plan.table(REPORT)
 
 
@@ -68,13 +68,12 @@ def test_half_a_billion_parameters_fit_four_chips() -> None:
     """With little compiler effort, which takes a tenth of the time and gives nearly the same peaks."""
     command = [sys.executable, "-m", "sqlr1_jax.plan", "--config=configs/grpo.py:0.5b", "--topology=v5e:2x2", "--json"]
     effort = {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"}
-    settings = ["--config.grpo.rows.per_microbatch=4"]
-    done = subprocess.run([*command, *settings], cwd=ROOT, env=os.environ | effort, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | effort, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["fits"] and report["headroom"] > 0.5
     assert list(report["programs"]) == ["weights", "prefill", "decode", "reference_logprobs", "update"]
-    assert (report["chips"], report["hosts"], report["repeated_rows"]) == (4, 1, False)
+    assert (report["chips"], report["hosts"]) == (4, 1)
 
     programs, weights = report["programs"], 494_032_768 * 4 / 4  # bytes per chip, float32
     rows = 10 * 4 * 2 * 20480  # bytes per chip: ten fields, two microbatches of one row

@@ -86,7 +86,7 @@ def compile_step(config: Config, topology: Topology, names: Sequence[str] = ()) 
       ConfigError: the mesh does not fit the topology, a batch does not divide among its hosts, or a name is unknown.
       RuntimeError: the compiler failed for a reason other than memory.
     """
-    step = StepPrograms(config, topology.devices, topology.hosts)
+    step = StepPrograms(config, topology.devices)
     if unknown := set(names) - set(step.names):
         raise ConfigError(f"--programs={','.join(sorted(unknown))}: there are {', '.join(step.names)}.")
     reports = {}
@@ -104,7 +104,6 @@ def compile_step(config: Config, topology: Topology, names: Sequence[str] = ()) 
     }
     highest_peak = max(report.peak for report in reports.values())
     rows = {"microbatches": step.microbatches, "rows": step.microbatch_rows, "tokens": step.row_tokens}
-    data_parallel_size = step.mesh.shape["replica"] * step.mesh.shape["fsdp"]
     return {
         "topology": topology.name,
         "chips": len(topology.devices),
@@ -115,7 +114,6 @@ def compile_step(config: Config, topology: Topology, names: Sequence[str] = ()) 
         "prompts": step.prompts,
         "samples": step.row_layout.segments,
         "rows": rows,
-        "repeated_rows": bool(step.microbatch_rows % data_parallel_size),
         "programs": records,
         "hbm": topology.hbm,
         "headroom": round(1 - highest_peak / topology.hbm, 4),

@@ -30,13 +30,13 @@ from jax.sharding import Mesh
 from sqlr1_jax.config import Config, ModelConfig
 from sqlr1_jax.data.packing import PackedRows, RowLayout
 from sqlr1_jax.distributed import sharding
-from sqlr1_jax.distributed.collectives import check_batch_sizes
+from sqlr1_jax.distributed.collectives import check_batch_sizes, count_processes
 from sqlr1_jax.model import flops, lora, qwen2
 from sqlr1_jax.rl.loss import grpo_loss
 from sqlr1_jax.rollout import programs
 from sqlr1_jax.rollout.engine import Engine
 from sqlr1_jax.train import context, optimizer, state
-from sqlr1_jax.train.batch import Batch, max_microbatches
+from sqlr1_jax.train.batch import Batch, microbatches
 
 NUM_TOKENS = 151_665  # in Qwen2.5's tokenizer; the embedding has more rows, as padding
 STOP_IDS = (151_643, 151_645)  # Qwen2.5's
@@ -82,16 +82,16 @@ class AotProgram:
 class StepPrograms:
     """The programs of one GRPO step, each a property; the module's docstring lists them.
 
-    As in training, the processes (one per host) share grpo.prompts prompts, and each provides grpo.rows.per_microbatch
-    rows of a microbatch. Lengths are the longest that the config allows: data.max_prompt_tokens tokens in a prompt,
-    rounded up to a multiple of 16, and grpo.sampling.max_tokens in a completion.
+    As in training, the processes (one per host) share grpo.prompts prompts, and each data-parallel group computes at
+    most grpo.rows.per_microbatch rows of a microbatch. Lengths are the longest that the config allows:
+    data.max_prompt_tokens tokens in a prompt, rounded up to a multiple of 16, and grpo.sampling.max_tokens in a
+    completion.
     """
 
     def __init__(
         self,
         config: Config,
         devices: Sequence[jax.Device],
-        hosts: int,
         unstack_layers: bool | None = None,
     ):
         """`unstack_layers` is the Engine's.
@@ -104,23 +104,24 @@ class StepPrograms:
         self.model_config = offline_model_config(config.model)
         self.mesh = sharding.make_mesh(config.mesh, devices)
         sampling_mesh = sharding.sampling_mesh(self.mesh, self.model_config.num_kv_heads)
-        check_batch_sizes(config, self.mesh, sampling_mesh)
+        check_batch_sizes(config, self.mesh)
 
         # Rollout: P slots for prompts of S tokens with G samples of T tokens each.
         S = -(-config.data.max_prompt_tokens // 16) * 16
-        self.prompts, self.slots = grpo.prompts, config.rollout.max_concurrent_prompts or grpo.prompts
         self.rollout_layout = RowLayout(S, grpo.samples, grpo.sampling.max_tokens)
         self.engine = Engine(
             self.model_config, sampling_mesh, STOP_IDS, S, config.rollout, unstack_layers=unstack_layers
         )
+        self.prompts, hosts = grpo.prompts, count_processes(devices)
+        self.slots = self.engine.divisible(config.rollout.max_concurrent_prompts or grpo.prompts)
         self.prefill_prompts = self.engine.prefill_batch_size(self.slots, hosts)
 
         # Update: microbatches [M, b, T] of rows that hold one group each, or several if they are packed.
         self.row_layout = RowLayout(grpo.rows.prefix or S, grpo.samples, grpo.rows.segment or grpo.sampling.max_tokens)
         shared_prefix = self.row_layout if grpo.rows.layout == "shared_prefix" else None
         self.row_tokens = self.row_layout.length if shared_prefix else grpo.rows.length or self.row_layout.length
-        self.microbatch_rows = grpo.rows.per_microbatch * hosts
-        self.microbatches = max_microbatches(grpo.prompts, grpo.rows, hosts)
+        local_rows, self.microbatches = microbatches(grpo.prompts, grpo.rows, self.mesh)
+        self.microbatch_rows = local_rows * hosts
         self.update_spec = state.UpdateSpec(
             self.model_config, grpo.optimizer, grpo.steps, shared_prefix, grpo.sampling.temperature
         )

@@ -18,6 +18,8 @@ from sqlr1_jax.model import flops
 GIB = 2**30
 # GiB of HBM that a program may use on one chip, from the compiler's message when it refuses a program.
 USABLE_GIB = {"v4": 30.75, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25}
+# The machine types with eight chips; all others have four. libtpu assumes four.
+_EIGHT_CHIP_HOSTS = ("v5e:2x4", "v6e:2x4")
 # libtpu reads these when it is loaded; values that are already in the environment take precedence.
 _LIBTPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",  # a machine that is not a TPU host has no metadata server
@@ -58,10 +60,13 @@ def describe(name: str) -> Topology:
     jax.config.update("jax_platforms", "cpu")
     for variable, value in _LIBTPU_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    # Megacore: the two cores of a v4 or v5p chip are one device.
-    megacore = {"chip_config_name": "megacore"} if generation in ("v4", "v5p") else {}
+    options: dict[str, Any] = {}
+    if generation in ("v4", "v5p"):
+        options["chip_config_name"] = "megacore"  # the two cores of a chip are one device
+    if name in _EIGHT_CHIP_HOSTS:
+        options["chips_per_host_bounds"] = (2, 4, 1)
     try:
-        devices: list[Any] = list(topologies.get_topology_desc(name, platform="tpu", **megacore).devices)
+        devices: list[Any] = list(topologies.get_topology_desc(name, platform="tpu", **options).devices)
     except Exception as error:
         raise ConfigError(f"--topology={name}: {str(error).splitlines()[0]}") from error
     return Topology(name, devices, collectives.count_processes(devices), int(USABLE_GIB[generation] * GIB))

@@ -179,8 +179,8 @@ def run_on_primary(action: Callable[..., Any], *arguments: Any) -> None:
             action(*arguments)
 
 
-def check_batch_sizes(config: Config, training_mesh: Mesh, sampling_mesh: Mesh) -> None:
-    """Checks that every batch of the config's stages divides evenly among processes and data-parallel groups.
+def check_batch_sizes(config: Config, training_mesh: Mesh) -> None:
+    """Checks that the processes can share every batch of the config's stages equally.
 
     A data-parallel group is the set of devices with the same replica and fsdp coordinates; they hold the same examples.
 
@@ -197,20 +197,12 @@ def check_batch_sizes(config: Config, training_mesh: Mesh, sampling_mesh: Mesh) 
             f"{training_mesh.devices.size // processes} devices each. Set it to at most that, so that tensor "
             "parallelism stays within a host."
         )
-    sampling_rows = sampling_mesh.devices.reshape(-1, sampling_mesh.shape["tensor"])
-    for stage, name, size, parts in (
-        ("sft", "sft.databases", config.sft.databases, processes),
-        ("sft", "sft.rows.per_microbatch", config.sft.rows.per_microbatch * processes, len(training_rows)),
-        ("grpo", "grpo.rows.per_microbatch", config.grpo.rows.per_microbatch * processes, len(training_rows)),
-        ("grpo", "grpo.prompts", config.grpo.prompts, len(sampling_rows)),
-        ("grpo", "rollout.max_concurrent_prompts", config.rollout.max_concurrent_prompts, len(sampling_rows)),
-        ("evaluate", "evaluate.max_concurrent_prompts", config.evaluate.max_concurrent_prompts, len(sampling_rows)),
+    for stage, name, size in (
+        ("sft", "sft.databases", config.sft.databases),
+        ("grpo", "grpo.prompts", config.grpo.prompts),
     ):
-        if stage in config.stages and size % parts:
-            per_host = name.endswith("per_microbatch")
-            total = f" per host ({size} on {processes} hosts)" if per_host else ""
+        if stage in config.stages and size % processes:
             raise ConfigError(
-                f"config.{name} is {size // processes if per_host else size}{total}, which does not divide evenly "
-                f"among {parts} {'hosts' if parts == processes else 'data-parallel groups of the mesh'}. "
-                f"Set it to a multiple of {parts // processes if per_host else parts}."
+                f"config.{name} is {size}, which does not divide evenly among {processes} hosts. "
+                f"Set it to a multiple of {processes}."
             )

@@ -96,6 +96,11 @@ def _resolve_sizes(sizes: list[int], num_devices: int) -> tuple[int, ...]:
     return resolved
 
 
+def data_parallel_size(mesh: Mesh) -> int:
+    """Number of data-parallel groups: sets of devices that compute the same rows, each a tensor group."""
+    return mesh.shape["replica"] * mesh.shape["fsdp"]
+
+
 def sampling_mesh(mesh: Mesh, num_kv_heads: int) -> Mesh:
     """The same devices in the same order, with a tensor axis that divides the key-value heads.
 

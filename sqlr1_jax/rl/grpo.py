@@ -203,9 +203,7 @@ def make_batch(setup: GrpoSetup, params: Any, rows: PackedRows, adv_NG: np.ndarr
     """Microbatches on the mesh, with advantages, loss weights and the log-probabilities that the loss compares."""
     grpo_config = setup.context.config.grpo
     rows = rows._replace(weight=batch.loss_weights(rows, grpo_config.aggregation, grpo_config.sampling.max_tokens))
-    update_batch = batch.assemble_batch(
-        rows, setup.context.mesh, grpo_config.rows.per_microbatch, setup.max_microbatches, adv_NG
-    )
+    update_batch = batch.assemble_batch(rows, setup.context.mesh, setup.microbatches, adv_NG)
     return add_logprobs(setup, params, update_batch)
 
 

@@ -39,7 +39,7 @@ class GrpoSetup:
     update_spec: UpdateSpec
     reference_params: Any  # the model that the KL term pulls toward; None without a KL term
     rows_config: config.RowsConfig
-    max_microbatches: int  # largest number of microbatches of an update
+    microbatches: batch.Microbatches
     learning_check: LearningCheck
 
 
@@ -72,7 +72,7 @@ def prepare(context: RunContext, executor: Executor, heldout: HeldoutSet | None)
         update_spec,
         load_reference(context, initial_state),
         batch.with_row_length(grpo_config.rows, longest_group),
-        batch.max_microbatches(grpo_config.prompts, grpo_config.rows, collectives.process_count()),
+        batch.microbatches(grpo_config.prompts, grpo_config.rows, context.mesh),
         LearningCheck(grpo_config.idle_steps),
     )
     return setup, initial_state
@@ -116,7 +116,7 @@ def compile_programs(setup: GrpoSetup, train_state: TrainState) -> TrainState:
         setup.evaluation_engine.compile(weights, evaluation.evaluation_request(context, any_prompts, (0.0,)))
     del weights  # the update needs their memory
     no_rows = batch.pack_groups([], setup.update_spec.layout, setup.rows_config)
-    empty_batch = batch.assemble_batch(no_rows, context.mesh, grpo_config.rows.per_microbatch, setup.max_microbatches)
+    empty_batch = batch.assemble_batch(no_rows, context.mesh, setup.microbatches)
     empty_batch = add_logprobs(setup, params, empty_batch)
     frozen = context.frozen_params
     return state.compile_update(train_state, empty_batch, grpo_loss, grpo_config, setup.update_spec, frozen)

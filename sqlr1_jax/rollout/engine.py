@@ -91,7 +91,7 @@ class Engine:
           store: keeps prefixes for later calls with the same weights; then even a prompt alone has its prefix kept.
 
         Raises:
-          ValueError: the prompts or the slots do not divide evenly among the processes.
+          ValueError: the prompts do not divide evenly among the processes.
         """
         processes = collectives.process_count()
         prefixes = RequestPrefixes(request, store)
@@ -139,13 +139,16 @@ class Engine:
         Rounded up to a multiple of the data-parallel size (replica × fsdp), since with fewer prompts several devices
         would compute the same one, and the batch might not divide among the processes.
         """
-        data_parallel_size = self.mesh.shape["replica"] * self.mesh.shape["fsdp"]
-        wanted = self.config.prefill_batch * processes or slots
-        return min(-(-wanted // data_parallel_size) * data_parallel_size, slots)
+        return min(self.divisible(self.config.prefill_batch * processes or slots), slots)
+
+    def divisible(self, number: int) -> int:
+        """`number` rounded up to a multiple of the data-parallel groups, so that each has prompts of its own."""
+        data_parallel = sharding.data_parallel_size(self.mesh)
+        return -(-number // data_parallel) * data_parallel
 
     def _num_slots(self, request: Request) -> int:
         """P, over all processes."""
-        return (
+        return self.divisible(
             request.max_concurrent_prompts
             or self.config.max_concurrent_prompts
             or len(request.prompts) * collectives.process_count()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -21,8 +22,8 @@ from sqlr1_jax.model import flops, qwen2
 class Batch:
     """The microbatches of one update; every array except `count` is [M, b, T].
 
-    There are M microbatches of b rows (`rows.per_microbatch` × processes). A loss receives one microbatch as a Batch
-    whose arrays are [b, T].
+    There are M microbatches of b rows, which all processes share. A loss receives one microbatch as a Batch whose
+    arrays are [b, T].
     """
 
     rows: PackedRows  # rows.logprob: log-probabilities under the weights that sampled
@@ -55,9 +56,22 @@ def with_row_length(rows_config: RowsConfig, longest: int) -> RowsConfig:
     return dataclasses.replace(rows_config, length=rows_config.length or longest)
 
 
-def max_microbatches(num_groups: int, rows_config: RowsConfig, num_processes: int) -> int:
-    """The largest number of microbatches that `num_groups` groups, shared evenly by the processes, can need."""
-    return -(-num_groups // (rows_config.per_microbatch * num_processes))
+class Microbatches(NamedTuple):
+    """The size of a stage's microbatches, the same in all steps."""
+
+    rows: int  # of this process in each, an equal number for each of its data-parallel groups
+    count: int  # M, the most that an update can need
+
+
+def microbatches(num_groups: int, rows_config: RowsConfig, mesh: jax.sharding.Mesh) -> Microbatches:
+    """As few microbatches as `rows.per_microbatch` allows for `num_groups` groups of all processes, equally full.
+
+    Each data-parallel group of the mesh computes rows of its own, so one config serves any mesh.
+    """
+    data_parallel = sharding.data_parallel_size(mesh)
+    count = -(-num_groups // (rows_config.per_microbatch * data_parallel))
+    rows = -(-num_groups // (count * data_parallel)) * data_parallel
+    return Microbatches(rows // collectives.count_processes(mesh.devices.flat), count)
 
 
 def pack_groups(groups: Sequence[Group], layout: RowLayout | None, rows_config: RowsConfig) -> PackedRows:
@@ -124,8 +138,7 @@ def forward_flops(rows: PackedRows, model: qwen2.Qwen2Config) -> float:
 def assemble_batch(
     rows: PackedRows,
     mesh: jax.sharding.Mesh,
-    per_microbatch: int,
-    microbatches: int,
+    size: Microbatches,
     advantage_PG: npt.NDArray[np.float32] | None = None,
 ) -> Batch:
     """Splits rows into microbatches and moves them to the mesh; every process must call it with its own rows.
@@ -133,21 +146,20 @@ def assemble_batch(
     Args:
       rows: this process's rows, whose weights are loss weights; empty rows are appended to fill the batch.
       mesh: the training mesh.
-      per_microbatch: rows of this process in a microbatch.
-      microbatches: M, the same in all steps.
+      size: of the stage's microbatches.
       advantage_PG: advantages by rows.prompt and rows.sample; None: 1 everywhere.
 
     Raises:
       packing.PackingError: there are more rows than microbatches can hold.
     """
-    count = -(-len(rows.tokens) // per_microbatch)
-    rows = packing.pad_rows(rows, per_microbatch * microbatches)
+    count = -(-len(rows.tokens) // size.rows)
+    rows = packing.pad_rows(rows, size.rows * size.count)
     advantage_BT = np.ones(rows.tokens.shape, np.float32)
     if advantage_PG is not None:
         advantage_BT = np.asarray(advantage_PG, np.float32)[rows.prompt, rows.sample]
 
     def to_microbatches(x_BT: np.ndarray) -> jax.Array:
-        return sharding.to_global_arrays(x_BT.reshape(microbatches, per_microbatch, -1), mesh, (None, "rows", None))
+        return sharding.to_global_arrays(x_BT.reshape(size.count, size.rows, -1), mesh, (None, "rows", None))
 
     return Batch(
         rows=PackedRows(*map(to_microbatches, rows)),

@@ -171,7 +171,7 @@ def create_context(config: Config, workdir: Path) -> RunContext:
     model = model_config(config.model, *tokenizer.id_holes(run_tokenizer))
     _check_top_k(config.grpo.sampling.top_k, model)
     log.info("mesh %s over %d hosts", dict(mesh.shape), collectives.process_count())
-    collectives.check_batch_sizes(config, mesh, sharding.sampling_mesh(mesh, model.num_kv_heads))
+    collectives.check_batch_sizes(config, mesh)
     return RunContext(config, workdir, mesh, run_tokenizer, model)
 
 

@@ -32,7 +32,7 @@ class SftSetup:
     group_set: GroupSet
     update_spec: UpdateSpec
     rows_config: RowsConfig
-    max_microbatches: int  # largest number of microbatches of an update
+    microbatches: batch.Microbatches
 
 
 def train(context: RunContext) -> TrainState:
@@ -66,8 +66,8 @@ def prepare(context: RunContext) -> SftSetup:
         group_set.layout,
         row_buckets=batch.row_buckets(sft_config.rows),
     )
-    max_microbatches = batch.max_microbatches(sft_config.databases, sft_config.rows, collectives.process_count())
-    return SftSetup(context, group_set, update_spec, rows_config, max_microbatches)
+    microbatches = batch.microbatches(sft_config.databases, sft_config.rows, context.mesh)
+    return SftSetup(context, group_set, update_spec, rows_config, microbatches)
 
 
 def train_step(setup: SftSetup, train_state: TrainState, step: int) -> StepResult:
@@ -78,7 +78,7 @@ def train_step(setup: SftSetup, train_state: TrainState, step: int) -> StepResul
     setup.group_set.make_ahead(context.config.sft.databases, context.config.seed, step + 1)
     rows = batch.pack_groups(groups, setup.update_spec.layout, rows_config)
     rows = rows._replace(weight=batch.loss_weights(rows, "token"))
-    update_batch = batch.assemble_batch(rows, context.mesh, rows_config.per_microbatch, setup.max_microbatches)
+    update_batch = batch.assemble_batch(rows, context.mesh, setup.microbatches)
     # Collectives run on the devices in order of dispatch, so after the update these two would wait for it.
     tokens = collectives.global_sum(int(np.count_nonzero(rows.weight)))
     passes = flops.update_passes(context.model)
@@ -94,9 +94,7 @@ def train_step(setup: SftSetup, train_state: TrainState, step: int) -> StepResul
 def compile_update(setup: SftSetup, train_state: TrainState) -> TrainState:
     """Compiles the stage's update on a batch without rows; returns an equal state."""
     no_rows = batch.pack_groups([], setup.update_spec.layout, setup.rows_config)
-    empty_batch = batch.assemble_batch(
-        no_rows, setup.context.mesh, setup.rows_config.per_microbatch, setup.max_microbatches
-    )
+    empty_batch = batch.assemble_batch(no_rows, setup.context.mesh, setup.microbatches)
     frozen = setup.context.frozen_params
     return state.compile_update(train_state, empty_batch, sft_loss, None, setup.update_spec, frozen)
 

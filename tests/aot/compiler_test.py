@@ -34,7 +34,7 @@ def report() -> dict[str, Any]:
 def test_the_report_has_the_documented_fields(report: dict[str, Any]) -> None:
     """As in docs/plan.md."""
     assert set(report) == {
-        "topology", "chips", "hosts", "model", "training", "mesh", "prompts", "samples", "rows", "repeated_rows",
+        "topology", "chips", "hosts", "model", "training", "mesh", "prompts", "samples", "rows",
         "programs", "hbm", "headroom", "fits",
     }  # fmt: skip
     assert (report["chips"], report["hbm"], report["fits"]) == (2, GIB, True)

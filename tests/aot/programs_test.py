@@ -32,15 +32,15 @@ CONFIG = config.Config(
         prompts=8,
         samples=2,
         sampling=config.SamplingConfig(temperature=1.1, max_tokens=8),
-        rows=config.RowsConfig(per_microbatch=4),
+        rows=config.RowsConfig(per_microbatch=2),
     ),
     rollout=config.RolloutConfig(decode_steps_per_sync=8),
 )
 
 
-def _step_programs(full_config: config.Config = CONFIG, hosts: int = 1) -> StepPrograms:
-    """The step on four devices, with stacked layers in the sampler as on TPU."""
-    return StepPrograms(full_config, jax.devices()[:4], hosts, unstack_layers=False)
+def _step_programs(full_config: config.Config = CONFIG, num_devices: int = 4) -> StepPrograms:
+    """The step on CPU devices, with stacked layers in the sampler as on TPU."""
+    return StepPrograms(full_config, jax.devices()[:num_devices], unstack_layers=False)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,10 @@ def train_state(step: StepPrograms) -> state.TrainState:
     init_params = jax.jit(lambda key: init.init_params(step.model_config, key), out_shardings=shardings)
     with jax.set_mesh(step.mesh):
         return state.create_state(init_params(jax.random.key(0)), step.update_spec)
+
+
+def _microbatches(step: StepPrograms) -> batch.Microbatches:
+    return batch.Microbatches(step.microbatch_rows, step.microbatches)
 
 
 def _assert_same(abstract: Any, real: Any) -> None:
@@ -83,7 +87,7 @@ def test_the_abstract_batch_equals_trainings(step: StepPrograms) -> None:
     tokens = np.arange(9, dtype=np.int32)
     segments = [Segment(tokens, np.ones(8, np.float32), np.zeros(8, np.float32), 0, g) for g in range(2)]
     rows = packing.shared_prefix_rows([Group(np.arange(20), segments)] * 8, step.row_layout)
-    _assert_same(step.update.inputs[1], batch.assemble_batch(rows, step.mesh, step.microbatch_rows, step.microbatches))
+    _assert_same(step.update.inputs[1], batch.assemble_batch(rows, step.mesh, _microbatches(step)))
 
 
 def test_the_compiled_sampler_samples_the_same_as_the_engine(step: StepPrograms, train_state: state.TrainState) -> None:
@@ -129,7 +133,7 @@ def test_slots_and_prefill_batches_have_the_configs_sizes() -> None:
 
 def test_the_sampler_on_cpu_has_unstacked_layers() -> None:
     """Both its weights and its KV cache have one array per layer."""
-    step = StepPrograms(CONFIG, jax.devices()[:4], hosts=1)
+    step = StepPrograms(CONFIG, jax.devices()[:4])
     slots, decoded = jax.eval_shape(step.decode.function, *step.decode.inputs)
     assert len(step.weights.outputs["layers"]) == len(slots.cache.k) == step.model_config.num_layers
     assert step.model_config.num_layers > step.model_config.unroll
@@ -139,7 +143,7 @@ def test_the_sampler_on_cpu_has_unstacked_layers() -> None:
 def test_the_compiled_update_equals_trainings(step: StepPrograms, train_state: state.TrainState) -> None:
     segments = [Segment(np.arange(9), np.ones(8, np.float32), np.zeros(8, np.float32), 0, g) for g in range(2)]
     rows = packing.shared_prefix_rows([Group(np.arange(20), segments)] * 8, step.row_layout)
-    train_batch = batch.assemble_batch(rows, step.mesh, step.microbatch_rows, step.microbatches)
+    train_batch = batch.assemble_batch(rows, step.mesh, _microbatches(step))
     donated = jax.tree.map(lambda leaf: leaf.copy(), train_state)
     reference = jax.tree.map(lambda leaf: leaf.copy(), train_state.params)
     with jax.set_mesh(step.mesh):
@@ -158,9 +162,17 @@ def test_flops_are_summed_over_devices(step: StepPrograms) -> None:
     assert step.update.flops > 6 * (tokens * layers + 8 * 2 * 8 * unembedding)
 
 
-def test_two_hosts_double_the_rows_of_a_microbatch() -> None:
-    step = _step_programs(hosts=2)
-    assert (step.prompts, step.microbatch_rows, step.microbatches) == (8, 8, 1)
+def test_eight_devices_share_the_arithmetic_of_one() -> None:
+    """The default mesh. XLA counts a loop's body once, so the count of one microbatch is multiplied by their number."""
+
+    def update_flops(num_devices: int) -> float:
+        mesh_config, rows = config.MeshConfig(), config.RowsConfig(per_microbatch=1)
+        grpo = dataclasses.replace(CONFIG.grpo, rows=rows)
+        step = _step_programs(dataclasses.replace(CONFIG, mesh=mesh_config, grpo=grpo), num_devices)
+        assert step.microbatch_rows * step.microbatches == step.prompts
+        return step.microbatches * step.update.compiled.cost_analysis()["flops"]
+
+    assert update_flops(8) <= 1.1 / 8 * update_flops(1)
 
 
 def test_without_kl_there_is_no_reference() -> None:
@@ -182,7 +194,7 @@ def test_with_lora_the_update_trains_adapters_and_reads_frozen_weights() -> None
 
 
 def test_packed_rows_have_the_configs_length() -> None:
-    rows = config.RowsConfig(layout="packed", length=100, per_microbatch=4)
+    rows = config.RowsConfig(layout="packed", length=100, per_microbatch=2)
     step = _step_programs(dataclasses.replace(CONFIG, grpo=dataclasses.replace(CONFIG.grpo, rows=rows)))
     assert step.update_spec.layout is None
     assert step.update.inputs[1].rows.tokens.shape == (2, 4, 100)

@@ -103,34 +103,29 @@ def _mesh(tensor: int, interleaved: bool = False) -> Any:
 
 
 DIVISIBLE: dict[str, Any] = {"stages": ("sft", "grpo", "evaluate"), "grpo__prompts": 16,
-        "evaluate__max_concurrent_prompts": 8, "sft__databases": 4,
-        "grpo__rows__per_microbatch": 4, "sft__rows__per_microbatch": 4}  # fmt: skip
+        "evaluate__max_concurrent_prompts": 8, "sft__databases": 4}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("changed", "key", "stage"),
     [
-        ({"grpo__prompts": 12}, "grpo.prompts", "grpo"),
-        ({"rollout__max_concurrent_prompts": 6}, "rollout.max_concurrent_prompts", "grpo"),
-        ({"evaluate__max_concurrent_prompts": 10}, "evaluate.max_concurrent_prompts", "evaluate"),
-        ({"grpo__rows__per_microbatch": 2}, "grpo.rows.per_microbatch", "grpo"),
-        ({"sft__rows__per_microbatch": 3}, "sft.rows.per_microbatch", "sft"),
+        ({"grpo__prompts": 15}, "grpo.prompts", "grpo"),
         ({"sft__databases": 3}, "sft.databases", "sft"),
     ],
 )
 def test_a_batch_that_does_not_divide_among_hosts_is_refused(changed: dict[str, int], key: str, stage: str) -> None:
-    collectives.check_batch_sizes(tiny_runs.tiny_config(**DIVISIBLE), _mesh(1), _mesh(1))
+    collectives.check_batch_sizes(tiny_runs.tiny_config(**DIVISIBLE), _mesh(1))
     with pytest.raises(ConfigError, match=f"config.{key} "):
-        collectives.check_batch_sizes(tiny_runs.tiny_config(**DIVISIBLE | changed), _mesh(1), _mesh(1))
+        collectives.check_batch_sizes(tiny_runs.tiny_config(**DIVISIBLE | changed), _mesh(1))
     without_stage = {"stages": tuple(other for other in DIVISIBLE["stages"] if other != stage)}
-    collectives.check_batch_sizes(tiny_runs.tiny_config(**DIVISIBLE | changed | without_stage), _mesh(1), _mesh(1))
+    collectives.check_batch_sizes(tiny_runs.tiny_config(**DIVISIBLE | changed | without_stage), _mesh(1))
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_a_tensor_group_stays_on_one_host_for_any_device_ids(interleaved: bool) -> None:
-    collectives.check_batch_sizes(tiny_runs.tiny_config(**DIVISIBLE), _mesh(4, interleaved), _mesh(4, interleaved))
+    collectives.check_batch_sizes(tiny_runs.tiny_config(**DIVISIBLE), _mesh(4, interleaved))
     with pytest.raises(ConfigError, match=r"config\.mesh\.tensor=8"):
-        collectives.check_batch_sizes(tiny_runs.tiny_config(**DIVISIBLE), _mesh(8, interleaved), _mesh(8, interleaved))
+        collectives.check_batch_sizes(tiny_runs.tiny_config(**DIVISIBLE), _mesh(8, interleaved))
 
 
 _STEP = """
@@ -200,7 +195,7 @@ def test_two_hosts_take_the_same_step_as_one(home: Path, tmp_path: Path) -> None
         assert trained == ([0, 1] if len(advantages) == 4 else [0, 1, 5, 6])
 
 
-HALVED = {"grpo__rows__per_microbatch": 1, "sft__rows__per_microbatch": 1}  # rows per host, for two hosts
+HALVED = {"grpo__rows__per_microbatch": 1, "sft__rows__per_microbatch": 1}  # the same microbatches on two devices
 
 
 def test_two_hosts_make_the_same_run_as_one(home: Path, finished: Path, tmp_path: Path) -> None:

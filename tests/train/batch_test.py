@@ -4,6 +4,8 @@ import collections
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from sqlr1_jax.data import packing
 from sqlr1_jax.data.packing import Group, PackedRows, RowLayout, Segment
 from sqlr1_jax.distributed import collectives, sharding
 from sqlr1_jax.train import batch
+from sqlr1_jax.train.batch import Microbatches
 from testing import tiny_models, tiny_runs, training_data
 
 pytestmark = pytest.mark.usefixtures("compiles_fast")
@@ -113,12 +116,27 @@ def test_a_process_without_rows_adds_zero_to_the_denominator(monkeypatch: pytest
     assert addends == [0.0, 0.0, 0.0]
 
 
+@given(st.integers(1, 100), st.integers(1, 9), st.sampled_from([(1, 1), (4, 1), (8, 1), (8, 2), (16, 4)]))
+def test_every_data_parallel_group_computes_as_many_rows(groups: int, largest: int, shape: tuple[int, int]) -> None:
+    data_parallel, processes = shape
+    devices = np.array([SimpleNamespace(process_index=i * processes // data_parallel) for i in range(data_parallel)])
+    mesh: Any = SimpleNamespace(devices=devices, shape={"replica": 1, "fsdp": data_parallel, "tensor": 1})
+    rows, count = batch.microbatches(groups, config.RowsConfig(per_microbatch=largest), mesh)
+    rows_each = rows * processes // data_parallel
+    assert rows_each * data_parallel == rows * processes and 1 <= rows_each <= largest
+    assert groups <= count * rows * processes  # all fit
+    assert groups > (count - 1) * largest * data_parallel  # fewer microbatches would not do
+    assert groups > count * (rows_each - 1) * data_parallel  # nor would smaller ones
+
+
 @given(st.integers(0, 10**6), st.integers(1, 4), st.integers(0, 2))
 def test_an_assembled_batch_holds_the_rows_followed_by_empty_ones(seed: int, per_microbatch: int, spare: int) -> None:
     rows = _rows(seed)
     filled = -(-len(rows.tokens) // per_microbatch)
     advantage_PG = np.random.default_rng(seed).normal(size=(4, 3)).astype(np.float32)
-    assembled = batch.assemble_batch(rows, tiny_models.one_device(), per_microbatch, filled + spare, advantage_PG)
+    assembled = batch.assemble_batch(
+        rows, tiny_models.one_device(), Microbatches(per_microbatch, filled + spare), advantage_PG
+    )
     assert int(assembled.count) == filled
     for name, field in rows._asdict().items():
         field_MBT = np.asarray(getattr(assembled.rows, name))
@@ -134,14 +152,14 @@ def test_an_assembled_batch_holds_the_rows_followed_by_empty_ones(seed: int, per
 
 def test_more_rows_than_the_microbatches_hold_is_an_error() -> None:
     with pytest.raises(packing.PackingError, match="do not fit"):
-        batch.assemble_batch(_rows(0, prompts=20), tiny_models.one_device(), 1, 2)
+        batch.assemble_batch(_rows(0, prompts=20), tiny_models.one_device(), Microbatches(1, 2))
 
 
 def test_rows_are_sharded_over_the_mesh() -> None:
     mesh = sharding.make_mesh(config.MeshConfig(fsdp=4, tensor=2))
     groups = training_data.random_groups(8, 2)
     rows = packing.shared_prefix_rows(groups, packing.smallest_layout(groups))
-    tokens_MBT = batch.assemble_batch(rows, mesh, 4, 2).rows.tokens
+    tokens_MBT = batch.assemble_batch(rows, mesh, Microbatches(4, 2)).rows.tokens
     assert tokens_MBT.sharding.shard_shape(tokens_MBT.shape)[1] == 1
     np.testing.assert_array_equal(np.asarray(tokens_MBT)[1, 3], rows.tokens[7])
 
@@ -177,7 +195,7 @@ groups = training_data.random_groups(4, 3)
 layout = packing.smallest_layout(groups, 8)
 rows = packing.shared_prefix_rows(groups[collectives.local_slice(4)], layout)
 rows = rows._replace(weight=batch.loss_weights(rows, "token"))
-assembled = batch.assemble_batch(rows, sharding.make_mesh(config.MeshConfig()), 1, 2)
+assembled = batch.assemble_batch(rows, sharding.make_mesh(config.MeshConfig()), batch.Microbatches(1, 2))
 replicated = sharding.replicated(assembled.rows.tokens.sharding.mesh)
 replicate = jax.jit(lambda x: x, out_shardings=replicated)
 tokens, weight = (np.asarray(replicate(x)) for x in (assembled.rows.tokens, assembled.rows.weight))

@@ -54,7 +54,7 @@ def _batch(mesh: jax.sharding.Mesh, per_microbatch: int) -> batch.Batch:
     rows = batch.pack_groups(GROUPS, LAYOUT, config.RowsConfig())
     rows = rows._replace(weight=batch.loss_weights(rows, "token"))
     advantage_PG = np.random.default_rng(1).normal(size=(6, 3)).astype(np.float32)
-    return batch.assemble_batch(rows, mesh, per_microbatch, 3, advantage_PG)
+    return batch.assemble_batch(rows, mesh, batch.Microbatches(per_microbatch, 3), advantage_PG)
 
 
 def _spec(model: Any, row_buckets: packing.Buckets) -> state.UpdateSpec:

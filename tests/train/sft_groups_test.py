@@ -87,7 +87,7 @@ def test_retrieved_values_in_the_schema_leave_no_shared_prefix_and_log_probabili
     layout = batch.choose_layout(groups, context.config.sft.rows)
     assert layout is not None
     rows = batch.pack_groups(groups[:1], layout, context.config.sft.rows)
-    one_batch = batch.assemble_batch(rows, context.mesh, 1, 1)
+    one_batch = batch.assemble_batch(rows, context.mesh, batch.Microbatches(1, 1))
     spec = UpdateSpec(context.model, config.OptimizerConfig(), 1, layout)
     logp_T = np.asarray(state.compute_logprobs(init_params(context), one_batch, spec))[0, 0]
     segment = groups[0].segments[0]

@@ -50,7 +50,7 @@ def test_the_loss_and_its_gradient_are_means_over_answer_tokens(layout: str) -> 
     row_layout = batch.choose_layout(groups, rows_config)
     rows = batch.pack_groups(groups, row_layout, rows_config)
     rows = rows._replace(weight=batch.loss_weights(rows, "token"))
-    one_batch = batch.assemble_batch(rows, tiny_models.one_device(), 2, 2)
+    one_batch = batch.assemble_batch(rows, tiny_models.one_device(), batch.Microbatches(2, 2))
     spec = UpdateSpec(tiny_models.MODEL, config.OptimizerConfig(), 1, row_layout)
     grads, value, sums = jax.jit(state.compute_gradients, static_argnums=(2, 3, 4))(
         tiny_models.random_params(), one_batch, sft.sft_loss, None, spec

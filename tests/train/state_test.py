@@ -48,8 +48,7 @@ class BatchCase:
     """One of several layouts of the same completions on a mesh."""
 
     layout: RowLayout | None  # None: packed rows
-    per_microbatch: int
-    microbatches: int
+    microbatches: batch.Microbatches
     shared: bool = True  # whether samples share a prefix
     eight_devices: bool = False
 
@@ -61,19 +60,19 @@ class BatchCase:
         groups = groups if self.shared else packing.unshared(groups)
         rows = batch.pack_groups(groups, self.layout, config.RowsConfig(layout="packed", length=64))
         rows = rows._replace(weight=batch.loss_weights(rows, GRPO.aggregation))
-        return batch.assemble_batch(rows, self.mesh(), self.per_microbatch, self.microbatches, ADVANTAGE)
+        return batch.assemble_batch(rows, self.mesh(), self.microbatches, ADVANTAGE)
 
     def spec(self, model: Any = tiny_models.MODEL, steps: int = 10) -> UpdateSpec:
         return UpdateSpec(model, ADAM, steps, self.layout, TEMPERATURE)
 
 
 CASES = {
-    "shared prefix": BatchCase(LAYOUT, 8, 1),
-    "shared prefix, four microbatches": BatchCase(LAYOUT, 2, 4),
-    "packed, three microbatches, the last one not full": BatchCase(None, 2, 3),
-    "one row per sample": BatchCase(dataclasses.replace(LAYOUT, segments=1), 24, 1, shared=False),
-    "shared prefix, eight devices": BatchCase(LAYOUT, 8, 1, eight_devices=True),
-    "packed, two microbatches, eight devices": BatchCase(None, 4, 2, eight_devices=True),
+    "shared prefix": BatchCase(LAYOUT, batch.Microbatches(8, 1)),
+    "shared prefix, four microbatches": BatchCase(LAYOUT, batch.Microbatches(2, 4)),
+    "packed, three microbatches, the last one not full": BatchCase(None, batch.Microbatches(2, 3)),
+    "one row per sample": BatchCase(dataclasses.replace(LAYOUT, segments=1), batch.Microbatches(24, 1), shared=False),
+    "shared prefix, eight devices": BatchCase(LAYOUT, batch.Microbatches(8, 1), eight_devices=True),
+    "packed, two microbatches, eight devices": BatchCase(None, batch.Microbatches(4, 2), eight_devices=True),
 }
 NIGHTLY = "packed, two microbatches, eight devices"
 
@@ -179,10 +178,10 @@ def test_gradients_do_not_depend_on_the_row_layout(name: str, dtype: str, tolera
 def test_gradients_of_other_aggregations_do_not_depend_on_the_row_layout(aggregation: str) -> None:
     """One microbatch against several packed ones: denominators are those of the whole batch."""
 
-    def grads(layout: RowLayout | None, per_microbatch: int, microbatches: int) -> Any:
+    def grads(layout: RowLayout | None, *microbatches: int) -> Any:
         rows = batch.pack_groups(GROUPS, layout, config.RowsConfig(layout="packed", length=48))
         rows = rows._replace(weight=batch.loss_weights(rows, aggregation, 16))
-        one_batch = batch.assemble_batch(rows, tiny_models.one_device(), per_microbatch, microbatches, ADVANTAGE)
+        one_batch = batch.assemble_batch(rows, tiny_models.one_device(), batch.Microbatches(*microbatches), ADVANTAGE)
         spec = UpdateSpec(tiny_models.MODEL, ADAM, 10, layout, TEMPERATURE)
         return compute_gradients(tiny_models.random_params(), one_batch, grpo_loss, GRPO, spec)[0]
 
@@ -328,7 +327,7 @@ def test_the_learning_rate_used_is_the_reported_one_after_skipped_steps(
     schedule = config.OptimizerConfig(name, learning_rate=0.01, schedule="linear", frozen=frozen)
     spec = dataclasses.replace(case.spec(), optimizer=schedule)
     no_rows = PackedRows(*(field[:0] for field in packing.shared_prefix_rows(GROUPS, LAYOUT)))
-    empty, full = batch.assemble_batch(no_rows, case.mesh(), 8, 1), case.batch()
+    empty, full = batch.assemble_batch(no_rows, case.mesh(), batch.Microbatches(8, 1)), case.batch()
     if skipped == "not finite":
         empty = dataclasses.replace(full, advantage_MBT=full.advantage_MBT * np.nan)
     train_state = state.create_state(tiny_models.random_params(), spec)
@@ -380,7 +379,9 @@ def test_batch_without_rows_changes_no_weights_and_counts_as_finite() -> None:
     train_state, _ = _update(case, _initial_state(case), case.batch())
     before = jax.device_get(train_state)
     no_rows = PackedRows(*(field[:0] for field in packing.shared_prefix_rows(GROUPS, LAYOUT)))
-    train_state, means = _update(case, train_state, batch.assemble_batch(no_rows, case.mesh(), 8, 1))
+    train_state, means = _update(
+        case, train_state, batch.assemble_batch(no_rows, case.mesh(), batch.Microbatches(8, 1))
+    )
     _assert_equal((train_state.params, train_state.opt_state), (before.params, before.opt_state))
     assert int(train_state.step) == 2
     assert (means["not_finite"], means["loss"], means["grad_norm"]) == (0, 0, 0)
