@@ -8,7 +8,7 @@ import re
 import typing
 from pathlib import Path
 
-from sqlr1_jax import config, config_checks
+from sqlr1_jax import config, config_checks, resume
 
 PAGE = Path(__file__).with_name("config.md")
 INTRODUCTION = """# Settings
@@ -59,7 +59,7 @@ def row(path: str, comment: str) -> str:
     listed = f"One of {', '.join(f'`{c}`' if c else 'empty' for c in choices)}" if choices else ""
     if path in config_checks.RANGES:
         listed = capitalize(str(config_checks.RANGES[path]))
-    free = "*free*" if path in config.FREE_ON_RESUME else ""
+    free = "*free*" if path in resume.FREE else "*free up to rounding*" if path in resume.FREE_UP_TO_ROUNDING else ""
     sentence = capitalize(comment).rstrip(".").replace("|", "\\|").replace("<", "&lt;")
     meaning = ". ".join(part for part in (sentence, listed, free) if part)
     return f"| `{path}` | `{default!r}` | {meaning} |"

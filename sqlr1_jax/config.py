@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlr1_jax import config_checks
-from sqlr1_jax.config_checks import STAGES, get
+from sqlr1_jax.config_checks import STAGES
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.io import JsonError, read_json_object
 
@@ -60,11 +60,13 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """The number of devices along each mesh axis; -1: all remaining devices."""
+    """The number of devices along each mesh axis, -1 for all remaining devices; and when hosts give up."""
 
     replica: int = 1  # devices for data parallelism with replicated parameters
     fsdp: int = -1  # devices for data parallelism with sharded parameters
     tensor: int = 1  # devices for tensor parallelism
+    # With --distributed: if one host keeps the others waiting for that long, all exit with status 75. 0: never.
+    stuck_minutes: int = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -357,28 +359,6 @@ class Config:
     export: ExportConfig = ExportConfig()
 
 
-# These settings may change when a run resumes. Most do not affect the result of a step. The exceptions are sft.steps
-# and grpo.steps if the learning rate decays: after the resume, it follows the schedule of the new length.
-FREE_ON_RESUME = (
-    "stages",
-    "compile_cache",
-    "sft.steps",
-    "grpo.steps",
-    "grpo.idle_steps",
-    "evaluate.every",
-    "checkpoint.every",
-    "checkpoint.minutes",
-    "checkpoint.keep",
-    "execute.workers",
-    "execute.gold_cache_dir",
-    "export.form",
-    "export.step",
-    "export.dtype",
-    "export.shard_gigabytes",
-    "data.synth.workers",
-)
-
-
 def default() -> ConfigDict:
     """The default settings as a ConfigDict, for a config file to change and return."""
     return _to_config_dict(Config())
@@ -472,13 +452,3 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for name, value in tree.items():
         found += leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
     return found
-
-
-def differences(old: Config, new: Config) -> list[str]:
-    """One line for each setting that differs and is not in FREE_ON_RESUME; if there is none, the run may resume."""
-    lines = []
-    for path, before in leaves(as_dict(old)):
-        after = get(new, path)
-        if before != after and path not in FREE_ON_RESUME:
-            lines.append(f"config.{path}: {before!r} in the run, {after!r} now")
-    return lines

@@ -128,6 +128,7 @@ RANGES: dict[str, Range] = {
     "mesh.replica": COUNT,
     "mesh.fsdp": Range(1, also=-1),
     "mesh.tensor": COUNT,
+    "mesh.stuck_minutes": NOT_NEGATIVE,
     "data.limit": NOT_NEGATIVE,
     "data.index_from_megabytes": NOT_NEGATIVE,
     "data.max_prompt_tokens": COUNT,

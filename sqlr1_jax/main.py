@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -15,12 +14,12 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from sqlr1_jax import compile_cache, malloc, run_lock
-from sqlr1_jax.config import Config, as_dict, check_path, differences, freeze, leaves, load
+from sqlr1_jax import compile_cache, malloc, resume, run_lock
+from sqlr1_jax.config import Config, as_dict, check_path, freeze, leaves
 from sqlr1_jax.config_checks import RENAMED
-from sqlr1_jax.distributed import collectives
+from sqlr1_jax.distributed import collectives, watchdog
 from sqlr1_jax.errors import ConfigError, exit_on_error
-from sqlr1_jax.io import user_path, write_json
+from sqlr1_jax.io import user_path
 from sqlr1_jax.terminal import PrintableFormatter
 
 log = logging.getLogger("sqlr1_jax")
@@ -39,7 +38,7 @@ def run(config: Config, workdir: Path) -> None:
     """
     with contextlib.ExitStack() as stack:
         collectives.run_on_primary(lambda: stack.enter_context(run_lock.hold(workdir)))
-        collectives.run_on_primary(claim, config, workdir)
+        collectives.run_on_primary(resume.claim, config, workdir)
         with collectives.sync_errors():
             if not (workdir / "config.json").exists():
                 raise ConfigError(f"{workdir} is not the first host's folder: all hosts must share one --workdir.")
@@ -48,38 +47,9 @@ def run(config: Config, workdir: Path) -> None:
         pipeline = stack.enter_context(Pipeline(config, workdir))
         for stage in config.stages:
             start = time.perf_counter()
-            getattr(pipeline, stage)()
+            with watchdog.activity(f"stage {stage}"):
+                getattr(pipeline, stage)()
             pipeline.summarize(stage, time.perf_counter() - start)
-
-
-def claim(config: Config, workdir: Path) -> None:
-    """Writes config.json, or compares it with the settings of the run that is already in the folder.
-
-    A run that has not completed a step keeps nothing of its settings: a value that a stage refused can be corrected.
-
-    Raises:
-      ConfigError: that run has other settings, which the message lists, or its config.json is broken.
-    """
-    path = workdir / "config.json"
-    lines = differences(load(path), config) if path.exists() else []
-    if lines and not _has_results(workdir):
-        log.info("the run in %s has no results yet; its settings change: %s", workdir, "; ".join(lines))
-        shutil.rmtree(workdir / "checkpoints", ignore_errors=True)  # initial weights, of the other settings
-    elif lines:
-        raise ConfigError(
-            f"{workdir} holds a run of another config: {'; '.join(lines)}. "
-            "Choose another --workdir, or the settings that it was started with."
-        )
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, as_dict(config))
-
-
-def _has_results(workdir: Path) -> bool:
-    """Whether a stage has left more than generated data, which have their own check, and checkpoints of step 0."""
-    steps = {path.name for path in workdir.glob("checkpoints/*/*")}
-    return bool(steps - {"0"}) or any(
-        (workdir / name).exists() for name in ("metrics.jsonl", "rollouts", "evaluation", "export")
-    )
 
 
 def log_to(workdir: Path) -> None:
@@ -95,6 +65,7 @@ def log_to(workdir: Path) -> None:
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs every file it writes
 
 
+@exit_on_error()
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags with absl. An error ends the process with one line that says what to write instead."""
     try:
@@ -108,11 +79,11 @@ def parse(argv: list[str]) -> list[str]:
     except (ConfigError, flags.Error, OSError) as error:
         # If a config file raises or is missing, absl's message is a traceback with the reason in its last line.
         reason = str(error).strip().splitlines()[-1].rpartition("ConfigError: ")[2]
-        sys.exit(f"error: {reason.strip()}")
+        raise ConfigError(reason.strip()) from error
     except AttributeError as error:  # as a ConfigDict raises it if a config file reads a group that does not exist
         group = str(error).strip("\"'")
         if group in RENAMED:
-            sys.exit(f"error: config.{group} has a new name: set config.{RENAMED[group]}.")
+            raise ConfigError(f"config.{group} has a new name: set config.{RENAMED[group]}.") from error
         raise
 
 
@@ -136,15 +107,17 @@ def last_of_repeated(argv: list[str]) -> list[str]:
 def absl_main(argv: list[str]) -> None:
     """Runs the command; `argv` holds the arguments that are not flags."""
     if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}; settings are --config.NAME=VALUE")
+        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}; settings are --config.NAME=VALUE", exitcode=2)
     malloc.tune_malloc()
     workdir = user_path(_WORKDIR.value or "")
     config = freeze(_CONFIG.value)
     if _DISTRIBUTED.value:
         collectives.initialize()
-    log_to(workdir)
-    compile_cache.enable(config.compile_cache)
-    run(config, workdir)
+        watchdog.start(config.mesh.stuck_minutes)
+    with watchdog.ends_together():
+        log_to(workdir)
+        compile_cache.enable(config.compile_cache)
+        run(config, workdir)
 
 
 def main() -> None:

@@ -60,7 +60,7 @@ def _program_line(name: str, program: dict[str, Any]) -> str:
 def absl_main(argv: list[str]) -> None:
     """Prints the table, or one JSON object; exits with status 1 if the config does not fit."""
     if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}; settings are --config.NAME=VALUE")
+        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}; settings are --config.NAME=VALUE", exitcode=2)
     args = flags.FLAGS
     report = compile_step(config.freeze(args.config), topology.describe(args.topology), args.programs)
     print(json.dumps(report) if args.json else table(report))

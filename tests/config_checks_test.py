@@ -21,7 +21,7 @@ def changed(path: str, value: object, base: config.Config | None = None) -> conf
     return put(base or config.Config(), path.split("."))
 
 
-@pytest.mark.parametrize("path", [*config_checks.CHOICES, *config_checks.RANGES, *config.FREE_ON_RESUME])
+@pytest.mark.parametrize("path", [*config_checks.CHOICES, *config_checks.RANGES])
 def test_every_rule_names_an_existing_setting(path: str) -> None:
     assert path in dict(config.leaves(config.as_dict(config.Config())))
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -13,7 +12,6 @@ import pytest
 from absl import flags
 
 from sqlr1_jax import config, main, run_lock
-from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.train import metrics
 from testing import tiny_runs
 
@@ -345,21 +343,6 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(
     assert (tmp_path / "run" / "config.json").read_text() == before
 
 
-def test_a_value_that_was_refused_late_can_be_corrected(home: Path, tmp_path: Path, error: RunMain) -> None:
-    """The first command fails after config.json was written: its model's folder is there, its mesh fits no machine."""
-    workdir = tmp_path / "run"
-    assert "config.mesh" in error(*tiny_runs.command_line(home, workdir, mesh__tensor=7, stages="('grpo',)"))
-    assert json.loads((workdir / "config.json").read_text())["mesh"]["tensor"] == 7
-    corrected = tiny_runs.tiny_config(model__path=str(home / "model"), mesh__tensor=1, seed=3)
-    (workdir / "checkpoints" / "grpo" / "0").mkdir(parents=True)
-    main.claim(corrected, workdir)
-    assert config.load(workdir / "config.json") == corrected
-    assert not (workdir / "checkpoints").exists(), "the initial weights were those of another seed"
-    (workdir / "checkpoints" / "grpo" / "2").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"config\.seed: 3 in the run, 4 now"):
-        main.claim(dataclasses.replace(corrected, seed=4), workdir)
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -451,16 +434,6 @@ def test_a_workdir_in_the_home_folder_makes_no_folder_named_tilde(
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as without HOME and without an entry in passwd
     assert "~/run: there is no home folder (HOME is not set)" in error(SMOKE, "--workdir=~/run")
     assert not Path("~").exists()
-
-
-def test_a_run_may_resume_under_settings_free_to_change(finished: Path, tmp_path: Path) -> None:
-    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("data", "checkpoints", "export"))
-    run_config = config.freeze(json.loads((tmp_path / "run" / "config.json").read_text()))
-    longer = tiny_runs.tiny_config(
-        model__path=run_config.model.path, grpo__steps=9, evaluate__every=5, checkpoint__keep=7
-    )
-    main.claim(longer, tmp_path / "run")
-    assert json.loads((tmp_path / "run" / "config.json").read_text()) == json.loads(json.dumps(config.as_dict(longer)))
 
 
 def test_unexpected_errors_keep_their_traceback(

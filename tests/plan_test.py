@@ -58,9 +58,11 @@ def test_the_table_says_why_a_program_does_not_fit(changed: dict[str, Any], verd
     assert lines[4].endswith(f"7  {verdict}") and lines[-1].startswith("does not fit: ")
 
 
-def test_the_table_notes_rows_that_several_chips_compute() -> None:
-    assert "computes 8 rows for 6 prompts" in plan.table(REPORT | {"prompts": 6, "rows": REPORT["rows"] | {"rows": 8}})
-    assert "same rows" not in plan.table(REPORT)
+def test_the_table_notes_empty_rows() -> None:
+    assert "computes 8 rows for 6 prompts" in plan.table(
+        REPORT | {"prompts": 6, "rows": {"microbatches": 1, "rows": 8, "tokens": 32}}
+    )
+    assert "note: " not in plan.table(REPORT)
 
 
 @requires_compiler

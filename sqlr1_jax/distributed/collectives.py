@@ -29,6 +29,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sqlr1_jax.config import Config
+from sqlr1_jax.distributed import watchdog
 from sqlr1_jax.errors import ConfigError
 
 Value = TypeVar("Value")
@@ -112,7 +113,8 @@ def allgather_arrays(arrays: Value) -> Value:
     # Devices would cast 64-bit numbers to 32 bits, so every array is sent as bytes.
     def allgather(array: np.ndarray) -> np.ndarray:
         local_bytes = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
-        global_bytes = np.asarray(multihost_utils.process_allgather(local_bytes, tiled=True))
+        with watchdog.waiting():
+            global_bytes = np.asarray(multihost_utils.process_allgather(local_bytes, tiled=True))
         return np.frombuffer(global_bytes.tobytes(), array.dtype).reshape(-1, *array.shape[1:])
 
     return jax.tree.map(allgather, arrays)

@@ -33,7 +33,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sqlr1_jax.config import MeshConfig
-from sqlr1_jax.distributed import collectives
+from sqlr1_jax.distributed import collectives, watchdog
 from sqlr1_jax.errors import ConfigError
 
 AXES = ("replica", "fsdp", "tensor")
@@ -199,7 +199,8 @@ def gather_to_host(array: jax.Array) -> np.ndarray:
     if not array.is_fully_addressable:
         from jax.experimental import multihost_utils
 
-        array = multihost_utils.process_allgather(array, tiled=True)
+        with watchdog.waiting():
+            array = multihost_utils.process_allgather(array, tiled=True)
     return np.asarray(array)
 
 

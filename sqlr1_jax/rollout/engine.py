@@ -32,7 +32,7 @@ from jax.sharding import Mesh
 
 from sqlr1_jax.config import RolloutConfig, SamplingConfig
 from sqlr1_jax.data.packing import padded_lengths
-from sqlr1_jax.distributed import collectives, sharding
+from sqlr1_jax.distributed import collectives, sharding, watchdog
 from sqlr1_jax.model import lora, quantize, qwen2
 from sqlr1_jax.model.kv_cache import SharedPrefix
 from sqlr1_jax.rollout import programs
@@ -109,7 +109,8 @@ class Engine:
                 if len(in_flight) == 1:
                     continue  # dispatch the next call before reading this one
                 assigned_P, decoded = in_flight.popleft()
-                recorder.record(assigned_P, decoded)  # waits for that call; the next one is already queued
+                with watchdog.waiting():
+                    recorder.record(assigned_P, decoded)  # waits for that call; the next one is already queued
                 scheduler.release(sharding.to_local_array(decoded.busy_P), assigned_P)
                 slots = self._prefill_free_slots(weights, slots, scheduler, request, prefixes)
         return recorder.completions

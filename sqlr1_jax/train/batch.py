@@ -60,7 +60,7 @@ class Microbatches(NamedTuple):
     """The size of a stage's microbatches, the same in all steps."""
 
     rows: int  # of this process in each, an equal number for each of its data-parallel groups
-    count: int  # M, the most that an update can need
+    limit: int  # M, the most that an update can need
 
 
 def microbatches(num_groups: int, rows_config: RowsConfig, mesh: jax.sharding.Mesh) -> Microbatches:
@@ -153,13 +153,13 @@ def assemble_batch(
       packing.PackingError: there are more rows than microbatches can hold.
     """
     count = -(-len(rows.tokens) // size.rows)
-    rows = packing.pad_rows(rows, size.rows * size.count)
+    rows = packing.pad_rows(rows, size.rows * size.limit)
     advantage_BT = np.ones(rows.tokens.shape, np.float32)
     if advantage_PG is not None:
         advantage_BT = np.asarray(advantage_PG, np.float32)[rows.prompt, rows.sample]
 
     def to_microbatches(x_BT: np.ndarray) -> jax.Array:
-        return sharding.to_global_arrays(x_BT.reshape(size.count, size.rows, -1), mesh, (None, "rows", None))
+        return sharding.to_global_arrays(x_BT.reshape(size.limit, size.rows, -1), mesh, (None, "rows", None))
 
     return Batch(
         rows=PackedRows(*map(to_microbatches, rows)),

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from sqlr1_jax.distributed import collectives
+from sqlr1_jax.distributed import collectives, watchdog
 from sqlr1_jax.errors import Sqlr1Error
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,8 @@ def log_while_waiting(what: str, seconds: float = 60.0) -> Iterator[None]:
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield
+        with watchdog.activity(what):
+            yield
     finally:
         done.set()
         thread.join()

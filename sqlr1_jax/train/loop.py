@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from sqlr1_jax.config import CheckpointConfig
-from sqlr1_jax.distributed import collectives
+from sqlr1_jax.distributed import collectives, watchdog
 from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.model import flops
 from sqlr1_jax.progress import LOG_SECONDS, Progress
@@ -85,7 +85,8 @@ def run_steps(
             for step in range(completed + 1, steps + 1):
                 done, accuracy = step - 1, None
                 try:
-                    result = step_fn(state, step - 1)
+                    with watchdog.activity(f"step {step} of {stage}"):
+                        result = step_fn(state, step - 1)
                     state, done = result.state, step
                     deferred.push(step, result)
                     if evaluate_fn and (step == steps or _is_due(step, config.evaluate.every)):
@@ -188,9 +189,11 @@ class DeferredMetrics:
 
         The function's seconds are recorded as time/<name> and are not part of time/step.
         """
-        jax.block_until_ready(self._device_step)
+        with watchdog.waiting():
+            jax.block_until_ready(self._device_step)
         begin = time.perf_counter()
-        result = function(*args)
+        with watchdog.activity(name):
+            result = function(*args)
         seconds = time.perf_counter() - begin
         self.record(f"time/{name}", seconds)
         self._seconds_outside_step += seconds
@@ -209,7 +212,8 @@ class DeferredMetrics:
         if self._pending is None:
             return
         (step, result), self._pending = self._pending, None
-        values, self._values = self._values | mean_metrics(result.sums), {}
+        with watchdog.waiting():
+            values, self._values = self._values | mean_metrics(result.sums), {}
         now = time.perf_counter()
         seconds = max(now - self._last_flush - self._seconds_outside_step, 1e-9)
         self._last_flush, self._seconds_outside_step = now, 0.0

@@ -170,7 +170,8 @@ def test_eight_devices_share_the_arithmetic_of_one() -> None:
         grpo = dataclasses.replace(CONFIG.grpo, rows=rows)
         step = _step_programs(dataclasses.replace(CONFIG, mesh=mesh_config, grpo=grpo), num_devices)
         assert step.microbatch_rows * step.microbatches == step.prompts
-        return step.microbatches * step.update.compiled.cost_analysis()["flops"]
+        cost: Any = step.update.compiled.cost_analysis()
+        return step.microbatches * float(cost["flops"])
 
     assert update_flops(8) <= 1.1 / 8 * update_flops(1)
 

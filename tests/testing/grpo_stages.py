@@ -51,9 +51,11 @@ def scripted_stage(context: RunContext, executor: Executor, say: Callable[[Examp
     )
     rows_config = batch.with_row_length(grpo_config.rows, 96 + 96 * grpo_config.samples)
     reference_params = init_params(context) if grpo_config.kl else None
+    microbatches = batch.microbatches(grpo_config.prompts, grpo_config.rows, context.mesh)
     return GrpoSetup(
-        context, executor, prompt_set, engine, None, update_spec, reference_params, rows_config, 2, LearningCheck(0)
-    )
+        context, executor, prompt_set, engine, None, update_spec, reference_params, rows_config, microbatches,
+        LearningCheck(0),
+    )  # fmt: skip
 
 
 def values_of(result: loop.StepResult) -> dict[str, float]:

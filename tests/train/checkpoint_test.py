@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from sqlr1_jax import config
+from sqlr1_jax.data import packing
 from sqlr1_jax.distributed import sharding
-from sqlr1_jax.train import state
+from sqlr1_jax.train import batch, context, sft, state
 from sqlr1_jax.train.checkpoint import CheckpointDamagedError, CheckpointNotFoundError, Checkpoints
-from testing import tiny_models
+from testing import tiny_models, training_data
 
 
 def _tree(step: int) -> dict[str, Any]:
@@ -78,6 +79,42 @@ def test_weights_are_loaded_with_the_requested_sharding(tmp_path: Path) -> None:
     )
     assert loaded["params"].sharding.is_equivalent_to(eight_devices, 2)
     np.testing.assert_array_equal(loaded["params"], values)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (8, 1)])
+def test_a_state_goes_on_on_another_mesh(tmp_path: Path, shape: tuple[int, int]) -> None:
+    """Saved on one device: the restored weights have the same bits, and the next loss is the same up to rounding."""
+    groups = training_data.random_groups(8, 2)
+    layout = packing.smallest_layout(groups)
+    spec = state.UpdateSpec(tiny_models.MODEL, config.OptimizerConfig(learning_rate=0.01), 10, layout)
+    rows_config = config.RowsConfig(per_microbatch=2)
+
+    def next_step(mesh: jax.sharding.Mesh, before: state.TrainState) -> tuple[state.TrainState, float]:
+        rows = batch.pack_groups(groups, layout, rows_config)
+        rows = rows._replace(weight=batch.loss_weights(rows, "token"))
+        with jax.set_mesh(mesh):
+            one_batch = batch.assemble_batch(rows, mesh, batch.microbatches(len(groups), rows_config, mesh))
+            after, sums = state.update(before, one_batch, sft.sft_loss, None, spec)
+        return after, state.mean_metrics(sums)["loss"]
+
+    one_device = tiny_models.one_device()
+    saved, _ = next_step(one_device, state.create_state(tiny_models.random_params(), spec))
+    _save(tmp_path, 1, {"params": saved.params, "optimizer": (saved.step, saved.opt_state)})
+    kept = jax.device_get(saved.params)
+    _, expected_loss = next_step(one_device, saved)
+
+    mesh = sharding.make_mesh(config.MeshConfig(fsdp=shape[0], tensor=shape[1]), jax.devices()[: shape[0] * shape[1]])
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding),
+        context.abstract_params(tiny_models.MODEL, mesh),
+    )
+    with jax.set_mesh(mesh):
+        like = state.create_state(zeros, spec)
+    loaded = Checkpoints(tmp_path).load(1, {"params": like.params, "optimizer": (like.step, like.opt_state)})
+    _assert_same_bits(loaded["params"], kept)
+    step, opt_state = loaded["optimizer"]
+    _, loss = next_step(mesh, state.TrainState(step, loaded["params"], opt_state))
+    assert loss == pytest.approx(expected_loss, abs=1e-6)
 
 
 def test_the_latest_the_best_and_pinned_checkpoints_are_kept(tmp_path: Path) -> None:
