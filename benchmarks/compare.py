@@ -25,6 +25,8 @@ Table = list[tuple[Any, ...]]
 KINDS: dict[str, Callable[[random.Random, int, int], Table]] = {
     # Few distinct cells: the columns' multisets differ.
     "small": lambda rng, rows, columns: [tuple(rng.randrange(50) for _ in range(columns)) for _ in range(rows)],
+    # Python gives both cells the same hash, as in surveys that code "refused" as -1 and "does not apply" as -2.
+    "codes": lambda rng, rows, columns: [tuple(rng.choices((-1, -2), k=columns)) for _ in range(rows)],
     "real": lambda rng, rows, columns: [tuple(rng.random() for _ in range(columns)) for _ in range(rows)],
     # All columns have the same multiset: rows must tell them apart.
     "ids": lambda rng, rows, columns: list(zip(*(rng.sample(range(rows), rows) for _ in range(columns)), strict=True)),

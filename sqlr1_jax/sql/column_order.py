@@ -5,7 +5,8 @@ A result may have 100,000 rows and as many columns as the byte limit allows, so 
 1. Each distinct row gets a label that no order of the columns changes. The two results must have the same labels.
 2. A sample of the rows, those with the rarest labels, proposes an order: any order that is right for all rows is right
    for the sample, so if the sample has none, there is none.
-3. All rows decide whether the proposed order is right. If it is not, all rows are searched.
+3. All rows decide whether the proposed order is right. If it is not, and others are right for the sample too, all rows
+   are searched.
 
 The search pairs columns by the multiset of their (row label, cell). Its labels and multisets are hashes, so that memory
 stays small; two that collide only make it try more orders, because every order is checked against the rows themselves.
@@ -13,18 +14,18 @@ stays small; two that collide only make it try more orders, because every order 
 
 from __future__ import annotations
 
+import math
 import operator
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
 
-Row = tuple[Any, ...]
+from sqlr1_jax.sql.cells import Row, number_cells
+
 Labels = list[int]
 Classes = dict[int, list[int]]  # the indices of the columns that nothing distinguishes so far, by a hash
 
 SAMPLE_CELLS = 100_000  # cells of each result's sample
 MIN_SAMPLE_ROWS = 100
-NAMED_CELLS = 2_000_000  # cells of a search up to which it numbers the distinct cells instead of hashing them
 SEARCH_BUDGET = 50_000_000  # cells visited by one search; beyond it, results count as different
 
 
@@ -35,17 +36,20 @@ def equal_under_column_order(gold: Mapping[Row, int], rows: Mapping[Row, int]) -
       gold: how often each distinct row of the gold result occurs.
       rows: the same of the predicted result, with as many columns.
     """
-    gold_labels, labels = _label_rows(gold), _label_rows(rows)
+    gold_labels, labels = _label_rows(gold, rows)
     sizes = Counter(gold_labels)
     if sizes != Counter(labels):
         return False
     rarest = _rarest_labels(sizes, max(MIN_SAMPLE_ROWS, SAMPLE_CELLS // len(next(iter(gold)))))
     if len(rarest) < len(sizes):
-        order = _Search(*_select(gold, gold_labels, rarest), *_select(rows, labels, rarest)).find()
+        search = _Search(*_select(gold, gold_labels, rarest), *_select(rows, labels, rarest))
+        order = search.find()
         if order is None:
             return False
         if _equal(gold, rows, order):
             return True
+        if not search.has_choice:
+            return False
     return _Search(gold, gold_labels, rows, labels).find() is not None
 
 
@@ -55,14 +59,11 @@ class _Search:
     def __init__(self, gold: Mapping[Row, int], gold_labels: Labels, rows: Mapping[Row, int], labels: Labels) -> None:
         self._gold, self._rows = gold, rows
         self._gold_labels, self._labels = gold_labels, labels
-        self._gold_columns: list[Row] = list(zip(*gold, strict=True))
-        self._columns: list[Row] = list(zip(*rows, strict=True))
-        if len(gold) * len(self._columns) <= NAMED_CELLS:
-            # Python gives some different cells the same hash, such as -1 and -2; numbers do not collide.
-            names: dict[Hashable, int] = {}
-            self._gold_columns = [_number(column, names) for column in self._gold_columns]
-            self._columns = [_number(column, names) for column in self._columns]
+        numbers: dict[Hashable, int] = {}  # cells such as -1 and -2 share a hash, and their numbers do not
+        self._gold_columns = [number_cells(column, numbers) for column in zip(*gold, strict=True)]
+        self._columns = [number_cells(column, numbers) for column in zip(*rows, strict=True)]
         self._budget = SEARCH_BUDGET
+        self.has_choice = False  # whether the order found need not be the only one
 
     def find(self) -> list[int] | None:
         """The index of the column that goes with each gold column; None if there is no such order.
@@ -94,6 +95,7 @@ class _Search:
             if not forced:
                 return self._branch(gold_classes, classes, gold_labels, labels, pairs)
             decided = [(gold_classes.pop(key), classes.pop(key)) for key in forced]
+            self.has_choice |= any(len(members) > 1 for _, members in decided)
             for gold_members, members in decided:
                 pairs.update(zip(gold_members, members, strict=True))
                 if classes:  # otherwise no column is left for the labels to distinguish
@@ -107,6 +109,7 @@ class _Search:
         self, gold_classes: Classes, classes: Classes, gold_labels: Labels, labels: Labels, pairs: dict[int, int]
     ) -> list[int] | None:
         """Takes a gold column of the smallest class and tries each distinct column as its partner."""
+        self.has_choice = True
         key = min(classes, key=lambda k: len(classes[k]))
         first = gold_classes[key][0]
         gold_rest = [i for i in _flatten(gold_classes) if i != first]
@@ -127,10 +130,24 @@ class _Search:
         return _all_equal(self._gold_columns, gold_members) and _all_equal(self._columns, members)
 
 
-def _label_rows(rows: Mapping[Row, int]) -> Labels:
+def _label_rows(gold: Mapping[Row, int], rows: Mapping[Row, int]) -> tuple[Labels, Labels]:
     """A label of each distinct row, equal for rows of equal counts that have the same cells in another order."""
-    sums = (sum(map(hash, row)) for row in rows)
-    return list(map(hash, zip(sums, rows.values(), strict=True)))
+    try:
+        sums = [list(map(_sum, result)) for result in (gold, rows)]
+    except (OverflowError, ValueError):  # infinite, or so large that the order of the cells decides whether it fails
+        sums = [[sum(map(hash, row)) for row in result] for result in (gold, rows)]
+    gold_labels, labels = (
+        list(map(hash, zip(s, r.values(), strict=True))) for s, r in zip(sums, (gold, rows), strict=True)
+    )
+    return gold_labels, labels
+
+
+def _sum(row: Row) -> float:
+    """A sum over a row's cells that does not depend on their order. fsum takes a quarter of the time of hashes."""
+    try:
+        return math.fsum(row)
+    except TypeError:
+        return sum(map(hash, row))
 
 
 def _rarest_labels(sizes: Mapping[int, int], num_rows: int) -> set[int]:
@@ -154,10 +171,6 @@ def _equal(gold: Mapping[Row, int], rows: Mapping[Row, int], order: Sequence[int
     """Whether the rows with their columns in this order are those of the gold result; both have as many rows."""
     reorder = operator.itemgetter(*order) if len(order) > 1 else tuple
     return all(map(operator.eq, map(gold.get, map(reorder, rows)), rows.values()))
-
-
-def _number(column: Row, names: dict[Hashable, int]) -> Row:
-    return tuple([names.setdefault(cell, len(names)) for cell in column])
 
 
 def _split(labels: Labels, column: Row) -> Labels:

@@ -6,22 +6,21 @@ particular, DISTINCT is kept. Pure functions of rows. docs/method.md, section 11
 
 from __future__ import annotations
 
-import bisect
 import functools
 import hashlib
 import itertools
 import marshal
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from sqlr1_jax.sql.column_order import Row, equal_under_column_order
+from sqlr1_jax.sql.cells import Row, with_distinct_hashes
+from sqlr1_jax.sql.column_order import equal_under_column_order
+from sqlr1_jax.sql.tolerance import is_close, match_within_tolerance
 
 Rows = Sequence[Row]
 
-RELATIVE_TOLERANCE = 1e-6  # tolerance for numbers in rule strict
 WIDE_ROW = 16  # columns above which a set finds a cell faster than the row itself
 CELLS_PER_PART = 1_000_000  # cells of two results that are counted at once; a count of a cell takes about 100 bytes
 
@@ -59,28 +58,32 @@ def spider(gold: list[Row], rows: list[Row], ordered: bool) -> bool:
     if len(gold[0]) != len(rows[0]):
         return False
     if ordered:
-        return Counter(zip(*gold, strict=True)) == Counter(zip(*rows, strict=True))
-    gold_counts, counts = Counter(gold), Counter(rows)
+        gold_columns, columns = _count_columns(gold, rows)
+        return gold_columns == columns
+    gold_counts, counts = map(Counter, with_distinct_hashes(gold, rows))
     return gold_counts == counts or equal_under_column_order(gold_counts, counts)
 
 
 def bird(gold: list[Row], rows: list[Row], ordered: bool) -> bool:
     """BIRD's execution accuracy: the rows are equal as sets. Column order matters, row order and duplicates do not."""
     del ordered
-    return gold == rows or set(gold) == set(rows)
+    if gold == rows:
+        return True
+    gold_set, row_set = map(set, with_distinct_hashes(gold, rows))
+    return gold_set == row_set
 
 
 def strict(gold: list[Row], rows: list[Row], ordered: bool) -> bool:
-    """Column order and duplicates matter, and row order if `ordered`. Numbers match within RELATIVE_TOLERANCE."""
+    """Column order and duplicates matter, and row order if `ordered`. Numbers match within sql/tolerance.py's."""
     if len(gold) != len(rows):
         return False
-    return gold == rows or (all(map(_close, gold, rows)) if ordered else _match_close(gold, rows))
+    return gold == rows or (all(map(is_close, gold, rows)) if ordered else match_within_tolerance(gold, rows))
 
 
 def soft_f1(gold: list[Row], rows: list[Row], ordered: bool) -> float:
     """BIRD mini-dev's Soft-F1, 0 to 1: compares the cells of the i-th distinct rows of both results."""
     del ordered
-    gold, rows = list(dict.fromkeys(gold)), list(dict.fromkeys(rows))
+    gold, rows = (list(dict.fromkeys(result)) for result in with_distinct_hashes(gold, rows))
     if not gold and not rows:
         return 1.0
     shared = extra = missing = 0.0
@@ -109,13 +112,20 @@ def cell_overlap(gold: Rows, rows: Rows) -> float:
         return 1.0
     shared = 0
     if total > CELLS_PER_PART and gold and rows:  # columns that occur in both need no counting
-        gold_columns, columns = (Counter(zip(*result, strict=True)) for result in (gold, rows))
+        gold_columns, columns = _count_columns(gold, rows)
         shared = len(gold) * (gold_columns & columns).total()
         gold, rows = list((gold_columns - columns).elements()), list((columns - gold_columns).elements())
     num_parts = 1 + total // CELLS_PER_PART
     parts = zip(_split_cells(gold, num_parts), _split_cells(rows, num_parts), strict=True)
     shared += sum((Counter(gold_cells) & Counter(cells)).total() for gold_cells, cells in parts)
     return 2 * shared / total
+
+
+def _count_columns(gold: Rows, rows: Rows) -> tuple[Counter[Row], Counter[Row]]:
+    """How often each distinct column occurs in each of two results."""
+    columns = (list(zip(*result, strict=True)) for result in (gold, rows))
+    of_gold, of_rows = map(Counter, with_distinct_hashes(*columns))
+    return of_gold, of_rows
 
 
 def _split_cells(rows: Rows, num_parts: int) -> Sequence[Iterable[Any]]:
@@ -135,76 +145,6 @@ RULES: dict[str, Callable[[list[Row], list[Row], bool], bool | float]] = {
     "strict": strict,
     "soft_f1": soft_f1,
 }
-
-
-def _is_number(cell: Any) -> bool:
-    return isinstance(cell, (int, float))
-
-
-def _close(row: Row, other: Row) -> bool:
-    return len(row) == len(other) and all(map(_close_cells, row, other))
-
-
-def _close_cells(cell: Any, other: Any) -> bool:
-    if _is_number(cell) and _is_number(other):
-        return cell == other or math.isclose(cell, other, rel_tol=RELATIVE_TOLERANCE)
-    return bool(cell == other)
-
-
-def _match_close(gold: list[Row], rows: list[Row]) -> bool:
-    """Whether the rows pair one to one within the tolerance, in any order."""
-    groups: dict[Row, tuple[list[Row], list[Row]]] = {}
-    for side, result in enumerate((gold, rows)):
-        for row in result:
-            key = tuple(_is_number(cell) or (cell,) for cell in row)
-            groups.setdefault(key, ([], []))[side].append(tuple(cell for cell in row if _is_number(cell)))
-    return all(_pair(sorted(a), sorted(b)) for a, b in groups.values())
-
-
-def _pair(gold: list[Row], rows: list[Row]) -> bool:
-    """Whether rows of numbers have a perfect matching of close rows.
-
-    Sorted order is nearly always one; otherwise augmenting paths decide.
-    """
-    if len(gold) != len(rows):
-        return False
-    if all(map(_close, gold, rows)):
-        return True
-    columns = zip(map(sorted, zip(*gold, strict=True)), map(sorted, zip(*rows, strict=True)), strict=True)
-    if not all(_close(tuple(a), tuple(b)) for a, b in columns):
-        return False
-    edges = [_close_rows(gold_row, rows) for gold_row in gold]
-    partner: dict[int, int] = {}
-    return all(_augment(i, edges, partner) for i in range(len(gold)))
-
-
-def _close_rows(row: Row, rows: list[Row]) -> list[int]:
-    """Indices of those rows that are close to `row`; `rows` is sorted, so the first number narrows the search."""
-    reach = 2 * RELATIVE_TOLERANCE * abs(row[0])
-    first = bisect.bisect_left(rows, row[0] - reach, key=lambda other: other[0])
-    last = bisect.bisect_right(rows, row[0] + reach, key=lambda other: other[0])
-    return [j for j in range(first, last) if _close(row, rows[j])]
-
-
-def _augment(start: int, edges: list[list[int]], partner: dict[int, int]) -> bool:
-    """Searches breadth-first for an augmenting path from gold row `start`, and applies it."""
-    came_from: dict[int, int] = {}
-    queue = [start]
-    for i in queue:
-        for j in edges[i]:
-            if j in came_from:
-                continue
-            came_from[j] = i
-            if j in partner:
-                queue.append(partner[j])
-                continue
-            previous = {i: j for j, i in partner.items()}
-            while came_from[j] != start:  # each gold row on the path, from its end, gets its next partner
-                partner[j] = came_from[j]
-                j = previous[partner[j]]
-            partner[j] = start
-            return True
-    return False
 
 
 @functools.lru_cache(maxsize=16_384)
