@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sqlglot import exp
 
-from sqlr1_jax.data.schema import Table
+from sqlr1_jax.data.schema import Table, quote
 from sqlr1_jax.lint.statement import Block, Key, Statement, is_in_key, write
 from sqlr1_jax.lint.suspicion import Suspicion, agree, differ, differ_in_order, is_true
 
 if TYPE_CHECKING:
     from sqlr1_jax.lint.statement import Node
+    from sqlr1_jax.sql.outcome import Outcome
 
 
 def arbitrary_limit(statement: Statement) -> Iterator[Suspicion]:
@@ -27,6 +29,7 @@ def arbitrary_limit(statement: Statement) -> Iterator[Suspicion]:
     The variants break ties by all result columns, once ascending and once descending.
     """
     limited = [node.parent for node in statement.tree.find_all(exp.Limit) if isinstance(node.parent, exp.Query)]
+    limited = [query for query in limited if not isinstance(query.parent, exp.Exists)]
     widths = [(query, _num_columns(statement, query)) for query in limited]
     partial = [(query, width) for query, width in widths if width and not _is_total_order(statement, query)]
     if not partial:
@@ -67,10 +70,10 @@ def _num_columns(statement: Statement, query: Node) -> int:
 
 
 def _is_total_order(statement: Statement, query: Node) -> bool:
-    """Whether no two rows can tie on any data.
+    """Whether no two different rows can tie on any data.
 
     True if the result has one row, if ORDER BY determines the primary keys of all sources or every group key, or
-    if it has every column of a DISTINCT result.
+    if it has every column of the result.
     """
     if not isinstance(query, exp.Select):
         return False
@@ -80,7 +83,7 @@ def _is_total_order(statement: Statement, query: Node) -> bool:
     order = query.args.get("order")
     terms = [term.this for term in order.expressions] if order else []
     terms = [block.aliases.get(t.name.lower(), t) if isinstance(t, exp.Column) and not t.table else t for t in terms]
-    if query.args.get("distinct") and {write(p.unalias()) for p in query.expressions} <= set(map(write, terms)):
+    if {write(p.unalias()).lower() for p in query.expressions} <= {write(term).lower() for term in terms}:
         return True
     determined = _determined(block, terms)
     if block.group_keys:
@@ -126,7 +129,7 @@ def _bare_columns(block: Block) -> list[Node]:
             is_alias = not column.table and column.name.lower() in block.aliases
             if is_alias and root not in block.select.expressions:
                 continue
-            if not (column.find_ancestor(exp.AggFunc, exp.Window) or is_in_key(column, root, keys)):
+            if not (column.find_ancestor(exp.AggFunc, exp.Filter, exp.Window) or is_in_key(column, root, keys)):
                 bare.append(column)
     return bare
 
@@ -184,31 +187,58 @@ def cross_join(statement: Statement) -> Iterator[Suspicion]:
     """Sources of one FROM that no condition links, so every row of one is joined to every row of the other.
 
     SELECT count(*) FROM clerk JOIN shop has no ON; in JOIN shop T2 ON T2.id = T2.id the condition links nothing.
-    These are meant as they are: a source with one row (a total, a row chosen by its primary key), a table-valued
-    function (json_each, which reads a column of a source before it), and a subquery or CTE after the words CROSS JOIN.
+    These are meant as they are: a source with one row (a total, a row chosen by its primary key, the only row
+    that filters leave, if it is read for more than them), a table-valued function (json_each, which reads a column of a
+    source before it), and a subquery or CTE after the words CROSS JOIN.
     """
     for block in statement.blocks:
-        unlinked = _unlinked_sources(block)
-        if unlinked:
-            reason = f"no condition links {', '.join(unlinked)} to the tables before: every row is joined to every row"
-            yield Suspicion("cross_join", reason)
+        groups = _unlinked_groups(block)
+        if len(groups) > 1:
+            names = ", ".join(alias for group in groups[1:] for alias in group)
+            reason = f"no condition links {names} to the tables before: every row is joined to every row"
+            queries = tuple(filter(None, (_has_several_rows(block, group) for group in groups)))
+            yield Suspicion("cross_join", reason, queries, partial(_are_several, len(groups)))
 
 
-def _unlinked_sources(block: Block) -> list[str]:
-    """The aliases of the sources with several rows that no chain of conditions links to the first of them.
+def _unlinked_groups(block: Block) -> list[list[str]]:
+    """The aliases of the sources with several rows. Chains of conditions link those of a group.
 
     Empty if a column's source is unknown, since its condition may link any.
     """
     if len(block.sources) < 2:
         return []
-    many = [alias for alias in block.sources if not _has_one_row(block, alias)]
     group = {alias: alias for alias in block.sources}  # sources that conditions link have the same group
     for linked in itertools.chain(_join_links(block), _condition_links(block)):
         if linked is None:
             return []
         merged = {group[alias] for alias in linked}
         group = {alias: linked[0] if name in merged else name for alias, name in group.items()}
-    return [alias for alias in many[1:] if group[alias] != group[many[0]]]
+    groups: dict[str, list[str]] = {}
+    for alias in block.sources:
+        if not _has_one_row(block, alias):
+            groups.setdefault(group[alias], []).append(alias)
+    return list(groups.values())
+
+
+def _has_several_rows(block: Block, group: Sequence[str]) -> str:
+    """A query that returns 0 if filters leave one row of the only source of a group; "" if it has no filters.
+
+    It is "" too if nothing but filters reads the source: then its link was forgotten.
+    """
+    alias, table = group[0], block.tables[group[0]]
+    filters = [condition for condition in block.conditions if {*_linked_sources(block, condition)[0]} == {alias}]
+    filtering = {id(node) for condition in filters for node in condition.walk()}
+    others = [block.resolve(node) for node in block.own_nodes() if id(node) not in filtering]
+    is_read = any(source and source.block is block and source.alias == alias for source in others)
+    if len(group) > 1 or not table or not filters or not is_read:
+        return ""
+    conditions = " AND ".join(f"({write(condition)})" for condition in filters)
+    return f"SELECT count(*) > 1 FROM {quote(table.name)} AS {quote(alias)} WHERE {conditions}"
+
+
+def _are_several(num_groups: int, outcomes: Sequence[Outcome]) -> bool:
+    """Whether at least two groups have several rows."""
+    return num_groups - sum(outcome.rows[:1] == ((0,),) for outcome in outcomes) > 1
 
 
 def _join_links(block: Block) -> Iterator[list[str]]:
@@ -287,7 +317,8 @@ def fan_out(statement: Statement) -> Iterator[Suspicion]:
             table = block.tables.get(alias)
             if table:
                 reason = f"the join repeats rows of {alias}, so {write(call)} counts some of them more than once"
-                yield Suspicion("fan_out", reason, (_repeats_query(block, alias),), is_true, table.name)
+                query = _repeats_query(block, alias, uneven=isinstance(call, exp.Avg))
+                yield Suspicion("fan_out", reason, (query,), is_true, table.name)
 
 
 def _aggregated_source(block: Block, call: Node) -> str:
@@ -300,14 +331,19 @@ def _aggregated_source(block: Block, call: Node) -> str:
     return aliases.pop() if len(aliases) == 1 and all(sources) else ""
 
 
-def _repeats_query(block: Block, alias: str) -> str:
-    """A query that returns 1 if some row of a source occurs more than once in a group."""
+def _repeats_query(block: Block, alias: str, uneven: bool) -> str:
+    """A query that returns 1 if a source's rows occur more than once in some group, or, if `uneven`, unequally often.
+
+    An average stays the same if all rows of its group occur equally often.
+    """
     select = block.select.copy()
     for clause in ("with_", "with", "distinct", "having", "order", "limit", "offset"):
         select.set(clause, None)
-    if block.group_keys:
-        select.set("group", exp.Group(expressions=[key.copy() for key in block.group_keys]))
     rowid = exp.column("rowid", table=alias, quoted=True)
-    distinct = exp.Count(this=exp.Distinct(expressions=[rowid.copy()]))
-    select.set("expressions", [exp.alias_(exp.GT(this=exp.Count(this=rowid), expression=distinct), "repeated")])
-    return f"SELECT max(repeated) FROM ({write(select)})"
+    keys = [exp.alias_(key.copy(), f"key_{i}") for i, key in enumerate(block.group_keys)]
+    select.set("group", exp.Group(expressions=[key.this.copy() for key in keys] + [rowid.copy()]))
+    select.set("expressions", [*keys, exp.alias_(exp.Count(this=rowid), "repeats")])
+    group = ", ".join(key.alias for key in keys) or "''"
+    fault = "min(repeats) < max(repeats)" if uneven else "max(repeats) > 1"
+    rows = f"SELECT 1 FROM ({write(select)}) WHERE repeats > 0 GROUP BY {group} HAVING {fault}"
+    return f"SELECT EXISTS({rows})"

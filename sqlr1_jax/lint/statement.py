@@ -140,12 +140,14 @@ class Statement:
           StatementError: sqlglot cannot parse it, or it is not one query.
         """
         try:
-            tree = sqlglot.parse_one(sql, dialect="sqlite")
+            # A comment after the last semicolon is parsed as a statement of its own.
+            trees = [t for t in sqlglot.parse(sql, dialect="sqlite") if not isinstance(t, exp.Semicolon | None)]
         except (sqlglot.errors.SqlglotError, RecursionError) as error:
             raise StatementError(f"sqlglot cannot parse it: {str(error).splitlines()[0]}") from error
-        if not isinstance(tree, exp.Query):
-            raise StatementError(f"it is not a query but {type(tree).__name__}")
-        self.tree: Node = tree
+        if len(trees) != 1 or not isinstance(trees[0], exp.Query):
+            found = " and ".join(type(tree).__name__ for tree in trees) or "empty"
+            raise StatementError(f"it is not one query but {found}")
+        tree = self.tree = trees[0]
         self._text = sql
         self._schema = {table.name.lower(): table for table in schema.tables}
         self._ctes = {cte.alias.lower(): cte.this for cte in tree.find_all(exp.CTE)}
@@ -179,7 +181,7 @@ class Statement:
     def derived(self, source: Node) -> Node | None:
         """The query, or VALUES, whose rows a source of FROM has: a subquery or a CTE; None for tables and functions."""
         if isinstance(source, exp.Subquery):
-            return source.this
+            return source.unnest()
         if isinstance(source, exp.Values):
             return source
         return self._ctes.get(source.name.lower()) if isinstance(source, exp.Table) else None

@@ -41,13 +41,13 @@ def clock(statement: Statement) -> Iterator[Suspicion]:
 
 
 def _reads_clock(node: Node) -> bool:
-    """Whether a node is a date function without arguments, or the text 'now' as the time of one."""
+    """Whether a node is a date function without arguments, or the text 'now' that is passed to one in some way."""
     if isinstance(node, exp.Func):
         return _is_date_function(node) and not any(node.iter_expressions())
     if not (isinstance(node, exp.Literal) and node.is_string and node.name.lower() == "now"):
         return False
     parent = node.parent
-    while isinstance(parent, exp.Paren | exp.DPipe | exp.Coalesce | exp.TsOrDsToTimestamp):  # they pass it on
+    while not isinstance(parent, exp.Query | exp.Predicate | None) and not _is_date_function(parent):
         parent = parent.parent
     return _is_date_function(parent)
 

@@ -36,26 +36,19 @@ def test_no_rule_finds_anything_in_correct_queries(find_reasons: FindReasons, sq
 LABELLED = Path(__file__).parent / "labelled"
 # What each rule misjudges: the limits that docs/data.md names.
 MISJUDGED = {
-    "cross_join": ["- SELECT a.wage - b.wage FROM clerk a, clerk b WHERE a.name = 'Kim' AND b.name = 'Lou'"],
     "null_comparison": [
         "+ SELECT name FROM clerk c WHERE c.id NOT IN (SELECT d.boss FROM clerk d WHERE d.shop_id = c.shop_id)"
-    ],
-    "partial_order": [  # whichever row LIMIT keeps, the result is the same
-        "- SELECT seats FROM shop ORDER BY seats DESC LIMIT 1",
-        "- SELECT wage FROM clerk ORDER BY wage DESC LIMIT 1",
-        "- SELECT wage FROM clerk ORDER BY wage DESC LIMIT 2",
-        "- SELECT name FROM shop WHERE EXISTS (SELECT 1 FROM clerk WHERE shop_id = shop.id LIMIT 1)",
     ],
 }
 FIGURES = {  # found and wrong, found, wrong: precision is the first by the second, recall the first by the third
     "absent_value": (32, 32, 32),
-    "bare_column": (33, 33, 33),
-    "clock": (40, 40, 40),
-    "cross_join": (32, 33, 32),
-    "fan_out": (31, 31, 31),
-    "integer_division": (43, 43, 43),
+    "bare_column": (34, 34, 34),
+    "clock": (45, 45, 45),
+    "cross_join": (37, 37, 37),
+    "fan_out": (32, 32, 32),
+    "integer_division": (45, 45, 45),
     "null_comparison": (29, 29, 30),
-    "partial_order": (21, 25, 21),
+    "partial_order": (21, 21, 21),
     "text_number": (35, 35, 35),
     "text_order": (32, 32, 32),
     "ties": (37, 37, 37),

@@ -42,7 +42,8 @@ CASES = {
             "SELECT DISTINCT name FROM shop ORDER BY rating LIMIT 1",
             "SELECT DISTINCT name FROM shop ORDER BY name LIMIT 1",
         ),
-        ("SELECT wage FROM clerk ORDER BY wage LIMIT 1", "SELECT min(wage) FROM clerk LIMIT 1"),
+        ("SELECT name FROM clerk ORDER BY wage LIMIT 1", "SELECT wage FROM clerk ORDER BY wage LIMIT 1"),
+        ("SELECT name FROM shop LIMIT 5", "SELECT min(wage) FROM clerk LIMIT 1"),
     ],
     "bare_column": [
         ("SELECT name, count(*) FROM shop GROUP BY city", "SELECT city, count(*) FROM shop GROUP BY city"),

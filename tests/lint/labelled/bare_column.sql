@@ -69,3 +69,6 @@
 - SELECT day, sum(amount) FROM sale GROUP BY day
 - SELECT group_concat(name), city FROM shop GROUP BY city
 - SELECT 'all', count(*) FROM shop
+- SELECT count(*) FILTER (WHERE wage > 6) FROM clerk
+- SELECT shop_id, sum(wage) FILTER (WHERE boss = 1) FROM clerk GROUP BY shop_id
++ SELECT name, count(*) FILTER (WHERE wage > 6) FROM clerk GROUP BY shop_id

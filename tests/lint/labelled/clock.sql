@@ -73,3 +73,11 @@
 - SELECT CASE WHEN name = 'now' THEN 1 ELSE 0 END FROM shop
 - SELECT count(DISTINCT date(day)) FROM sale
 - SELECT substr(day, 1, 4) FROM sale
++ SELECT date(CASE WHEN id = 1 THEN 'now' ELSE day END) FROM sale
++ SELECT date(iif(id = 1, 'now', day)) FROM sale
++ SELECT date(CAST('now' AS TEXT))
++ SELECT date(lower('NOW'))
++ SELECT date('now' COLLATE NOCASE)
+- SELECT date(CASE WHEN name = 'now' THEN '2024-01-01' END) FROM shop
+- SELECT date(day) || 'now' FROM sale
+- SELECT date(day) = 'now' FROM sale

@@ -70,3 +70,14 @@
 - SELECT a.name FROM shop a, clerk b WHERE b.id = 3
 - SELECT name FROM shop WHERE EXISTS (SELECT 1 FROM clerk a, sale b WHERE a.shop_id = shop.id AND b.clerk_id = a.id)
 - SELECT a.wage - b.wage FROM clerk a, clerk b WHERE a.name = 'Kim' AND b.name = 'Lou'
++ SELECT clerk.name FROM clerk, shop WHERE shop.city = 'Oslo'
+- SELECT clerk.name, shop.name FROM clerk, shop WHERE shop.city = 'Oslo'
++ SELECT T1.name FROM clerk T1 JOIN shop T2 ON T1.shop_id = T1.shop_id WHERE T2.city = 'Oslo'
+- SELECT T1.name FROM clerk T1, shop T2 WHERE T2.city = 'Oslo' AND T1.wage > T2.seats / 3
+- SELECT T1.name, T2.rating FROM clerk T1, shop T2 WHERE T2.city = 'Rome' AND T2.seats = 10
+- SELECT T3.day, T2.city FROM clerk T1 JOIN sale T3 ON T3.clerk_id = T1.id JOIN shop T2 ON T2.name = 'Bo'
+- SELECT a.name, m FROM shop a, ((SELECT avg(seats) AS m FROM shop)) b
++ SELECT T1.name, T2.name FROM clerk T1, shop T2 WHERE T2.seats = 20
++ SELECT T1.name FROM clerk T1, shop T2, sale T3 WHERE T2.city = 'Oslo'
++ SELECT T1.name FROM clerk T1 JOIN shop T2 ON T2.id = T2.id WHERE T2.city = 'Oslo'
+- SELECT a.wage - b.wage FROM clerk a, clerk b WHERE a.name LIKE 'K%' AND b.wage < 6

@@ -19,7 +19,7 @@
 + SELECT count(T1.name) FROM sale T3 JOIN clerk T1 ON T3.clerk_id = T1.id WHERE T3.amount > 1
 + SELECT sum(wage) FROM clerk JOIN sale ON clerk_id = clerk.id
 + SELECT T1.shop_id, sum(T1.wage) FROM clerk T1 JOIN sale T3 ON T3.clerk_id = T1.id GROUP BY T1.shop_id
-+ SELECT T1.name, avg(T1.wage) FROM clerk T1 JOIN sale T3 ON T3.clerk_id = T1.id GROUP BY T1.id
+- SELECT T1.name, avg(T1.wage) FROM clerk T1 JOIN sale T3 ON T3.clerk_id = T1.id GROUP BY T1.id
 + SELECT sum(T1.wage), sum(T3.amount) FROM clerk T1 JOIN sale T3 ON T3.clerk_id = T1.id
 + SELECT sum(T2.seats) FROM clerk T1 JOIN shop T2 ON T1.shop_id = T2.id JOIN sale T3 ON T3.clerk_id = T1.id
 + SELECT sum(T1.wage) FROM clerk T1 JOIN shop T2 ON T1.shop_id = T2.id JOIN sale T3 ON T3.clerk_id = T1.id
@@ -60,3 +60,9 @@
 - SELECT T2.name, T2.seats FROM clerk T1 JOIN shop T2 ON T1.shop_id = T2.id
 - SELECT sum(a.seats) FROM shop a JOIN shop b ON a.id = b.id
 - SELECT sum(T1.wage) FROM clerk T1 JOIN sale T3 ON T3.clerk_id = T1.id WHERE T3.id IN (1, 3, 4)
+- SELECT avg(T2.seats) FROM clerk T1 JOIN shop T2 ON T1.shop_id = T2.id GROUP BY T2.id
+- SELECT avg(T1.wage) FROM clerk T1 JOIN sale T3 ON T3.clerk_id = T1.id WHERE T1.id <> 2
+- SELECT T1.shop_id, avg(T1.wage) FROM clerk T1 JOIN sale T3 ON T3.clerk_id = T1.id WHERE T1.id > 1 GROUP BY T1.shop_id
+- SELECT avg(T2.rating) FROM shop T2 LEFT JOIN clerk T1 ON T1.shop_id = T2.id WHERE T2.id > 1
++ SELECT T1.shop_id, avg(T1.wage) FROM clerk T1 JOIN sale T3 ON T3.clerk_id = T1.id GROUP BY T1.shop_id
++ SELECT avg(T2.rating) FROM shop T2 LEFT JOIN clerk T1 ON T1.shop_id = T2.id

@@ -86,3 +86,6 @@
 - SELECT julianday(day) / 2 FROM sale
 - SELECT round(wage) / 2 FROM clerk
 - SELECT name FROM clerk WHERE name = 'a / b'
++ SELECT seats / 3 FROM shop; -- a third of the seats
++ SELECT seats / 3 FROM shop; /* a third */
+- SELECT seats / 3.0 FROM shop; -- a third of the seats

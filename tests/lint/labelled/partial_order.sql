@@ -72,3 +72,6 @@
 - SELECT amount FROM sale ORDER BY substr(day, 1, 7) DESC LIMIT 2 OFFSET 1
 - SELECT name FROM shop ORDER BY seats > 15 DESC LIMIT 1
 - SELECT DISTINCT name, city FROM shop ORDER BY seats DESC LIMIT 1
+- SELECT T1.wage FROM clerk T1 JOIN shop T2 ON T1.shop_id = T2.id ORDER BY T1.wage DESC LIMIT 2
+- SELECT Wage FROM clerk ORDER BY wage LIMIT 3
+- SELECT shop_id, wage AS w FROM clerk ORDER BY w, shop_id LIMIT 2

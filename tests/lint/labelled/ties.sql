@@ -72,3 +72,6 @@
 - SELECT name FROM shop WHERE EXISTS (SELECT 1 FROM clerk WHERE shop_id = shop.id LIMIT 1)
 - SELECT name FROM shop ORDER BY seats DESC
 - SELECT name FROM shop WHERE seats = (SELECT max(seats) FROM shop)
+- SELECT T1.wage FROM clerk T1 JOIN shop T2 ON T1.shop_id = T2.id ORDER BY T1.wage DESC LIMIT 2
+- SELECT Wage FROM clerk ORDER BY wage LIMIT 3
+- SELECT shop_id, wage AS w FROM clerk ORDER BY w, shop_id LIMIT 2
