@@ -90,7 +90,7 @@ def read_predictions(path: Path, golds: Sequence[Gold]) -> Predictions:
     if not text.startswith("{"):
         if path.suffix in _JSON_SUFFIXES and text:
             raise ExampleError(f"{path} is named as JSON and begins with {text[:20]!r}; rename a file of SQL to .sql.")
-        return _read_sql_lines(golds, lines)
+        return _read_sql_lines(path, golds, lines)
     try:
         content = json.loads(text)
     except json.JSONDecodeError:  # several objects, one per line
@@ -183,13 +183,18 @@ def _check_db_id(path: Path, name: str, db_id: str) -> str:
     return db_id
 
 
-def _read_sql_lines(golds: Sequence[Gold], lines: Sequence[str]) -> Predictions:
+def _read_sql_lines(path: Path, golds: Sequence[Gold], lines: Sequence[str]) -> Predictions:
     """One SQL per line, in the order of the gold file; a tab and the db_id may follow. An empty line is empty SQL."""
+    if any(map(str.strip, lines[len(golds) :])):
+        raise ExampleError(
+            f"{path} has {len(lines)} lines for {len(golds)} gold queries. Write each SQL on one line, in the order of "
+            "the gold file, or write JSON lines {id, sql}."
+        )
     sql: dict[str, str | None] = {}
     for gold, line in zip(golds, lines, strict=False):
         text, tab, db_id = line.rpartition("\t")
         sql[gold.id] = text if tab and db_id.strip() == gold.db_id else line
-    return Predictions(sql, max(0, len(lines) - len(golds)))
+    return Predictions(sql, 0)
 
 
 def _read_bird_object(path: Path, golds: Sequence[Gold], content: Mapping[str, Any]) -> Predictions:

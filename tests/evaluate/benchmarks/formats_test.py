@@ -86,7 +86,7 @@ def test_a_missing_or_garbled_file_is_named(tmp_path: Path) -> None:
         ('{"question_id": 7, "sql": "x"}\n{"id": "other", "db_id": "elsewhere", "sql": "y"}', {"7": "x"}, 1),
         ('{"sql": "x"}\n\n{"sql": "y"}\n{"sql": "z"}\n{"sql": "w"}', {"7": "x", "9": "y", "b": "z"}, 1),
         ("SELECT 1\n\nSELECT\t3\tzoo\n", {"7": "SELECT 1", "9": "", "b": "SELECT\t3"}, 0),
-        ("SELECT 1\n2\n3\n4\n5", {"7": "SELECT 1", "9": "2", "b": "3"}, 2),
+        ("SELECT 1\n2\n3\n\n \n", {"7": "SELECT 1", "9": "2", "b": "3"}, 0),
         ({"7": f"x{SEPARATOR}pets", "9": "y"}, {"7": "x", "9": "y"}, 0),  # ids
         ({"0": f"x{SEPARATOR}pets", "2": f"y{SEPARATOR}zoo"}, {"7": "x", "b": "y"}, 0),  # positions
         ({"7": "x", "9": None, "846": "y"}, {"7": "x", "9": None}, 1),
@@ -113,6 +113,7 @@ def test_prediction_files_of_every_form_are_read(
         ('{"id": 7, "sql": "x"}\n{"id": 9', "line 2 is not a prediction"),
         ('{"id": 7}\n{"id": 9}', "line 1 is not a prediction"),
         ({"7": ["x"]}, "prediction 7 is not text"),
+        ("SELECT a\nFROM t\nSELECT 2\nSELECT 3\n", "has 4 lines for 3 gold queries"),
         ('["x", "y"', "begins as a JSON list but is not JSON"),
         ('["x", 3]', "prediction 0 is not a prediction"),
         ({"0": f"x{SEPARATOR}zoo"}, "prediction 0 is for 7 on zoo"),
