@@ -75,6 +75,11 @@ class IndexedExamples(Sequence["Example"]):
     def __iter__(self) -> Iterator[Example]:
         return (self[i] for i in range(len(self)))
 
+    def digest(self) -> str:
+        """A digest of the places of the records in the file, and of their db_ids."""
+        db_ids = json.dumps([db_id for db_id, _ in self._index.databases])
+        return hashlib.blake2b(self._index.rows_NR.tobytes() + db_ids.encode(), digest_size=16).hexdigest()
+
     def positions_by_database(self) -> list[npt.NDArray[np.int64]]:
         """The positions of the examples on each database, ascending; databases in the order of their first example."""
         database_N = self._index.rows_NR[:, Row._fields.index("database")]

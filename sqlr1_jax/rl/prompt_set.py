@@ -98,7 +98,7 @@ def load_prompts(context: RunContext) -> PromptSet:
     Raises:
       ConfigError: no prompt is within the budget.
     """
-    examples = context.examples(context.config.data.train, "grpo")
+    examples = context.training_examples("grpo")
     rows, budget = context.config.grpo.rows, context.config.data.max_prompt_tokens
     row_budget = rows.prefix + 1 if rows.layout == "shared_prefix" and rows.prefix else budget  # with its last token
     if isinstance(examples, IndexedExamples):

@@ -21,6 +21,7 @@ from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model import huggingface, init, lora, peft_folder, qwen2, tokenizer
 from sqlr1_jax.rollout.engine import Engine
 from sqlr1_jax.rollout.request import Request
+from sqlr1_jax.train import training_data
 from sqlr1_jax.train.checkpoint import Checkpoints
 from sqlr1_jax.train.interrupt import abandon_if_requested
 
@@ -136,6 +137,18 @@ class RunContext:
             training=split in TRAINING_STAGES,
             index_from=data.index_from_megabytes * 1_000_000,
         )
+
+    def training_examples(self, stage: str) -> Sequence[Example]:
+        """Reads the examples that a stage, sft or grpo, trains on. Collective.
+
+        Raises:
+          ConfigError: see `examples`; or they are not those of the stage's steps so far.
+          example.ExampleError: see `examples`.
+        """
+        source = self.config.data.sft if stage == "sft" else self.config.data.train
+        examples = self.examples(source, stage)
+        collectives.run_on_primary(training_data.check_unchanged, self.workdir, stage, source, examples)
+        return examples
 
     def prompts(self, examples: Sequence[Example]) -> list[Prompt]:
         """The examples' prompts; training, evaluation and `ask` all render them here."""

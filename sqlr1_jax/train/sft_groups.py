@@ -128,7 +128,7 @@ def load_groups(context: RunContext) -> GroupSet:
     Raises:
       ConfigError: see `make_sft_examples` and `LazyGroupSet`.
     """
-    examples = context.examples(context.config.data.sft, STAGE)
+    examples = context.training_examples(STAGE)
     if isinstance(examples, IndexedExamples):
         return LazyGroupSet(context, examples)
     groups, ids = make_groups(context, examples)
