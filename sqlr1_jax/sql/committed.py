@@ -66,9 +66,11 @@ def find_log(path: str) -> str | None:
     with suppress(OSError):
         if os.stat(f"{path}-wal").st_size > _WAL_HEADER_BYTES:
             return f"{path}-wal"
-    with suppress(OSError), open(f"{path}-journal", "rb") as file:
-        if file.read(len(_JOURNAL_MAGIC)) == _JOURNAL_MAGIC:
-            return f"{path}-journal"
+    journal = f"{path}-journal"
+    with suppress(OSError):
+        if os.stat(journal).st_size:  # where there is no file, stat takes a quarter of the time of open
+            with open(journal, "rb") as file:
+                return journal if file.read(len(_JOURNAL_MAGIC)) == _JOURNAL_MAGIC else None
     return None
 
 
