@@ -21,9 +21,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from sqlr1_jax.data.schema import open_database, quote, visible_objects
+from sqlr1_jax.data.schema import open_database, quote, read_columns, visible_objects
+from sqlr1_jax.sql import backends, modules
 from sqlr1_jax.sql import database as sqlite
-from sqlr1_jax.sql import modules
 
 FORMAT = "rows"  # a value of the setting data.schema
 ROWS = 3  # example rows of a table
@@ -33,7 +33,8 @@ MAX_CELL_LENGTH = 40  # characters
 def render(database: str | Path) -> str:
     """The tables of an SQLite file, then its views without rows, separated by empty lines, without a final newline.
 
-    Shadow tables (sql/modules.py) are left out. So is a table that cannot be read; the log names it once.
+    Shadow tables (sql/modules.py) are left out, and so are tables and views whose columns cannot be read. A table whose
+    rows cannot be read is shown without them. The log names each once.
 
     Raises:
       sql.database.DatabaseError: the file cannot be opened or read; the message names it.
@@ -42,8 +43,8 @@ def render(database: str | Path) -> str:
     with closing(open_database(path)) as connection:
         try:
             objects = visible_objects(connection, modules.virtual_tables(connection))
-        except sqlite3.Error as error:
-            raise sqlite.DatabaseError(f"{path}: cannot read its tables: {error}") from error
+        except backends.ERRORS as error:
+            raise sqlite.DatabaseError(f"{path}: cannot read its tables: {backends.message_of(error)}") from error
         tables_first = sorted(objects, key=lambda row: row[1])
         texts = [_object(connection, path, *row) for row in tables_first]
         return "\n\n".join(text for text in texts if text)
@@ -51,14 +52,15 @@ def render(database: str | Path) -> str:
 
 def _object(connection: sqlite3.Connection, path: Path, name: str, kind: str, sql: str) -> str:
     """The statement of a table, with its first rows, or of a view, which may be slow; "" if it cannot be read."""
+    _, problem = read_columns(connection, path, kind, name)
+    if problem or kind == "view":
+        return "" if problem else sql
     try:
-        if kind == "table":
-            return f"{sql} \n {_example_rows(connection, name)}"
-        connection.execute(f"SELECT 1 FROM {quote(name)} LIMIT 0")
+        return f"{sql} \n {_example_rows(connection, name)}"
+    except backends.ERRORS as error:
+        message = backends.message_of(error)
+        sqlite.warn_once(f"{path}: table {name} is shown without rows, since they cannot be read ({message}).")
         return sql
-    except sqlite3.Error as error:
-        sqlite.warn_once(f"{path}: {kind} {name} is left out of the schema, since it cannot be read ({error}).")
-        return ""
 
 
 def _example_rows(connection: sqlite3.Connection, table: str) -> str:

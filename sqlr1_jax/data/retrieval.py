@@ -134,11 +134,15 @@ def _read_values(database: Path, schema: Schema) -> dict[str, list[tuple[str, st
     values: dict[str, list[tuple[str, str]]] = {}
     with closing(open_database(database)) as connection:
         for table in schema.tables:
-            for column in table.columns:
-                name, source = quote(column.name), quote(table.name)
-                query = f"""SELECT DISTINCT {name} FROM {source} NOT INDEXED
-                    WHERE typeof({name}) = 'text' AND length({name}) BETWEEN 1 AND {MAX_VALUE_LENGTH}"""
-                for (value,) in read_values(connection, query, database, table.name, column.name):
+            queries = {column.name: _values_query(table.name, column.name) for column in table.columns}
+            for column, rows in read_values(connection, queries, database, table.name):
+                for (value,) in rows:
                     if "\n" not in value and "\r" not in value:
-                        values.setdefault(value, []).append((table.name, column.name))
+                        values.setdefault(value, []).append((table.name, column))
     return values
+
+
+def _values_query(table: str, column: str) -> str:
+    name = quote(column)
+    return f"""SELECT DISTINCT {name} FROM {quote(table)} NOT INDEXED
+        WHERE typeof({name}) = 'text' AND length({name}) BETWEEN 1 AND {MAX_VALUE_LENGTH}"""

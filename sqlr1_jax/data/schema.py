@@ -16,14 +16,14 @@ import dataclasses
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from sqlr1_jax.data import comments
+from sqlr1_jax.sql import backends, modules
 from sqlr1_jax.sql import database as sqlite
-from sqlr1_jax.sql import modules
 
 FORMATS = ("retrieved", "fixed", "qualified", "compact")  # values of the setting data.schema, longest text first
 FORMATS_WITHOUT_VALUES = ("qualified", "compact")
@@ -44,8 +44,8 @@ _RESERVED = """add all alter and as autoincrement between case cast check collat
 RESERVED = frozenset(_RESERVED.split())
 _BARE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
-_OBJECTS = """SELECT name, type, sql FROM sqlite_master
-    WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid"""
+_OBJECTS = """SELECT name, type, CAST(sql AS TEXT) FROM sqlite_master WHERE type IN ('table', 'view')
+    AND typeof(name) = 'text' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid"""
 _COLUMNS = "SELECT name, type, pk FROM pragma_table_xinfo(?) WHERE hidden != 1 ORDER BY cid"
 _KEYS = """SELECT id, "from", "table", "to" FROM pragma_foreign_key_list(?) ORDER BY id DESC, seq"""
 
@@ -87,6 +87,7 @@ class Schema:
     tables: tuple[Table, ...]  # in the order of their creation
     foreign_keys: tuple[ForeignKey, ...]
     views: tuple[Table, ...] = ()  # their columns have no values: a view may be slow
+    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)  # why, by the name of a table or view
 
 
 def read_schema(database: str | Path, sampled: bool = True) -> Schema:
@@ -101,11 +102,11 @@ def read_schema(database: str | Path, sampled: bool = True) -> Schema:
     path = Path(database)
     with closing(open_database(path)) as connection:
         try:
-            tables, views = _read_tables(connection, path, sampled)
-            keys = [key for table in tables for key in _read_keys(connection, table, tables)]
-        except sqlite3.Error as error:
-            raise sqlite.DatabaseError(f"{path}: cannot read its schema: {error}") from error
-    return Schema(tuple(tables), tuple(keys), tuple(views))
+            tables, views, left_out = _read_tables(connection, path, sampled)
+        except backends.ERRORS as error:
+            raise sqlite.DatabaseError(f"{path}: cannot read its schema: {backends.message_of(error)}") from error
+        keys = [key for table in tables for key in _read_keys(connection, table, tables)]
+    return Schema(tuple(tables), tuple(keys), tuple(views), left_out)
 
 
 def open_database(path: Path) -> sqlite3.Connection:
@@ -205,8 +206,10 @@ def _join_names(names: Sequence[str]) -> str:
     return ", ".join(quote(name) for name in names)
 
 
-def _read_tables(connection: sqlite3.Connection, path: Path, sampled: bool) -> tuple[list[Table], list[Table]]:
-    """Tables and views with their comments; BIRD's descriptions win over comments in the SQL."""
+def _read_tables(
+    connection: sqlite3.Connection, path: Path, sampled: bool
+) -> tuple[list[Table], list[Table], dict[str, str]]:
+    """Tables, views, and why others are left out. BIRD's descriptions win over comments in the SQL."""
     module_of = modules.virtual_tables(connection)
     objects = visible_objects(connection, module_of)
     comment_of: dict[tuple[str, str], str] = {}
@@ -215,28 +218,47 @@ def _read_tables(connection: sqlite3.Connection, path: Path, sampled: bool) -> t
             comment_of.update({(name.lower(), column): text for column, text in comments.from_sql(sql).items()})
     comment_of |= comments.from_descriptions(path)
     found: dict[str, list[Table]] = {"table": [], "view": []}
+    left_out: dict[str, str] = {}
     for name, kind, _ in objects:
-        try:
-            rows = connection.execute(_COLUMNS, (name,)).fetchall()
-        except sqlite3.Error as error:
-            sqlite.warn_once(f"{path}: {kind} {name} is left out of the schema, since it cannot be read ({error}).")
+        rows, problem = read_columns(connection, path, kind, name)
+        if problem:
+            left_out[name] = problem
             continue
         columns = [
             Column(column, type_, key, comment_of.get((name.lower(), column.lower()), ""))
             for column, type_, key in rows
         ]
         if sampled and kind == "table":
-            columns = [dataclasses.replace(c, values=_sample(connection, path, name, c.name)) for c in columns]
+            columns = _with_values(connection, path, name, columns)
         found[kind].append(Table(name, tuple(columns), module_of.get(name, "")))
-    return found["table"], found["view"]
+    return found["table"], found["view"], left_out
+
+
+def read_columns(
+    connection: sqlite3.Connection, path: Path, kind: str, name: str
+) -> tuple[list[tuple[str, str, int]], str]:
+    """Returns (name, type, place in the primary key) of each column of a table or view, and "".
+
+    If it cannot be read, returns no columns and the reason, which the log says once. kind: "table" or "view".
+    """
+    problem = "its entry in the schema is malformed"
+    try:
+        rows = connection.execute(_COLUMNS, (name,)).fetchall()
+    except backends.ERRORS as error:
+        rows, problem = [], backends.message_of(error)
+    if rows:
+        return rows, ""
+    sqlite.warn_once(f"{path}: {kind} {name} is left out of the schema, since it cannot be read ({problem}).")
+    return [], problem
 
 
 def _read_keys(connection: sqlite3.Connection, table: Table, tables: Sequence[Table]) -> list[ForeignKey]:
     """The foreign keys of a table, with names spelled as the tables spell them."""
     by_name = {other.name.lower(): other for other in tables}
     rows: dict[int, list[tuple[str, str, str | None]]] = {}
-    for number, column, parent, parent_column in connection.execute(_KEYS, (table.name,)):
-        rows.setdefault(number, []).append((column, parent, parent_column))
+    with suppress(*backends.ERRORS):  # of a virtual table that cannot be connected
+        for number, column, parent, parent_column in connection.execute(_KEYS, (table.name,)):
+            rows.setdefault(number, []).append((column, parent, parent_column))
     keys = [_foreign_key(by_name, table.name, columns) for columns in rows.values()]
     return [key for key in keys if key]
 
@@ -265,24 +287,36 @@ def _spelling(table: Table, column: str) -> str | None:
     return next((c.name for c in table.columns if c.name.lower() == column.lower()), None)
 
 
-def _sample(connection: sqlite3.Connection, path: Path, table: str, column: str) -> tuple[Value, ...]:
-    """The first distinct short values among the table's first rows, in row order; none if they cannot be read."""
+def _with_values(connection: sqlite3.Connection, path: Path, table: str, columns: Sequence[Column]) -> list[Column]:
+    """The columns with their first distinct short values among the table's first rows, in row order."""
+    queries = {column.name: _sample_query(table, column.name) for column in columns}
+    values = dict(read_values(connection, queries, path, table))
+    return [dataclasses.replace(c, values=tuple(row[0] for row in values.get(c.name, ()))) for c in columns]
+
+
+def _sample_query(table: str, column: str) -> str:
     name, source = quote(column), quote(table)
     # NOT INDEXED, since an index would give the rows in its own order.
-    query = f"""SELECT DISTINCT v FROM (SELECT {name} AS v FROM {source} NOT INDEXED LIMIT {SAMPLED_ROWS})
+    return f"""SELECT DISTINCT v FROM (SELECT {name} AS v FROM {source} NOT INDEXED LIMIT {SAMPLED_ROWS})
         WHERE v IS NOT NULL AND typeof(v) != 'blob' AND length(v) BETWEEN 1 AND {MAX_VALUE_LENGTH}
         AND instr(v, char(10)) = 0 AND instr(v, char(13)) = 0 LIMIT {SAMPLED_VALUES}"""
-    return tuple(row[0] for row in read_values(connection, query, path, table, column))
 
 
 def read_values(
-    connection: sqlite3.Connection, query: str, path: Path, table: str, column: str
-) -> list[tuple[Any, ...]]:
-    """The rows of a query on one column. An unreadable one, as by an extension's collation, has none and is logged."""
-    try:
-        return connection.execute(query).fetchall()
-    except sqlite3.Error as error:
-        sqlite.warn_once(
-            f"{path}: column {column} of table {table} is shown without values; they are unreadable: {error}."
-        )
-        return []
+    connection: sqlite3.Connection, queries: Mapping[str, str], path: Path, table: str
+) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
+    """Yields (column, rows of its query) for the columns of a table.
+
+    Columns that cannot be read, as by an extension's collation, are missing; the log names them once.
+    """
+    file = sqlite.readable_file(path)
+    errors: dict[str, str] = {}
+    for column, query in queries.items():
+        try:
+            sqlite.limit_steps(connection, file)
+            yield column, connection.execute(query).fetchall()
+        except backends.ERRORS as error:
+            errors[column] = backends.message_of(error)
+    if errors:
+        reasons = "; ".join(dict.fromkeys(errors.values()))
+        sqlite.warn_once(f"{path}: table {table} is shown without values of {', '.join(errors)}: {reasons}.")

@@ -160,6 +160,8 @@ def _run_and_apply_rules(runner: QueryRunner, tables: schema.Schema, queries: Se
     queries = [sql for sql in queries if sql not in broken]
     outcomes = runner.run(queries)
     reasons = {sql: _outcome_reasons(outcome) for sql, outcome in outcomes.items()}
+    left_out = {name: f"{name}: {why}" for name, why in tables.left_out.items()}
+    broken |= {sql: text for sql in queries if "fails" in reasons[sql] and (text := _named_in(sql, left_out))}
     for kind in (OutcomeKind.OK, OutcomeKind.TIMEOUT, OutcomeKind.TOO_LARGE):
         of_kind = {sql: reasons[sql] for sql in queries if outcomes[sql].kind == kind}
         # Variants of a query that takes too long would take as long.
@@ -171,7 +173,12 @@ def _broken_table(sql: str, tables: schema.Schema, errors: Mapping[str, str]) ->
     """The error of the first unreadable table that a query names, or of the first one if none can be read; else ""."""
     if errors and len(errors) == len(tables.tables):
         return next(iter(errors.values()))
-    named = (text for name, text in errors.items() if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", sql, re.IGNORECASE))
+    return _named_in(sql, errors)
+
+
+def _named_in(sql: str, texts: Mapping[str, str]) -> str:
+    """The text of the first name that occurs in a query, else ""."""
+    named = (text for name, text in texts.items() if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", sql, re.IGNORECASE))
     return next(named, "")
 
 

@@ -19,6 +19,8 @@ from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.sql.compare import OPAQUE
 
 NAMES = ("sqlite3", "apsw")
+# What a statement raises. UnicodeDecodeError: SQLite's message or a column's name has bytes that are not UTF-8.
+ERRORS = (sqlite3.Error, UnicodeDecodeError)
 # sqlite3 allows nothing but white space and comments after a statement, not even an empty statement.
 _BLANK = re.compile(r"(?:\s|--[^\n]*|/\*.*?(?:\*/|\Z))*+", re.DOTALL)
 _OPAQUE = re.compile(OPAQUE, re.DOTALL)
@@ -148,6 +150,11 @@ class ApswCursor:
             if not last or (len(ends) == 2 and not "".join(ends).strip()):
                 raise sqlite3.ProgrammingError("You can only execute one statement at a time.")
         return True
+
+
+def message_of(error: Exception) -> str:
+    """The message of one of ERRORS, with replacement characters for bytes that are not UTF-8."""
+    return error.object.decode(errors="replace") if isinstance(error, UnicodeDecodeError) else str(error)
 
 
 def first_word(sql: str) -> str:

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import logging
 import os
-import sqlite3
+from itertools import chain, repeat
 from typing import Any
 
 from sqlr1_jax.errors import Sqlr1Error
@@ -15,7 +15,13 @@ from sqlr1_jax.sql.committed import LogError, committed_file
 
 log = logging.getLogger(__name__)
 
+STEPS_PER_TICK = 1000
+STEPS_PER_BYTE = 20  # a scan takes about 25 steps a row, and a row at least 6 bytes
 SUFFIXES = (".sqlite", ".db", ".sqlite3")  # of database files, the usual one first
+_MALFORMED = "malformed database schema"  # SQLite's message for an entry that it cannot parse
+# A table that SQLite has parsed.
+_LOADED = """SELECT 1 FROM sqlite_master AS object, pragma_table_xinfo(object.name)
+    WHERE object.type = 'table' AND object.rootpage > 0 AND object.name NOT LIKE 'sqlite\\_%' ESCAPE '\\' LIMIT 1"""
 # What else a file may be: (first bytes, what it is and the fix).
 _KINDS = (
     (b"version https://git-lfs.github.com/", "a Git LFS pointer, not the database: run `git lfs pull`"),
@@ -32,25 +38,64 @@ class DatabaseError(Sqlr1Error):
     """A database file cannot be read; the message names the file and the fix."""
 
 
-def open_readonly(path: str | os.PathLike[str], backend: str = "sqlite3") -> Any:
+def open_readonly(path: str | os.PathLike[str], backend: str = "sqlite3", whole: bool = False) -> Any:
     """Opens a database file read-only and immutable: no SQL can write to it, and SQLite uses no locks or journal.
 
-    If a log stands beside the file, opens a copy to which the log was applied (sql/committed.py).
+    If a log stands beside the file, opens a copy to which the log was applied (sql/committed.py). If entries of its
+    schema are malformed, the tables, indices and views of the other entries can be read; the log says so once.
 
-    backend: a name in `backends.NAMES`. Raises DatabaseError if the file is missing, empty or not a SQLite database.
+    Args:
+      path: the file.
+      backend: a name in `backends.NAMES`.
+      whole: a malformed entry of the schema is an error.
+
+    Raises:
+      DatabaseError: the file is missing, empty or not a SQLite database, or its schema is malformed and no table of it
+        can be read.
     """
     name = os.path.abspath(os.fspath(path))
-    escaped = readable_file(name).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    file = readable_file(name)
+    escaped = file.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     uri = f"file://{escaped}?mode=ro&immutable=1"
     connection = None
     try:
         connection = backends.connect(backend, uri)
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.Error as error:
+        limit_steps(connection, file)
+        _load_schema(connection, name, whole)
+        connection.set_progress_handler(None, STEPS_PER_TICK)
+    except backends.ERRORS as error:
         if connection is not None:
             connection.close()
-        raise DatabaseError(_why_unreadable(name, error)) from error
+        raise DatabaseError(_why_unreadable(name, backends.message_of(error))) from error
     return connection
+
+
+def limit_steps(connection: Any, file: str) -> None:
+    """Interrupts the connection's statements once they have taken more steps than reading the whole file takes.
+
+    In a damaged file pages may refer to one another, so that a scan does not end. Call this before each long statement.
+
+    file: as from `readable_file`.
+    """
+    ticks = 1000 + os.path.getsize(file) * STEPS_PER_BYTE // STEPS_PER_TICK
+    connection.set_progress_handler(chain(repeat(False, ticks), repeat(True)).__next__, STEPS_PER_TICK)
+
+
+def _load_schema(connection: Any, name: str, whole: bool) -> None:
+    """Makes SQLite parse the schema, if not `whole` without its malformed entries. Raises one of backends.ERRORS."""
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return
+    except backends.ERRORS as error:
+        malformed = backends.message_of(error)
+        if whole or not malformed.startswith(_MALFORMED):
+            raise
+        # With this pragma SQLite skips malformed entries. The file is still read-only.
+        connection.execute("PRAGMA writable_schema=ON").close()
+        if connection.execute(_LOADED).fetchone() is None:
+            raise
+    connection.execute("PRAGMA writable_schema=OFF").close()
+    warn_once(f"{name}: {malformed}. Only what this does not affect can be read; restore the file for the rest.")
 
 
 def readable_file(path: str | os.PathLike[str]) -> str:
@@ -87,7 +132,7 @@ def _check_file(name: str) -> None:
         raise DatabaseError(f"{name} is empty (0 bytes), so it has no tables: restore the file.")
 
 
-def _why_unreadable(name: str, error: sqlite3.Error) -> str:
+def _why_unreadable(name: str, error: str) -> str:
     """What the file is instead of a SQLite database, by its first bytes."""
     try:
         with open(name, "rb") as file:

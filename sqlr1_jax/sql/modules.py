@@ -30,7 +30,8 @@ geopoly_group_bbox geopoly_json geopoly_overlap geopoly_regular geopoly_svg geop
 """
 FUNCTIONS = frozenset(_FUNCTIONS.split())
 # A table without a root page is virtual.
-_VIRTUAL = "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND rootpage = 0"
+_VIRTUAL = """SELECT name, CAST(sql AS TEXT) FROM sqlite_master
+    WHERE type = 'table' AND rootpage = 0 AND typeof(name) = 'text'"""
 _NAME = r"""(?:"(?:[^"]|"")*"|`(?:[^`]|``)*`|'(?:[^']|'')*'|\[[^\]]*\]|\S+)"""
 _USING = re.compile(rf"""CREATE\s+VIRTUAL\s+TABLE\s+{_NAME}\s+USING\s+["'`\[]?(\w+)""", re.IGNORECASE)
 

@@ -98,8 +98,10 @@ class Session:
         self.used_module = False  # a statement read a virtual table, whose module keeps state that later ones would see
         self.connection = self._open(path)
         self._modules: dict[str, str] = {}
-        with suppress(sqlite3.Error):  # a damaged schema is an error of the statements that need it
+        self.connection.text_factory = lambda text: text.decode(errors="replace")
+        with suppress(*backends.ERRORS):  # a damaged schema is an error of the statements that need it
             self._modules = modules.virtual_tables(self.connection)
+        self.connection.text_factory = str
         self._harden()
         self._begin(0)
 
@@ -132,7 +134,7 @@ class Session:
         self._begin(STEPS_PER_TICK)
         try:
             self.connection.execute(f"EXPLAIN {sql}").close()
-        except (sqlite3.Error, sqlite3.Warning):
+        except (*backends.ERRORS, sqlite3.Warning):
             return False
         return True
 
@@ -180,7 +182,7 @@ class Session:
         for name, module in self._modules.items():
             if module in modules.SHADOW_SUFFIXES:
                 quoted = name.replace('"', '""')
-                with suppress(sqlite3.Error):
+                with suppress(*backends.ERRORS):
                     self.connection.execute(f'SELECT 1 FROM "{quoted}" LIMIT 0').close()
 
     def authorize(self, action: int, first: str | None, second: str | None, *rest: str | None) -> int:
@@ -325,7 +327,7 @@ def _fetch(cursor: Any, limits: Limits) -> list[Row]:
 
 def _classify(error: Exception, session: Session, sql: str) -> tuple[OutcomeKind, str]:
     """The kind of outcome for an exception, and its message."""
-    message = str(error)
+    message = backends.message_of(error)
     if isinstance(error, _TooLarge):
         return OutcomeKind.TOO_LARGE, message
     if session.denied:
@@ -334,6 +336,8 @@ def _classify(error: Exception, session: Session, sql: str) -> tuple[OutcomeKind
         return OutcomeKind.TIMEOUT, f"stopped after {session.steps} steps"
     if "one statement at a time" in message:
         return OutcomeKind.DENIED, "only one statement is allowed"
+    if isinstance(error, UnicodeDecodeError):
+        return OutcomeKind.RUNTIME_ERROR, f"a name in the database, or a message about it, is not UTF-8: {message}"
     if isinstance(error, (ValueError, sqlite3.ProgrammingError)) or "query string is too large" in message:
         return OutcomeKind.SYNTAX_ERROR, message
     return (OutcomeKind.RUNTIME_ERROR if session.compiles(sql) else OutcomeKind.SYNTAX_ERROR), message

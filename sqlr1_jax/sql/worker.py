@@ -10,6 +10,7 @@ hung.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import signal
@@ -265,6 +266,7 @@ def _read_frames(source: int) -> Iterator[Any]:
 def main() -> None:
     """Serves stdin and stdout, and makes both unreachable for all other code in this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.disable()  # what a database lacks is said by the parent, which reads its schema
     source, sink = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)

@@ -15,6 +15,7 @@ from typing import Any
 from sqlr1_jax.sql import backends, clock
 from sqlr1_jax.sql.compare import Row
 from sqlr1_jax.sql.compat import official
+from sqlr1_jax.sql.database import open_readonly
 from sqlr1_jax.sql.sandbox import Limits, Session, SessionFactory
 
 _FUNCTIONS = """
@@ -60,7 +61,7 @@ class OfficialSession(Session):
 
     def _open(self, path: str) -> Any:
         if os.path.exists(path) and os.path.getsize(path):
-            return super()._open(path)
+            return open_readonly(path, self._backend, whole=True)
         return backends.connect(self._backend, ":memory:")
 
 
