@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -16,6 +17,8 @@ from sqlr1_jax.errors import ConfigError, Sqlr1Error
 log = logging.getLogger(__name__)
 
 OnBadLines = Literal["error", "warn", "keep"]
+_START = 256  # bytes of a file that tell what it is
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class EncodingError(Sqlr1Error):
@@ -73,7 +76,9 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_jsonl(path: Path, records: Iterable[Any], ensure_ascii: bool = True) -> None:
     """Writes a line of JSON per record, atomically. ensure_ascii: whether to escape letters outside ASCII."""
-    atomic_write_text(path, "".join(json.dumps(record, ensure_ascii=ensure_ascii) + "\n" for record in records))
+    text = "".join(json.dumps(record, ensure_ascii=ensure_ascii) + "\n" for record in records)
+    # A file cannot hold half of a surrogate pair, which a string of JSON can.
+    atomic_write_text(path, _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):x}", text))
 
 
 def user_path(text: str) -> Path:
@@ -90,15 +95,40 @@ def user_path(text: str) -> Path:
 
 def find_fault(path: Path) -> str:
     """What an interrupted or refused download left instead of a file, as the end of a sentence; "" if nothing known."""
-    with path.open("rb") as file:
-        start = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if not start:
+    content = _first_bytes(path)
+    start = content.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not start and len(content) < _START:
         return "is empty"
     if start.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer instead of the file: run `git lfs pull` in its folder"
     if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         return "is a web page instead of the file, perhaps one that asks for a login"
     return ""
+
+
+def find_text_fault(path: Path) -> str:
+    """As `find_fault`, for a file of text: it may also be UTF-16 without a byte order mark, which is valid UTF-8."""
+    content = _first_bytes(path)
+    if len(content) >= 8 and not (any(content[:8:2]) and any(content[1:8:2])):
+        return "is UTF-16 or UTF-32: save it as UTF-8, for example with `iconv -t utf-8 -f utf-16le`"
+    return find_fault(path)
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_START)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+      ValueError: it is not JSON, or nested too deeply, or it has a number of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def read_json(path: Path) -> Any:
@@ -108,8 +138,8 @@ def read_json(path: Path) -> Any:
       JsonError: it is not JSON; the message says if it is empty, a Git LFS pointer or a web page.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        return parse_json(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
         if fault := find_fault(path):
             raise JsonError(f"{path} {fault}. Restore the file, or download it again.") from error
         raise JsonError(f"{path} is not JSON ({error}). Restore the file, or download it again.") from error
@@ -149,7 +179,7 @@ def read_numbered_jsonl(path: Path, on_bad_lines: OnBadLines = "error") -> Itera
             if not line.strip():
                 continue
             try:
-                value = json.loads(line)
+                value = parse_json(line)
             except ValueError:
                 problem = f"{path}, line {number} is not JSON: {line.strip()[:60]!r}"
                 if on_bad_lines == "error":

@@ -263,12 +263,23 @@ class _Reader:
         database = self._databases[db_id]
         if isinstance(database, str):
             raise _BadRecordError(database)
-        return self._make(record_id, db_id, database, record)
+        example = self._make(record_id, db_id, database, record)
+        if any(isinstance(text, str) and not _is_unicode(text) for text in vars(example).values()):
+            raise _BadRecordError("its text has half of a surrogate pair (\\ud800 to \\udfff), which is no character")
+        return example
 
     def _make(self, record_id: str, db_id: str, database: Path, record: Mapping[str, Any]) -> Example:
         texts = {key: str(record.get(key) or "") for key in _OPTIONAL_TEXTS}
         texts |= {"question": record["question"], "sql": record["sql"], "source": self._spec}
         return Example(record_id, db_id, database, spoiled=bool(record.get("spoiled", False)), **texts)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _record_id(position: int, record: Mapping[str, Any]) -> str:
@@ -326,7 +337,7 @@ def _find_database(folder: Path | None, db_id: str) -> Path | str:
         try:
             sqlite.open_readonly(path).close()
         except sqlite.DatabaseError as error:
-            if path.exists() and why == NO_DATABASE:
+            if os.path.exists(path) and why == NO_DATABASE:
                 why = f"{UNREADABLE_DATABASE}: {error}"
             continue
         return path

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sqlr1_jax.errors import Sqlr1Error
-from sqlr1_jax.io import EncodingError, open_text
+from sqlr1_jax.io import EncodingError, find_text_fault, open_text, parse_json
 
 # An upper bound on the length of a JSON token that is not a string or number. If the buffer's end cuts a token off, the
 # parser's error lies within this many characters of the end.
@@ -75,7 +75,7 @@ class Source:
           ExampleError: there is no record, because the file has changed.
         """
         try:
-            return self._fields(json.loads(os.pread(descriptor, span.length, span.start)))
+            return self._fields(parse_json(os.pread(descriptor, span.length, span.start)))
         except ValueError as error:
             raise ExampleError(f"{self.file} changed while it was in use: start the run again.") from error
 
@@ -114,7 +114,9 @@ def json_list(file: Path, chunk: int = 1 << 22) -> Iterator[tuple[Any, Span]]:
         buffer, count = text.read(chunk), 0
         position = _skip(buffer, 0, _BLANKS)
         if buffer[position : position + 1] != "[":
-            raise ExampleError(f"{file}: not a JSON list of records.")
+            raise ExampleError(
+                f"{file}: not a JSON list of records. Write [{{…}}, {{…}}], or a .jsonl file with a record a line."
+            )
         position += 1
         offset = _mark_length(file) + position  # of buffer[position] in the file, in bytes
         while True:
@@ -131,7 +133,10 @@ def json_list(file: Path, chunk: int = 1 << 22) -> Iterator[tuple[Any, Span]]:
                 continue
             more = "" if error else text.read(chunk)
             if not more:
-                raise ExampleError(f"{file}: broken JSON at record {count} ({error or 'the file ends in it'}).")
+                reason = error or "the file ends in it"
+                raise ExampleError(
+                    f"{file}: broken JSON at record {count} ({reason}). Repair the record, or download the file again."
+                )
             buffer, position = buffer[position:] + more, 0
 
 
@@ -165,8 +170,8 @@ def _json_lines(file: Path) -> Iterator[tuple[Any, Span]]:
 
 def _value_or_none(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return None
 
 
@@ -180,12 +185,18 @@ def _parse_value(buffer: str, position: int) -> tuple[tuple[Any, int] | None, st
     except json.JSONDecodeError as error:
         cut = error.msg.startswith("Unterminated string") or error.pos > len(buffer) - _MAX_TOKEN_LENGTH
         return None, "" if cut else error.msg
+    except ValueError:
+        return None, "a number has too many digits"
+    except RecursionError:
+        return None, "it is nested too deeply"
     if end == len(buffer):  # more digits of a number may follow
         return None, ""
     return (value, end), ""
 
 
 def _read_values(file: Path) -> Values:
+    if file.suffix in (".json", ".jsonl"):
+        check_content(file)
     if file.suffix == ".jsonl":
         return _json_lines(file)
     if file.suffix == ".parquet" or file.is_dir():
@@ -195,6 +206,12 @@ def _read_values(file: Path) -> Values:
         values = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
         return ((value, None) for value in values)
     return json_list(file)
+
+
+def check_content(file: Path) -> None:
+    """Raises ExampleError if a file of text is empty, UTF-16, or what an interrupted or refused download left."""
+    if fault := find_text_fault(file):
+        raise ExampleError(f"{file} {fault}. Restore the file, or download it again.")
 
 
 def _find_file(prefix: str, path: Path, names: tuple[str, ...]) -> Path:
@@ -256,16 +273,20 @@ def _ground_truth(record: Mapping[str, Any]) -> Mapping[str, Any]:
     truth: Any = next((holder["ground_truth"] for holder in holders if holder.get("ground_truth")), {})
     if isinstance(truth, str):
         try:
-            value = json.loads(truth)
+            value = parse_json(truth)
         except ValueError:
             value = None
         truth = value if isinstance(value, Mapping) else {"sql": truth}
     return truth if isinstance(truth, Mapping) else {}
 
 
-def _question_in(prompt: str | Iterable[Any]) -> str:
-    """The question in a prompt's last message: the text from `Question:` to the next heading or the end of the turn."""
-    messages = [prompt] if isinstance(prompt, str) else list(prompt)[-1:]
+def _question_in(prompt: Any) -> str:
+    """The question in a prompt's last message: the text from `Question:` to the next heading or the end of the turn.
+
+    prompt: a text, a message or a list of messages. In anything else there is no question.
+    """
+    is_list = isinstance(prompt, Iterable) and not isinstance(prompt, str | Mapping)
+    messages = list(prompt)[-1:] if is_list else [prompt]
     text = "".join(str(m.get("content", "")) if isinstance(m, Mapping) else str(m) for m in messages)
     matches = re.findall(r"Question:\s*(.*?)\s*(?:\n\n?[A-Z][A-Za-z ]*:\s*\n|<\|im_end\|>|\Z)", text, re.S)
     return matches[-1] if matches else ""

@@ -139,7 +139,7 @@ def mutate_database(path: Path, seed: int) -> str:
 
 
 def _flip(rng: random.Random, path: Path) -> None:
-    data = bytearray(path.read_bytes())
+    data = bytearray(path.read_bytes() or b"\0")
     for _ in range(rng.choice((1, 3, 10, 100))):
         data[rng.randrange(len(data))] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
     path.write_bytes(data)

@@ -10,7 +10,7 @@ A file with a record that cannot be scored is refused as a whole.
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 from sqlr1_jax.data import sources
 from sqlr1_jax.data.example import database_candidates
 from sqlr1_jax.data.sources import ExampleError
-from sqlr1_jax.io import EncodingError, open_text, read_numbered_jsonl
+from sqlr1_jax.io import EncodingError, open_text, parse_json, read_numbered_jsonl
 from sqlr1_jax.sql import database as sqlite
 
 BIRD_SEPARATOR = "\t----- bird -----\t"
@@ -91,10 +91,12 @@ def read_predictions(path: Path, golds: Sequence[Gold]) -> Predictions:
         if path.suffix in _JSON_SUFFIXES and text:
             raise ExampleError(f"{path} is named as JSON and begins with {text[:20]!r}; rename a file of SQL to .sql.")
         return _read_sql_lines(path, golds, lines)
+    content = None
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError:  # several objects, one per line
-        content = None
+        content = parse_json(text)
+    except ValueError as error:
+        if not _is_json(text.partition("\n")[0]):  # else there are several objects, one per line
+            raise ExampleError(f"{path} begins as JSON but is not JSON ({error}): write the file again.") from error
     if isinstance(content, Mapping) and "sql" not in content:
         return _read_bird_object(path, golds, content)
     return _read_records(path, golds, ((f"line {n}", value) for n, value in read_numbered_jsonl(path, "keep")))
@@ -119,8 +121,8 @@ def find_databases(golds: Iterable[Gold], folder: Path, lenient: bool = False) -
     found: dict[str, Path] = {}
     missing: list[str] = []
     for db_id in dict.fromkeys(gold.db_id for gold in golds):
-        files = [path for path in database_candidates(folder, db_id) if path.is_file()]
-        if not files and lenient and (folder / db_id).is_dir():
+        files = [path for path in database_candidates(folder, db_id) if os.path.isfile(path)]
+        if not files and lenient and os.path.isdir(folder / db_id):
             files = database_candidates(folder, db_id)[:1]
         if not files:
             missing.append(db_id)
@@ -217,8 +219,8 @@ def _read_bird_object(path: Path, golds: Sequence[Gold], content: Mapping[str, A
 def _read_list(path: Path, golds: Sequence[Gold], text: str) -> Predictions:
     """A JSON list of SQL, in the order of the gold file, or of objects."""
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
+        values = parse_json(text)
+    except ValueError as error:
         raise ExampleError(f"{path} begins as a JSON list but is not JSON ({error}): write the file again.") from error
     if all(isinstance(value, str | None) for value in values):
         sql = {gold.id: value for gold, value in zip(golds, values, strict=False)}
@@ -279,6 +281,14 @@ class _Collector:
         return Predictions(self._sql, self._ignored)
 
 
+def _is_json(text: str) -> bool:
+    try:
+        parse_json(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _lines(path: Path) -> list[str]:
     try:
         with open_text(path) as file:
@@ -290,3 +300,4 @@ def _lines(path: Path) -> list[str]:
 def _check_file(path: Path, option: str) -> None:
     if not path.is_file():
         raise ExampleError(f"{path}: no such file; check {option}=.")
+    sources.check_content(path)
