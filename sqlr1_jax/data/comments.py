@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Iterator
 from pathlib import Path
+
+from sqlr1_jax.sql.database import warn_once
 
 _TOKEN = re.compile(
     r"""(?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z))
@@ -47,16 +50,32 @@ def from_sql(create_table: str) -> dict[str, str]:
 
 
 def from_descriptions(database: Path) -> dict[tuple[str, str], str]:
-    """Descriptions in BIRD's `database_description/<table>.csv` next to a database, by lower-case (table, column)."""
+    """Descriptions in BIRD's `database_description/<table>.csv` next to a database, by lower-case (table, column).
+
+    A file is used up to the line that cannot be read, which the log names once.
+    """
     comments: dict[tuple[str, str], str] = {}
     for path in sorted((database.parent / "database_description").glob("*.csv")):
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
-            for row in csv.DictReader(lines):
+        try:
+            for column, text in _read_descriptions(path):
+                comments[path.stem.lower(), column] = text
+        except (OSError, csv.Error) as error:
+            warn_once(f"{path}: columns that it describes lack their descriptions: {error}. Repair the file.")
+    return comments
+
+
+def _read_descriptions(path: Path) -> Iterator[tuple[str, str]]:
+    """Yields (column in lower case, description)."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        reader = csv.DictReader(file)
+        try:
+            for row in reader:
                 column = (row.get("original_column_name") or "").strip().lower()
                 text = row.get("column_description") or row.get("column_name") or ""
                 if column and text.strip():
-                    comments[path.stem.lower(), column] = " ".join(text.split())
-    return comments
+                    yield column, " ".join(text.split())
+        except csv.Error as error:
+            raise csv.Error(f"line {reader.line_num}: {error}") from error
 
 
 def _unquote(name: str) -> str:

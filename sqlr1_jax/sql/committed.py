@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from sqlr1_jax.errors import Sqlr1Error
+from sqlr1_jax.sql import backends
 
 MAX_COPY_BYTES = 8 * 2**30  # of all copies of a process: they are made on the disk for temporary files
 _PREFIX = "sqlr1_jax-committed-"
@@ -88,6 +89,7 @@ def _recover(path: str, log: str, signature: _Signature) -> str:
         if _signature(path, log) != signature:
             raise OSError("a program is writing to the database")
         with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+            connection.execute("PRAGMA writable_schema=ON").close()  # a malformed entry of the schema is no obstacle
             connection.execute("PRAGMA journal_mode=DELETE").fetchall()  # applies a WAL
             connection.execute("SELECT count(*) FROM sqlite_master").fetchall()  # rolls back a journal
         os.chmod(copy, 0o400)
@@ -102,7 +104,7 @@ def _recover(path: str, log: str, signature: _Signature) -> str:
 def _log_errors(log: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, *backends.ERRORS) as error:
         database = log[: log.rindex("-")]
         sql = "PRAGMA wal_checkpoint(TRUNCATE)" if log.endswith("-wal") else "SELECT count(*) FROM sqlite_master"
         raise LogError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,19 +43,18 @@ def write_files(folder: Path, seed: int) -> Files:
     rng = random.Random(seed)
     prefix, gold_name = rng.choice(list(GOLD_FORMS))
     prediction_name = rng.choice(list(PREDICTION_FORMS))
-    gold, predictions = GOLD_FORMS[prefix, gold_name](), PREDICTION_FORMS[prediction_name]()
-    changed = rng.choice(("gold", "predictions", "both"))
-    kinds = [prefix, gold_name, prediction_name]
-    gold_data, kind = _mutate(rng, gold, gold_name, changed != "predictions")
-    kinds.append(kind)
-    predicted_data, kind = _mutate(rng, predictions, prediction_name, changed != "gold")
-    kinds.append(kind)
-    # Half of the prediction files keep the name of another form.
-    names = (prediction_name, rng.choice(list(PREDICTION_FORMS)))
-    paths = folder / f"gold_{gold_name}", folder / f"predicted_{rng.choice(names)}"
-    for path, data in zip(paths, (gold_data, predicted_data), strict=True):
-        path.write_bytes(data)
-    return Files(prefix, *paths, " ".join(kinds))
+    golds = GOLD_FORMS[prefix, gold_name]()
+    ids = [gold.get("id", i) if isinstance(gold, dict) else i for i, gold in enumerate(golds)]
+    changed = rng.choice((("gold",), ("predictions",), ("gold", "predictions")))
+    gold_bytes, gold_kind = _mutate(rng, golds, gold_name, "gold" in changed)
+    predicted = PREDICTION_FORMS[prediction_name](ids)
+    predicted_bytes, prediction_kind = _mutate(rng, predicted, prediction_name, "predictions" in changed)
+    if rng.random() < 0.2:  # a file that has the name of another form
+        prediction_name = rng.choice(list(PREDICTION_FORMS))
+    gold_path, prediction_path = folder / f"gold_{gold_name}", folder / f"predicted_{prediction_name}"
+    gold_path.write_bytes(gold_bytes)
+    prediction_path.write_bytes(predicted_bytes)
+    return Files(prefix, gold_path, prediction_path, f"{prefix} {gold_kind}, {prediction_name} {prediction_kind}")
 
 
 def _spider() -> list[dict[str, Any]]:
@@ -92,12 +91,12 @@ GOLD_FORMS: dict[tuple[str, str], Callable[[], Any]] = {
     ("jsonl", "data.jsonl"): _jsonl,
     ("", "gold.sql"): lambda: [f"{sql}\tpets" for sql in _QUERIES],
 }
-PREDICTION_FORMS: dict[str, Callable[[], Any]] = {
-    "records.jsonl": lambda: [{"id": i, "db_id": "pets", "sql": sql} for i, sql in enumerate(_QUERIES)],
-    "records.json": lambda: [{"id": str(i), "sql": sql} for i, sql in enumerate(_QUERIES)],
-    "list.json": lambda: list(_QUERIES),
-    "object.json": lambda: {str(i): f"{sql}\t----- bird -----\tpets" for i, sql in enumerate(_QUERIES)},
-    "lines.sql": lambda: list(_QUERIES),
+PREDICTION_FORMS: dict[str, Callable[[Sequence[int | str]], Any]] = {  # called with the ids of the gold queries
+    "records.jsonl": lambda ids: [{"id": i, "db_id": "pets", "sql": sql} for i, sql in zip(ids, _QUERIES, strict=True)],
+    "records.json": lambda ids: [{"id": str(i), "sql": sql} for i, sql in zip(ids, _QUERIES, strict=True)],
+    "list.json": lambda ids: list(_QUERIES),
+    "object.json": lambda ids: {str(i): f"{_QUERIES[i]}\t----- bird -----\tpets" for i in range(len(ids))},
+    "lines.sql": lambda ids: list(_QUERIES),
 }
 
 

@@ -133,8 +133,11 @@ def mutate_database(path: Path, seed: int) -> str:
     kinds = list(KINDS)
     kind = kinds[seed % len(kinds)]
     KINDS[kind](rng, path)
-    if rng.random() < 0.1:  # two changes at once
-        _flip(rng, path)
+    if rng.random() < 0.2:  # two changes at once
+        other = rng.choice(("bytes", "schema bytes", "truncated", "header", "pages", "log", "descriptions"))
+        with suppress(sqlite3.Error, UnicodeDecodeError):
+            KINDS[other](rng, path)
+        return f"{kind} + {other}"
     return kind
 
 
@@ -147,22 +150,22 @@ def _flip(rng: random.Random, path: Path) -> None:
 
 def _flip_schema(rng: random.Random, path: Path) -> None:
     """Changes bytes of the header's page, where the schema's tree begins, and of the texts of CREATE."""
-    data = bytearray(path.read_bytes())
+    data = bytearray(path.read_bytes().ljust(2 * _HEADER, b"\0"))
     start = data.find(b"CREATE", rng.randrange(len(data) // 4)) if rng.random() < 0.5 else _HEADER
     for _ in range(rng.choice((1, 2, 5, 20))):
-        data[max(start, 0) + rng.randrange(100)] = rng.randrange(256)
+        data[min(max(start, 0) + rng.randrange(100), len(data) - 1)] = rng.randrange(256)
     path.write_bytes(data)
 
 
 def _truncate(rng: random.Random, path: Path) -> None:
     data = path.read_bytes()
-    size = rng.choice((0, 1, 15, 16, 99, 100, 511, PAGE * rng.randrange(9), rng.randrange(len(data))))
+    size = rng.choice((0, 1, 15, 16, 99, 100, 511, PAGE * rng.randrange(9), rng.randrange(len(data) + 1)))
     path.write_bytes(data[:size])
 
 
 def _change_header(rng: random.Random, path: Path) -> None:
     """Sets one or two of the fields that a file begins with: page size, versions, reserved bytes, encoding."""
-    data = bytearray(path.read_bytes())
+    data = bytearray(path.read_bytes().ljust(_HEADER, b"\0"))
     fields = [(16, 2), *((i, 1) for i in range(18, 24)), *((i, 4) for i in range(24, 100, 4)), (0, 16)]
     for start, size in rng.sample(fields, rng.choice((1, 2))):
         value = rng.choice((0, 1, 2, 3, 4, 5, 255, 256**size - 1, rng.randrange(256**size)))
@@ -173,9 +176,9 @@ def _change_header(rng: random.Random, path: Path) -> None:
 def _change_pages(rng: random.Random, path: Path) -> None:
     """Zeroes, fills, copies or swaps pages, or adds some at the end."""
     data = path.read_bytes()
-    pages = [data[i : i + PAGE] for i in range(0, len(data), PAGE)]
+    pages = [data[i : i + PAGE] for i in range(0, len(data), PAGE)] or [b""]
     for _ in range(rng.choice((1, 3, 10))):
-        one, other = rng.randrange(1, len(pages)), rng.randrange(len(pages))
+        one, other = rng.randrange(len(pages)), rng.randrange(len(pages))
         what = rng.randrange(5)
         if what == 0:
             pages[one], pages[other] = pages[other], pages[one]
@@ -302,6 +305,20 @@ def _add_log(rng: random.Random, path: Path) -> None:
         path.with_name(part).unlink(missing_ok=True)
 
 
+def _add_descriptions(rng: random.Random, path: Path) -> None:
+    """BIRD's descriptions of columns: a folder for a file, huge fields, bytes that are not UTF-8, no header."""
+    folder = path.parent / "database_description"
+    (folder / "tags.csv").mkdir(parents=True, exist_ok=True)
+    header = b"original_column_name,column_name,column_description\n"
+    line = rng.choice(
+        (b"age,,years\n", b"age,\xff\0,\xfe\n", b'age,"' + b"x" * 200_000 + b'",y\n', b'age,"never closed\n')
+    )
+    content = (
+        rng.choice((header, b"", b"\xef\xbb\xbf" + header, b"a,b,c\n")) + line + b"color,,of the coat,more,and more\n"
+    )
+    (folder / "dogs.csv").write_bytes(rng.choice((content, content.decode("latin-1").encode("utf-16"))))
+
+
 def _replace_file(rng: random.Random, path: Path) -> None:
     lfs = b"version https://git-lfs.github.com/spec/v1\n"
     start = rng.choice((b"", b"SQLite format 3\0", b"<html>", lfs, b"PK\3\4", b"\xff\xfe"))
@@ -322,5 +339,6 @@ KINDS: dict[str, Mutate] = {
     "views": _add_view_bomb,
     "cells": _add_odd_cells,
     "log": _add_log,
+    "descriptions": _add_descriptions,
     "other file": _replace_file,
 }
