@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from sqlr1_jax.io import JsonError, atomic_write_text, read_json, read_jsonl, read_numbered_jsonl
+from sqlr1_jax.io import (
+    JsonError,
+    atomic_write_text,
+    find_text_fault,
+    parse_json,
+    read_json,
+    read_jsonl,
+    read_numbered_jsonl,
+    write_jsonl,
+)
 
 
 def test_a_text_replaces_the_one_before_and_leaves_no_other_file(tmp_path: Path) -> None:
@@ -66,3 +75,44 @@ def test_line_numbers_count_blank_lines(lines: Path) -> None:
 def test_a_separator_within_a_string_ends_no_line(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"question": "one\u2028two\x85three"}\n', encoding="utf-8")
     assert list(read_jsonl(tmp_path / "a.jsonl")) == [{"question": "one\u2028two\x85three"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"), [("[" * 100_000, "nested too deeply"), ("9" * 5000, "digits"), ("{", "Expecting property name")]
+)
+def test_a_text_that_is_no_usable_json_is_a_value_error(tmp_path: Path, text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        parse_json(text)
+    path = tmp_path / "lines.jsonl"
+    path.write_text(f"1\n{text}\n2\n")
+    with pytest.raises(JsonError, match=r"lines\.jsonl, line 2 is not JSON"):
+        list(read_jsonl(path))
+    assert list(read_jsonl(path, "warn")) == [1, 2]
+    with pytest.raises(JsonError, match=why):
+        path.write_text(text)
+        read_json(path)
+
+
+@pytest.mark.parametrize("ensure_ascii", [True, False])
+def test_half_of_a_surrogate_pair_is_written_as_json_can(tmp_path: Path, ensure_ascii: bool) -> None:
+    records = [{"id": "a\ud800b", "sql": "größe 😀"}, "\udfff"]
+    write_jsonl(tmp_path / "a.jsonl", records, ensure_ascii)
+    assert list(read_jsonl(tmp_path / "a.jsonl")) == records
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("SELECT 1\n".encode("utf-16-le"), "is UTF-16"),
+        ("SELECT 1\n".encode("utf-16-be"), "is UTF-16"),
+        ("SELECT 1\n".encode("utf-32-le"), "is UTF-16 or UTF-32"),
+        (b"\xef\xbb\xbf \n", "is empty"),
+        (b"<!DOCTYPE html>", "is a web page"),
+        (b"\n" * 1000 + b"SELECT 1", ""),
+        (b"SELECT 1", ""),
+    ],
+)
+def test_faults_of_a_file_of_text(tmp_path: Path, content: bytes, fault: str) -> None:
+    (tmp_path / "a.sql").write_bytes(content)
+    found = find_text_fault(tmp_path / "a.sql")
+    assert found.startswith(fault) and bool(found) == bool(fault)

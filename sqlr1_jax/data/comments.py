@@ -75,7 +75,7 @@ def _read_descriptions(path: Path) -> Iterator[tuple[str, str]]:
                 if column and text.strip():
                     yield column, " ".join(text.split())
         except csv.Error as error:
-            raise csv.Error(f"line {reader.line_num}: {error}") from error
+            raise csv.Error(f"after line {reader.line_num}, {error}") from error
 
 
 def _unquote(name: str) -> str:

@@ -338,6 +338,8 @@ def _classify(error: Exception, session: Session, sql: str) -> tuple[OutcomeKind
         return OutcomeKind.DENIED, "only one statement is allowed"
     if isinstance(error, UnicodeDecodeError):
         return OutcomeKind.RUNTIME_ERROR, f"a name in the database, or a message about it, is not UTF-8: {message}"
+    if "Could not decode" in message:  # APSW's text or name that is not UTF-8
+        return OutcomeKind.RUNTIME_ERROR, message
     if isinstance(error, (ValueError, sqlite3.ProgrammingError)) or "query string is too large" in message:
         return OutcomeKind.SYNTAX_ERROR, message
     return (OutcomeKind.RUNTIME_ERROR if session.compiles(sql) else OutcomeKind.SYNTAX_ERROR), message

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from sqlr1_jax.data import comments
 
 TABLE = """CREATE TABLE "t" ( -- the table
@@ -59,3 +61,21 @@ def test_descriptions_are_read_next_to_a_database(tmp_path: Path) -> None:
 
 def test_a_database_without_descriptions_has_none(tmp_path: Path) -> None:
     assert comments.from_descriptions(tmp_path / "db.sqlite") == {}
+
+
+def test_a_description_file_is_used_up_to_its_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "database_description"
+    (folder / "shop.csv").mkdir(parents=True)  # a folder
+    header = "original_column_name,column_name,column_description\n"
+    (folder / "dogs.csv").write_text(f"{header}age,,in years\ncolor,,{'x' * 200_000}\nkeeper,,owner\n")
+    (folder / "owners.csv").write_bytes(f"{header}tag,,number\n".encode() + b"city,,\xff\0\n")
+    assert comments.from_descriptions(tmp_path / "pets.sqlite") == {
+        ("dogs", "age"): "in years",
+        ("owners", "tag"): "number",
+        ("owners", "city"): "\ufffd\0",
+    }
+    dogs, shop = caplog.messages
+    assert dogs.startswith(
+        f"{folder / 'dogs.csv'}: columns that it describes lack their descriptions: after line 2, field larger"
+    )
+    assert "Is a directory" in shop

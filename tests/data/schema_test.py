@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from sqlr1_jax.data import schema
+from sqlr1_jax.data import example_rows, retrieval, schema
 from sqlr1_jax.data.schema import ForeignKey
 from sqlr1_jax.sql.database import DatabaseError
-from testing.databases import make_broken_parts
+from testing.damaged_databases import damaged_databases
+from testing.databases import make_broken_parts, make_malformed
+
+SECONDS = 30.0  # for one database on a busy machine; most take 10 ms
 
 
 def make_database(folder: Path, sql: str) -> Path:
@@ -219,3 +223,39 @@ def test_every_real_schema_survives_rendering_and_reading(shared_data: Path, tmp
 def _columns(read: schema.Schema) -> list[list[tuple[str, int]]]:
     """(name, position in the primary key) of each table's columns."""
     return [[(column.name, column.primary_key) for column in table.columns] for table in read.tables]
+
+
+def test_a_malformed_entry_is_set_aside_with_the_keys_to_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = make_malformed(tmp_path / "parts.sqlite")
+    for _ in range(2):
+        read = schema.read_schema(path)
+    assert (
+        schema.render(read, "compact")
+        == "- city: id, name\n- shop: id, city, street\n- join shop, city on city = city.id"
+    )
+    assert read.tables[0].columns[1].values == ("Rome", "Oslo")
+    assert dict(read.left_out) == {"street": "its entry in the schema is malformed"}
+    assert [message.removeprefix(f"{path}: ").partition(",")[0] for message in caplog.messages] == [
+        "malformed database schema (street) - incomplete input. Only what this does not affect can be read; "
+        "restore the file for the rest.",
+        "table street is left out of the schema",
+    ]
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(2000, marks=[pytest.mark.nightly, pytest.mark.timeout(7200)])])
+def test_a_damaged_database_is_read_or_named_by_the_error(tmp_path: Path, count: int) -> None:
+    """Whatever is damaged: one error of this package, or texts for a prompt, within seconds."""
+    num_read = 0
+    for damage, path in damaged_databases(tmp_path, count):
+        start = time.monotonic()
+        try:
+            read = schema.read_schema(path)
+            texts = [schema.render(read, name) for name in schema.FORMATS] + [example_rows.render(path)]
+            values = retrieval.Index(path, read).search("dogs of city5 with name 7")
+        except DatabaseError as error:
+            assert path.name in str(error), damage
+        else:
+            num_read += 1
+            assert all(isinstance(text, str) for text in texts) and isinstance(values, dict)
+        assert time.monotonic() - start < SECONDS, (damage, path)
+    assert num_read > 0.6 * count

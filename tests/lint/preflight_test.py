@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +15,8 @@ from sqlr1_jax.data.example import Example, SetAside
 from sqlr1_jax.data.prompt import PromptRenderer
 from sqlr1_jax.lint.preflight import RULES, Finding, Preflight, record_findings
 from sqlr1_jax.sql.executor import Executor
-from testing.databases import make_shop
+from testing.damaged_databases import QUERIES, damaged_databases
+from testing.databases import make_broken_parts, make_malformed, make_shop
 
 CONFIG = config.ExecuteConfig(workers=1, max_steps=100_000, max_rows=1000)
 Check = Callable[..., dict[str, dict[str, str]]]
@@ -157,3 +159,32 @@ def test_records_set_aside_are_findings() -> None:
         Finding("2", "", "bad_record", "no question"),
     ]
     assert not RULES["bad_record"].left_out  # leaving out an id that occurs twice would lose the good record too
+
+
+def test_parts_that_cannot_be_read_are_findings_only_for_queries_that_need_them(check: Check, tmp_path: Path) -> None:
+    path = make_malformed(tmp_path / "malformed.sqlite")
+    queries = ["SELECT name FROM city", "SELECT name FROM Street", "SELECT street FROM shop", "SELECT nam FROM city"]
+    assert check(examples(path, queries)) == {
+        "1": {"broken_database": "street: its entry in the schema is malformed"},
+        "3": {"fails": "syntax_error: no such column: nam"},
+    }
+    path = make_broken_parts(tmp_path / "parts.sqlite")
+    queries = ["SELECT name FROM city", "SELECT id FROM street", "SELECT * FROM SpatialIndex", "SELECT * FROM lost"]
+    assert check(examples(path, queries)) == {
+        "2": {"broken_database": "SpatialIndex: no such module: VirtualSpatialIndex"},
+        "3": {"broken_database": "lost: no such table: main.gone"},
+    }
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(2000, marks=[pytest.mark.nightly, pytest.mark.timeout(7200)])])
+def test_damaged_databases_have_findings_and_no_error(tmp_path: Path, count: int) -> None:
+    found: Counter[str] = Counter()
+    with Executor(dataclasses.replace(CONFIG, wall_seconds=1.0)) as executor:
+        for damage, path in damaged_databases(tmp_path, count):
+            its = examples(path, QUERIES)
+            [(num_examples, findings)] = Preflight(executor).findings(its)
+            assert num_examples == len(its), damage
+            found.update(finding.rule for finding in findings)
+        assert executor.stats()["sql/crashes"] == 0
+    assert 0 < found["broken_database"] < 0.5 * count * len(QUERIES)
+    assert set(found) <= set(RULES)

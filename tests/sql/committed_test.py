@@ -157,3 +157,13 @@ def test_copies_are_deleted_when_the_process_ends_or_by_the_next(logged: Path, t
     copy("")
     assert not killed.exists()
     assert tempfile.gettempdir() != str(tmp_path / "tmp")
+
+
+def test_a_malformed_entry_of_the_schema_does_not_stop_a_log(tmp_path: Path) -> None:
+    path = tmp_path / "shop.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("CREATE TABLE sale (amount); INSERT INTO sale VALUES (7)")
+    damage = "PRAGMA writable_schema = ON; INSERT INTO sqlite_master VALUES ('table', 'lost', 'lost', 2, 'CREATE')"
+    _commit_to_log(path, f"UPDATE sale SET amount = 8; {damage}")
+    assert Path(f"{path}-wal").stat().st_size > 0
+    assert _sum(path) == 8

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sqlr1_jax.sql.database import DatabaseError, content_hash, open_readonly
+from sqlr1_jax.sql import backends
+from sqlr1_jax.sql.database import DatabaseError, content_hash, limit_steps, open_readonly
+from testing.databases import make_malformed
 
 
 def test_reads_rows_and_leaves_no_trace(pets: Path) -> None:
@@ -72,3 +74,47 @@ def test_content_hash_follows_the_bytes(tmp_path: Path) -> None:
     assert content_hash(tmp_path / "a") == content_hash(tmp_path / "b") != content_hash(tmp_path / "c")
     with pytest.raises(DatabaseError, match="does not exist"):
         content_hash(tmp_path / "d")
+
+
+@pytest.mark.parametrize("backend", backends.NAMES)
+@pytest.mark.parametrize("text", ["CREATE TABLE street (id INTEGER", b"CREATE TABLE street (\xff\xfe", "", "17"])
+def test_a_malformed_entry_of_the_schema_leaves_the_rest_readable(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, backend: str, text: str | bytes
+) -> None:
+    path = make_malformed(tmp_path / "parts.sqlite", text)
+    for _ in range(2):
+        with closing(open_readonly(path, backend)) as connection:
+            assert connection.execute("SELECT name FROM city JOIN shop ON shop.city = city.id").fetchall() == [
+                ("Oslo",)
+            ]
+            with pytest.raises(sqlite3.OperationalError, match="no such table: street"):
+                connection.execute("SELECT * FROM street")
+            with pytest.raises(sqlite3.OperationalError, match=r"readonly|may not be modified"):
+                connection.execute("DELETE FROM sqlite_master")
+    (message,) = caplog.messages
+    assert message.startswith(f"{path}: malformed database schema (street)")
+    assert "restore the file" in message
+    with pytest.raises(DatabaseError, match=r"parts\.sqlite cannot be read .*\(malformed database schema \(street\)"):
+        open_readonly(path, backend, whole=True)
+
+
+@pytest.mark.parametrize("backend", backends.NAMES)
+def test_a_database_without_a_sound_table_is_an_error(tmp_path: Path, backend: str) -> None:
+    path = tmp_path / "bad.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("CREATE TABLE t (a); PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_master SET sql = CAST(x'4352454154450aff' AS TEXT)")
+        connection.commit()
+    with pytest.raises(DatabaseError, match=r"bad\.sqlite cannot be read .*\(malformed database schema \(t\)"):
+        open_readonly(path, backend)
+
+
+@pytest.mark.parametrize("backend", backends.NAMES)
+def test_statements_end_after_the_steps_that_reading_the_file_takes(pets: Path, backend: str) -> None:
+    with closing(open_readonly(pets, backend)) as connection:
+        limit_steps(connection, str(pets))
+        assert connection.execute("SELECT count(*) FROM dogs a, dogs b WHERE a.age > b.age").fetchall() == [(5,)]
+        with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+            connection.execute(
+                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+            ).fetchall()

@@ -20,6 +20,8 @@ from sqlr1_jax.sql.executor import Executor, ExecutorError
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 from sqlr1_jax.sql.process import WorkerError
 from testing import hostile_sql
+from testing.damaged_databases import QUERIES, damaged_databases
+from testing.databases import make_malformed
 
 CFG = ExecuteConfig(workers=2, max_steps=2_000_000, wall_seconds=20.0, max_rows=2000)
 COUNT_FOR_EVER = "WITH RECURSIVE t(a) AS (SELECT 1 UNION ALL SELECT a + 1 FROM t) SELECT count(*) FROM t"
@@ -398,3 +400,35 @@ def test_an_official_rule_judges_as_the_official_code(executor: Executor, pets: 
         assert executor.submit(pets, sql, gold, "spider").result().kind == ours
         assert executor.submit(pets, sql, gold, "official_spider").result().kind == theirs
     assert executor.submit(pets, "DELETE FROM dogs", "SELECT 1 WHERE 0", "official_bird").result().kind == "denied"
+
+
+@pytest.mark.parametrize("text", ["CREATE TABLE street (id INTEGER", b"CREATE TABLE street (\xff\xfe"])
+def test_a_malformed_entry_of_the_schema_costs_the_queries_on_it_alone(
+    executor: Executor, tmp_path: Path, text: str | bytes
+) -> None:
+    path = make_malformed(tmp_path / "parts.sqlite", text)
+    gold = "SELECT name FROM city ORDER BY id"
+    assert executor.submit(path, "SELECT id FROM city", gold).result().kind == "mismatch"
+    assert executor.submit(path, gold, "SELECT name FROM city ORDER BY city.id").result().kind == "match"
+    assert "no such table: street" in executor.run(path, "SELECT * FROM street").result().message
+    official = executor.submit(path, gold, gold, "official_bird").result()  # the official code can read no table
+    assert official.kind == "gold_error" and "malformed database schema" in official.message
+    assert executor.stats()["sql/crashes"] == 0
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(2000, marks=[pytest.mark.nightly, pytest.mark.timeout(7200)])])
+def test_damaged_databases_cost_no_worker_and_no_other_answer(tmp_path: Path, pets: Path, count: int) -> None:
+    with Executor(dataclasses.replace(CFG, workers=1, wall_seconds=2.0)) as executor:
+        for damage, path in damaged_databases(tmp_path, count):
+            sound = executor.submit(pets, GOLD, f"{GOLD} AND {path.stem} = {path.stem}")
+            futures = [executor.run(path, sql) for sql in QUERIES]
+            futures += [executor.submit(path, sql, sql, "official_bird") for sql in QUERIES]
+            kinds = {future.result(timeout=60).kind for future in futures}
+            assert kinds <= hostile_sql.ANY | {"match", "match_empty", "gold_error"}, damage
+            assert sound.result(timeout=60).kind == "match"
+            stats = executor.stats()
+            # Only count(*) of a tree whose pages refer to one another is a single step that does not end.
+            assert stats["sql/wall_kills"] <= 2 * damage.startswith("page loop"), (damage, path)
+            assert stats["sql/crashes"] == 0, (damage, path)
+        status = Path(f"/proc/{executor.workers[0].pid}/status").read_text()
+    assert int(status.partition("VmHWM:")[2].split()[0]) * 1024 < CFG.heap_bytes

@@ -374,3 +374,24 @@ for sql in (bomb, "SELECT count(*) FROM dogs"):
     bomb, after = map(json.loads, done.stdout.splitlines())
     assert bomb == ["runtime_error", [], f"out of memory: SQLite may take {8 * 2**20} bytes", True]
     assert after[:2] == ["ok", [[4]]]
+
+
+def test_names_that_are_not_utf8_are_errors_of_the_queries_that_show_them(box: Sandbox, tmp_path: Path) -> None:
+    path = tmp_path / "names.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            """CREATE TABLE good (a); INSERT INTO good VALUES (7);
+            CREATE TABLE bad (b, c_d); INSERT INTO bad VALUES (8, 9);
+            CREATE VIRTUAL TABLE book USING fts5(title); INSERT INTO book VALUES ('red car');
+            PRAGMA writable_schema = ON"""
+        )
+        connection.execute(
+            "UPDATE sqlite_master SET sql = CAST(? AS TEXT) WHERE name = 'bad'", (b"CREATE TABLE bad (b, c\xffd)",)
+        )
+        connection.commit()
+    assert box.query(str(path), "SELECT a FROM good", 10**6).rows == [(7,)]
+    assert box.query(str(path), "SELECT b FROM bad", 10**6).rows == [(8,)]
+    assert box.query(str(path), "SELECT title FROM book WHERE book MATCH 'red'", 10**6).rows == [("red car",)]
+    result = box.query(str(path), "SELECT * FROM bad", 10**6)
+    assert result.kind == "runtime_error"
+    assert "UTF-8" in result.message

@@ -59,3 +59,20 @@ def make_broken_parts(path: Path) -> Path:
                 'CREATE VIRTUAL TABLE SpatialIndex USING VirtualSpatialIndex()')"""
         )
     return path
+
+
+def make_malformed(path: Path, text: str | bytes = "CREATE TABLE street (id INTEGER") -> Path:
+    """A database of the tables city, street and shop, of which the schema's entry for street is malformed.
+
+    text: the statement of that entry; bytes need not be UTF-8.
+    """
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            """CREATE TABLE city (id INTEGER PRIMARY KEY, name TEXT); INSERT INTO city VALUES (1, 'Rome'), (2, 'Oslo');
+            CREATE TABLE street (id INTEGER PRIMARY KEY, name TEXT); CREATE INDEX by_name ON street (name);
+            CREATE TABLE shop (id INTEGER PRIMARY KEY, city INT REFERENCES city (id), street REFERENCES street (id));
+            INSERT INTO shop VALUES (1, 2, 3); PRAGMA writable_schema = ON"""
+        )
+        connection.execute("UPDATE sqlite_master SET sql = CAST(? AS TEXT) WHERE name = 'street'", (text,))
+        connection.commit()
+    return path

@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 
 from sqlr1_jax.config import ExecuteConfig
+from sqlr1_jax.data.sources import ExampleError
 from sqlr1_jax.evaluate.benchmarks import metrics
-from sqlr1_jax.evaluate.benchmarks.formats import Gold, Predictions
+from sqlr1_jax.evaluate.benchmarks.formats import Gold, Predictions, find_databases
 from sqlr1_jax.evaluate.benchmarks.metrics import MetricError, Protocol, Verdict
 from sqlr1_jax.sql import compare
 from sqlr1_jax.sql.compat import official
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
+from testing.damaged_databases import QUERIES, damaged_databases
 
 COMPAT, KEPT = Protocol(compat=True), Protocol(compat=True, keep_distinct=True)
 OFFICIAL = {  # name of a verdict in the oracle's file: our metric and protocol
@@ -238,3 +240,26 @@ def test_our_rules_differ_as_often_as_docs_metrics_md_says(executor: Executor, s
         verdicts = verdicts_on(executor, shared_data, pairs, metric, Protocol())
         differences[name] = sum(not agree(p[name], v.value) for p, v in zip(pairs, verdicts, strict=True))
     assert differences == {"spider_ts": 304, "spider_ts_keep_distinct": 150, "bird_ex": 41, "bird_soft_f1": 42}
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(2000, marks=[pytest.mark.nightly, pytest.mark.timeout(7200)])])
+def test_damaged_databases_are_scored_or_named_by_the_error(tmp_path: Path, count: int) -> None:
+    predictions = Predictions({str(i): sql for i, sql in enumerate(QUERIES)}, 0)
+    scored = 0
+    with Executor(ExecuteConfig(workers=1, max_steps=1_000_000, wall_seconds=1.0)) as executor:
+        for damage, path in damaged_databases(tmp_path, count):
+            golds = [Gold(str(i), path.stem, sql, "") for i, sql in enumerate(QUERIES)]
+            for protocol in (Protocol(), COMPAT):
+                try:
+                    databases = find_databases(golds, tmp_path, protocol.compat)
+                except ExampleError as error:
+                    assert path.name in str(error), damage
+                    continue
+                verdicts = metrics.judge_predictions(executor, "spider", golds, predictions, databases, protocol)
+                # The predictions are the gold queries: they match, or the gold query fails.
+                assert all(
+                    verdict.value == verdict.kind.startswith("match") or verdict.value is None for verdict in verdicts
+                )
+                scored += 1
+        assert executor.stats()["sql/crashes"] == 0
+    assert scored > 1.2 * count

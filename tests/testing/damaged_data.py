@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,15 @@ class Files(NamedTuple):
     gold: Path
     predictions: Path
     kinds: str  # forms and changes
+
+
+def damaged_files(folder: Path, count: int) -> Iterator[Files]:
+    """Yields pairs of files at <folder>/<seed>/; each pair is deleted after its turn."""
+    for seed in range(count):
+        own = folder / str(seed)
+        own.mkdir()
+        yield write_files(own, seed)
+        shutil.rmtree(own)
 
 
 def write_files(folder: Path, seed: int) -> Files:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -114,11 +115,11 @@ _CELLS = (
     "9223372036854775807", "NULL", "''", "CAST(x'' AS TEXT)", "char(10, 13, 9)", "0.1 + 0.2",
 )  # fmt: skip
 
-Mutate = Callable[[random.Random, Path], None]
+Damage = Callable[[random.Random, Path], None]
 
 
 def make_database(path: Path) -> Path:
-    """The sound database that the others are mutations of: 60 rows a table in pages of 512 bytes."""
+    """The sound database that the others are mutations of: 60 rows a table in pages of PAGE bytes."""
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(f"PRAGMA page_size = {PAGE}")
         connection.execute("CREATE TEMP TABLE generate_numbers (value)")
@@ -127,17 +128,27 @@ def make_database(path: Path) -> Path:
     return path
 
 
-def mutate_database(path: Path, seed: int) -> str:
-    """Changes the database that `make_database` wrote; returns the kind of the change. Kinds take turns by seed."""
+def damaged_databases(folder: Path, count: int, first: int = 0) -> Iterator[tuple[str, Path]]:
+    """Yields (kinds of damage, path) of databases at <folder>/<seed>/<seed>.sqlite; each is deleted after its turn."""
+    sound = make_database(folder / "sound.sqlite")
+    for seed in range(first, first + count):
+        path = folder / str(seed) / f"{seed}.sqlite"
+        path.parent.mkdir()
+        shutil.copy(sound, path)
+        yield damage(path, seed), path
+        shutil.rmtree(path.parent)
+
+
+def damage(path: Path, seed: int) -> str:
+    """Changes the database that `make_database` wrote, and returns how; each of KINDS has its turn."""
     rng = random.Random(seed)
-    kinds = list(KINDS)
-    kind = kinds[seed % len(kinds)]
+    kind = list(KINDS)[seed % len(KINDS)]
     KINDS[kind](rng, path)
-    if rng.random() < 0.2:  # two changes at once
+    if rng.random() < 0.2:
         other = rng.choice(("bytes", "schema bytes", "truncated", "header", "pages", "log", "descriptions"))
-        with suppress(sqlite3.Error, UnicodeDecodeError):
+        with suppress(sqlite3.Error, UnicodeDecodeError):  # from a log's update of a database that is damaged already
             KINDS[other](rng, path)
-        return f"{kind} + {other}"
+        return f"{kind}, {other}"
     return kind
 
 
@@ -261,7 +272,7 @@ def _add_odd_tables(rng: random.Random, path: Path) -> None:
 def _add_view_bomb(rng: random.Random, path: Path) -> None:
     """Views of views: each doubles the number of tables, or of rows, or the last one is the first again."""
     with closing(sqlite3.connect(path)) as connection:
-        count = rng.choice((3, 20))
+        count = rng.choice((3, 12, 16))
         for i in range(count):
             source = f"v{i - 1}" if i else "dogs"
             connection.execute(f"CREATE VIEW v{i} AS SELECT x.age FROM {source} x, {source} y")
@@ -325,7 +336,7 @@ def _replace_file(rng: random.Random, path: Path) -> None:
     path.write_bytes(start + rng.randbytes(rng.choice((0, 10, 84, 100, 512, 5000))))
 
 
-KINDS: dict[str, Mutate] = {
+KINDS: dict[str, Damage] = {
     "bytes": _flip,
     "schema bytes": _flip_schema,
     "truncated": _truncate,
