@@ -9,6 +9,11 @@ import pytest
 
 from sqlr1_jax import check
 from sqlr1_jax.data import example
+from sqlr1_jax.data.sources import ExampleError
+from sqlr1_jax.lint import preflight
+from sqlr1_jax.lint.preflight import RULES
+from sqlr1_jax.sql.executor import Executor
+from testing.damaged_data import damaged_files
 from testing.databases import make_shop
 
 _JOIN = "FROM clerk T1 JOIN shop T2 ON T1.shop_id = T2.id"
@@ -168,3 +173,30 @@ def test_twenty_wrong_queries_planted_in_spider_are_found(shared_data: Path, tmp
     run(f"spider:{tmp_path}", tmp_path, f"--databases={shared_data / 'spider_train' / 'database'}")
     assert len(planted) == 20
     assert [f["id"] for f in read(tmp_path / "exclude.jsonl") if f["rule"] == "cross_join"] == planted
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(2000, marks=[pytest.mark.nightly, pytest.mark.timeout(7200)])])
+def test_a_damaged_file_is_checked_or_named_by_the_error(
+    tmp_path: Path, pets: Path, executor: Executor, count: int
+) -> None:
+    """The steps of `check.main`, with one pool of workers for all files."""
+    num_checked = 0
+    for files in damaged_files(tmp_path, count):
+        try:
+            examples, set_aside = example.read_all_records(
+                f"{files.prefix or 'jsonl'}:{files.gold}", str(pets.parents[1])
+            )
+        except ExampleError as error:
+            assert files.gold.name in str(error), files
+            continue
+        of_records = preflight.record_findings(set_aside)
+        of_examples = [f for _, some in preflight.Preflight(executor).findings(examples) for f in some]
+        result = check.CheckResult(examples, of_records, [*of_records, *of_examples], 0.0, 0.0)
+        check.write_report(tmp_path / "found.jsonl", result)
+        assert len(read(tmp_path / "found.jsonl")) == len(result.findings)
+        assert f"{len(examples) + len(set_aside)} records: {len(examples)} examples" in check.summary(
+            result, list(RULES)
+        )
+        num_checked += bool(examples)
+    assert num_checked > 0.4 * count
+    assert executor.stats()["sql/crashes"] == executor.stats()["sql/wall_kills"] == 0

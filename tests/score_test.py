@@ -14,9 +14,12 @@ import pytest
 from sqlr1_jax import score
 from sqlr1_jax.config import ExecuteConfig
 from sqlr1_jax.data.example import Example
+from sqlr1_jax.data.sources import ExampleError
 from sqlr1_jax.evaluate import accuracy
-from sqlr1_jax.evaluate.benchmarks import metrics
+from sqlr1_jax.evaluate.benchmarks import formats, metrics
 from sqlr1_jax.sql.executor import Executor
+from testing.damaged_data import damaged_files
+from testing.databases import make_malformed
 
 GOLD = [
     {"question_id": 11, "db_id": "pets", "SQL": "SELECT DISTINCT age FROM dogs", "difficulty": "simple"},
@@ -173,3 +176,42 @@ def test_compat_refuses_a_metric_without_an_official_rule(files: Path, monkeypat
 def test_the_command_does_not_import_jax() -> None:
     code = "import sys, sqlr1_jax.score; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(2000, marks=[pytest.mark.nightly, pytest.mark.timeout(7200)])])
+def test_damaged_files_are_scored_or_named_by_the_error(
+    tmp_path: Path, pets: Path, executor: Executor, count: int
+) -> None:
+    """The steps of `score.score`, with one pool of workers for all files."""
+    num_scored = 0
+    for files in damaged_files(tmp_path, count):
+        for compat in (False, True):
+            protocol = metrics.Protocol(compat)
+            try:
+                golds = formats.read_golds(files.gold, compat)
+                predictions = formats.read_predictions(files.predictions, golds)
+                databases = formats.find_databases(golds, pets.parents[1], compat)
+            except ExampleError as error:
+                assert files.gold.name in str(error) or files.predictions.name in str(error) or "missing" in str(error)
+                continue
+            verdicts = metrics.judge_predictions(executor, "spider", golds, predictions, databases, protocol)
+            json.dumps(metrics.figures(golds, verdicts))
+            num_scored += any(verdict.value == 1 for verdict in verdicts)
+    assert num_scored > 0.3 * count
+    assert executor.stats()["sql/crashes"] == executor.stats()["sql/wall_kills"] == 0
+
+
+def test_a_malformed_entry_of_one_table_costs_the_queries_on_it_and_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "databases" / "parts").mkdir(parents=True)
+    path = make_malformed(tmp_path / "databases" / "parts" / "parts.sqlite")
+    queries = ["SELECT name FROM city", "SELECT count(*) FROM shop", "SELECT name FROM street"]
+    (tmp_path / "dev.json").write_text(json.dumps([{"db_id": "parts", "query": sql} for sql in queries]))
+    (tmp_path / "predictions.jsonl").write_text("".join(json.dumps({"sql": sql}) + "\n" for sql in queries))
+    result = printed(tmp_path, capsys)
+    assert (result["outcomes"], result["gold_errors"]) == ({"gold_error": 1, "match": 2}, 1)
+    assert [message.partition(" - ")[0] for message in caplog.messages] == [
+        f"{path}: malformed database schema (street)"
+    ]
+    assert printed(tmp_path, capsys, "--compat")["outcomes"] == {"gold_error": 3}  # the official code can read no table

@@ -200,12 +200,20 @@ def _read_values(file: Path) -> Values:
     if file.suffix == ".jsonl":
         return _json_lines(file)
     if file.suffix == ".parquet" or file.is_dir():
-        import datasets
-
-        files = [str(file)] if file.is_file() else sorted(map(str, file.glob("**/*.parquet")))
-        values = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
-        return ((value, None) for value in values)
+        return _parquet_values(file)
     return json_list(file)
+
+
+def _parquet_values(file: Path) -> Values:
+    """Yields the rows of a parquet file, or of all below a folder."""
+    import datasets
+
+    files = [str(file)] if file.is_file() else sorted(map(str, file.glob("**/*.parquet")))
+    try:
+        for value in datasets.load_dataset("parquet", data_files=files, split="train", streaming=True):
+            yield value, None
+    except (OSError, ValueError) as error:  # of pyarrow
+        raise ExampleError(f"{file} cannot be read as parquet ({error}): download it again.") from error
 
 
 def check_content(file: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from sqlr1_jax.data import example
 from sqlr1_jax.data.example import Example, ExampleError
 from sqlr1_jax.data.record_index import IndexedExamples
+from testing.damaged_data import damaged_files
 
 
 def record(**more: Any) -> dict[str, Any]:
@@ -380,3 +381,41 @@ def test_a_small_or_remote_source_has_no_index(tmp_path: Path, databases: str, i
     assert not indices.exists()
     with pytest.raises(ExampleError, match="none of its 1 records can be used"):
         example.read_examples(spec, str(tmp_path), index_from=1)
+
+
+def test_odd_texts_set_their_record_aside_and_no_other(tmp_path: Path, databases: str) -> None:
+    odd = [
+        record(db_id="x" * 300),
+        record(db_id="a\0b"),
+        record(question="How\ud800?"),
+        record(sql="SELECT '\udfff'"),
+        record(cot="so \ud800"),
+        record(id="\ud800"),
+    ]
+    examples, set_aside = example.read_all_records(jsonl(tmp_path, record(), *odd, record()), databases)
+    assert [e.id for e in examples] == ["0", "7"]
+    assert [aside.reason.partition(" (")[0] for aside in set_aside] == [
+        *[example.NO_DATABASE] * 2,
+        *["its text has half of a surrogate pair"] * 4,
+    ]
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(2000, marks=[pytest.mark.nightly, pytest.mark.timeout(7200)])])
+def test_a_damaged_file_is_read_or_named_by_the_error(
+    tmp_path: Path, databases: str, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """With an index of the file and without, examples and errors are the same."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    num_read = 0
+    for files in damaged_files(tmp_path, count):
+        spec = f"{files.prefix or 'jsonl'}:{files.gold}"
+        results = []
+        for index_from in (0, 1):
+            try:
+                results.append(repr(list(example.read_examples(spec, databases, index_from=index_from))))
+            except ExampleError as error:
+                assert files.gold.name in str(error), files
+                results.append(str(error))
+        assert results[0] == results[1], files
+        num_read += results[0].startswith("[")
+    assert num_read > 0.4 * count

@@ -64,7 +64,9 @@ def test_json_list_never_loads_a_long_list_into_memory(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ('{"a": 1}', "not a JSON list"),
-        ("", "not a JSON list"),
+        ("", "not a JSON list of records. Write"),
+        ('[{"a": 1}, {"a": ' + "[" * 100_000, "record 1 .it is nested too deeply.. Repair the record"),
+        ('[{"a": 1}, ' + "9" * 5000 + "]", "record 1 .a number has too many digits"),
         ('[{"a": 1}, {"a": 2', "record 1"),
         ('[{"a": 1}, {"a" 2}]', "record 1"),
         ('[{"a": 1}, ', "record 1 .the file ends"),
@@ -154,3 +156,37 @@ def test_each_split_of_bird_has_its_own_database_folder(tmp_path: Path) -> None:
         (tmp_path / f"{split}_databases").mkdir()
         source = sources.open_source("bird", str(tmp_path / f"{split}.json"))
         assert source.databases == tmp_path / f"{split}_databases"
+
+
+@pytest.mark.parametrize("name", ["train.json", "train.jsonl"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty. Restore"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "is a Git LFS pointer .*git lfs pull"),
+        (b"<!DOCTYPE html>", "is a web page"),
+        ('[{"a": 1}]'.encode("utf-16-le"), "is UTF-16 .*iconv"),
+        ('[{"a": 1}]'.encode("utf-16"), "is UTF-16.*iconv"),
+        (b'[{"a":\n "\xff"}]', "in line 2, byte 2 is not UTF-8.*iconv"),
+    ],
+)
+def test_a_file_that_is_no_data_is_named_with_the_fix(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ExampleError, match=message) as error:
+        list(sources.open_source("bird", str(tmp_path / name)).records())
+    assert name in str(error.value)
+
+
+def test_a_broken_parquet_file_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "train.parquet").write_bytes(b"PAR1" + bytes(100))
+    with pytest.raises(ExampleError, match=r"train\.parquet cannot be read as parquet .*: download it again"):
+        list(sources.open_source("parquet", str(tmp_path)).records())
+
+
+@pytest.mark.parametrize("prompt", [5, True, 1.5, None, [], {}, [3], [None], [{"role": "user"}], {"content": 7}])
+def test_a_prompt_of_another_type_has_no_question(tmp_path: Path, prompt: object) -> None:
+    record = {"prompt": prompt, "reward_model": {"ground_truth": {"db_id": "a", "sql": "SELECT 1"}}}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    [read] = sources.open_source("jsonl", str(tmp_path / "a.jsonl")).records()
+    assert (read.fields["question"], read.fields["sql"]) == ("", "SELECT 1")

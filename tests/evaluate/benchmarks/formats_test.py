@@ -116,6 +116,13 @@ def test_prediction_files_of_every_form_are_read(
         ("SELECT a\nFROM t\nSELECT 2\nSELECT 3\n", "has 4 lines for 3 gold queries"),
         ('["x", "y"', "begins as a JSON list but is not JSON"),
         ('["x", 3]', "prediction 0 is not a prediction"),
+        ("[" * 100_000, "begins as a JSON list but is not JSON .it is nested too deeply"),
+        ('{\n"0": "x",\n"1": \n}', "begins as JSON but is not JSON .Expecting value"),
+        ('{"a":' * 100_000, "begins as JSON but is not JSON .it is nested too deeply"),
+        ('{"0": ' + "9" * 5000 + "}", "begins as JSON but is not JSON"),
+        ("version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        ("<html>", "is a web page"),
+        ("", "is empty"),
         ({"0": f"x{SEPARATOR}zoo"}, "prediction 0 is for 7 on zoo"),
         ('{"id": 1, "sql": "x"}\n{"id": 2, "sql": "y"}', "none of its 2 predictions has an id of the gold file"),
     ],
@@ -193,3 +200,10 @@ def test_ids_that_occur_twice_go_by_position_under_the_official_rules(tmp_path: 
     (tmp_path / "predictions").write_text('{"id": 0, "sql": "a"}\n{"id": 0, "sql": "b"}\n{"id": 0, "sql": "c"}\n')
     with pytest.raises(ExampleError, match="line 3 has the id 0, but the gold file has 1 there"):
         formats.read_predictions(tmp_path / "predictions", golds)
+
+
+@pytest.mark.parametrize("db_id", ["x" * 300, "a\0b", "\ud800"])
+def test_a_db_id_that_no_file_can_have_is_a_missing_database(tmp_path: Path, db_id: str) -> None:
+    for lenient in (False, True):
+        with pytest.raises(ExampleError, match="1 of 1 databases are missing"):
+            formats.find_databases([Gold("0", db_id, "SELECT 1", "")], tmp_path, lenient)
