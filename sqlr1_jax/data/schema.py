@@ -47,6 +47,7 @@ _BARE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _OBJECTS = """SELECT name, type, CAST(sql AS TEXT) FROM sqlite_master WHERE type IN ('table', 'view')
     AND typeof(name) = 'text' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid"""
 _COLUMNS = "SELECT name, type, pk FROM pragma_table_xinfo(?) WHERE hidden != 1 ORDER BY cid"
+_MALFORMED = "its entry in the schema is malformed"
 _KEYS = """SELECT id, "from", "table", "to" FROM pragma_foreign_key_list(?) ORDER BY id DESC, seq"""
 
 
@@ -241,14 +242,15 @@ def read_columns(
 
     If it cannot be read, returns no columns and the reason, which the log says once. kind: "table" or "view".
     """
-    problem = "its entry in the schema is malformed"
+    problem = _MALFORMED
     try:
         rows = connection.execute(_COLUMNS, (name,)).fetchall()
     except backends.ERRORS as error:
         rows, problem = [], backends.message_of(error)
     if rows:
         return rows, ""
-    sqlite.warn_once(f"{path}: {kind} {name} is left out of the schema, since it cannot be read ({problem}).")
+    if not (problem == _MALFORMED and kind == "table" and sqlite.is_malformed(path)):
+        sqlite.warn_once(f"{path}: {kind} {name} is left out of the schema, since it cannot be read ({problem}).")
     return [], problem
 
 

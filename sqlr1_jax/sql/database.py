@@ -19,9 +19,10 @@ STEPS_PER_TICK = 1000
 STEPS_PER_BYTE = 20  # a scan takes about 25 steps a row, and a row at least 6 bytes
 SUFFIXES = (".sqlite", ".db", ".sqlite3")  # of database files, the usual one first
 _MALFORMED = "malformed database schema"  # SQLite's message for an entry that it cannot parse
-# A table that SQLite has parsed.
-_LOADED = """SELECT 1 FROM sqlite_master AS object, pragma_table_xinfo(object.name)
-    WHERE object.type = 'table' AND object.rootpage > 0 AND object.name NOT LIKE 'sqlite\\_%' ESCAPE '\\' LIMIT 1"""
+# The names of tables. SQLite has parsed an entry if its table has columns.
+_TABLES = """SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0
+    AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND {} (SELECT 1 FROM pragma_table_xinfo(sqlite_master.name))"""
+_malformed: set[str] = set()  # absolute paths of the files whose malformed schema the log has named
 # What else a file may be: (first bytes, what it is and the fix).
 _KINDS = (
     (b"version https://git-lfs.github.com/", "a Git LFS pointer, not the database: run `git lfs pull`"),
@@ -92,10 +93,26 @@ def _load_schema(connection: Any, name: str, whole: bool) -> None:
             raise
         # With this pragma SQLite skips malformed entries. The file is still read-only.
         connection.execute("PRAGMA writable_schema=ON").close()
-        if connection.execute(_LOADED).fetchone() is None:
+        if not _tables(connection, "EXISTS"):
             raise
     connection.execute("PRAGMA writable_schema=OFF").close()
-    warn_once(f"{name}: {malformed}. Only what this does not affect can be read; restore the file for the rest.")
+    lost = ", ".join(_tables(connection, "NOT EXISTS"))
+    _malformed.add(name)
+    warn_once(f"{name}: {malformed}. Tables that cannot be read: {lost or 'none'}. Restore the file.")
+
+
+def _tables(connection: Any, exists: str) -> list[str]:
+    """The tables of the parsed entries of a schema (EXISTS) or of the others (NOT EXISTS)."""
+    connection.text_factory = lambda text: text.decode(errors="replace")
+    try:
+        return [str(row[0]) for row in connection.execute(_TABLES.format(exists)).fetchall()]
+    finally:
+        connection.text_factory = str
+
+
+def is_malformed(path: str | os.PathLike[str]) -> bool:
+    """Whether this process has opened the file and its schema is malformed; the log names the tables that are lost."""
+    return os.path.abspath(os.fspath(path)) in _malformed
 
 
 def readable_file(path: str | os.PathLike[str]) -> str:
