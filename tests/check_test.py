@@ -14,7 +14,7 @@ from sqlr1_jax.lint import preflight
 from sqlr1_jax.lint.preflight import RULES
 from sqlr1_jax.sql.executor import Executor
 from testing.damaged_data import damaged_files
-from testing.databases import make_shop
+from testing.databases import make_broken_parts, make_malformed, make_shop
 
 _JOIN = "FROM clerk T1 JOIN shop T2 ON T1.shop_id = T2.id"
 # Wrong gold queries, each with a rule that must find it.
@@ -200,3 +200,30 @@ def test_a_damaged_file_is_checked_or_named_by_the_error(
         num_checked += bool(examples)
     assert num_checked > 0.4 * count
     assert executor.stats()["sql/crashes"] == executor.stats()["sql/wall_kills"] == 0
+
+
+def test_parts_of_a_database_that_cannot_be_read_cost_their_questions_and_a_line_each(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    queries = {
+        "malformed": ["SELECT name FROM city", "SELECT name FROM street"],
+        "parts": ["SELECT name FROM city", "SELECT id FROM street", "SELECT * FROM SpatialIndex"],
+    }
+    for db_id, make in (("malformed", make_malformed), ("parts", make_broken_parts)):
+        (tmp_path / "databases" / db_id).mkdir(parents=True)
+        make(tmp_path / "databases" / db_id / f"{db_id}.sqlite")
+    records = [{"db_id": db_id, "question": "?", "sql": sql} for db_id, some in queries.items() for sql in some]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    run(f"jsonl:{tmp_path}/data.jsonl", tmp_path)
+    assert [(line["id"], line["rule"], line["reason"]) for line in read(tmp_path / "exclude.jsonl")] == [
+        ("1", "broken_database", "street: its entry in the schema is malformed"),
+        ("4", "broken_database", "SpatialIndex: no such module: VirtualSpatialIndex"),
+    ]
+    folder = tmp_path / "databases"
+    assert [message.removeprefix(f"{folder}/") for message in caplog.messages] == [
+        "malformed/malformed.sqlite: malformed database schema (street) - incomplete input. "
+        "Tables that cannot be read: street. Restore the file.",
+        "parts/parts.sqlite: view lost is left out of the schema, since it cannot be read (no such table: main.gone).",
+        "parts/parts.sqlite: table SpatialIndex is left out of the schema, since it cannot be read "
+        "(no such module: VirtualSpatialIndex).",
+    ]

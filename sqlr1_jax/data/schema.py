@@ -311,11 +311,11 @@ def read_values(
 
     Columns that cannot be read, as by an extension's collation, are missing; the log names them once.
     """
-    file = sqlite.readable_file(path)
+    size = sqlite.readable_size(path)
     errors: dict[str, str] = {}
     for column, query in queries.items():
         try:
-            sqlite.limit_steps(connection, file)
+            sqlite.limit_steps(connection, size)
             yield column, connection.execute(query).fetchall()
         except backends.ERRORS as error:
             errors[column] = backends.message_of(error)

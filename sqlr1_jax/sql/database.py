@@ -61,7 +61,7 @@ def open_readonly(path: str | os.PathLike[str], backend: str = "sqlite3", whole:
     connection = None
     try:
         connection = backends.connect(backend, uri)
-        limit_steps(connection, file)
+        limit_steps(connection, os.path.getsize(file))
         _load_schema(connection, name, whole)
         connection.set_progress_handler(None, STEPS_PER_TICK)
     except backends.ERRORS as error:
@@ -71,14 +71,12 @@ def open_readonly(path: str | os.PathLike[str], backend: str = "sqlite3", whole:
     return connection
 
 
-def limit_steps(connection: Any, file: str) -> None:
-    """Interrupts the connection's statements once they have taken more steps than reading the whole file takes.
+def limit_steps(connection: Any, size: int) -> None:
+    """Interrupts the connection's statements once they have taken more steps than reading a file of `size` bytes takes.
 
     In a damaged file pages may refer to one another, so that a scan does not end. Call this before each long statement.
-
-    file: as from `readable_file`.
     """
-    ticks = 1000 + os.path.getsize(file) * STEPS_PER_BYTE // STEPS_PER_TICK
+    ticks = 1000 + size * STEPS_PER_BYTE // STEPS_PER_TICK
     connection.set_progress_handler(chain(repeat(False, ticks), repeat(True)).__next__, STEPS_PER_TICK)
 
 
@@ -126,6 +124,11 @@ def readable_file(path: str | os.PathLike[str]) -> str:
         return committed_file(name)
     except LogError as error:
         raise DatabaseError(str(error)) from error
+
+
+def readable_size(path: str | os.PathLike[str]) -> int:
+    """The bytes of `readable_file`. Raises DatabaseError as that does."""
+    return os.path.getsize(readable_file(path))
 
 
 @functools.cache
