@@ -37,14 +37,11 @@ def render(database: str | Path) -> str:
     rows cannot be read is shown without them. The log names each once.
 
     Raises:
-      sql.database.DatabaseError: the file cannot be opened or read; the message names it.
+      sql.database.DatabaseError: the file cannot be opened; the message names it.
     """
     path = Path(database)
     with closing(open_database(path)) as connection:
-        try:
-            objects = visible_objects(connection, modules.virtual_tables(connection))
-        except backends.ERRORS as error:
-            raise sqlite.DatabaseError(f"{path}: cannot read its tables: {backends.message_of(error)}") from error
+        objects = visible_objects(connection, modules.virtual_tables(connection))
         tables_first = sorted(objects, key=lambda row: row[1])
         texts = [_object(connection, path, *row) for row in tables_first]
         return "\n\n".join(text for text in texts if text)

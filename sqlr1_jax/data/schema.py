@@ -45,7 +45,7 @@ RESERVED = frozenset(_RESERVED.split())
 _BARE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 _OBJECTS = """SELECT name, type, CAST(sql AS TEXT) FROM sqlite_master WHERE type IN ('table', 'view')
-    AND typeof(name) = 'text' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid"""
+    AND typeof(name) = 'text' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"""
 _COLUMNS = "SELECT name, type, pk FROM pragma_table_xinfo(?) WHERE hidden != 1 ORDER BY cid"
 _MALFORMED = "its entry in the schema is malformed"
 _KEYS = """SELECT id, "from", "table", "to" FROM pragma_foreign_key_list(?) ORDER BY id DESC, seq"""
@@ -98,14 +98,11 @@ def read_schema(database: str | Path, sampled: bool = True) -> Schema:
     or view that cannot be read, such as one of an extension's module; the log names it once.
 
     Raises:
-      sql.database.DatabaseError: the file cannot be opened or read; the message names it.
+      sql.database.DatabaseError: the file cannot be opened; the message names it.
     """
     path = Path(database)
     with closing(open_database(path)) as connection:
-        try:
-            tables, views, left_out = _read_tables(connection, path, sampled)
-        except backends.ERRORS as error:
-            raise sqlite.DatabaseError(f"{path}: cannot read its schema: {backends.message_of(error)}") from error
+        tables, views, left_out = _read_tables(connection, path, sampled)
         keys = [key for table in tables for key in _read_keys(connection, table, tables)]
     return Schema(tuple(tables), tuple(keys), tuple(views), left_out)
 
@@ -127,7 +124,8 @@ def visible_objects(connection: sqlite3.Connection, module_of: Mapping[str, str]
     module_of: as from `modules.virtual_tables`.
     """
     shadows = modules.shadow_tables(module_of)
-    return [row for row in connection.execute(_OBJECTS).fetchall() if row[0].lower() not in shadows]
+    rows = sqlite.read_entries(connection, _OBJECTS)
+    return [(name, kind, sql or "") for name, kind, sql in rows if name.lower() not in shadows]
 
 
 def render(schema: Schema, schema_format: str, values: Values | None = None) -> str:
@@ -215,7 +213,7 @@ def _read_tables(
     objects = visible_objects(connection, module_of)
     comment_of: dict[tuple[str, str], str] = {}
     for name, kind, sql in objects:
-        if kind == "table" and ("--" in (sql or "") or "/*" in (sql or "")):
+        if kind == "table" and ("--" in sql or "/*" in sql):
             comment_of.update({(name.lower(), column): text for column, text in comments.from_sql(sql).items()})
     comment_of |= comments.from_descriptions(path)
     found: dict[str, list[Table]] = {"table": [], "view": []}

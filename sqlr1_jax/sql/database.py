@@ -6,6 +6,7 @@ import functools
 import hashlib
 import logging
 import os
+from contextlib import suppress
 from itertools import chain, repeat
 from typing import Any
 
@@ -18,10 +19,10 @@ log = logging.getLogger(__name__)
 STEPS_PER_TICK = 1000
 STEPS_PER_BYTE = 20  # a scan takes about 25 steps a row, and a row at least 6 bytes
 SUFFIXES = (".sqlite", ".db", ".sqlite3")  # of database files, the usual one first
-_MALFORMED = "malformed database schema"  # SQLite's message for an entry that it cannot parse
-# The names of tables. SQLite has parsed an entry if its table has columns.
-_TABLES = """SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0
-    AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND {} (SELECT 1 FROM pragma_table_xinfo(sqlite_master.name))"""
+# SQLite's messages for an entry of the schema that it cannot parse, or cannot read.
+_MALFORMED = ("malformed database schema", "database disk image is malformed")
+_TABLES = """SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0 AND typeof(name) = 'text'
+    AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"""
 _malformed: set[str] = set()  # absolute paths of the files whose malformed schema the log has named
 # What else a file may be: (first bytes, what it is and the fix).
 _KINDS = (
@@ -91,21 +92,45 @@ def _load_schema(connection: Any, name: str, whole: bool) -> None:
             raise
         # With this pragma SQLite skips malformed entries. The file is still read-only.
         connection.execute("PRAGMA writable_schema=ON").close()
-        if not _tables(connection, "EXISTS"):
+        is_parsed = _tables(connection)
+        if not any(is_parsed.values()):
             raise
     connection.execute("PRAGMA writable_schema=OFF").close()
-    lost = ", ".join(_tables(connection, "NOT EXISTS"))
+    lost = ", ".join(table for table in is_parsed if not is_parsed[table])
     _malformed.add(name)
-    warn_once(f"{name}: {malformed}. Tables that cannot be read: {lost or 'none'}. Restore the file.")
+    what = f"Tables that cannot be read: {lost}" if lost else "A part of it cannot be read"
+    warn_once(f"{name}: {malformed}. {what}. Restore the file.")
 
 
-def _tables(connection: Any, exists: str) -> list[str]:
-    """The tables of the parsed entries of a schema (EXISTS) or of the others (NOT EXISTS)."""
+def _tables(connection: Any) -> dict[str, bool]:
+    """The names of the schema's tables, and whether SQLite has parsed their entries, so that they have columns."""
     connection.text_factory = lambda text: text.decode(errors="replace")
-    try:
-        return [str(row[0]) for row in connection.execute(_TABLES.format(exists)).fetchall()]
-    finally:
-        connection.text_factory = str
+    is_parsed: dict[str, bool] = {}
+    for (name,) in read_entries(connection, _TABLES):
+        is_parsed[name] = False
+        with suppress(*backends.ERRORS):  # of a view or a virtual table that has the name
+            columns = connection.execute("SELECT 1 FROM pragma_table_xinfo(?)", (name,))
+            is_parsed[name] = columns.fetchone() is not None
+    connection.text_factory = str
+    return is_parsed
+
+
+def read_entries(connection: Any, query: str) -> list[tuple[Any, ...]]:
+    """The rows of a query on sqlite_master, ordered by rowid, without those of damaged entries.
+
+    query: ends in a condition.
+    """
+    with suppress(*backends.ERRORS):
+        return list(connection.execute(f"{query} ORDER BY rowid").fetchall())
+    rowids, rows = [], []
+    with suppress(*backends.ERRORS):
+        cursor = connection.execute("SELECT rowid FROM sqlite_master")
+        while (row := cursor.fetchone()) is not None:
+            rowids.append(row)
+    for rowid in rowids:
+        with suppress(*backends.ERRORS):
+            rows += connection.execute(f"{query} AND rowid = ?", rowid).fetchall()
+    return rows
 
 
 def is_malformed(path: str | os.PathLike[str]) -> bool:

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from sqlr1_jax.sql.database import read_entries
+
 _FTS3 = ("content", "segments", "segdir", "docsize", "stat")
 _RTREE = ("node", "rowid", "parent")
 # Each module with the suffixes of its shadow tables. A table of any other module cannot be read in the sandbox: dbstat
@@ -38,7 +40,7 @@ _USING = re.compile(rf"""CREATE\s+VIRTUAL\s+TABLE\s+{_NAME}\s+USING\s+["'`\[]?(\
 
 def virtual_tables(connection: Any) -> dict[str, str]:
     """The module of each virtual table, in lower case; "" if its SQL cannot be read."""
-    rows = connection.execute(_VIRTUAL).fetchall()
+    rows = read_entries(connection, _VIRTUAL)
     matches = {name: _USING.match(sql or "") for name, sql in rows}
     return {name: match.group(1).lower() if match else "" for name, match in matches.items()}
 

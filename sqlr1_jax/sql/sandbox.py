@@ -97,10 +97,8 @@ class Session:
         self._clocked, self._backend, self.quick = clocked, backend, quick
         self.used_module = False  # a statement read a virtual table, whose module keeps state that later ones would see
         self.connection = self._open(path)
-        self._modules: dict[str, str] = {}
         self.connection.text_factory = lambda text: text.decode(errors="replace")
-        with suppress(*backends.ERRORS):  # a damaged schema is an error of the statements that need it
-            self._modules = modules.virtual_tables(self.connection)
+        self._modules = modules.virtual_tables(self.connection)
         self.connection.text_factory = str
         self._harden()
         self._begin(0)
