@@ -21,6 +21,7 @@ STEPS_PER_BYTE = 20  # a scan takes about 25 steps a row, and a row at least 6 b
 SUFFIXES = (".sqlite", ".db", ".sqlite3")  # of database files, the usual one first
 # SQLite's messages for an entry of the schema that it cannot parse, or cannot read.
 _MALFORMED = ("malformed database schema", "database disk image is malformed")
+_MAX_ENTRIES = 10_000  # of a damaged schema, whose pages may refer to one another
 _TABLES = """SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0 AND typeof(name) = 'text'
     AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"""
 _malformed: set[str] = set()  # absolute paths of the files whose malformed schema the log has named
@@ -124,7 +125,7 @@ def read_entries(connection: Any, query: str) -> list[tuple[Any, ...]]:
         return list(connection.execute(f"{query} ORDER BY rowid").fetchall())
     rowids, rows = [], []
     with suppress(*backends.ERRORS):
-        cursor = connection.execute("SELECT rowid FROM sqlite_master")
+        cursor = connection.execute(f"SELECT rowid FROM sqlite_master LIMIT {_MAX_ENTRIES}")
         while (row := cursor.fetchone()) is not None:
             rowids.append(row)
     for rowid in rowids:
