@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("absl").setLevel(logging.WARNING)
-    export(args.checkpoint, args.output, config.ExportConfig(args.step, args.dtype, args.shard_gigabytes))
+    settings = config.ExportConfig(args.step, args.dtype, args.shard_gigabytes, args.form)
+    export(args.checkpoint, args.output, settings)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--shard_gigabytes", type=float, default=default.shard_gigabytes, help="largest file; default: %(default)s"
+    )
+    parser.add_argument(
+        "--form", default=default.form, help="merged or adapter, of a run with LoRA; default: %(default)s"
     )
     return parser
 

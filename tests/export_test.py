@@ -19,7 +19,12 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flag", "message"), [("--step=newest", "it takes last, best"), ("--dtype=int8", "export.dtype")]
+    ("flag", "message"),
+    [
+        ("--step=newest", "it takes last, best"),
+        ("--dtype=int8", "export.dtype"),
+        ("--form=adapter", "without model.lora.rank there is none"),
+    ],
 )
 def test_a_setting_that_cannot_work_is_named(tmp_path: Path, flag: str, message: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config.as_dict(config.Config())))
@@ -104,6 +109,19 @@ def test_a_step_and_a_dtype_can_be_chosen(trained: Path, tmp_path: Path) -> None
     written = (tmp_path / "model.safetensors").stat().st_mtime_ns
     export.main([f"--checkpoint={trained}", f"--output={tmp_path}", "--step=last", "--dtype=bfloat16"])
     assert (tmp_path / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_the_adapters_alone_can_be_exported(trained: Path, tmp_path: Path) -> None:
+    """Of a run with LoRA that has not trained yet: PEFT's files, and not the model's."""
+    tree = json.loads((trained / "config.json").read_text())
+    tree["model"]["lora"]["rank"] = 2
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "config.json").write_text(json.dumps(tree))
+    export.main([f"--checkpoint={workdir}", f"--output={tmp_path / 'out'}", "--form=adapter"])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "sqlr1.json",
+    }  # fmt: skip
 
 
 def test_a_missing_step_is_named_with_the_existing_ones(trained: Path, tmp_path: Path) -> None:
