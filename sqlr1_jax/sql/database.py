@@ -19,8 +19,7 @@ log = logging.getLogger(__name__)
 STEPS_PER_TICK = 1000
 STEPS_PER_BYTE = 20  # a scan takes about 25 steps a row, and a row at least 6 bytes
 SUFFIXES = (".sqlite", ".db", ".sqlite3")  # of database files, the usual one first
-# SQLite's messages for an entry of the schema that it cannot parse, or cannot read.
-_MALFORMED = ("malformed database schema", "database disk image is malformed")
+_MALFORMED = "malformed database schema"  # SQLite's message for an entry that it cannot parse
 _MAX_ENTRIES = 10_000  # of a damaged schema, whose pages may refer to one another
 _TABLES = """SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0 AND typeof(name) = 'text'
     AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"""

@@ -100,7 +100,11 @@ class Session:
         self.connection.text_factory = lambda text: text.decode(errors="replace")
         self._modules = modules.virtual_tables(self.connection)
         self.connection.text_factory = str
-        self._harden()
+        try:
+            self._harden()
+        except backends.ERRORS as error:  # the file is more damaged than opening it shows
+            self.connection.close()
+            raise DatabaseError(f"{path} cannot be read ({backends.message_of(error)}): restore the file.") from error
         self._begin(0)
 
     @property

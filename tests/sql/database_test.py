@@ -118,20 +118,3 @@ def test_statements_end_after_the_steps_that_reading_the_file_takes(pets: Path, 
             connection.execute(
                 "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
             ).fetchall()
-
-
-@pytest.mark.parametrize("backend", backends.NAMES)
-def test_a_damaged_row_of_the_schema_leaves_the_rest_readable(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, backend: str
-) -> None:
-    """SQLite reads entries in order and stops at a record that it cannot decode."""
-    path = make_malformed(tmp_path / "parts.sqlite", "CREATE TABLE street (id INTEGER PRIMARY KEY, name TEXT)")
-    data = bytearray(path.read_bytes())
-    record = data.index(b"tableshopshop") - 7  # its header, which begins with its own length
-    assert data[record] == 7
-    data[record] = 90
-    path.write_bytes(data)
-    with closing(open_readonly(path, backend)) as connection:
-        assert connection.execute("SELECT count(*) FROM city").fetchall() == [(2,)]
-    (message,) = caplog.messages
-    assert message.endswith(": database disk image is malformed. A part of it cannot be read. Restore the file.")
