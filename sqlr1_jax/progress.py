@@ -15,6 +15,7 @@ from sqlr1_jax.terminal import printable
 
 log = logging.getLogger(__name__)
 LOG_SECONDS = 30.0
+units_done = 0  # by all work of this process; distributed/watchdog.py sees from it that a process is not stuck
 
 
 class Progress:
@@ -54,6 +55,8 @@ class Progress:
 
     def update(self, count: int = 1) -> None:
         """Counts units as done."""
+        global units_done
+        units_done += count
         self._done += count
         self._bar.update(count)
 

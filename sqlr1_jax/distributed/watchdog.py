@@ -10,7 +10,7 @@ thread because the main one may be blocked in a collective, where Python handles
     process 0 is killed                at once, by JAX                   exit with 75
     its main thread is stuck           60 s: a line, and every 60 s      exit with 75 after mesh.stuck_minutes
 
-A main thread is stuck if it keeps others waiting. Processes enter collectives, and wait for their devices, in the same
+A main thread is stuck if it keeps others waiting and its work makes no progress. Processes enter collectives, and wait for their devices, in the same
 order, and each counts how often it has. The one with the lowest count keeps the others waiting; with equal counts it is
 one that does not wait while others do. If all of them wait, the devices are computing, or none will ever answer.
 
@@ -35,6 +35,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from sqlr1_jax import progress
 from sqlr1_jax.errors import Sqlr1Error
 from sqlr1_jax.terminal import printable
 
@@ -57,6 +58,7 @@ class Status:
     beat: int = 0  # changes with every status
     count: int = 0  # collectives and waits for devices that it has entered
     waits: bool = False  # is in one of them
+    units: int = 0  # progress.units_done
     activity: str = "starting"
     failure: str = ""  # the exception that ends it
     exit_status: int = AGAIN
@@ -121,6 +123,7 @@ class Watchdog:
 
     def _publish(self) -> None:
         self.status.beat += 1
+        self.status.units = progress.units_done
         text = json.dumps(dataclasses.asdict(self.status))
         self._store.key_value_set(f"{_KEY}{self._process}", text, allow_overwrite=True)
         self._me.update(dataclasses.replace(self.status))
@@ -181,7 +184,7 @@ class Peer:
 
     @property
     def stuck_seconds(self) -> float:
-        """Seconds since it last entered or left a collective, a wait or an activity."""
+        """Seconds since it last entered or left a collective, a wait or an activity, or did a unit of work."""
         return time.monotonic() - self._moved_at
 
     def update(self, status: Status) -> None:
@@ -190,7 +193,7 @@ class Peer:
             return
         before, self.status = self.status, status
         self._heard_at = time.monotonic()
-        if (status.count, status.waits, status.activity) != (before.count, before.waits, before.activity):
+        if dataclasses.replace(status, beat=before.beat) != before:
             self._moved_at = self._heard_at
 
     def is_due(self) -> bool:
@@ -298,15 +301,17 @@ _abort_handler: Any = None  # a reference, because the C library holds none
 
 
 def _explain_aborts(watchdog: Watchdog) -> None:
-    """JAX aborts this process, with a stack of C++, if process 0 is gone. Then it names the host and exits with 75.
+    """Names the host and exits with 75 when JAX aborts this process because process 0, which connects all, is gone.
 
     JAX offers a callback for that, but calling it from Python raises std::bad_cast (jaxlib 0.10).
     """
     global _abort_handler
+    coordinator = next((peer for peer in watchdog._others if peer.process == _COORDINATOR), None)
+    if coordinator is None:
+        return
 
     def handle(_: int) -> None:
-        coordinator = next((peer for peer in watchdog._others if peer.process == _COORDINATOR), watchdog._me)
-        _end(f"{coordinator.name} is lost, and with it the connection to all hosts")
+        _end(f"aborted, most likely because {coordinator.name}, which connects all hosts, is lost")
 
     _abort_handler = _HANDLER(handle)
     library = ctypes.CDLL(None)

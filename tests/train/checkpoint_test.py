@@ -81,7 +81,7 @@ def test_weights_are_loaded_with_the_requested_sharding(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded["params"], values)
 
 
-@pytest.mark.parametrize("shape", [(2, 2), (8, 1)])
+@pytest.mark.parametrize("shape", [(2, 2), pytest.param((8, 1), marks=pytest.mark.nightly)])
 def test_a_state_goes_on_on_another_mesh(tmp_path: Path, shape: tuple[int, int]) -> None:
     """Saved on one device: the restored weights have the same bits, and the next loss is the same up to rounding."""
     groups = training_data.random_groups(8, 2)
