@@ -64,6 +64,7 @@ trap stop INT TERM
 for ((restart = 0; ; restart++)); do
     "$@" &
     child=$!
+    [[ $stopping == 0 ]] || stop # a signal came before the command's number was known
     wait "$child"
     status=$?
     while kill -0 "$child" 2> /dev/null; do # a signal ended the wait, and the command saves its state

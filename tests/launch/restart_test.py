@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,11 +42,26 @@ def test_a_command_runs_again_unless_it_is_done_or_something_has_to_be_mended(
     assert done.stderr.count("restart.sh: the command ended with status") == calls - 1
 
 
+@contextlib.contextmanager
+def _started(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The script in progress, in a session of its own that is killed at the end."""
+    process = subprocess.Popen(
+        ["bash", str(SCRIPT), *arguments], cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # Where a shell started the tests in the background, SIGINT is ignored, and a shell cannot trap it then.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_passed_on_and_ends_the_restarts(tmp_path: Path, number: signal.Signals) -> None:
     save = "trap 'sleep 0.3; echo saved >> calls; exit 75' INT TERM; echo >> calls; while :; do sleep 0.05; done"
-    command = ["bash", str(SCRIPT), "--seconds=0", "--", "bash", "-c", save]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+    with _started(tmp_path, "--seconds=0", "--", "bash", "-c", save) as process:
         while not (tmp_path / "calls").exists():
             time.sleep(0.02)
         process.send_signal(number)
@@ -52,8 +70,7 @@ def test_a_signal_is_passed_on_and_ends_the_restarts(tmp_path: Path, number: sig
 
 
 def test_a_signal_between_two_runs_ends_the_restarts(tmp_path: Path) -> None:
-    command = ["bash", str(SCRIPT), "--seconds=60", "--", *_command(tmp_path, 75)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with _started(tmp_path, "--seconds=60", "--", *_command(tmp_path, 75)) as process:
         assert process.stderr and "restart 1 of 10 in 60 s" in process.stderr.readline()
         process.terminate()
         assert process.wait(timeout=30) == 75
