@@ -10,9 +10,10 @@ thread because the main one may be blocked in a collective, where Python handles
     process 0 is killed                at once, by JAX                   exit with 75
     its main thread is stuck           60 s: a line, and every 60 s      exit with 75 after mesh.stuck_minutes
 
-A main thread is stuck if it keeps others waiting and its work makes no progress. Processes enter collectives, and wait for their devices, in the same
-order, and each counts how often it has. The one with the lowest count keeps the others waiting; with equal counts it is
-one that does not wait while others do. If all of them wait, the devices are computing, or none will ever answer.
+A main thread is stuck if it keeps others waiting and its work makes no progress. Processes enter collectives, and wait
+for their devices, in the same order, and each counts how often it has. The one with the lowest count keeps the others
+waiting; with equal counts it is one that does not wait while others do. If all of them wait, the devices are computing,
+or none will ever answer.
 
 SIGTERM ends a process within 15 seconds if a host is stuck, since its main thread may never handle it.
 """
