@@ -9,13 +9,16 @@ from typing import ClassVar
 
 from sqlr1_jax.terminal import printable
 
+# Exit statuses of sysexits.h that launchers act on (launch/).
+AGAIN = 75  # EX_TEMPFAIL: the same command, given again, goes on with the work
+MEND = 78  # EX_CONFIG: something has to be mended before the same command can succeed
+
 
 class Sqlr1Error(Exception):
     """An error whose message is written for the user: it names what is wrong (file, record, setting) and the fix."""
 
     prefix: ClassVar[str] = "error: "  # start of the line that a command prints
-    # Of the command. EX_CONFIG of sysexits.h: something has to be mended before the same command can succeed.
-    exit_status: ClassVar[int] = 78
+    exit_status: ClassVar[int] = MEND  # of the command
 
 
 class ConfigError(Sqlr1Error, ValueError):

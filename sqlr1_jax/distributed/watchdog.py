@@ -37,18 +37,18 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from sqlr1_jax import progress
-from sqlr1_jax.errors import Sqlr1Error
+from sqlr1_jax.errors import AGAIN, Sqlr1Error
 from sqlr1_jax.terminal import printable
 
 log = logging.getLogger(__name__)
 
-AGAIN = 75  # exit status: the same command goes on from the last checkpoint
 BEAT_SECONDS = 2.0
 SILENT_SECONDS, LOST_SECONDS = 20.0, 45.0  # without a status: said, and the end
 STUCK_SECONDS = 60.0
 GRACE_SECONDS = 8.0  # for the main thread to handle a signal
 _KEY = "sqlr1_jax/status/"
 _COORDINATOR = 0  # the process that holds the key-value store
+_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)  # of a signal, called by the C library
 
 
 @dataclasses.dataclass
@@ -85,7 +85,7 @@ class Watchdog:
         self._wakeup, wakeup = os.pipe()
         os.set_blocking(wakeup, False)
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
-        _explain_aborts(self)
+        self._explain_aborts()
         self._thread.start()
 
     def finish(self) -> None:
@@ -162,6 +162,23 @@ class Watchdog:
             self.fail(what, what)
         if peer.is_due():
             log.warning(what)
+
+    def _explain_aborts(self) -> None:
+        """Names the host and exits with 75 when JAX aborts this process because process 0, which connects all, is gone.
+
+        JAX offers a callback for that, but calling it from Python raises std::bad_cast (jaxlib 0.10).
+        """
+        coordinator = next((peer for peer in self._others if peer.process == _COORDINATOR), None)
+        if coordinator is None:
+            return
+
+        def handle(_: int) -> None:
+            _end(f"aborted, most likely because {coordinator.name}, which connects all hosts, is lost")
+
+        self._abort_handler = _HANDLER(handle)  # kept, because the C library holds no reference
+        library = ctypes.CDLL(None)
+        library.signal.argtypes = [ctypes.c_int, _HANDLER]
+        library.signal(int(signal.SIGABRT), self._abort_handler)
 
 
 class Peer:
@@ -267,14 +284,15 @@ def ends_together() -> Iterator[None]:
         yield
     except Exception as error:
         stopped_together = isinstance(error, Sqlr1Error) and error.exit_status == AGAIN
-        if not _watchdog or stopped_together:
-            raise
-        _leave(_watchdog, error)
-    if _watchdog:
-        _watchdog.finish()
+        if _watchdog and not stopped_together:
+            _leave(_watchdog, error)
+        raise
+    finally:
+        if _watchdog:
+            _watchdog.finish()
 
 
-def _leave(watchdog: Watchdog, error: Exception) -> None:
+def _leave(watchdog: Watchdog, error: Exception) -> NoReturn:
     import jax
 
     # Another process that dies breaks this one's collectives; the thread then names that process.
@@ -290,31 +308,6 @@ def _leave(watchdog: Watchdog, error: Exception) -> None:
 def _end(message: str, status: int = AGAIN) -> NoReturn:
     """Prints a line and ends the process at once."""
     print(printable(message), file=sys.stderr)
-    for handler in log.parent.handlers if log.parent else ():
-        handler.flush()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
-_abort_handler: Any = None  # a reference, because the C library holds none
-
-
-def _explain_aborts(watchdog: Watchdog) -> None:
-    """Names the host and exits with 75 when JAX aborts this process because process 0, which connects all, is gone.
-
-    JAX offers a callback for that, but calling it from Python raises std::bad_cast (jaxlib 0.10).
-    """
-    global _abort_handler
-    coordinator = next((peer for peer in watchdog._others if peer.process == _COORDINATOR), None)
-    if coordinator is None:
-        return
-
-    def handle(_: int) -> None:
-        _end(f"aborted, most likely because {coordinator.name}, which connects all hosts, is lost")
-
-    _abort_handler = _HANDLER(handle)
-    library = ctypes.CDLL(None)
-    library.signal.argtypes = [ctypes.c_int, _HANDLER]
-    library.signal(int(signal.SIGABRT), _abort_handler)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from sqlr1_jax.distributed import collectives, watchdog
-from sqlr1_jax.errors import Sqlr1Error
+from sqlr1_jax.errors import AGAIN, Sqlr1Error
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ class Interrupted(Sqlr1Error):
     """A signal stopped the run and its state is saved; the message has the command that resumes it."""
 
     prefix = ""  # the user asked for it, so the command's last line does not say "error"
-    exit_status = 75  # EX_TEMPFAIL of sysexits.h: the launcher may give the same command again
+    exit_status = AGAIN
 
 
 class StepAbandoned(Interrupted):
