@@ -95,7 +95,11 @@ def user_path(text: str) -> Path:
 
 def find_fault(path: Path) -> str:
     """What an interrupted or refused download left instead of a file, as the end of a sentence; "" if nothing known."""
-    content = _first_bytes(path)
+    return _fault_of(_first_bytes(path))
+
+
+def _fault_of(content: bytes) -> str:
+    """The fault of a file that begins with these bytes, as of `find_fault`."""
     start = content.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not start and len(content) < _START:
         return "is empty"
@@ -111,7 +115,7 @@ def find_text_fault(path: Path) -> str:
     content = _first_bytes(path)
     if len(content) >= 8 and not (any(content[:8:2]) and any(content[1:8:2])):
         return "is UTF-16 or UTF-32: save it as UTF-8, for example with `iconv -t utf-8 -f utf-16le`"
-    return find_fault(path)
+    return _fault_of(content)
 
 
 def _first_bytes(path: Path) -> bytes:

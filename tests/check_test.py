@@ -13,6 +13,7 @@ from sqlr1_jax.data.sources import ExampleError
 from sqlr1_jax.lint import preflight
 from sqlr1_jax.lint.preflight import RULES
 from sqlr1_jax.sql.executor import Executor
+from testing.damage import few_or_many
 from testing.damaged_data import damaged_files
 from testing.databases import make_broken_parts, make_malformed, make_shop
 
@@ -175,7 +176,7 @@ def test_twenty_wrong_queries_planted_in_spider_are_found(shared_data: Path, tmp
     assert [f["id"] for f in read(tmp_path / "exclude.jsonl") if f["rule"] == "cross_join"] == planted
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(2000, marks=[pytest.mark.nightly, pytest.mark.timeout(7200)])])
+@few_or_many
 def test_a_damaged_file_is_checked_or_named_by_the_error(
     tmp_path: Path, pets: Path, executor: Executor, count: int
 ) -> None:

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import random
 from pathlib import Path
@@ -12,17 +11,6 @@ from sqlr1_jax import config, config_checks, presets, resume
 from sqlr1_jax.errors import ConfigError
 
 LEAVES = config.leaves(config.as_dict(config.Config()))
-
-
-def _changed(path: str, value: Any) -> config.Config:
-    """The defaults with one value put in its place, unchecked."""
-
-    def put(node: Any, names: list[str]) -> Any:
-        new = value if len(names) == 1 else put(getattr(node, names[0]), names[1:])
-        return dataclasses.replace(node, **{names[0]: new})
-
-    changed: config.Config = put(config.Config(), path.split("."))
-    return changed
 
 
 def test_leaves_are_the_settings_by_dotted_path() -> None:

@@ -18,6 +18,7 @@ from sqlr1_jax.data.sources import ExampleError
 from sqlr1_jax.evaluate import accuracy
 from sqlr1_jax.evaluate.benchmarks import formats, metrics
 from sqlr1_jax.sql.executor import Executor
+from testing.damage import few_or_many
 from testing.damaged_data import damaged_files
 from testing.databases import make_malformed
 
@@ -178,7 +179,7 @@ def test_the_command_does_not_import_jax() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(2000, marks=[pytest.mark.nightly, pytest.mark.timeout(7200)])])
+@few_or_many
 def test_damaged_files_are_scored_or_named_by_the_error(
     tmp_path: Path, pets: Path, executor: Executor, count: int
 ) -> None:

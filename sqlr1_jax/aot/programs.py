@@ -113,7 +113,7 @@ class StepPrograms:
             self.model_config, sampling_mesh, STOP_IDS, S, config.rollout, unstack_layers=unstack_layers
         )
         self.prompts, hosts = grpo.prompts, count_processes(devices)
-        self.slots = self.engine.divisible(config.rollout.max_concurrent_prompts or grpo.prompts)
+        self.slots = self.engine.num_slots(grpo.prompts)
         self.prefill_prompts = self.engine.prefill_batch_size(self.slots, hosts)
 
         # Update: microbatches [M, b, T] of rows that hold one group each, or several if they are packed.

@@ -116,6 +116,6 @@ def concurrent_prompts(context: RunContext) -> int:
     """Prompts sampled at once: the config's, or as many as keep the platform busy, a multiple of the mesh's rows."""
     if wanted := context.config.evaluate.max_concurrent_prompts:
         return wanted
-    shape = sharding.sampling_mesh(context.mesh, context.model.num_kv_heads).shape
-    rows, default = shape["replica"] * shape["fsdp"], SLOTS_CPU if jax.default_backend() == "cpu" else SLOTS
+    rows = sharding.data_parallel_size(sharding.sampling_mesh(context.mesh, context.model.num_kv_heads))
+    default = SLOTS_CPU if jax.default_backend() == "cpu" else SLOTS
     return -(-default // rows) * rows

@@ -140,20 +140,21 @@ class Engine:
         Rounded up to a multiple of the data-parallel size (replica × fsdp), since with fewer prompts several devices
         would compute the same one, and the batch might not divide among the processes.
         """
-        return min(self.divisible(self.config.prefill_batch * processes or slots), slots)
+        return min(self._round_up(self.config.prefill_batch * processes or slots), slots)
 
-    def divisible(self, number: int) -> int:
-        """`number` rounded up to a multiple of the data-parallel groups, so that each has prompts of its own."""
+    def num_slots(self, prompts: int, wanted: int = 0) -> int:
+        """P, over all processes, for that many prompts; at least `wanted`, or if that is 0, what the config wants.
+
+        Rounded up to a multiple of the data-parallel size, so that no two devices compute the same prompt.
+        """
+        return self._round_up(wanted or self.config.max_concurrent_prompts or prompts)
+
+    def _round_up(self, number: int) -> int:
         data_parallel = sharding.data_parallel_size(self.mesh)
         return -(-number // data_parallel) * data_parallel
 
     def _num_slots(self, request: Request) -> int:
-        """P, over all processes."""
-        return self.divisible(
-            request.max_concurrent_prompts
-            or self.config.max_concurrent_prompts
-            or len(request.prompts) * collectives.process_count()
-        )
+        return self.num_slots(len(request.prompts) * collectives.process_count(), request.max_concurrent_prompts)
 
     def _prefill_width(self, request: Request) -> int:
         """R: prompts of one process in one prefill."""

@@ -104,22 +104,28 @@ def _load_schema(connection: Any, name: str, whole: bool) -> None:
 
 def _tables(connection: Any) -> dict[str, bool]:
     """The names of the schema's tables, and whether SQLite has parsed their entries, so that they have columns."""
-    connection.text_factory = lambda text: text.decode(errors="replace")
     is_parsed: dict[str, bool] = {}
     for (name,) in read_entries(connection, _TABLES):
         is_parsed[name] = False
         with suppress(*backends.ERRORS):  # of a view or a virtual table that has the name
             columns = connection.execute("SELECT 1 FROM pragma_table_xinfo(?)", (name,))
             is_parsed[name] = columns.fetchone() is not None
-    connection.text_factory = str
     return is_parsed
 
 
 def read_entries(connection: Any, query: str) -> list[tuple[Any, ...]]:
     """The rows of a query on sqlite_master, ordered by rowid, without those of damaged entries.
 
-    query: ends in a condition.
+    Bytes that are not UTF-8 become replacement characters. query: ends in a condition.
     """
+    before, connection.text_factory = connection.text_factory, lambda text: text.decode(errors="replace")
+    try:
+        return _read_entries(connection, query)
+    finally:
+        connection.text_factory = before
+
+
+def _read_entries(connection: Any, query: str) -> list[tuple[Any, ...]]:
     with suppress(*backends.ERRORS):
         return list(connection.execute(f"{query} ORDER BY rowid").fetchall())
     rowids, rows = [], []

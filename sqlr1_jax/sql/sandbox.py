@@ -97,9 +97,7 @@ class Session:
         self._clocked, self._backend, self.quick = clocked, backend, quick
         self.used_module = False  # a statement read a virtual table, whose module keeps state that later ones would see
         self.connection = self._open(path)
-        self.connection.text_factory = lambda text: text.decode(errors="replace")
         self._modules = modules.virtual_tables(self.connection)
-        self.connection.text_factory = str
         try:
             self._harden()
         except backends.ERRORS as error:  # the file is more damaged than opening it shows

@@ -15,6 +15,7 @@ import pytest
 from sqlr1_jax.data import example
 from sqlr1_jax.data.example import Example, ExampleError
 from sqlr1_jax.data.record_index import IndexedExamples
+from testing.damage import few_or_many
 from testing.damaged_data import damaged_files
 
 
@@ -400,7 +401,7 @@ def test_odd_texts_set_their_record_aside_and_no_other(tmp_path: Path, databases
     ]
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(2000, marks=[pytest.mark.nightly, pytest.mark.timeout(7200)])])
+@few_or_many
 def test_a_damaged_file_is_read_or_named_by_the_error(
     tmp_path: Path, databases: str, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:

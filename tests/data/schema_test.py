@@ -10,6 +10,7 @@ import pytest
 from sqlr1_jax.data import example_rows, retrieval, schema
 from sqlr1_jax.data.schema import ForeignKey
 from sqlr1_jax.sql.database import DatabaseError
+from testing.damage import few_or_many
 from testing.damaged_databases import damaged_databases
 from testing.databases import make_broken_parts, make_malformed
 
@@ -241,7 +242,7 @@ def test_a_malformed_entry_is_set_aside_with_the_keys_to_it(tmp_path: Path, capl
     ]
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(2000, marks=[pytest.mark.nightly, pytest.mark.timeout(7200)])])
+@few_or_many
 def test_a_damaged_database_is_read_or_named_by_the_error(tmp_path: Path, count: int) -> None:
     """Whatever is damaged: one error of this package, or texts for a prompt, within seconds."""
     num_read = 0

@@ -7,7 +7,6 @@ import json
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,18 +43,8 @@ STUCK = "with watchdog.activity('SQL results'): time.sleep(1000)"
 @contextlib.contextmanager
 def _hosts(folder: Path, on_host_0: str = "", on_host_1: str = "", stuck_minutes: float = 0) -> Iterator[Any]:
     """Two processes that have communicated and now run these lines; killed at the end."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    shared = tiny_runs.environment(folder) | {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
-    command = [sys.executable, "-c", _WORKER, json.dumps(SHORT), str(stuck_minutes), on_host_0, on_host_1]
-    processes = [
-        subprocess.Popen(
-            command, cwd=tiny_runs.REPOSITORY, env=shared | {"JAX_PROCESS_ID": str(rank)}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+    command = ["-c", _WORKER, json.dumps(SHORT), str(stuck_minutes), on_host_0, on_host_1]
+    processes = tiny_runs.start_hosts(folder, command, stderr=subprocess.PIPE)
     try:
         for process in processes:
             assert process.stdout and "ready\n" in process.stdout, process.communicate()[1][-2000:]

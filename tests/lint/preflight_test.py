@@ -15,6 +15,7 @@ from sqlr1_jax.data.example import Example, SetAside
 from sqlr1_jax.data.prompt import PromptRenderer
 from sqlr1_jax.lint.preflight import RULES, Finding, Preflight, record_findings
 from sqlr1_jax.sql.executor import Executor
+from testing.damage import few_or_many
 from testing.damaged_databases import QUERIES, damaged_databases
 from testing.databases import make_broken_parts, make_malformed, make_shop
 
@@ -176,7 +177,7 @@ def test_parts_that_cannot_be_read_are_findings_only_for_queries_that_need_them(
     }
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(2000, marks=[pytest.mark.nightly, pytest.mark.timeout(7200)])])
+@few_or_many
 def test_damaged_databases_have_findings_and_no_error(tmp_path: Path, count: int) -> None:
     found: Counter[str] = Counter()
     with Executor(dataclasses.replace(CONFIG, wall_seconds=1.0)) as executor:

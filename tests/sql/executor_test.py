@@ -20,6 +20,7 @@ from sqlr1_jax.sql.executor import Executor, ExecutorError
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 from sqlr1_jax.sql.process import WorkerError
 from testing import hostile_sql
+from testing.damage import few_or_many
 from testing.damaged_databases import QUERIES, damaged_databases
 from testing.databases import make_malformed
 
@@ -416,7 +417,7 @@ def test_a_malformed_entry_of_the_schema_costs_the_queries_on_it_alone(
     assert executor.stats()["sql/crashes"] == 0
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(2000, marks=[pytest.mark.nightly, pytest.mark.timeout(7200)])])
+@few_or_many
 def test_damaged_databases_cost_no_worker_and_no_other_answer(tmp_path: Path, pets: Path, count: int) -> None:
     with Executor(dataclasses.replace(CFG, workers=1, wall_seconds=2.0)) as executor:
         for damage, path in damaged_databases(tmp_path, count):

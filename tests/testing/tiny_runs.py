@@ -96,23 +96,30 @@ def run_python(home: Path, command: Sequence[str], check: bool = True) -> subpro
     return done
 
 
+def start_hosts(
+    home: Path, command: Sequence[str], hosts: int = 2, stderr: int = subprocess.STDOUT
+) -> list[subprocess.Popen[str]]:
+    """Starts python with these arguments on several hosts of one run; their output is piped."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    shared = environment(home) | {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(hosts)}
+    return [
+        subprocess.Popen(
+            [sys.executable, *command], cwd=REPOSITORY, env=shared | {"JAX_PROCESS_ID": str(rank)}, text=True,
+            stdout=subprocess.PIPE, stderr=stderr,
+        )
+        for rank in range(hosts)
+    ]  # fmt: skip
+
+
 def run_on_hosts(home: Path, command: Sequence[str], hosts: int = 2) -> list[str]:
     """Runs python with these arguments on several hosts of one run; returns the last line that each printed.
 
     Raises:
       AssertionError: a host fails; the message has the end of its output.
     """
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    shared = environment(home) | {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(hosts)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *command], cwd=REPOSITORY, env=shared | {"JAX_PROCESS_ID": str(rank)}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for rank in range(hosts)
-    ]  # fmt: skip
+    processes = start_hosts(home, command, hosts)
     with ThreadPoolExecutor(hosts) as threads:  # a full pipe would stop the one that is not read
         waiting = [threads.submit(process.communicate, timeout=550) for process in processes]
         for done in as_completed(waiting):

@@ -21,6 +21,7 @@ from sqlr1_jax.sql import compare
 from sqlr1_jax.sql.compat import official
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
+from testing.damage import few_or_many
 from testing.damaged_databases import QUERIES, damaged_databases
 
 COMPAT, KEPT = Protocol(compat=True), Protocol(compat=True, keep_distinct=True)
@@ -242,7 +243,7 @@ def test_our_rules_differ_as_often_as_docs_metrics_md_says(executor: Executor, s
     assert differences == {"spider_ts": 304, "spider_ts_keep_distinct": 150, "bird_ex": 41, "bird_soft_f1": 42}
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(2000, marks=[pytest.mark.nightly, pytest.mark.timeout(7200)])])
+@few_or_many
 def test_damaged_databases_are_scored_or_named_by_the_error(tmp_path: Path, count: int) -> None:
     predictions = Predictions({str(i): sql for i, sql in enumerate(QUERIES)}, 0)
     scored = 0
