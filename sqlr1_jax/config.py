@@ -8,12 +8,10 @@ they are hashable, so they can be static arguments of `jax.jit`.
 from __future__ import annotations
 
 import dataclasses
-import typing
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sqlr1_jax import config_checks
+from sqlr1_jax import config_checks, config_tree
 from sqlr1_jax.config_checks import STAGES
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.io import JsonError, read_json_object
@@ -361,15 +359,7 @@ class Config:
 
 def default() -> ConfigDict:
     """The default settings as a ConfigDict, for a config file to change and return."""
-    return _to_config_dict(Config())
-
-
-def _to_config_dict(node: Any) -> Any:
-    from ml_collections import ConfigDict
-
-    if not dataclasses.is_dataclass(node):
-        return node
-    return ConfigDict({f.name: _to_config_dict(getattr(node, f.name)) for f in dataclasses.fields(node)})
+    return config_tree.to_config_dict(Config())
 
 
 def freeze(tree: ConfigDict | dict) -> Config:
@@ -379,7 +369,7 @@ def freeze(tree: ConfigDict | dict) -> Config:
       ConfigError: a setting does not exist, or its value has the wrong type or cannot work. The message names the
         setting and, if possible, suggests the intended one.
     """
-    config = _freeze_group(tree if isinstance(tree, dict) else tree.to_dict(), Config, "")
+    config = config_tree.build(tree if isinstance(tree, dict) else tree.to_dict(), Config)
     check(config)
     return config
 
@@ -407,48 +397,9 @@ def check(config: Config) -> None:
 
 def check_path(path: str) -> None:
     """Raises ConfigError if no setting has this dotted path; the message suggests the intended one."""
-    node: Any = Config
-    prefix = ""
-    for name in path.split("."):
-        if not dataclasses.is_dataclass(node):
-            raise ConfigError(f"config.{path} does not exist: config.{prefix.rstrip('.')} is a single setting.")
-        types = typing.get_type_hints(node)
-        config_checks.check_name(name, types, prefix)
-        node, prefix = types[name], f"{prefix}{name}."
-
-
-def _freeze_group(values: dict, group: type, path: str) -> Any:
-    types = typing.get_type_hints(group)
-    for name in values:
-        config_checks.check_name(name, types, path)
-    return group(**{name: _freeze_value(value, types[name], path + name) for name, value in values.items()})
-
-
-def _freeze_value(value: Any, wanted: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(wanted):
-        if not isinstance(value, dict):
-            raise ConfigError(f"config.{path} is {value!r}; it is a group of settings: set config.{path}.NAME.")
-        return _freeze_group(value, typing.cast(type, wanted), path + ".")
-    if typing.get_origin(wanted) is tuple:
-        value = (value,) if isinstance(value, str) else value
-        if not isinstance(value, (tuple, list)) or not all(isinstance(item, str) for item in value):
-            raise ConfigError(f"config.{path} is {value!r}; it takes a tuple of names, as in ('a', 'b').")
-        return tuple(item for item in value if item)  # a flag without a value, and "" in a config.json, are no name
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not wanted:
-        raise ConfigError(f"config.{path} is {value!r}, a {type(value).__name__}; it takes a {wanted.__name__}.")
-    return value
+    config_tree.check_path(path, Config)
 
 
 def as_dict(config: Config) -> dict:
     """The tree as plain dicts, as config.json holds it."""
     return dataclasses.asdict(config)
-
-
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """(dotted path, value) of every setting in a tree of dicts, such as `as_dict` returns."""
-    found = []
-    for name, value in tree.items():
-        found += leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
-    return found

@@ -15,8 +15,9 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from sqlr1_jax import compile_cache, malloc, resume, run_lock
-from sqlr1_jax.config import Config, as_dict, check_path, freeze, leaves
+from sqlr1_jax.config import Config, as_dict, check_path, freeze
 from sqlr1_jax.config_checks import RENAMED
+from sqlr1_jax.config_tree import leaves
 from sqlr1_jax.distributed import collectives, watchdog
 from sqlr1_jax.errors import ConfigError, exit_on_error
 from sqlr1_jax.io import user_path

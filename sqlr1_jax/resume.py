@@ -6,8 +6,9 @@ import logging
 import shutil
 from pathlib import Path
 
-from sqlr1_jax.config import Config, as_dict, leaves, load
+from sqlr1_jax.config import Config, as_dict, load
 from sqlr1_jax.config_checks import get
+from sqlr1_jax.config_tree import leaves
 from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.io import write_json
 

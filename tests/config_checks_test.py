@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sqlr1_jax import config, config_checks
+from sqlr1_jax import config, config_checks, config_tree
 from sqlr1_jax.errors import ConfigError
 
 
@@ -23,7 +23,7 @@ def changed(path: str, value: object, base: config.Config | None = None) -> conf
 
 @pytest.mark.parametrize("path", [*config_checks.CHOICES, *config_checks.RANGES])
 def test_every_rule_names_an_existing_setting(path: str) -> None:
-    assert path in dict(config.leaves(config.as_dict(config.Config())))
+    assert path in dict(config_tree.leaves(config.as_dict(config.Config())))
 
 
 def numeric_settings(group: type, prefix: str = "") -> dict[str, type]:

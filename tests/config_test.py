@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlr1_jax import config, config_checks, presets, resume
+from sqlr1_jax import config, config_checks, config_tree, presets, resume
 from sqlr1_jax.errors import ConfigError
 
-LEAVES = config.leaves(config.as_dict(config.Config()))
+LEAVES = config_tree.leaves(config.as_dict(config.Config()))
 
 
 def test_leaves_are_the_settings_by_dotted_path() -> None:
     tree = {"seed": 1, "grpo": {"steps": 2, "rows": {"segment_buckets": 3}}, "stages": ("data",)}
-    assert config.leaves(tree) == [
+    assert config_tree.leaves(tree) == [
         ("seed", 1),
         ("grpo.steps", 2),
         ("grpo.rows.segment_buckets", 3),

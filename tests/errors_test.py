@@ -93,7 +93,7 @@ def test_a_decorated_command_can_run_again() -> None:
 @pytest.mark.parametrize(
     ("command", "arguments"),
     [
-        ("ask", ["--model=gone", "--database=gone.sqlite", "How many?"]),
+        ("ask.__main__", ["--model=gone", "--database=gone.sqlite", "How many?"]),
         ("check", ["--data=spider:gone"]),
         ("export", ["--checkpoint=gone", "--output=out"]),
         ("report.__main__", ["--workdir=gone"]),

@@ -92,11 +92,11 @@ def test_the_last_step_is_exported_to_the_bit_and_the_best_on_request(
 
 
 def test_an_export_answers_questions(trained: Path, tmp_path: Path, pets: Path) -> None:
-    from sqlr1_jax import ask
+    from sqlr1_jax.ask.asker import Asker
 
     export.main([f"--checkpoint={trained}", f"--output={tmp_path}"])
 
-    asker = ask.Asker(tmp_path)
+    asker = Asker(tmp_path)
     first, again = (asker.sample(pets, "How many dogs are red?") for _ in range(2))
     assert first == again
     assert len(first) == 1

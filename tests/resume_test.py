@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlr1_jax import config, resume
+from sqlr1_jax import config, config_tree, resume
 from sqlr1_jax.errors import ConfigError
 from testing import tiny_runs
 
-LEAVES = config.leaves(config.as_dict(config.Config()))
+LEAVES = config_tree.leaves(config.as_dict(config.Config()))
 
 
 def _changed(path: str, value: Any) -> config.Config:

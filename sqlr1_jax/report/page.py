@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from sqlr1_jax import config
+from sqlr1_jax import config, config_tree
 from sqlr1_jax.io import atomic_write_text
 from sqlr1_jax.report import curves, results, run_record, samples, sql_text, times
 from sqlr1_jax.report.charts import number
@@ -115,9 +115,9 @@ def direction(gain: results.Gain) -> str:
 
 def settings(values: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str, bool]]]]:
     """(group, [(name, value, differs from the default)]) of config.json."""
-    defaults = dict(config.leaves(config.as_dict(config.Config())))
+    defaults = dict(config_tree.leaves(config.as_dict(config.Config())))
     groups: dict[str, list[tuple[str, str, bool]]] = {}
-    for path, value in config.leaves(values):
+    for path, value in config_tree.leaves(values):
         group, _, name = path.rpartition(".")
         text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         same = path in defaults and _as_list(defaults[path]) == _as_list(value)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlr1_jax import config
+from sqlr1_jax import config, config_tree
 from sqlr1_jax.data import answer
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.errors import ConfigError
@@ -70,7 +70,7 @@ def test_defect_12_predictions_run_with_their_own_values_not_golds(executor: Exe
 @pytest.mark.parametrize("value", ["false", "False", "0", "no", "True"])
 def test_defect_12_no_setting_replaces_values_in_predictions(value: str) -> None:
     """No such setting exists, and text is no bool: the released code read `--plug_value false` as true."""
-    names = {name for name, _ in config.leaves(config.as_dict(config.Config()))}
+    names = {name for name, _ in config_tree.leaves(config.as_dict(config.Config()))}
     assert not [name for name in names if "plug" in name or "value" in name.rpartition(".")[2]]
     with pytest.raises(ConfigError, match="does not exist"):
         config.freeze({"evaluate": {"plug_value": value}})

@@ -10,7 +10,7 @@ from sqlr1_jax.sql.outcome import MAX_CHARACTERS_SHOWN, MAX_COLUMNS_SHOWN, Outco
 from sqlr1_jax.terminal import display_width, one_line, printable
 
 if TYPE_CHECKING:
-    from sqlr1_jax.ask import Reply
+    from sqlr1_jax.ask.asker import Reply
 
 Ids = Any  # token ids: a list, or an array of numpy
 _INCOMPLETE = "\ufffd"  # what a tokenizer decodes the first bytes of a character to

@@ -1,40 +1,30 @@
-"""Asks a model about a database: python -m sqlr1_jax.ask --model=runs/first/export --database=FILE.sqlite "question".
-
-Prints the answer while it is sampled, and the rows of its SQL. Without a question it starts a session: one question per
-line of standard input, all answered by the model that is in memory.
-"""
+"""A model in memory that answers questions about databases, for the terminal and the browser."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from sqlr1_jax import ask_output, compile_cache, config, prompt_metadata
+from sqlr1_jax import config, prompt_metadata
+from sqlr1_jax.ask import output
 from sqlr1_jax.data import templates
-from sqlr1_jax.data.answer import FORMATS, Answer, block_is_closed, read_lenient
+from sqlr1_jax.data.answer import Answer, block_is_closed, read_lenient
 from sqlr1_jax.data.example import Example
 from sqlr1_jax.data.prompt import Prompt, PromptRenderer
-from sqlr1_jax.errors import ConfigError, Sqlr1Error, exit_on_error
+from sqlr1_jax.errors import ConfigError
 from sqlr1_jax.model.tokenizer import StopMatcher
-from sqlr1_jax.sql import database as sqlite
 from sqlr1_jax.sql.answers import submit_answer
 from sqlr1_jax.sql.executor import Executor
 from sqlr1_jax.sql.outcome import Outcome, OutcomeKind
 from sqlr1_jax.sql.vote import vote
-from sqlr1_jax.terminal import printable
 
 DECODE_STEPS_PER_SYNC = 4  # tokens between two pieces of streamed text
 # Prefilling a schema of 2048 tokens then takes 150 MB of temporaries instead of 530, for the 0.5B in float32.
 QUERY_CHUNK = 256
-_QUIT = r"\q"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +127,7 @@ class Asker:
         """
         prompt = self._prompt(database, question, knowledge)
         weights, finished = self._weights.result(), 0
-        stream = ask_output.TextStream(self._decode, on_text or (lambda text: None), prompt.opening)
+        stream = output.TextStream(self._decode, on_text or (lambda text: None), prompt.opening)
 
         def count_finished(samples: Sequence[Any]) -> None:
             nonlocal finished
@@ -208,99 +198,3 @@ def reply_of(texts: Sequence[str], form: str, executor: Executor, database: Path
     ran = [outcome for outcome in outcomes if outcome.kind == OutcomeKind.OK]
     agreed = sum(outcome.result_hash == outcomes[winner].result_hash for outcome in ran)
     return Reply(texts[winner], answers[winner], outcomes[winner], agreed, len(texts))
-
-
-def answer_question(asker: Asker, executor: Executor, question: str, args: argparse.Namespace) -> bool:
-    """Prints the reply to one question; whether its SQL ran.
-
-    The text is streamed in a session and to a terminal, unless there are several candidates or the output is JSON.
-    """
-    streams = args.votes == 1 and not args.json and (not args.question or sys.stdout.isatty())
-    reply = asker.ask(
-        executor,
-        args.database,
-        question,
-        args.knowledge,
-        on_text=_write if streams else None,
-        on_finished=(lambda count: _write_progress(count, args.votes)) if args.votes > 1 else None,
-    )
-    if streams:
-        print("\n")
-    print(ask_output.as_json(reply) if args.json else ask_output.show(reply, streams), flush=True)
-    return reply.outcome.kind == OutcomeKind.OK
-
-
-def hold_session(asker: Asker, executor: Executor, args: argparse.Namespace) -> None:
-    """Answers questions until the input ends; neither an error about one nor Ctrl-C during one ends the session."""
-    for question in _questions(prompt="" if args.json else "> "):
-        try:
-            answer_question(asker, executor, question, args)
-        except Sqlr1Error as error:
-            if args.json:
-                print(json.dumps({"error": str(error)}), flush=True)
-            else:
-                print(printable(f"{error.prefix}{error}"), file=sys.stderr, flush=True)
-        except KeyboardInterrupt:
-            print(json.dumps({"error": "interrupted"}) if args.json else "", flush=True)
-        if not args.json:
-            print()
-
-
-def _questions(prompt: str) -> Iterator[str]:
-    r"""The lines of standard input up to its end or to `\q`; empty lines are left out."""
-    if sys.stdin.isatty():
-        import readline  # noqa: F401  # input() then edits lines and keeps a history
-    while True:
-        try:
-            line = input(prompt).strip()
-        except (EOFError, KeyboardInterrupt):
-            break
-        if line == _QUIT:
-            break
-        if line:
-            yield line
-
-
-def _write(piece: str) -> None:
-    print(printable(piece), end="", flush=True)
-
-
-def _write_progress(count: int, votes: int) -> None:
-    """One line on standard error, which a terminal overwrites."""
-    end = "\r" if sys.stderr.isatty() and count < votes else "\n"
-    print(f"{count} of {votes} candidates", end=end, file=sys.stderr, flush=True)
-
-
-@exit_on_error()
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command; `argv` excludes the program's name. Exits with 1 if the SQL of a single question did not run."""
-    args = _parser().parse_args(argv)
-    if args.votes < 1:
-        raise ConfigError(f"--votes is {args.votes}; it must be at least 1.")
-    sqlite.open_readonly(args.database).close()  # an unreadable file is an error before the model is loaded
-    compile_cache.enable()
-    with Executor(config.ExecuteConfig(workers=min(args.votes, os.cpu_count() or 1))) as executor:
-        asker = Asker(args.model, args.votes, prompt=args.prompt, form=args.form, adapter=args.adapter)
-        if args.question:
-            sys.exit(not answer_question(asker, executor, args.question, args))
-        hold_session(asker, executor, args)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m sqlr1_jax.ask", description="Asks a model about a database.")
-    parser.add_argument("--model", type=Path, required=True, help="exported folder, as runs/first/export")
-    parser.add_argument("--adapter", default="", help="PEFT folder of a LoRA adapter for the model, or its repository")
-    parser.add_argument("--database", type=Path, required=True, help="SQLite file; it is only read")
-    parser.add_argument("--votes", type=int, default=1, help="candidates; the most frequent result wins")
-    parser.add_argument("--knowledge", default="", help="knowledge that the schema does not hold")
-    parser.add_argument("--prompt", default="", choices=("", *templates.NAMES), help="empty: as the model was trained")
-    parser.add_argument(
-        "--form", default="", choices=("", *FORMATS), help="answer form; empty: as the model was trained"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object per question")
-    parser.add_argument("question", nargs="?", default="", help=r"without it: a session, ended by \q or end of file")
-    return parser
-
-
-if __name__ == "__main__":
-    main()
