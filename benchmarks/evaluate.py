@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 ENGINES = ("ours", "whole", "transformers")
-MAX_TOKENS, STOP, TEMPERATURE = 256, "\n```", 0.8
+MAX_TOKENS, TEMPERATURE = 256, 0.8
 
 
 def main() -> None:
@@ -120,12 +120,12 @@ def _ours(args: argparse.Namespace, context: Any, prompts: list[Any]) -> Any:
 
 def _transformers(args: argparse.Namespace, context: Any, prompts: list[Any]) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteriaList
 
     torch.manual_seed(args.seed)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
-    common = {"max_new_tokens": MAX_TOKENS, "stop_strings": [STOP], "tokenizer": tokenizer}
+    common = {"max_new_tokens": MAX_TOKENS}
     sampling = {"do_sample": True, "temperature": TEMPERATURE, "top_p": 1.0, "top_k": 0}
     greedy_settings = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
@@ -134,8 +134,9 @@ def _transformers(args: argparse.Namespace, context: Any, prompts: list[Any]) ->
         for start in range(0, len(prompts), batch):
             texts = [prompt.text for prompt in prompts[start : start + batch]]
             inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+            stop = StoppingCriteriaList([_closing_fence(tokenizer, inputs["input_ids"].shape[1])])
             with torch.inference_mode():
-                output = model.generate(**inputs, **common, repetition_penalty=1.0, **settings)
+                output = model.generate(**inputs, **common, stopping_criteria=stop, repetition_penalty=1.0, **settings)
             prefilled += inputs["input_ids"].numel() * settings.get("num_return_sequences", 1)
             for row in output[:, inputs["input_ids"].shape[1] :].tolist():
                 end = next((i for i, token in enumerate(row) if token in context.stop_ids), len(row))
@@ -148,6 +149,18 @@ def _transformers(args: argparse.Namespace, context: Any, prompts: list[Any]) ->
         return context.texts(greedy), sum(map(len, greedy + votes)), first + second
 
     return run
+
+
+def _closing_fence(tokenizer: Any, prompt_tokens: int) -> Any:
+    """Which answers have a closed block; `stop_strings` would count the prompt's last line break to the answer."""
+    import torch
+
+    from sqlr1_jax.data.answer import block_is_closed
+
+    def closed(ids: Any, scores: Any, **_: Any) -> Any:
+        return torch.tensor([block_is_closed(text) for text in tokenizer.batch_decode(ids[:, prompt_tokens:])])
+
+    return closed
 
 
 def _run_in_process(engine: str) -> dict[str, Any]:

@@ -93,6 +93,8 @@ class DataConfig:
     sft: str = "synth:"  # source of the SFT stage's questions
     evaluate: str = "synth:"  # source of the held-out questions
     databases: str = ""  # folder of <db_id>/<db_id>.sqlite; empty: the source's own folder
+    # Folder that `python -m sqlr1_jax.stage` has filled on every host; a run does not start without it. Empty: none.
+    staged: str = ""
     # JSONL files that list what to leave out (docs/data.md): questions of one source, as `check --output` writes them,
     # and databases, as in configs/judged_databases.jsonl. Records that name no source apply to train and sft only.
     exclude: tuple[str, ...] = ()

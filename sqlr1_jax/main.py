@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from sqlr1_jax import compile_cache, malloc, resume, run_lock
+from sqlr1_jax import compile_cache, malloc, resume, run_lock, stage
 from sqlr1_jax.config import Config, as_dict, check_path, freeze
 from sqlr1_jax.config_checks import RENAMED
 from sqlr1_jax.config_tree import leaves
@@ -36,6 +36,7 @@ def run(config: Config, workdir: Path) -> None:
     Raises:
       ConfigError: the folder holds a run with other settings, or a setting cannot work.
       LockedError: another process works in the folder.
+      StagingError: config.data.staged is not whole on a host.
     """
     with contextlib.ExitStack() as stack:
         collectives.run_on_primary(lambda: stack.enter_context(run_lock.hold(workdir)))
@@ -43,14 +44,16 @@ def run(config: Config, workdir: Path) -> None:
         with collectives.sync_errors():
             if not (workdir / "config.json").exists():
                 raise ConfigError(f"{workdir} is not the first host's folder: all hosts must share one --workdir.")
+        if config.data.staged:
+            stage.require_staged(user_path(config.data.staged))
         from sqlr1_jax.pipeline import Pipeline  # imports JAX, after the folder and its settings were checked
 
         pipeline = stack.enter_context(Pipeline(config, workdir))
-        for stage in config.stages:
+        for name in config.stages:
             start = time.perf_counter()
-            with watchdog.activity(f"stage {stage}"):
-                getattr(pipeline, stage)()
-            pipeline.summarize(stage, time.perf_counter() - start)
+            with watchdog.activity(f"stage {name}"):
+                getattr(pipeline, name)()
+            pipeline.summarize(name, time.perf_counter() - start)
 
 
 def log_to(workdir: Path) -> None:

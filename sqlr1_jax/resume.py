@@ -33,6 +33,7 @@ FREE = (
     "export.step",
     "export.dtype",
     "export.shard_gigabytes",
+    "data.staged",
     "data.synth.workers",
 )
 # These may change too, so that a run goes on with other hardware. They change the order of floating-point sums, so
